@@ -7,14 +7,16 @@ the position in the official order of the split).
 """
 
 import hashlib
+import io
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import datasets
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -86,7 +88,7 @@ def class_balanced(
     return dataset.select(np.sort(np.concatenate(picked)))
 
 
-# -- reading list files ------------------------------------------------------------------------------------------------
+# -- reading list files -----------------------------------------------------------------------------------------------
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
@@ -115,15 +117,15 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
 
 def parse_path(text: str, path: str | os.PathLike, number: int) -> str:
     """Checks a file name of a list: relative, inside the data folder, without control characters."""
-    parts = re.split(r"[/\\]", text)
-    if not text or text[0] in "/\\" or ".." in parts or re.match(r"[A-Za-z]:", text):
+    climbs = ".." in text and ".." in re.split(r"[/\\]", text)
+    if not text or text[0] in "/\\" or text[1:2] == ":" or climbs:
         raise ValueError(
             f"{path}:{number}: the path {text[:200]!r} is not a relative path inside the data folder; "
             "absolute paths and `..` are refused."
         )
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+    if re.search(r"[\x00-\x1f\x7f]", text):
         raise ValueError(f"{path}:{number}: control character in the path {text[:200]!r}.")
-    if parts[-1] in ("", "."):
+    if text.endswith(("/", "\\", "/.")) or text == ".":
         raise ValueError(f"{path}:{number}: the path {text[:200]!r} names no file.")
     return text
 
@@ -211,7 +213,7 @@ def fingerprint(paths: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-# -- the builder -------------------------------------------------------------------------------------------------------
+# -- the builder ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -222,6 +224,8 @@ class Rows:
     Args:
         images: file names below `root`, or the images themselves (`{"bytes": ..., "path": ...}`) in an iterable.
         labels, clean_labels, index (`np.ndarray` of shape `(num_rows,)`): the other three features.
+        source, first_line: the list file, and its line that holds the row of index 0 (for messages).
+        extra: further columns, for a builder that declares them in its features.
     """
 
     images: Iterable
@@ -229,6 +233,28 @@ class Rows:
     clean_labels: np.ndarray
     index: np.ndarray
     root: str = ""
+    source: str = ""
+    first_line: int = 1
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def select(self, which: np.ndarray | slice) -> "Rows":
+        """The rows of a boolean mask or a slice; `images` must be a list."""
+        if isinstance(which, slice):
+            images = self.images[which]
+        else:
+            images = [self.images[row] for row in np.flatnonzero(which)]
+        return replace(
+            self,
+            images=images,
+            labels=self.labels[which],
+            clean_labels=self.clean_labels[which],
+            index=self.index[which],
+            extra={name: values[which] for name, values in self.extra.items()},
+        )
+
+    def where(self, row: int) -> str:
+        """`file:line` of a row."""
+        return f"{self.source}:{self.index[row] + self.first_line}"
 
 
 @dataclass
@@ -244,6 +270,13 @@ class ParquetImages:
                 yield from batch.column(0).to_pylist()
 
 
+def encode_png(pixels: np.ndarray) -> dict:
+    """An image of shape `(height, width, 3)` as the value of an `Image()` feature."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
 def read_parquet(path: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
     """Whole integer columns of a parquet file as int64; a `ValueError` with the file for anything else."""
     try:
@@ -254,7 +287,7 @@ def read_parquet(path: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
                     f"{path}: no column {', '.join(absent)}; it has {', '.join(file.schema_arrow.names)}."
                 )
             table = file.read(columns=list(columns))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable parquet file ({error}).") from None
     arrays = {}
     for name in columns:
@@ -266,12 +299,6 @@ def read_parquet(path: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
             )
         arrays[name] = values.to_numpy().astype(np.int64)
     return arrays
-
-
-def select_rows(rows: Rows, mask: np.ndarray) -> Rows:
-    """The rows where `mask` (shape `(num_rows,)`) is true; images must be a list of names."""
-    images = [name for name, keep in zip(rows.images, mask, strict=True) if keep]
-    return Rows(images, rows.labels[mask], rows.clean_labels[mask], rows.index[mask], rows.root)
 
 
 @dataclass
@@ -354,31 +381,31 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
                 "another version; pass `partial=True` if a part of the data set is intended."
             )
 
-    def report_missing(self, what: str, offenders: Sequence[str], total: int) -> None:
-        """Raises, or logs the count under `on_missing="skip"`."""
-        if not len(offenders):
-            return
-        text = f"{what}: {len(offenders):,} of {total:,}, first: {shown(offenders)}"
+    def drop(self, rows: Rows, bad: np.ndarray, what: str) -> Rows:
+        """Raises naming the first `bad` rows (boolean mask), or logs and leaves them out under `on_missing="skip"`."""
+        found = np.flatnonzero(bad)
+        if not len(found):
+            return rows
+        names = shown(rows.images[row] for row in found)
+        text = f"{rows.where(found[0])}: {what}: {len(found):,} of {len(bad):,} rows, first: {names}"
         if self.config.on_missing == "error":
-            raise FileNotFoundError(f"{text}. Restore them, or pass `on_missing='skip'` to leave these rows out.")
+            raise ValueError(f"{text}. Restore them, or pass `on_missing='skip'` to leave these rows out.")
         logger.warning("%s; left out.", text)
+        return rows.select(~bad)
 
-    def existing(self, split: str, rows: Rows, tolerate: Sequence[str] = ()) -> list[Rows]:
-        """
-        Drops rows whose image is not on disk (by policy; those in `tolerate` always) and cuts the rest into shards.
-        """
+    def on_disk(self, rows: Rows, tolerated: Sequence[str] = ()) -> list[Rows]:
+        """Drops rows without image on disk (`tolerated` ones always, others by policy) and cuts the rest in shards."""
         missing = missing_files(rows.root, rows.images)
-        offenders = [rows.images[row] for row in np.flatnonzero(missing)]
-        known = [name for name in offenders if name in tolerate]
-        if known:
-            logger.warning("%s: left out %s, known to be absent from the release.", split, shown(known))
-        unknown = [name for name in offenders if name not in tolerate]
-        self.report_missing(f"{split}: images listed but not below {rows.root}", unknown, len(missing))
-        if missing.any():
-            rows = select_rows(rows, ~missing)
+        known = np.array(
+            [bool(gone) and rows.images[row] in tolerated for row, gone in enumerate(missing)], dtype=bool
+        )
+        if known.any():
+            logger.warning("Left out, known to be absent from the release: %s.", shown(rows.select(known).images))
+            rows, missing = rows.select(~known), missing[~known]
+        rows = self.drop(rows, missing, f"no such image below {rows.root}")
         return [
-            Rows(rows.images[i:j], rows.labels[i:j], rows.clean_labels[i:j], rows.index[i:j], rows.root)
-            for i, j in ((i, i + ROWS_PER_SHARD) for i in range(0, max(len(rows.labels), 1), ROWS_PER_SHARD))
+            rows.select(slice(start, start + ROWS_PER_SHARD))
+            for start in range(0, max(len(rows.index), 1), ROWS_PER_SHARD)
         ]
 
     def _info(self) -> datasets.DatasetInfo:
@@ -405,9 +432,10 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
 
     def _generate_examples(self, shards: list[Rows]):
         for rows in shards:
-            for image, label, clean_label, index in zip(
-                rows.images, rows.labels.tolist(), rows.clean_labels.tolist(), rows.index.tolist(), strict=True
-            ):
+            columns = {"label": rows.labels, "clean_label": rows.clean_labels, "index": rows.index, **rows.extra}
+            lists = [values.tolist() for values in columns.values()]
+            for image, *values in zip(rows.images, *lists, strict=True):
                 if isinstance(image, str):
                     image = f"{rows.root}/{image}"
-                yield index, {"image": image, "label": label, "clean_label": clean_label, "index": index}
+                example = dict(zip(columns, values, strict=True))
+                yield example["index"], {"image": image, **example}
