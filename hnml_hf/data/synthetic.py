@@ -1,0 +1,445 @@
+"""
+Synthetic label noise on any dataset with the features of this package: drawn once, saved, and applied by `index`.
+
+`draw_noise` draws the labels, `save_manifest` and `load_manifest` carry them between machines, `apply_manifest` puts
+them into a dataset: `label` becomes the drawn label, `clean_label` the label before. `add_noise` draws and applies.
+
+Draw on the full training set, in its stored order and before any split. A validation set cut from the result has noisy
+labels (as in ELR and Co-teaching); the evaluation splits stay clean.
+"""
+
+import copy
+import csv
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from hnml_hf import noise
+from hnml_hf.data.schema import COLUMNS, UNKNOWN, column
+
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("symmetric", "asymmetric", "pairflip", "instance", "matrix")
+ASYMMETRIC_SCHEMES = ("cifar10", "cifar100_superclass", "cifar100_legacy_block5")
+MANIFEST_FORMAT = "hnml_hf noise manifest 1"
+
+
+@dataclass(frozen=True)
+class NoiseManifest:
+    """
+    Labels that were drawn for a dataset, with all that is needed to know how and for which.
+
+    Args:
+        dataset_fingerprint (`str`): hash of ids, true labels and number of classes (see `dataset_fingerprint`).
+        num_classes (`int`): number of classes.
+        noise (`dict`): kind, rate, seed and the options of the kind.
+        actual_rate (`float`): share of labels that differ from the true one.
+        index (`np.ndarray` of shape `(num_rows,)`): the sample ids, int64, ascending.
+        labels (`np.ndarray` of shape `(num_rows,)`): the drawn label of each id, int64.
+    """
+
+    dataset_fingerprint: str
+    num_classes: int
+    noise: dict
+    actual_rate: float
+    index: np.ndarray
+    labels: np.ndarray
+
+
+def add_noise(dataset: Dataset, **options) -> Dataset:
+    """Draws synthetic noise and applies it; arguments as `draw_noise`."""
+    return apply_manifest(dataset, draw_noise(dataset, **options))
+
+
+def draw_noise(
+    dataset: Dataset,
+    *,
+    kind: str,
+    seed: int,
+    rate: float | None = None,
+    draw: str = "per_sample",
+    include_true: bool = False,
+    asymmetric_scheme: str | None = None,
+    transition_matrix: str | os.PathLike | torch.Tensor | None = None,
+    pixel_scaling: str = "raw",
+    image_size: int | None = None,
+) -> NoiseManifest:
+    """
+    Draws a noisy label for every row of a dataset whose labels are true. The dataset is not changed.
+
+    The draw runs over the rows in the order of the dataset, with a generator of its own. The definitions are in
+    `hnml_hf.noise`.
+
+    Args:
+        dataset (`datasets.Dataset`): with the features `image`, `label`, `clean_label`, `index`.
+        kind (`str`):
+            `"symmetric"`, `"asymmetric"` (needs `asymmetric_scheme`), `"pairflip"`, `"instance"` (part-dependent
+            noise) or `"matrix"` (needs `transition_matrix`).
+        seed (`int`): of the generator.
+        rate (`float`): noise rate in [0, 1]; below 0.5 for `"pairflip"`; not for `"matrix"`.
+        draw (`str`):
+            `"per_sample"`: each label is drawn on its own. `"exact"`: exactly floor(rate x rows) samples are picked
+            and redrawn; for `"symmetric"`, `"asymmetric"` and `"pairflip"`.
+        include_true (`bool`):
+            For `"symmetric"`: whether a redrawn label may be the true one, so that a share of rate (1 - 1/k) is wrong.
+        asymmetric_scheme (`str`):
+            `"cifar10"`, `"cifar100_superclass"` or `"cifar100_legacy_block5"`. For other data write a matrix.
+        transition_matrix (`str` or `torch.Tensor`):
+            k x k, row i holds P(noisy = j | clean = i): a CSV file without header, or the values.
+        pixel_scaling (`str`): for `"instance"`: `"raw"`, `"unit"` or `"standardized"`.
+        image_size (`int`):
+            For `"instance"`: resize all images to this many pixels a side. Needed if they differ in size; wise above
+            64 pixels, since the weights of a class take 4 x 3 x side^2 x k bytes.
+
+    Returns:
+        `NoiseManifest`.
+
+    Raises:
+        `ValueError`: if the labels are not known to be true, or an option is missing, misplaced or out of range.
+    """
+    clean = _clean_labels(dataset)
+    index = _unique_index(dataset)
+    num_classes = dataset.features["label"].num_classes
+    settings = _check_options(
+        kind,
+        num_classes,
+        rate=rate,
+        draw=draw,
+        include_true=include_true,
+        asymmetric_scheme=asymmetric_scheme,
+        transition_matrix=transition_matrix,
+        pixel_scaling=pixel_scaling,
+        image_size=image_size,
+    )
+    unknown = int((column(dataset, "clean_label") == UNKNOWN).sum())
+    if unknown:
+        logger.warning("`clean_label` is unknown in %d rows: their `label` is taken as true.", unknown)
+
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.from_numpy(clean)
+    if kind == "instance":
+        load_pixels, num_pixels = _pixel_loader(dataset, index, image_size)
+        noisy = noise.instance_dependent_labels(
+            load_pixels,
+            labels,
+            num_classes=num_classes,
+            num_pixels=num_pixels,
+            rate=rate,
+            pixel_scaling=pixel_scaling,
+            generator=generator,
+        )
+    elif draw == "exact":
+        flip_matrix = _transition_matrix(settings, num_classes, rate=1.0)
+        noisy = noise.corrupt_labels_exact(labels, flip_matrix, rate=rate, generator=generator)
+    else:
+        matrix = _transition_matrix(settings, num_classes, rate=rate)
+        noisy = noise.corrupt_labels(labels, matrix, generator=generator)
+
+    noisy = noisy.numpy()
+    order = np.argsort(index)
+    manifest = NoiseManifest(
+        dataset_fingerprint=dataset_fingerprint(dataset),
+        num_classes=num_classes,
+        noise={"kind": kind, "seed": seed, **settings},
+        actual_rate=float((noisy != clean).mean()),
+        index=index[order],
+        labels=noisy[order],
+    )
+    logger.info(
+        "Synthetic noise %s, rate %s, seed %d: %.2f %% of %d labels are wrong.",
+        kind,
+        rate,
+        seed,
+        100 * manifest.actual_rate,
+        len(clean),
+    )
+    return manifest
+
+
+def apply_manifest(dataset: Dataset, manifest: NoiseManifest) -> Dataset:
+    """
+    Replaces `label` by the drawn labels and `clean_label` by the true ones. Images are neither decoded nor copied.
+
+    Args:
+        dataset (`datasets.Dataset`): the dataset that the manifest was drawn for, rows in any order.
+        manifest (`NoiseManifest`): from `draw_noise` or `load_manifest`.
+
+    Returns:
+        `datasets.Dataset`: with the same features, rows and ids.
+
+    Raises:
+        `ValueError`: if the manifest was drawn for another dataset, or the labels are not the true ones.
+    """
+    found = dataset_fingerprint(dataset)
+    if found != manifest.dataset_fingerprint:
+        raise ValueError(
+            f"The noise manifest was drawn for another dataset: its fingerprint is {manifest.dataset_fingerprint} "
+            f"({len(manifest.index)} rows, {manifest.num_classes} classes), this one's is {found} "
+            f"({len(dataset)} rows, {dataset.features['label'].num_classes} classes). Ids and true labels must agree: "
+            "apply it to the whole training set, before any split or subset, or draw new noise."
+        )
+    clean = _clean_labels(dataset)
+    # ids and true labels agree, so every id is found
+    positions = np.searchsorted(manifest.index, column(dataset, "index"))
+    return _replace_columns(dataset, {"label": manifest.labels[positions], "clean_label": clean})
+
+
+def dataset_fingerprint(dataset: Dataset) -> str:
+    """
+    A hash of (`index`, true label) of all rows and the number of classes, whatever the order of the rows.
+
+    Unlike the cache fingerprint of `datasets` it depends on the content alone: it is the same on every machine.
+    """
+    clean, index = _clean_labels(dataset), _unique_index(dataset)
+    order = np.argsort(index)
+    digest = hashlib.sha256(str(dataset.features["label"].num_classes).encode())
+    digest.update(index[order].astype("<i8").tobytes())
+    digest.update(clean[order].astype("<i8").tobytes())
+    return digest.hexdigest()[:32]
+
+
+def save_manifest(path: str | os.PathLike, manifest: NoiseManifest) -> None:
+    """Writes a manifest as JSON. The same draw gives the same bytes."""
+    content = {
+        "format": MANIFEST_FORMAT,
+        "dataset_fingerprint": manifest.dataset_fingerprint,
+        "num_classes": manifest.num_classes,
+        "noise": manifest.noise,
+        "actual_rate": manifest.actual_rate,
+        "index": manifest.index.tolist(),
+        "labels": manifest.labels.tolist(),
+    }
+    Path(path).write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def load_manifest(path: str | os.PathLike) -> NoiseManifest:
+    """
+    Reads a manifest written by `save_manifest`.
+
+    Raises:
+        `ValueError`: if the file is no manifest, or its lists do not fit together.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content["format"] != MANIFEST_FORMAT:
+            raise ValueError(f"its format is {content['format']!r}, not {MANIFEST_FORMAT!r}")
+        manifest = NoiseManifest(
+            dataset_fingerprint=content["dataset_fingerprint"],
+            num_classes=content["num_classes"],
+            noise=content["noise"],
+            actual_rate=content["actual_rate"],
+            index=_integers(content["index"]),
+            labels=_integers(content["labels"]),
+        )
+        if len(manifest.index) != len(manifest.labels) or (np.diff(manifest.index) <= 0).any():
+            raise ValueError("`index` must be ascending and have one entry in `labels` each")
+        if ((manifest.labels < 0) | (manifest.labels >= manifest.num_classes)).any():
+            raise ValueError(f"`labels` must lie in 0..{manifest.num_classes - 1}")
+    except (KeyError, TypeError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
+        raise ValueError(
+            f"{path} is not a noise manifest ({error}). Write it with `save_manifest` and do not edit it."
+        ) from error
+    return manifest
+
+
+def load_transition_matrix(path: str | os.PathLike) -> torch.Tensor:
+    """
+    Reads a transition matrix from a CSV file: k lines of k numbers, no header, row i = P(noisy = j | clean = i).
+
+    Returns:
+        `torch.Tensor` of shape `(num_classes, num_classes)`, float64.
+
+    Raises:
+        `ValueError`: naming file and line, if an entry is no number, lines differ in length, or it is no transition
+        matrix.
+    """
+    rows = []
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        for fields in reader:
+            if not any(field.strip() for field in fields):
+                continue  # blank line
+            try:
+                rows.append([float(field) for field in fields])
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}:{reader.line_num}: {error}. A transition matrix is a CSV file of numbers without header, "
+                    "with commas between and dots inside the numbers."
+                ) from error
+            if len(rows[-1]) != len(rows[0]):
+                raise ValueError(
+                    f"{path}:{reader.line_num}: {len(rows[-1])} entries, but the first line has {len(rows[0])}."
+                )
+    try:
+        return noise.check_transition_matrix(torch.tensor(rows, dtype=torch.float64))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+
+def _check_options(kind: str, num_classes: int, **options) -> dict:
+    """The options that belong to `kind`, for the manifest; raises for missing, misplaced and unknown ones."""
+    if kind not in KINDS:
+        raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if options["draw"] not in ("per_sample", "exact"):
+        raise ValueError(f'`draw` must be "per_sample" or "exact", got {options["draw"]!r}.')
+    belongs = {
+        "symmetric": ("rate", "draw", "include_true"),
+        "asymmetric": ("rate", "draw", "asymmetric_scheme"),
+        "pairflip": ("rate", "draw"),
+        "instance": ("rate", "pixel_scaling", "image_size"),
+        "matrix": ("transition_matrix",),
+    }[kind]
+    defaults = {"draw": "per_sample", "include_true": False, "pixel_scaling": "raw"}
+    for name, value in options.items():
+        if name not in belongs and value is not None and value != defaults.get(name):
+            raise ValueError(f"`{name}` has no meaning for {kind} noise: leave it out.")
+    for name in ("rate", "asymmetric_scheme", "transition_matrix"):
+        if name in belongs and options[name] is None:
+            raise ValueError(f"{kind} noise needs `{name}`.")
+
+    if kind == "pairflip" and not options["rate"] < 0.5:
+        raise ValueError(
+            f"`rate` of pairflip noise must be below 0.5, got {options['rate']}: from there on most images of a class "
+            "carry the next class's label, and nothing tells the two apart."
+        )
+    if kind == "asymmetric":
+        scheme = options["asymmetric_scheme"]
+        if scheme not in ASYMMETRIC_SCHEMES:
+            raise ValueError(f"`asymmetric_scheme` must be one of {', '.join(ASYMMETRIC_SCHEMES)}, got {scheme!r}.")
+        needed = 10 if scheme == "cifar10" else 100
+        if num_classes != needed:
+            raise ValueError(
+                f"The scheme {scheme} is a table of {needed} classes, the dataset has {num_classes}. Write the flips "
+                'of your classes as a transition matrix and use `kind="matrix"`.'
+            )
+    settings = {name: options[name] for name in belongs}
+    if kind == "matrix":
+        matrix = options["transition_matrix"]
+        matrix = noise.check_transition_matrix(matrix) if torch.is_tensor(matrix) else load_transition_matrix(matrix)
+        if len(matrix) != num_classes:
+            raise ValueError(
+                f"The transition matrix has {len(matrix)} rows, the dataset has {num_classes} classes; it needs one "
+                "row for each class, in id order."
+            )
+        settings["transition_matrix"] = matrix.tolist()
+    return settings
+
+
+def _transition_matrix(settings: dict, num_classes: int, *, rate: float | None) -> torch.Tensor:
+    if "transition_matrix" in settings:
+        return torch.tensor(settings["transition_matrix"], dtype=torch.float64)
+    if "include_true" in settings:
+        return noise.symmetric_transition_matrix(num_classes, rate, include_true=settings["include_true"])
+    if "asymmetric_scheme" in settings:
+        scheme = settings["asymmetric_scheme"]
+        flips = noise.CIFAR10_FLIPS if scheme == "cifar10" else noise.cifar100_flips(scheme.removeprefix("cifar100_"))
+        return noise.flip_transition_matrix(num_classes, rate, flips=flips)
+    return noise.pair_flip_transition_matrix(num_classes, rate)
+
+
+# ---- the dataset ----------------------------------------------------------------------------------------------------
+
+
+def _clean_labels(dataset: Dataset) -> np.ndarray:
+    """The true labels, int64: `label`, which must agree with `clean_label` wherever that is known."""
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"Expected one split, a `datasets.Dataset`, got {type(dataset).__name__}. Noise belongs into the training "
+            'split only: pass `dataset["train"]`.'
+        )
+    missing = [name for name in COLUMNS if name not in dataset.column_names]
+    if missing:
+        raise ValueError(f"The dataset lacks {', '.join(missing)}; it has {', '.join(dataset.column_names)}.")
+    if len(dataset) == 0:
+        raise ValueError("The dataset has no rows.")
+    labels, known = column(dataset, "label"), column(dataset, "clean_label")
+    num_classes = dataset.features["label"].num_classes
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"`label` must hold a class 0..{num_classes - 1} in every row. Find the rows with "
+            "`python scripts/audit_data.py`, and leave them out."
+        )
+    wrong = int(((known != UNKNOWN) & (known != labels)).sum())
+    if wrong:
+        raise ValueError(
+            f"`label` differs from `clean_label` in {wrong} of {len(labels)} rows: these labels are noisy already, "
+            "and synthetic noise starts from true ones. Load the dataset with the column of its true labels as "
+            "`label_column`, or train on the noise it has."
+        )
+    return labels.astype(np.int64)
+
+
+def _unique_index(dataset: Dataset) -> np.ndarray:
+    index = column(dataset, "index").astype(np.int64)
+    values, counts = np.unique(index, return_counts=True)
+    if len(values) < len(index):
+        raise ValueError(
+            f"`index` must be unique, but {values[counts > 1][0]} occurs {counts.max()} times: labels are drawn and "
+            "kept by it. Draw the noise before any over-sampling."
+        )
+    return index
+
+
+def _replace_columns(dataset: Dataset, columns: dict[str, np.ndarray]) -> Dataset:
+    """The dataset with other integers in some columns; its images stay where they are."""
+    base, rows = dataset, None
+    if dataset._indices is not None:
+        # a shuffled or selected dataset is a view; add_column would write all its images anew
+        rows = dataset._indices.column(0).to_numpy()
+        base = copy.copy(dataset)
+        base._indices = None
+    order, features, view = base.column_names, base.features, dataset.format
+    base = base.remove_columns(list(columns))
+    for name, values in columns.items():
+        if rows is not None:
+            stored = np.full(len(base), UNKNOWN)
+            stored[rows] = values
+            values = stored
+        base = base.add_column(name, values, feature=features[name])
+    replaced = base.select_columns(order)
+    if rows is not None:
+        replaced = replaced.select(rows)
+    if view["type"] is not None:
+        replaced.set_format(view["type"], view["columns"], view["output_all_columns"], **view["format_kwargs"])
+    return replaced
+
+
+def _pixel_loader(dataset: Dataset, index: np.ndarray, image_size: int | None):
+    """A function from positions to RGB pixels 0..255 of shape (m, s), and s."""
+    images = dataset.select_columns(["image"]).with_format(None)
+    size = (image_size, image_size) if image_size else images[0]["image"].size
+
+    def load_pixels(rows: torch.Tensor) -> torch.Tensor:
+        pixels = []
+        for row, image in zip(rows.tolist(), images[rows.tolist()]["image"], strict=True):
+            image = image.convert("RGB")
+            if image_size and image.size != size:
+                image = image.resize(size, Image.Resampling.BILINEAR)
+            if image.size != size:
+                raise ValueError(
+                    f"Instance-dependent noise needs images of one size; index {index[row]} has {image.size}, the "
+                    f"first one {size}. Pass `image_size`, for example 32, to resize them for the draw."
+                )
+            pixels.append(np.asarray(image).reshape(-1))
+        return torch.from_numpy(np.stack(pixels))
+
+    return load_pixels, 3 * size[0] * size[1]
+
+
+def _integers(values: list) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError("`index` and `labels` must be lists of integers")
+    return array.astype(np.int64)

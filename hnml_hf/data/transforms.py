@@ -1,0 +1,157 @@
+"""From rows to samples: decoding, and augmentation whose randomness belongs to the sample, not to the process."""
+
+import hashlib
+import random
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import numpy as np
+import timm.data
+import torch
+from datasets import Dataset
+from PIL import Image
+from torchvision import transforms
+from transformers import CLIPImageProcessor
+
+
+SMALL_IMAGE = 64  # pixels; below, the field shifts images by a few pixels instead of cutting out a part of random size
+
+AUGMENTATIONS = ("none", "standard", "randaugment")
+
+
+@contextmanager
+def seeded(*key: int):
+    """Inside the block the global random generators (Python, NumPy, torch CPU) follow from `key` alone; then they go on as before.
+
+    The transforms of timm and torchvision draw from the global generators. Seeding them by (seed, epoch, sample, view) makes
+    a sample's augmentation the same whatever the number of workers or processes and wherever a run was resumed.
+    """
+    digest = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(digest)
+        np.random.seed(digest % 2**32)
+        torch.default_generator.manual_seed(digest % 2**63)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def create_transforms(pretrained_cfg: dict, *, augmentation: str = "standard") -> tuple[Callable, Callable]:
+    """Training and evaluation transforms for a backbone, by timm's `create_transform` and the backbone's own data config.
+
+    Args:
+        pretrained_cfg (`dict`): timm's, as in `model.config.pretrained_cfg` (input size, mean, std, crop, interpolation).
+        augmentation (`str`): `none` (the evaluation transform), `standard` (random crop and flip; on inputs up to 64 pixels
+            a shift by up to an eighth instead of a random crop), or `randaugment` (the same with RandAugment and erasing).
+
+    Returns:
+        Two functions from an RGB image to a `torch.Tensor` of shape `(channels, height, width)`.
+
+    Raises:
+        ValueError: on another `augmentation`.
+    """
+    if augmentation not in AUGMENTATIONS:
+        raise ValueError(f"`augmentation={augmentation!r}` is none of {', '.join(AUGMENTATIONS)}.")
+    config = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
+    shared = {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}
+    evaluation = timm.data.create_transform(**shared, crop_pct=config["crop_pct"], is_training=False)
+    if augmentation == "none":
+        return evaluation, evaluation
+    strong = augmentation == "randaugment"
+    training = timm.data.create_transform(
+        **shared,
+        is_training=True,
+        color_jitter=None,
+        auto_augment="rand-m9-mstd0.5-inc1" if strong else None,
+        re_prob=0.25 if strong else 0.0,
+    )
+    size = config["input_size"][-1]
+    if size <= SMALL_IMAGE:
+        crop = transforms.Compose([transforms.Resize((size, size)), transforms.RandomCrop(size, padding=size // 8)])
+        training.transforms[0] = crop
+    return training, evaluation
+
+
+def create_image_processor(pretrained_cfg: dict) -> CLIPImageProcessor:
+    """The evaluation transform as a transformers image processor, so that `pipeline` needs nothing of ours."""
+    config = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
+    _, height, width = config["input_size"]
+    return CLIPImageProcessor(
+        size={"shortest_edge": int(min(height, width) / config["crop_pct"])},
+        crop_size={"height": height, "width": width},
+        image_mean=list(config["mean"]),
+        image_std=list(config["std"]),
+        resample=Image.Resampling[config["interpolation"].upper()].value,
+    )
+
+
+class UnreadableImageError(RuntimeError):
+    """An image of the training data cannot be decoded."""
+
+
+class TransformedDataset(torch.utils.data.Dataset):
+    """A dataset with the four features of this package, as samples for training.
+
+    Args:
+        dataset (`datasets.Dataset`): columns `image`, `label`, `clean_label`, `index`.
+        transform (`Callable`): from an RGB image to a tensor.
+        seed (`int`): of the augmentation, together with epoch and sample id.
+
+    A sample is a `dict` with `pixel_values`, `labels`, `clean_labels` and `index`. `labels`, `clean_labels` and `index` are
+    also there as arrays of all rows.
+
+    Raises:
+        UnreadableImageError: when a bad image is reached; a row is never replaced by another one.
+    """
+
+    def __init__(self, dataset: Dataset, transform: Callable[[Image.Image], torch.Tensor], *, seed: int = 0):
+        missing = {"image", "label", "clean_label", "index"} - set(dataset.column_names)
+        if missing:
+            raise ValueError(
+                f"Columns {sorted(missing)} are missing; the dataset has {dataset.column_names}. Load it with "
+                "`load_noisy_dataset`, or rename your columns."
+            )
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.features = dataset.features
+        columns = dataset.select_columns(["label", "clean_label", "index"]).with_format("numpy")
+        self.labels, self.clean_labels, self.index = (
+            columns["label"][:],
+            columns["clean_label"][:],
+            columns["index"][:],
+        )
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers must see it change
+
+    def set_epoch(self, epoch: int):
+        """Called by the data loader at the start of each epoch."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict]:
+        try:
+            images = self.dataset[rows]["image"]
+        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for missing, truncated and foreign files
+            raise UnreadableImageError(
+                f"An image among the samples with index {self.index[rows].tolist()} cannot be read: {error}. Find all bad "
+                "files with `python scripts/audit_data.py --dataset ... --quarantine_output quarantine.json` and leave "
+                "them out with `--quarantine quarantine.json`."
+            ) from error
+        return [self._sample(row, image) for row, image in zip(rows, images, strict=True)]
+
+    def _sample(self, row: int, image: Image.Image) -> dict:
+        index = int(self.index[row])
+        with seeded(self.seed, int(self._epoch), index, 0):
+            pixel_values = self.transform(image.convert("RGB"))
+        return {
+            "pixel_values": pixel_values,
+            "labels": int(self.labels[row]),
+            "clean_labels": int(self.clean_labels[row]),
+            "index": index,
+        }

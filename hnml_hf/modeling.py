@@ -1,0 +1,464 @@
+"""A timm classifier with its native head, as a transformers model that also gives class activation maps.
+
+What it saves is an ordinary checkpoint: timm (`local-dir:`), `AutoModelForImageClassification` and `pipeline` load the
+same folder without this package.
+"""
+
+import inspect
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import group_parameters
+from torch import nn
+from torch.nn import functional as F
+from transformers import TimmWrapperConfig
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
+from transformers.utils import logging
+
+from .cam import class_activation_maps, head_gradient_activation
+
+
+logger = logging.get_logger(__name__)
+
+PREFIX = "timm_model."
+
+
+@dataclass
+class TimmCAMOutput(ModelOutput):
+    """What the model says of a batch (b images, k classes, d features, r regions; map of h x w cells, c channels).
+
+    Args:
+        loss (`torch.Tensor` of shape `()`): cross-entropy, if labels were given.
+        logits (`torch.Tensor` of shape `(b, k)`): the classifier's output.
+        features (`torch.Tensor` of shape `(b, d)`): input of the last linear layer (timm's `pre_logits`).
+        feature_maps (`torch.Tensor` of shape `(b, c, h, w)`): the map before pooling, channels first.
+        last_hidden_state (`torch.Tensor`): the same map in the backbone's own layout, prefix tokens included.
+        cams (`torch.Tensor` of shape `(b, h, w)`): raw class activation maps, if classes were asked for.
+        region_features (`torch.Tensor` of shape `(r, b, d)`): features of the masked maps, if masks were given.
+        region_logits (`torch.Tensor` of shape `(r, b, k)`): the classifier's output on them.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    feature_maps: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    cams: torch.Tensor | None = None
+    region_features: torch.Tensor | None = None
+    region_logits: torch.Tensor | None = None
+
+
+class TimmCAMForImageClassification(TimmWrapperForImageClassification):
+    """A whole timm classifier that also returns its feature map, its pooled features and class activation maps.
+
+    The configuration is transformers' own [`TimmWrapperConfig`]; there is no parameter beside timm's own. Use
+    [`~TimmCAMForImageClassification.from_timm`] to start from a timm name and `from_pretrained` for a saved folder or a
+    Hub id (`timm/...` or one trained here).
+
+    Raises:
+        ValueError: if the architecture has no single final linear layer, so that no class activation map is defined.
+    """
+
+    def __init__(self, config: TimmWrapperConfig):
+        # timm writes `num_classes` into `model_args` of its own checkpoints, transformers passes it a second time
+        config.model_args = {k: v for k, v in (config.model_args or {}).items() if k not in ("num_classes", "label_names")}
+        super().__init__(config)
+        classifier = self.timm_model.get_classifier()
+        pointwise = isinstance(classifier, nn.Conv2d) and classifier.kernel_size == (1, 1)
+        if not (isinstance(classifier, nn.Linear) or pointwise):
+            raise ValueError(
+                f"Backbone `{config.architecture}` ends in `{type(classifier).__name__}`, not in one linear layer, so it "
+                "has no class activation maps. Choose a backbone whose `get_classifier()` is `nn.Linear`, for example "
+                "`resnet50`, `convnext_tiny` or `vit_small_patch16_224`."
+            )
+        self._pool_is_mean: bool | None = None
+
+    def post_init(self):
+        # timm has initialised its parameters already; the inherited initialisation would draw them again from N(0, 0.02).
+        # Marked ones are left alone; what a checkpoint lacks (on the meta device here) is still initialised.
+        for parameter in self.parameters():
+            if not parameter.is_meta:
+                parameter._is_hf_initialized = True
+        super().post_init()
+
+    @classmethod
+    def from_timm(
+        cls,
+        architecture: str,
+        *,
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        pretrained: bool | str | Path = False,
+        in_chans: int = 3,
+        image_size: int | None = None,
+        **model_args,
+    ) -> "TimmCAMForImageClassification":
+        """Build the model from a timm name.
+
+        Args:
+            architecture (`str`): a name from `timm.list_models()`, with or without a pretrained tag.
+            num_labels (`int`, *optional*): number of classes; taken from `id2label` if that is given.
+            id2label (`dict[int, str]`, *optional*): class names in id order.
+            pretrained (`bool`, `str` or `Path`): `True` takes timm's weights from the Hub, a path takes a local
+                safetensors file with timm's names. A head of another size is replaced by a fresh one.
+            in_chans (`int`): colour channels of the images.
+            image_size (`int`, *optional*): side of the square input in pixels; default: the backbone's own.
+            model_args: any other JSON-able argument of `timm.create_model`.
+
+        Raises:
+            ValueError: unknown name, no linear classifier, or a feature map of one cell at this image size.
+        """
+        if not timm.is_model(architecture):
+            close = ", ".join(f"`{name}`" for name in timm.list_models(f"*{architecture.split('_')[0]}*")[:8])
+            raise ValueError(
+                f"`{architecture}` is not a timm {timm.__version__} model. "
+                + (f"Similar names: {close}. " if close else "")
+                + "`timm.list_models()` gives all of them."
+            )
+        if id2label is not None and num_labels not in (None, len(id2label)):
+            raise ValueError(f"`num_labels={num_labels}` but `id2label` has {len(id2label)} entries; give one of them.")
+        num_labels = len(id2label) if id2label is not None else num_labels
+        id2label = {int(i): str(name) for i, name in (id2label or dict(enumerate(map(str, range(num_labels or 0))))).items()}
+        if not num_labels or num_labels < 2:
+            raise ValueError(f"`num_labels={num_labels}`: a classifier needs at least two classes.")
+
+        if in_chans != 3:
+            model_args["in_chans"] = in_chans
+        with torch.device("meta"):
+            probe = timm.create_model(architecture, num_classes=num_labels, **model_args)
+        accepted = inspect.signature(type(probe).__init__).parameters
+        if getattr(probe, "global_pool", None) == "token" and "global_pool" not in model_args:
+            # a class token hides where the evidence is: average the patch tokens, and keep the norm where it was trained
+            model_args["global_pool"] = "avg"
+            if "fc_norm" in accepted:
+                model_args["fc_norm"] = False
+            logger.info(f"`{architecture}` is built with average pooling of its patch tokens instead of the class token.")
+        if image_size is not None and "img_size" in accepted and image_size != probe.pretrained_cfg["input_size"][-1]:
+            model_args.setdefault("img_size", image_size)
+
+        pretrained_cfg = {k: v for k, v in probe.pretrained_cfg.items() if v is not None}
+        for key in ("num_classes", "label_names", "label_descriptions"):
+            pretrained_cfg.pop(key, None)
+        if image_size is not None:
+            pretrained_cfg["input_size"] = (pretrained_cfg["input_size"][0], image_size, image_size)
+            pretrained_cfg["crop_pct"] = 1.0 if image_size <= 64 else pretrained_cfg.get("crop_pct", 0.875)
+        if in_chans != 3:
+            pretrained_cfg["input_size"] = (in_chans, *pretrained_cfg["input_size"][1:])
+        config = TimmWrapperConfig(
+            architecture=architecture.split(".")[0],
+            model_args=model_args,
+            pretrained_cfg=pretrained_cfg,
+            id2label=id2label,
+            label2id={name: i for i, name in id2label.items()},
+        )
+        model = cls(config)
+        if pretrained:
+            overlay = {} if pretrained is True else {"file": str(pretrained)}
+            if overlay and Path(pretrained).suffix != ".safetensors":
+                raise ValueError(f"`{pretrained}`: local weights must be a `.safetensors` file; pickles are not loaded.")
+            source = timm.create_model(
+                architecture, pretrained=True, num_classes=num_labels, pretrained_cfg_overlay=overlay, **model_args
+            )
+            model.timm_model.load_state_dict(source.state_dict())
+            if probe.pretrained_cfg.get("num_classes") != num_labels:
+                logger.warning(f"The pretrained head of `{architecture}` is replaced by a fresh one for {num_labels} classes.")
+        model.check_spatial_evidence()
+        return model
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that the backbone was built for."""
+        return tuple(self.config.pretrained_cfg["input_size"])
+
+    @torch.no_grad()
+    def check_spatial_evidence(self) -> tuple[int, int]:
+        """Return the height and width of the feature map, or say why this backbone can give no activation maps.
+
+        Raises:
+            ValueError: if the map has a single cell, or the head ignores the map (class-token pooling).
+        """
+        was_training = self.training
+        self.eval()
+        native = self.timm_model.forward_features(torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype))
+        self.train(was_training)
+        name, (_, height, width) = self.config.architecture, self.input_size
+        if getattr(self.timm_model, "global_pool", None) == "token":
+            raise ValueError(
+                f"Backbone `{name}` classifies by its class token, so its feature map carries no evidence. Build it with "
+                '`global_pool="avg"` (and `fc_norm=False` for weights trained with a class token).'
+            )
+        grid = tuple(self.to_feature_maps(native).shape[-2:])
+        if grid == (1, 1):
+            raise ValueError(
+                f"Backbone `{name}` has a feature map of 1x1 cell at {height}x{width} pixels, so it has no spatial "
+                "evidence for activation maps. Use larger images or a smaller stride (`output_stride=8`, `patch_size`)."
+            )
+        return grid
+
+    # -- the parts of the head ----------------------------------------------------------------------------------------
+
+    @property
+    def class_weights(self) -> torch.Tensor:
+        """Weight of the last linear layer, of shape `(k, d)`."""
+        return self.timm_model.get_classifier().weight.flatten(1)
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Last linear layer: `(b, d)` to `(b, k)`."""
+        classifier = self.timm_model.get_classifier()
+        if isinstance(classifier, nn.Conv2d):
+            return classifier(features[..., None, None]).flatten(1)
+        return classifier(features)
+
+    def pool(self, native: torch.Tensor) -> torch.Tensor:
+        """What the head does before its last linear layer: the backbone's own map to `(b, d)`."""
+        return self.timm_model.forward_head(native, pre_logits=True).flatten(1)
+
+    def to_feature_maps(self, native: torch.Tensor) -> torch.Tensor:
+        """The backbone's map, in any of timm's three layouts (NCHW, NHWC, tokens), as `(b, c, h, w)`."""
+        if not isinstance(native, torch.Tensor) or native.ndim not in (3, 4):
+            raise ValueError(f"Backbone `{self.config.architecture}` has no single feature map; choose another backbone.")
+        if native.ndim == 4:
+            return native.permute(0, 3, 1, 2) if getattr(self.timm_model, "output_fmt", "NCHW") == "NHWC" else native
+        tokens = native[:, getattr(self.timm_model, "num_prefix_tokens", 0) :]
+        height, width = self._grid(tokens.shape[1])
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+    def _grid(self, cells: int) -> tuple[int, int]:
+        height, width = self.input_size[-2:]
+        rows = round((cells * height / width) ** 0.5)
+        if rows == 0 or cells % rows:
+            raise ValueError(f"Backbone `{self.config.architecture}` gives {cells} tokens, which form no grid.")
+        return rows, cells // rows
+
+    def _masked(self, native: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Native map times a `(b, h, w)` mask, divided by the mask's mean so that an average stays an average."""
+        scaled = (mask / mask.mean(dim=(-2, -1), keepdim=True).clamp_min(1e-6)).to(native.dtype)
+        if native.ndim == 4:
+            nhwc = getattr(self.timm_model, "output_fmt", "NCHW") == "NHWC"
+            return native * scaled.unsqueeze(-1 if nhwc else 1)
+        prefix = getattr(self.timm_model, "num_prefix_tokens", 0)
+        return torch.cat([native[:, :prefix], native[:, prefix:] * scaled.flatten(1).unsqueeze(-1)], dim=1)
+
+    def class_activation_maps(self, output: TimmCAMOutput, class_weights: torch.Tensor) -> torch.Tensor:
+        """Raw CAMs of a batch for given classifier rows.
+
+        Args:
+            output (`TimmCAMOutput`): what `forward` returned for the batch.
+            class_weights (`torch.Tensor` of shape `(b, d)` or `(m, b, d)`): the rows of each image's class; several sets
+                may be given, for instance those of fast weights.
+
+        Returns:
+            `torch.Tensor` of shape `(b, h, w)` or `(m, b, h, w)`.
+        """
+        if self._pool_is_mean is None:
+            self._pool_is_mean = self._averages(output.last_hidden_state)
+        if self._pool_is_mean:
+            return class_activation_maps(output.feature_maps, class_weights)
+        if class_weights.ndim == 3:
+            return torch.stack([self.class_activation_maps(output, rows) for rows in class_weights])
+        evidence = head_gradient_activation(output.last_hidden_state, self.pool, class_weights)
+        maps = self.to_feature_maps(evidence).sum(1)
+        return maps * maps[0].numel()
+
+    @torch.no_grad()
+    def _averages(self, native: torch.Tensor) -> bool:
+        """Whether the head pools by the plain mean of the cells, by trying it on a random map of the same shape."""
+        sample = torch.randn(native[:1].shape, generator=torch.Generator().manual_seed(0)).to(native)
+        head_was_training = self.training
+        self.eval()
+        with torch.autocast(native.device.type, enabled=False):
+            pooled = self.pool(sample).float()
+        self.train(head_was_training)
+        mean = self.to_feature_maps(sample).float().mean(dim=(-2, -1))
+        tolerance = 1e-6 if native.dtype == torch.float32 else 1e-2
+        return pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=tolerance, atol=tolerance)
+
+    # -- forward ------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.LongTensor | None = None,
+        cam_classes: torch.LongTensor | str | None = None,
+        region_masks: torch.Tensor | None = None,
+        step=None,
+        **kwargs,
+    ):
+        r"""Classify a batch.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(b, channels, height, width)`): normalised images.
+            labels (`torch.LongTensor` of shape `(b,)`, *optional*): gives `loss`, the mean cross-entropy.
+            cam_classes (`torch.LongTensor` of shape `(b,)` or `"predicted"`, *optional*): gives `cams`.
+            region_masks (`torch.Tensor` of shape `(r, b, h, w)`, *optional*): gives `region_features` and `region_logits`:
+                the same head on the map times each mask, rescaled by 1 / mean(mask). With average pooling that is masked
+                average pooling.
+            step (`Callable`, *optional*): a training step to run on this batch instead. It gets a [`BatchView`] and its
+                result is returned as it is. Running the whole step inside `forward` is what lets distributed wrappers
+                see, and synchronise, every gradient.
+
+        Returns:
+            [`TimmCAMOutput`]
+        """
+        if step is not None:
+            return step(BatchView(self, pixel_values))
+        native = self.timm_model.forward_features(pixel_values.to(self.device, self.dtype))
+        features = self.pool(native)
+        logits = self.classify(features)
+        output = TimmCAMOutput(
+            loss=None if labels is None else F.cross_entropy(logits, labels),
+            logits=logits,
+            features=features,
+            feature_maps=self.to_feature_maps(native),
+            last_hidden_state=native,
+        )
+        if cam_classes is not None:
+            classes = logits.argmax(-1) if isinstance(cam_classes, str) else cam_classes
+            output.cams = self.class_activation_maps(output, self.class_weights[classes])
+        if region_masks is not None:
+            output.region_features = torch.stack([self.pool(self._masked(native, mask)) for mask in region_masks])
+            output.region_logits = torch.stack([self.classify(features) for features in output.region_features])
+        return output
+
+    # -- weights of a scope -------------------------------------------------------------------------------------------
+
+    def scope_parameters(self, scope: str) -> dict[str, nn.Parameter]:
+        """Parameters that a virtual step moves: `"full"`, `"last_stage"` (timm's last coarse parameter group and what
+        follows it) or `"head"` (the last linear layer), by name."""
+        named = dict(self.named_parameters())
+        if scope == "full":
+            return named
+        if scope == "head":
+            head = {id(parameter) for parameter in self.timm_model.get_classifier().parameters()}
+            return {name: parameter for name, parameter in named.items() if id(parameter) in head}
+        if scope != "last_stage":
+            raise ValueError(f"`scope={scope!r}` is none of `head`, `last_stage`, `full`.")
+        if not hasattr(self.timm_model, "group_matcher"):
+            raise ValueError(f"timm does not group the layers of `{self.config.architecture}`; use another scope than `last_stage`.")
+        groups = group_parameters(self.timm_model, self.timm_model.group_matcher(coarse=True))
+        last = [groups[key] for key in sorted(groups)][-2:]
+        return {PREFIX + name: named[PREFIX + name] for group in last for name in group}
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory, *args, state_dict: dict | None = None, **kwargs):
+        """Save an ordinary checkpoint of timm and of transformers: keys without the wrapper's prefix."""
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        state_dict = {name.removeprefix(PREFIX): value for name, value in state_dict.items()}
+        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+
+
+class BatchView:
+    """One batch as a training step sees it: the model's output with its own weights or with others.
+
+    Passes with other weights leave batch-norm statistics untouched. Where they move only a last part of the network,
+    the trunk before it is not run again: its activations of the first pass are used, so its backward runs once.
+    """
+
+    def __init__(self, model: TimmCAMForImageClassification, pixel_values: torch.Tensor):
+        self.model, self.pixel_values = model, pixel_values
+        self._trunk: TrunkReplay | None = None
+
+    def __call__(self, weights: dict[str, torch.Tensor] | None = None, **requests) -> TimmCAMOutput:
+        """Forward the batch; `requests` are `cam_classes` and `region_masks`. Without `weights`: the model's own."""
+        if weights is None:
+            with self._trunk.recording() if self._trunk else _nothing():
+                return self.model(self.pixel_values, **requests)
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        with self._trunk.replaying() if self._trunk else _nothing():
+            return torch.func.functional_call(
+                self.model, {**weights, **buffers}, (self.pixel_values,), requests, strict=False
+            )
+
+    def parameters(self, scope: str) -> dict[str, nn.Parameter]:
+        """Parameters of a scope. Call it before the first pass: it decides what part of that pass is kept."""
+        parameters = self.model.scope_parameters(scope)
+        if scope != "full":
+            self._trunk = TrunkReplay(self.model.timm_model, parameters.values())
+        return parameters
+
+    def class_activation_maps(self, output: TimmCAMOutput, class_weights: torch.Tensor) -> torch.Tensor:
+        return self.model.class_activation_maps(output, class_weights)
+
+    @property
+    def class_weights(self) -> torch.Tensor:
+        return self.model.class_weights
+
+
+@contextmanager
+def _nothing():
+    yield
+
+
+class TrunkReplay:
+    """Keeps the outputs of all modules that run before the first one with a moved parameter, and hands them out again.
+
+    Works on any module tree: the largest modules without a moved parameter are recorded in the order in which they are
+    called, until a module with a moved parameter of its own runs. On replay they return what they returned, graph
+    included; everything after runs anew.
+    """
+
+    def __init__(self, root: nn.Module, moved: Iterable[nn.Parameter]):
+        self.moved = {id(parameter) for parameter in moved}
+        self.trunk: list[nn.Module] = []
+        self.tail: list[nn.Module] = []
+        self._split(root)
+        self.outputs: dict[nn.Module, list] = {}
+        self.tail_reached = False
+
+    def _split(self, module: nn.Module):
+        parameters = list(module.parameters())
+        if parameters and not any(id(parameter) in self.moved for parameter in parameters):
+            self.trunk.append(module)
+        elif all(id(parameter) in self.moved for parameter in parameters):
+            self.tail += [module] if parameters else []
+        else:
+            for child in module.children():
+                self._split(child)
+
+    @contextmanager
+    def recording(self):
+        self.outputs, self.tail_reached = {module: [] for module in self.trunk}, False
+
+        def keep(module, args, output):
+            if not self.tail_reached:
+                self.outputs[module].append(output)
+
+        def stop(module, args):
+            self.tail_reached = True
+
+        handles = [module.register_forward_hook(keep) for module in self.trunk]
+        handles += [module.register_forward_pre_hook(stop) for module in self.tail]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def replaying(self):
+        pending = {module: iter(outputs) for module, outputs in self.outputs.items() if outputs}
+
+        def replay(module, original):
+            def forward(*args, **kwargs):
+                kept = next(pending[module], None)
+                return original(*args, **kwargs) if kept is None else kept
+
+            return forward
+
+        shadowed = {module: module.__dict__.get("forward") for module in pending}
+        for module in pending:
+            module.forward = replay(module, module.forward)
+        try:
+            yield
+        finally:
+            for module, forward in shadowed.items():
+                if forward is None:
+                    del module.forward
+                else:
+                    module.forward = forward

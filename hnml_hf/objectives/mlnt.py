@@ -1,0 +1,128 @@
+"""MLNT: predictions after a virtual step on synthetic labels must agree with the teacher's."""
+
+from typing import NamedTuple
+
+import torch
+
+from ..meta import (
+    gradient_step,
+    head_step_logits,
+    head_step_weights,
+    inner_loss,
+    label_residuals,
+    swapped_label_loss_drop,
+)
+from ..noise import neighbor_labels
+from .cross_entropy import cross_entropy
+from .mean_teacher import consistency_loss
+
+
+class VirtualPredictions(NamedTuple):
+    """What the network would say after each of m virtual steps (b images, k classes, r regions, h x w cells)."""
+
+    logits: torch.Tensor  # (m, b, k)
+    region_logits: torch.Tensor | None  # (m, r, b, k), if regions were asked for
+    cams: torch.Tensor | None  # (m, b, h, w), if classes were asked for
+
+
+def virtual_predictions(
+    student,
+    labels: torch.Tensor,
+    synthetic_labels: torch.Tensor,
+    requests: dict,
+    *,
+    scope: str,
+    lr: float,
+    second_order: bool,
+    teacher_probabilities: torch.Tensor | None = None,
+    inner_consistency_weight: float = 0.0,
+):
+    """Take one virtual step per synthetic label set and look at the batch from there.
+
+    Args:
+        student (`BatchView`): the batch, as the network sees it.
+        labels (`torch.LongTensor` of shape `(b,)`): given labels; only for the calibration of the step.
+        synthetic_labels (`torch.LongTensor` of shape `(m, b)`).
+        requests (`dict`): `region_masks` and `cam_classes` for the passes at the virtual weights.
+        scope (`str`): `head` (closed form; `lr` counts in units of 1 / mean kernel diagonal), `last_stage` or `full`.
+        lr (`float`), second_order (`bool`), inner_consistency_weight (`float`): see [`~hnml_hf.meta.gradient_step`] and
+            [`~hnml_hf.meta.inner_loss`].
+
+    Returns:
+        The output at the weights themselves, [`VirtualPredictions`], and the relative drop of the swapped labels' loss.
+    """
+    inner = {"teacher_probabilities": teacher_probabilities, "consistency_weight": inner_consistency_weight}
+    if scope == "head":
+        output = student(**requests)
+        virtual = _head_steps(student, output, synthetic_labels, requests, inner, lr=lr, second_order=second_order)
+    else:
+        weights = student.parameters(scope)
+        output = student()
+        passes = []
+        for drawn in synthetic_labels:
+            loss = inner_loss(output.logits.float(), drawn, **inner)
+            passes.append(student(gradient_step(loss, weights, lr=lr, second_order=second_order), **requests))
+        virtual = VirtualPredictions(
+            torch.stack([fast.logits for fast in passes]).float(),
+            torch.stack([fast.region_logits for fast in passes]).float() if "region_masks" in requests else None,
+            torch.stack([fast.cams for fast in passes]).float() if "cam_classes" in requests else None,
+        )
+    return output, virtual, swapped_label_loss_drop(output.logits, virtual.logits, labels, synthetic_labels)
+
+
+def _head_steps(student, output, synthetic_labels, requests, inner, *, lr, second_order) -> VirtualPredictions:
+    # half precision loses the kernel: it is a sum of d products. The head itself is cheap in float32.
+    with torch.autocast(output.logits.device.type, enabled=False):
+        features, logits = output.features.float(), output.logits.float()
+        residuals = label_residuals(logits, synthetic_labels, **inner)
+        support = features
+        if not second_order:
+            residuals, support = residuals.detach(), support.detach()
+        lr = lr / (1 + features.detach().square().sum(-1)).mean()
+        fast_logits = head_step_logits(logits, features, support, residuals, lr=lr)
+        region_logits = cams = None
+        if "region_masks" in requests:
+            regions = zip(output.region_logits.float(), output.region_features.float(), strict=True)
+            region_logits = torch.stack([head_step_logits(z, h, support, residuals, lr=lr) for z, h in regions], dim=1)
+        if "cam_classes" in requests:
+            rows = head_step_weights(student.class_weights.float(), requests["cam_classes"], support, residuals, lr=lr)
+            cams = student.class_activation_maps(output, rows.to(output.feature_maps.dtype)).float()
+    return VirtualPredictions(fast_logits, region_logits, cams)
+
+
+def mlnt(
+    student,
+    labels,
+    *,
+    wanted,
+    teacher,
+    generator,
+    meta_scope: str,
+    second_order: bool,
+    meta_lr: float,
+    num_meta_draws: int,
+    perturb_ratio: float,
+    num_neighbors: int,
+):
+    """Objective `mlnt` (Li et al., CVPR 2019): always say of which order, the released code is second order."""
+    if wanted == {"base"}:
+        logits = student().logits
+        return {"base": cross_entropy(logits, labels)}, {"logits": logits}
+    evidence = teacher()
+    synthetic_labels = neighbor_labels(
+        evidence.features,
+        labels,
+        num_neighbors=num_neighbors,
+        perturb_ratio=perturb_ratio,
+        num_draws=num_meta_draws,
+        generator=generator,
+    )
+    output, virtual, drop = virtual_predictions(
+        student, labels, synthetic_labels, {}, scope=meta_scope, lr=meta_lr, second_order=second_order
+    )
+    probabilities = evidence.logits.float().softmax(-1)
+    terms = {
+        "base": cross_entropy(output.logits, labels),
+        "consistency": consistency_loss(virtual.logits, probabilities).mean(0),
+    }
+    return terms, {"logits": output.logits, "swapped_label_loss_drop": drop}

@@ -1,0 +1,311 @@
+"""[`HNMLTrainer`]: transformers' Trainer around an objective, a teacher and the look-ahead."""
+
+import hashlib
+import inspect
+import math
+import os
+from collections import defaultdict
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+from accelerate.utils import broadcast, gather
+from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from .memory import TargetMemory
+from .meta import look_ahead, running_gradients
+from .objectives import OBJECTIVES, sigmoid_rampup
+from .training_args import TEACHER_OBJECTIVES, HNMLTrainingArguments
+
+
+logger = logging.get_logger(__name__)
+
+TEACHER_FOLDER = "teacher"
+MEMORY_FILE = "target_memory.safetensors"
+MAPS = ["features", "feature_maps", "last_hidden_state"]  # outputs that evaluation must not gather
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or a gradient is not finite. The weights are still those of the step before."""
+
+
+class HNMLTrainer(Trainer):
+    """Trains a [`TimmCAMForImageClassification`] on noisy labels by HNML or one of its baselines.
+
+    Takes transformers' own arguments. `train_dataset` is a [`TransformedDataset`]; `compute_metrics` and `data_collator` as
+    in transformers. What `evaluate` measures is what `save_model` writes: the teacher, if `args.eval_teacher`.
+
+    Over several processes each takes its own synthetic labels and its own virtual step on its own part of the batch, and the
+    gradients are averaged: W processes equal one process with W accumulation steps.
+
+    Raises:
+        ValueError: before training starts, on data or options that cannot work.
+        NonFiniteError: during training, before the optimizer step that would spread it.
+    """
+
+    loss_is_scaled_for_ga = False  # compute_loss returns a plain mean; the parent divides it by the accumulation steps
+
+    def __init__(self, model, args: HNMLTrainingArguments, *, train_dataset=None, **kwargs):
+        super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        objective = OBJECTIVES[args.objective]
+        needs = [p.name for p in inspect.signature(objective).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        provided = ("wanted", "teacher", "generator", "remember")
+        options = {name: getattr(args, name) for name in needs if name not in provided}
+        self.objective, self.provided = partial(objective, **options), [name for name in provided if name in needs]
+        if train_dataset is not None:
+            self._check_training_data(train_dataset)
+        if self._mask_wanted():
+            self.model.check_spatial_evidence()
+
+        has_teacher = args.eval_teacher or args.objective in TEACHER_OBJECTIVES
+        self.teacher = ModelEmaV3(self.model, decay=args.teacher_decay) if has_teacher else None
+        if self.teacher is not None:
+            self.teacher.module.requires_grad_(False)
+        self.memory = None
+        if "remember" in needs and train_dataset is not None:
+            num_labels = self.model.config.num_labels
+            self.memory = TargetMemory(train_dataset.index, num_labels, decay=args.elr_decay, device=args.device)
+        self._second_order_attention = args.second_order and args.meta_scope != "head" and "second_order" in options
+        if self._second_order_attention:
+            logger.info("Second-order virtual steps run attention by PyTorch's math kernel: the fused ones have no second derivative.")
+        self._evaluated = "teacher" if args.eval_teacher else "student"
+        self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._watched: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+        self.add_callback(StepCallback(self))
+
+    def _mask_wanted(self) -> bool:
+        return self.args.objective == "hnml" and self.args.mask_weight > 0
+
+    def _check_training_data(self, dataset):
+        if not all(hasattr(dataset, name) for name in ("labels", "clean_labels", "index")):
+            raise ValueError("`train_dataset` must be a `TransformedDataset`: `TransformedDataset(dataset, transform)`.")
+        if len(dataset) == 0:
+            raise ValueError("The training set is empty.")
+        num_labels, labels = self.model.config.num_labels, dataset.labels
+        if labels.min() < 0 or labels.max() >= num_labels:
+            first = int(((labels < 0) | (labels >= num_labels)).argmax())
+            raise ValueError(
+                f"Training sample {dataset.index[first]} has label {labels[first]}, but the model has {num_labels} classes "
+                f"(0 to {num_labels - 1})."
+            )
+        if (labels == labels[0]).all():
+            raise ValueError(
+                f"All {len(dataset)} training samples have the one label {labels[0]}; there is nothing to learn. Check "
+                "`--label_column`."
+            )
+
+    # -- one training step --------------------------------------------------------------------------------------------
+
+    def meta_strength(self) -> float:
+        """How much of the meta terms this step takes, in [0, 1]: 0 before `meta_start_step`, then a ramp.
+
+        It scales the look-ahead and the weights of both levels; 0 is plain cross-entropy. Override it to let measured
+        memorisation decide instead of a schedule.
+        """
+        total = max(self.state.max_steps, 1)
+        start, ramp = (s if s >= 1 else s * total for s in (self.args.meta_start_step, self.args.meta_rampup_steps))
+        step = self.state.global_step
+        if step < start:
+            return 0.0
+        return sigmoid_rampup((step - start) / ramp) if ramp else 1.0
+
+    def term_weights(self) -> dict[str, float]:
+        """Weight of each term of the loss in this step."""
+        strength = self.meta_strength()
+        return {
+            "base": 1.0,
+            "consistency": strength * self.args.consistency_weight,
+            "mask_guided": strength * self.args.mask_weight,
+        }
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        with self._look_ahead(), self._attention_kernel():
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _look_ahead(self):
+        if self.args.objective != "hnml" or self.args.inner_direction != "momentum":
+            return nullcontext()
+        return look_ahead(running_gradients(self.optimizer), lr=self.meta_strength() * self.args.meta_lr)
+
+    def _attention_kernel(self):
+        return sdpa_kernel(SDPBackend.MATH) if self._second_order_attention else nullcontext()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not (self.is_in_train and model.training):
+            inputs = {name: inputs[name] for name in ("pixel_values", "labels")}
+            return super().compute_loss(model, inputs, return_outputs=return_outputs)
+        weights = self.term_weights()
+        step = partial(self._objective_step, inputs=inputs, wanted={name for name in weights if weights[name] > 0})
+        terms, monitors = model(pixel_values=inputs["pixel_values"], step=step)
+        self._watch(terms, monitors, inputs)
+        return sum(weights[name] * term.mean() for name, term in terms.items())
+
+    def _objective_step(self, student, *, inputs, wanted):
+        """Runs inside the wrapped model's forward, so that distributed training sees every gradient."""
+        index, labels = inputs["index"], inputs["labels"]
+        providers = {
+            "wanted": wanted,
+            "teacher": partial(self._teach, inputs["pixel_values"], with_cams="mask_guided" in wanted),
+            "generator": batch_generator(self.args.seed, self.state.global_step, index),
+            "remember": partial(self._remember, index),
+        }
+        return self.objective(student, labels, **{name: providers[name] for name in self.provided})
+
+    @torch.no_grad()
+    def _teach(self, pixel_values, *, with_cams: bool):
+        return self.teacher.module(pixel_values, cam_classes="predicted" if with_cams else None)
+
+    def _remember(self, index, probabilities):
+        self.memory.update(gather(index), gather(probabilities))
+        return self.memory[index]
+
+    def _watch(self, terms, monitors, inputs):
+        """Keep what the log and the check for finite values need; nothing here waits for the device."""
+        terms = {name: term.detach() for name, term in terms.items()}
+        self._watched.append((inputs["index"], terms))
+        for name, term in terms.items():
+            self._sums[name].append(term.mean())
+        monitors = dict(monitors)
+        predicted = monitors.pop("logits").detach().argmax(-1)
+        labels, clean = inputs["labels"], inputs["clean_labels"]
+        wrong = (clean >= 0) & (clean != labels)
+        self._sums["fit"].append((predicted == labels).float().mean())
+        self._sums["memorized"].append((wrong & (predicted == labels)).sum() / wrong.sum())  # nan without a wrong label
+        for name, value in monitors.items():
+            self._sums[name].append(value.detach())
+
+    def check_finite(self):
+        """Raise [`NonFiniteError`] if a term or a gradient of the step under way is not finite."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        flags = [term.isfinite().all() for _, terms in self._watched for term in terms.values()]
+        flags.append(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
+        watched, self._watched = self._watched, []
+        if torch.stack(flags).all():
+            return
+        found = [
+            f"`{name}` of the samples with index {index[~term.isfinite()].tolist()}"
+            for index, terms in watched
+            for name, term in terms.items()
+            if not term.isfinite().all()
+        ]
+        samples = torch.cat([index for index, _ in watched]).tolist()
+        where = " and ".join(found) or f"a gradient, from the batch of the samples with index {samples}"
+        raise NonFiniteError(
+            f"Step {self.state.global_step + 1}: not finite: {where}. The weights were not changed by it. Look at these images, "
+            "lower `--learning_rate` or `--meta_lr`, or set `--max_grad_norm`, and resume from the last checkpoint."
+        )
+
+    def update_teacher(self):
+        """teacher <- decay teacher + (1 - decay) student, batch-norm statistics included."""
+        if self.teacher is None:
+            return
+        if self.args.world_size > 1:  # each process has its own batch-norm statistics; those of the first one count
+            for buffer in self.model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(broadcast(buffer.clone()))
+        self.teacher.update(self.model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        if "loss" in logs:
+            for name, values in self._sums.items():
+                mean = torch.stack(values).float().nanmean().item()
+                if not math.isnan(mean):
+                    logs[name] = round(mean, 4)
+            self._sums.clear()
+        super().log(logs, start_time)
+
+    # -- evaluation: what is measured is what is saved ----------------------------------------------------------------
+
+    def evaluated_model(self):
+        """The model that `evaluate` measures and `save_model` writes."""
+        return self.teacher.module if self._evaluated == "teacher" else self.model
+
+    @contextmanager
+    def _evaluating(self, which: str):
+        self._evaluated, before = which, self._evaluated
+        try:
+            yield
+        finally:
+            self._evaluated = before
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if self._evaluated == "teacher":
+            model = self.teacher.module
+        inputs = {name: inputs[name] for name in ("pixel_values", "labels")}
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=(ignore_keys or []) + MAPS)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Metrics of the evaluated model and, under `<prefix>_student_` or `<prefix>_teacher_`, of the other one."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        one_dataset = not isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
+        if self.teacher is not None and one_dataset:
+            other = "student" if self._evaluated == "teacher" else "teacher"
+            with self._evaluating(other):
+                output = self.evaluation_loop(
+                    self.get_eval_dataloader(eval_dataset), f"Evaluation of the {other}", metric_key_prefix=f"{metric_key_prefix}_{other}"
+                )
+            others = {name: value for name, value in output.metrics.items() if "preparation" not in name}
+            self.log(others)
+            metrics.update(others)
+        return metrics
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir=None, state_dict=None):
+        """A checkpoint holds the student, the teacher beside it and the memory; a final save what was evaluated."""
+        if not self.args.should_save:
+            return
+        output_dir = output_dir or self.args.output_dir
+        if os.path.basename(os.path.normpath(output_dir)).startswith(PREFIX_CHECKPOINT_DIR):
+            self.model.save_pretrained(output_dir, state_dict=state_dict)
+            if self.teacher is not None:
+                self.teacher.module.save_pretrained(os.path.join(output_dir, TEACHER_FOLDER))
+            if self.memory is not None:
+                save_file(self.memory.state_dict(), os.path.join(output_dir, MEMORY_FILE))
+        else:
+            self.evaluated_model().save_pretrained(output_dir)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_teacher_and_memory(resume_from_checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self._load_teacher_and_memory(self.state.best_model_checkpoint)
+
+    def _load_teacher_and_memory(self, checkpoint: str):
+        if self.teacher is not None:
+            self.teacher.module.load_state_dict(load_file(os.path.join(checkpoint, TEACHER_FOLDER, "model.safetensors")))
+        if self.memory is not None:
+            self.memory.load_state_dict(load_file(os.path.join(checkpoint, MEMORY_FILE)))
+
+
+class StepCallback(TrainerCallback):
+    """The two things that happen around an optimizer step: the check before it, the teacher's update after it."""
+
+    def __init__(self, trainer: HNMLTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.check_finite()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.update_teacher()
+
+
+def batch_generator(seed: int, step: int, index: torch.Tensor) -> torch.Generator:
+    """Source of randomness for one batch, a function of the run's seed, the step and the sample ids alone.
+
+    No state needs saving, every process draws its own synthetic labels, and a batch gets the same ones whether it is a
+    process's share or an accumulation step.
+    """
+    key = repr((seed, step, index.tolist())).encode()
+    digest = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+    return torch.Generator().manual_seed(digest % 2**63)

@@ -1,0 +1,173 @@
+"""Train a timm backbone on noisy labels.
+
+    accelerate launch scripts/train.py                                      # the quickstart, on data that comes with the package
+    accelerate launch scripts/train.py --recipe scripts/recipes/quickstart.yaml --objective ce --output_dir outputs/ce
+    accelerate launch scripts/train.py --dataset imagefolder --data_dir photos --backbone resnet50 --pretrained true \
+        --learning_rate 0.005 --output_dir outputs/photos
+
+Options come from the recipe first (a YAML file of the options below), then from the command line.
+"""
+
+import json
+import logging
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import transformers
+import yaml
+from transformers import HfArgumentParser
+
+from hnml_hf import (
+    HNMLTrainer,
+    HNMLTrainingArguments,
+    TimmCAMForImageClassification,
+    TransformedDataset,
+    add_noise,
+    apply_manifest,
+    collate_images,
+    compute_metrics,
+    create_image_processor,
+    create_transforms,
+    load_manifest,
+    load_noisy_dataset,
+    noise_auroc,
+    split_validation,
+)
+
+
+QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
+
+
+@dataclass
+class ModelArguments:
+    backbone: str = field(default=None, metadata={"help": "A timm model name, for example `resnet50`."})
+    pretrained: bool = field(default=False, metadata={"help": "Start from timm's pretrained weights (from the Hub)."})
+    weights: str | None = field(default=None, metadata={"help": "Start from this local safetensors file with timm's names."})
+    image_size: int | None = field(default=None, metadata={"help": "Side of the input in pixels; default: the backbone's."})
+    model_args: str = field(default="{}", metadata={"help": "Other arguments of `timm.create_model`, as JSON."})
+
+
+@dataclass
+class DataArguments:
+    dataset: str = field(
+        default=None, metadata={"help": "`quickstart`, `imagefolder`, a known dataset, a table, a folder or a Hub id."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset, if it has several."})
+    data_dir: str | None = field(default=None, metadata={"help": "Where the dataset lies, if it is not downloaded."})
+    image_column: str | None = field(default=None, metadata={"help": "Column with images or paths."})
+    label_column: str | None = field(default=None, metadata={"help": "Column with the given, maybe wrong, labels."})
+    clean_label_column: str | None = field(default=None, metadata={"help": "Column with true labels, if there is one."})
+    index_column: str | None = field(default=None, metadata={"help": "Column with stable sample ids, if there is one."})
+    noise: str | None = field(
+        default=None, metadata={"help": "Corrupt the training labels: symmetric, asymmetric, pairflip, instance, matrix."}
+    )
+    noise_rate: float | None = field(default=None, metadata={"help": "Rate of the corruption, in [0, 1]."})
+    noise_draw: str = field(default="per_sample", metadata={"help": "`per_sample`, or `exact` for an exact count."})
+    noise_seed: int = field(default=0, metadata={"help": "Seed of the corruption."})
+    noise_include_true: bool = field(default=False, metadata={"help": "Symmetric: a redrawn label may be the true one."})
+    noise_scheme: str | None = field(default=None, metadata={"help": "Asymmetric: which classes are confused."})
+    noise_matrix: str | None = field(default=None, metadata={"help": "CSV file: row i holds P(given = j | true = i)."})
+    noise_manifest: str | None = field(default=None, metadata={"help": "Apply the labels saved in this file instead."})
+    validation_fraction: float = field(
+        default=0.0, metadata={"help": "Share of the noisy training data to hold out, if the dataset has no validation."}
+    )
+    augmentation: str = field(default="standard", metadata={"help": "none, standard or randaugment."})
+
+
+def parse_arguments(argv: list[str]):
+    """Options of the recipe, overridden by those of the command line."""
+    recipe = QUICKSTART if not argv else None
+    if "--recipe" in argv:
+        at = argv.index("--recipe")
+        recipe, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
+    options = []
+    for name, value in (yaml.safe_load(recipe.read_text()) if recipe else {}).items():
+        options += [f"--{name}", json.dumps(value) if isinstance(value, (dict, bool)) else str(value)]
+    parser = HfArgumentParser((ModelArguments, DataArguments, HNMLTrainingArguments), description=__doc__)
+    model_args, data_args, args = parser.parse_args_into_dataclasses(options + argv)
+    for name, value in (("--backbone", model_args.backbone), ("--dataset", data_args.dataset)):
+        if value is None:
+            parser.error(f"{name} is needed, from the command line or from a --recipe; without any option the quickstart runs")
+    return model_args, data_args, args
+
+
+def load_data(data_args: DataArguments):
+    """The dataset with its splits; noise, if asked for, is drawn on the whole training set before the split."""
+    columns = {name: getattr(data_args, name) for name in ("image_column", "label_column", "clean_label_column", "index_column")}
+    data = load_noisy_dataset(data_args.dataset, config=data_args.dataset_config, data_dir=data_args.data_dir, **columns)
+    if data_args.noise_manifest:
+        data["train"] = apply_manifest(data["train"], load_manifest(data_args.noise_manifest))
+    elif data_args.noise:
+        data["train"] = add_noise(
+            data["train"],
+            kind=data_args.noise,
+            rate=data_args.noise_rate,
+            seed=data_args.noise_seed,
+            draw=data_args.noise_draw,
+            include_true=data_args.noise_include_true,
+            asymmetric_scheme=data_args.noise_scheme,
+            transition_matrix=data_args.noise_matrix,
+        )
+    if data_args.validation_fraction and "validation" not in data:
+        data["train"], data["validation"] = split_validation(
+            data["train"], fraction=data_args.validation_fraction, seed=data_args.noise_seed
+        )
+    return data
+
+
+def build_model(model_args: ModelArguments, id2label: dict[int, str]) -> TimmCAMForImageClassification:
+    return TimmCAMForImageClassification.from_timm(
+        model_args.backbone,
+        id2label=id2label,
+        pretrained=model_args.weights or model_args.pretrained,
+        image_size=model_args.image_size,
+        **json.loads(model_args.model_args),
+    )
+
+
+def print_table(title: str, rows: dict[str, object]):
+    width = max(map(len, rows))
+    print(f"\n{title}")
+    for name, value in rows.items():
+        print(f"  {name:<{width}}  {value}")
+
+
+def main(argv: list[str] | None = None):
+    model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("hnml_hf").setLevel(args.get_process_log_level())
+    transformers.set_seed(args.seed)
+
+    with args.main_process_first(local=True, desc="reading the dataset"):
+        data = load_data(data_args)
+    names = data["train"].features["label"].names
+    model = build_model(model_args, dict(enumerate(names)))
+    train_transform, eval_transform = create_transforms(
+        model.config.pretrained_cfg, augmentation=data_args.augmentation
+    )
+    train_set = TransformedDataset(data["train"], train_transform, seed=args.seed)
+    held_out = {split: TransformedDataset(data[split], eval_transform) for split in data if split != "train"}
+
+    trainer = HNMLTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_set,
+        eval_dataset=held_out.get("validation", held_out.get("test")),
+        data_collator=collate_images,
+        compute_metrics=compute_metrics,
+        processing_class=create_image_processor(model.config.pretrained_cfg),
+    )
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+
+    metrics = {"objective": args.objective, "seed": args.seed, **result.metrics}
+    if "test" in held_out:
+        metrics.update(trainer.evaluate(held_out["test"]))
+        metrics["eval_accuracy_last"] = trainer.last_accuracy or metrics["eval_accuracy"]
+    if (train_set.clean_labels >= 0).any():
+        scored = trainer.predict(TransformedDataset(data["train"], eval_transform), metric_key_prefix="train")
+        metrics["train_noise_auroc"] = noise_auroc(scored.predictions, train_set.labels, train_set.clean_labels)
+    trainer.save_metrics("all", metrics, combined=False)
+    trainer.save_state()
