@@ -92,7 +92,7 @@ or, in place of the six lists, files with `key label` in each line:
         names = keys if nested else [key.removeprefix("images/") for key in keys]
         unknown = np.full(len(keys), UNKNOWN)
         clean_labels = unknown if part == "noisy_train" else labels
-        rows = Rows(names, labels, clean_labels, np.arange(len(keys)), root, source)
+        rows = Rows(names, labels, clean_labels, np.arange(len(keys)), root, source, np.arange(1, len(keys) + 1))
         rows = self.drop(rows, labels == UNKNOWN, "keys without a label")
         if double:
             (kv,) = self.need(root, "noisy_label_kv.txt")

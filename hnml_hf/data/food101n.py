@@ -1,4 +1,4 @@
-"""Food-101N (Lee et al., "CleanNet: Transfer Learning for Scalable Image Classifier Training with Label Noise", 2018)."""
+"""Food-101N (Lee et al., "CleanNet: Transfer Learning for Scalable Image Classifier Training with Label Noise")."""
 
 import os
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ and Food-101 for the test split, in food-101/ inside or beside it or in `food101
             np.arange(len(names)),
             f"{root}/images",
             path,
-            first_line=2,
+            np.arange(2, len(names) + 2),
             extra={"verification": verified} if self.config.verification else {},
         )
         splits = {"train": self.on_disk(rows, tolerated=(ABSENT,))}
@@ -158,7 +158,7 @@ and Food-101 for the test split, in food-101/ inside or beside it or in `food101
                     if name == ABSENT or self.config.on_missing == "skip":
                         continue
                     raise ValueError(
-                        f"{path}:{number}: {name} is not in imagelist.tsv; pass `on_missing='skip'` to ignore such lines."
+                        f"{path}:{number}: {name} is not in imagelist.tsv; `on_missing='skip'` ignores such lines."
                     )
                 if verified[row] not in (UNKNOWN, value):
                     raise ValueError(f"{path}:{number}: {name} was verified as {verified[row]} and as {value}.")
@@ -177,5 +177,6 @@ and Food-101 for the test split, in food-101/ inside or beside it or in `food101
         labels = self._labels(names, ids, path, first_line=1)
         self.check_size("Food-101 test", len(names), SIZES["test"])
         extra = {"verification": np.full(len(names), UNKNOWN)} if self.config.verification else {}
-        rows = Rows(names, labels, labels, np.arange(len(names)), f"{root}/images", path, extra=extra)
+        lines = np.arange(1, len(names) + 1)
+        rows = Rows(names, labels, labels, lines - 1, f"{root}/images", path, lines, extra)
         return self.on_disk(rows)

@@ -88,6 +88,29 @@ def class_balanced(
     return dataset.select(np.sort(np.concatenate(picked)))
 
 
+def assemble(
+    images: Dataset,
+    image_column: str,
+    labels: np.ndarray,
+    clean_labels: np.ndarray,
+    index: np.ndarray,
+    names: Sequence[str],
+) -> Dataset:
+    """
+    The four features from a data set with images and from arrays of shape `(num_rows,)`.
+
+    Images are neither read nor copied: the other columns are put beside them.
+    """
+    features = noisy_features(names)
+    dataset = images.select_columns([image_column])
+    if image_column != "image":
+        dataset = dataset.rename_column(image_column, "image")
+    dataset = dataset.cast_column("image", Image())
+    for name, values in (("label", labels), ("clean_label", clean_labels), ("index", index)):
+        dataset = dataset.add_column(name, pa.array(values, pa.int64()), feature=features[name])
+    return dataset
+
+
 # -- reading list files -----------------------------------------------------------------------------------------------
 
 
@@ -224,7 +247,7 @@ class Rows:
     Args:
         images: file names below `root`, or the images themselves (`{"bytes": ..., "path": ...}`) in an iterable.
         labels, clean_labels, index (`np.ndarray` of shape `(num_rows,)`): the other three features.
-        source, first_line: the list file, and its line that holds the row of index 0 (for messages).
+        source, lines: the list file, and the line of each row in it (for messages).
         extra: further columns, for a builder that declares them in its features.
     """
 
@@ -234,7 +257,7 @@ class Rows:
     index: np.ndarray
     root: str = ""
     source: str = ""
-    first_line: int = 1
+    lines: np.ndarray | None = None
     extra: dict[str, np.ndarray] = field(default_factory=dict)
 
     def select(self, which: np.ndarray | slice) -> "Rows":
@@ -249,12 +272,13 @@ class Rows:
             labels=self.labels[which],
             clean_labels=self.clean_labels[which],
             index=self.index[which],
+            lines=None if self.lines is None else self.lines[which],
             extra={name: values[which] for name, values in self.extra.items()},
         )
 
     def where(self, row: int) -> str:
-        """`file:line` of a row."""
-        return f"{self.source}:{self.index[row] + self.first_line}"
+        """`file:line` of a row, or the file alone."""
+        return self.source if self.lines is None else f"{self.source}:{self.lines[row]}"
 
 
 @dataclass
@@ -267,7 +291,8 @@ class ParquetImages:
     def __iter__(self) -> Iterator[dict]:
         with pq.ParquetFile(self.path) as file:
             for batch in file.iter_batches(columns=[self.column], batch_size=1_000):
-                yield from batch.column(0).to_pylist()
+                for image in batch.column(self.column).to_pylist():
+                    yield {"bytes": image, "path": None} if isinstance(image, bytes) else image
 
 
 def encode_png(pixels: np.ndarray) -> dict:

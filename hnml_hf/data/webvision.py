@@ -161,7 +161,8 @@ class WebVision(NoisyLabelBuilder):
             logger.warning("%s: %d rows are in no query folder; their labels were not compared.", path, unproven)
         labels = np.array(labels, dtype=np.int64)
         clean_labels = labels if clean else np.full(len(labels), UNKNOWN)
-        return Rows(names, labels, clean_labels, np.array(index, dtype=np.int64), folder, path)
+        index = np.array(index, dtype=np.int64)
+        return Rows(names, labels, clean_labels, index, folder, path, index + 1)
 
     @staticmethod
     def _query_map(root: str, num_synsets: int) -> dict[int, int] | None:
@@ -184,8 +185,8 @@ class WebVision(NoisyLabelBuilder):
     def _imagenet_files(cls, folder: str) -> list[str]:
         if not os.path.isdir(f"{folder}/val"):
             raise FileNotFoundError(
-                f"`imagenet_dir` {folder} has no folder `val`. Expected `val/<wnid>/*.JPEG`, `imagenet_val.txt` beside "
-                "`val/*.JPEG`, or `val/<WebVision label>/*.JPEG` (see https://image-net.org for the images)."
+                f"`imagenet_dir` {folder} has no folder `val`. Expected `val/<wnid>/*.JPEG`, `imagenet_val.txt` "
+                "beside `val/*.JPEG`, or `val/<WebVision label>/*.JPEG` (see https://image-net.org for the images)."
             )
         listing = [f"{folder}/imagenet_val.txt"] if os.path.isfile(f"{folder}/imagenet_val.txt") else []
         return [f"{folder}/val", *listing, *(f"{folder}/val/{name}" for name in folder_names(f"{folder}/val"))]
@@ -224,7 +225,8 @@ class WebVision(NoisyLabelBuilder):
                 names += [f"{name}/{image}" for image in images]
                 labels += [known[name]] * len(images)
         labels = np.array(labels, dtype=np.int64)
-        rows = Rows(names, labels, labels, np.arange(len(names)), f"{folder}/val", listing)
+        lines = np.arange(1, len(names) + 1) if os.path.isfile(listing) else None
+        rows = Rows(names, labels, labels, np.arange(len(names)), f"{folder}/val", listing, lines)
         rows = rows.select(labels < num_classes)
         self.check_size("ILSVRC12 val", len(rows.index), num_classes * TEST_PER_CLASS)
         return self.on_disk(rows)
