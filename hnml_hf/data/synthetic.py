@@ -147,7 +147,7 @@ def draw_noise(
     noisy = noisy.numpy()
     order = np.argsort(index)
     manifest = NoiseManifest(
-        dataset_fingerprint=dataset_fingerprint(dataset),
+        dataset_fingerprint=_fingerprint(index, clean, num_classes),
         num_classes=num_classes,
         noise={"kind": kind, "seed": seed, **settings},
         actual_rate=float((noisy != clean).mean()),
@@ -179,7 +179,8 @@ def apply_manifest(dataset: Dataset, manifest: NoiseManifest) -> Dataset:
     Raises:
         `ValueError`: if the manifest was drawn for another dataset, or the labels are not the true ones.
     """
-    found = dataset_fingerprint(dataset)
+    clean, index = _clean_labels(dataset), _unique_index(dataset)
+    found = _fingerprint(index, clean, dataset.features["label"].num_classes)
     if found != manifest.dataset_fingerprint:
         raise ValueError(
             f"The noise manifest was drawn for another dataset: its fingerprint is {manifest.dataset_fingerprint} "
@@ -187,9 +188,8 @@ def apply_manifest(dataset: Dataset, manifest: NoiseManifest) -> Dataset:
             f"({len(dataset)} rows, {dataset.features['label'].num_classes} classes). Ids and true labels must agree: "
             "apply it to the whole training set, before any split or subset, or draw new noise."
         )
-    clean = _clean_labels(dataset)
     # ids and true labels agree, so every id is found
-    positions = np.searchsorted(manifest.index, column(dataset, "index"))
+    positions = np.searchsorted(manifest.index, index)
     return _replace_columns(dataset, {"label": manifest.labels[positions], "clean_label": clean})
 
 
@@ -200,11 +200,7 @@ def dataset_fingerprint(dataset: Dataset) -> str:
     Unlike the cache fingerprint of `datasets` it depends on the content alone: it is the same on every machine.
     """
     clean, index = _clean_labels(dataset), _unique_index(dataset)
-    order = np.argsort(index)
-    digest = hashlib.sha256(str(dataset.features["label"].num_classes).encode())
-    digest.update(index[order].astype("<i8").tobytes())
-    digest.update(clean[order].astype("<i8").tobytes())
-    return digest.hexdigest()[:32]
+    return _fingerprint(index, clean, dataset.features["label"].num_classes)
 
 
 def save_manifest(path: str | os.PathLike, manifest: NoiseManifest) -> None:
@@ -390,6 +386,14 @@ def _unique_index(dataset: Dataset) -> np.ndarray:
             "kept by it. Draw the noise before any over-sampling."
         )
     return index
+
+
+def _fingerprint(index: np.ndarray, clean: np.ndarray, num_classes: int) -> str:
+    order = np.argsort(index)
+    digest = hashlib.sha256(str(num_classes).encode())
+    digest.update(index[order].astype("<i8").tobytes())
+    digest.update(clean[order].astype("<i8").tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _replace_columns(dataset: Dataset, columns: dict[str, np.ndarray]) -> Dataset:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -58,9 +59,9 @@ def test_fixed_seed_gives_these_labels():
     """Recorded once with this code: the labels of a seed must not change between versions or machines."""
     dataset = make_dataset([0, 1, 2, 3] * 3)
     symmetric = synthetic.add_noise(dataset, kind="symmetric", rate=0.5, seed=7)
-    assert symmetric["label"][:] == RECORDED_SYMMETRIC
+    assert symmetric["label"][:] == [0, 1, 3, 3, 3, 3, 1, 3, 2, 2, 0, 0]
     pairflip = synthetic.add_noise(dataset, kind="pairflip", rate=0.4, seed=7)
-    assert pairflip["label"][:] == RECORDED_PAIRFLIP
+    assert pairflip["label"][:] == [0, 1, 3, 3, 1, 2, 2, 3, 1, 2, 2, 0]
 
 
 def test_seed_decides_and_global_generators_do_not(dataset):
@@ -91,7 +92,9 @@ def test_actual_rates(options, expected):
 
 
 def test_exact_rate_is_exact():
-    manifest = synthetic.draw_noise(make_dataset(np.arange(200) % 4), kind="symmetric", rate=0.29, seed=0, draw="exact")
+    manifest = synthetic.draw_noise(
+        make_dataset(np.arange(200) % 4), kind="symmetric", rate=0.29, seed=0, draw="exact"
+    )
     assert manifest.actual_rate == 58 / 200
 
 
@@ -113,14 +116,13 @@ def test_asymmetric_cifar100_follows_the_table(scheme):
 
 
 def test_instance_noise_depends_on_the_image():
-    """Two images, two hundred times each: images alike get the same alternative label."""
-    images = [png((250, 10, 30)), png((10, 240, 90))] * 200
-    noisy = synthetic.add_noise(
-        make_dataset([0] * 400, images=images), kind="instance", rate=0.5, seed=3, pixel_scaling="standardized"
-    )
-    labels = np.array(noisy["label"][:])
-    for start in (0, 1):
-        assert set(labels[start::2]) - {0} and len(set(labels[start::2]) - {0}) == 1
+    """Eight images, fifty times each, of one class: equal images share one wrong label, and not all have the same."""
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255), (9, 9, 9), (90,) * 3]
+    dataset = make_dataset([0] * 400, num_classes=10, images=[png(color) for color in colors] * 50)
+    labels = np.array(synthetic.add_noise(dataset, kind="instance", rate=0.5, seed=0)["label"][:])
+    wrong_labels = [set(labels[start::8].tolist()) - {0} for start in range(8)]
+    assert [len(classes) for classes in wrong_labels] == [1] * 8
+    assert len(set.union(*wrong_labels)) > 1
 
 
 def test_instance_noise_of_mixed_sizes():
@@ -153,22 +155,21 @@ def test_a_transform_stays(dataset):
     assert max(noisy[:]["label"]) == 0
 
 
-def test_a_million_rows_in_seconds_without_touching_images(tmp_path):
-    """The images do not exist: reading one would raise. Five seconds are ten times what it takes."""
+def test_a_million_rows_in_seconds_without_touching_images():
+    """The images do not exist: reading one would raise. Drawing and applying take about 3 s on one core."""
     num_rows = 1_000_000
-    dataset = Dataset.from_dict(
-        {
-            "image": [{"bytes": None, "path": str(tmp_path / "absent.jpg")}] * num_rows,
-            "label": np.arange(num_rows) % 14,
-            "clean_label": np.full(num_rows, -1),
-            "index": np.arange(num_rows),
-        },
-        features=schema.noisy_features([str(i) for i in range(14)]),
+    images = pa.StructArray.from_arrays(
+        [pa.nulls(num_rows, pa.binary()), pa.array(["absent.jpg"]).take(np.zeros(num_rows, int))], ["bytes", "path"]
     )
+    features = schema.noisy_features([str(i) for i in range(14)])
+    columns = [images, np.arange(num_rows) % 14, np.full(num_rows, -1), np.arange(num_rows)]
+    table = pa.table(columns, names=schema.COLUMNS).cast(features.arrow_schema)
+    dataset = Dataset(table, fingerprint="a million")
     start = time.perf_counter()
     noisy = synthetic.add_noise(dataset, kind="symmetric", rate=0.2, seed=0)
-    assert time.perf_counter() - start < 20
-    assert len(noisy) == num_rows
+    assert time.perf_counter() - start < 30
+    assert noisy.features == features
+    assert np.mean(schema.column(noisy, "label") != np.arange(num_rows) % 14) == pytest.approx(0.2, abs=0.002)
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
@@ -313,8 +314,8 @@ def test_manifest_of_another_dataset_is_refused(dataset):
 
 
 def test_fingerprint_is_the_same_everywhere():
-    """Recorded once: sha256 of "4", the ids and the labels as little-endian int64, first 32 hex digits."""
-    assert synthetic.dataset_fingerprint(make_dataset([0, 1, 2, 3])) == RECORDED_FINGERPRINT
+    """sha256 of "4", the ids 100..103 and the labels 0..3 as little-endian int64, first 32 hex digits."""
+    assert synthetic.dataset_fingerprint(make_dataset([0, 1, 2, 3])) == "95c821245735f0243b5dc3484eb2564f"
 
 
 @pytest.mark.parametrize(
@@ -330,9 +331,7 @@ def test_fingerprint_is_the_same_everywhere():
 )
 def test_broken_manifests_are_refused(tmp_path, change):
     path = tmp_path / "noise.json"
-    synthetic.save_manifest(
-        path, synthetic.draw_noise(make_dataset([0, 1, 2, 3]), kind="symmetric", rate=0.5, seed=0)
-    )
+    synthetic.save_manifest(path, synthetic.draw_noise(make_dataset([0, 1, 2, 3]), kind="symmetric", rate=0.5, seed=0))
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match="noise.json is not a noise manifest"):
         synthetic.load_manifest(path)
@@ -349,13 +348,13 @@ def test_files_that_are_no_manifest_are_refused(tmp_path, content):
 # ---- real images ----------------------------------------------------------------------------------------------------
 
 
-def test_instance_noise_on_real_images():
+def test_instance_noise_on_real_images(tmp_path):
     """The rate of CIFAR-10 images at tau 0.4 is 0.401 in the literature's code; 1000 images: 3 sd = 0.046."""
     source = SHARED_DATA / "cifar10n-tiny" / "train.parquet"
     if not source.exists():
         pytest.skip("needs the CIFAR-10N subset beside the repository")
-    tiny = Dataset.from_parquet(str(source), keep_in_memory=True)
-    dataset = make_dataset(tiny["label"], num_classes=10, images=[png((0, 0, 0))] * len(tiny))
-    dataset = dataset.remove_columns("image").add_column("image", tiny["image"][:], feature=tiny.features["image"])
+    tiny = Dataset.from_parquet(str(source), cache_dir=str(tmp_path))
+    dataset = tiny.select_columns(["image", "label", "index"])
+    dataset = dataset.add_column("clean_label", tiny["label"][:], feature=tiny.features["label"])
     manifest = synthetic.draw_noise(dataset, kind="instance", rate=0.4, seed=1)
     assert manifest.actual_rate == pytest.approx(0.4, abs=0.046)
