@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from . import backbones as _register_backbones  # noqa: F401 (registers with timm)
 from .data import load_noisy_dataset
 from .data.collate import collate_images
 from .data.transforms import TransformedDataset, create_image_processor, create_transforms

@@ -412,11 +412,11 @@ class TrunkReplay:
         self.tail_reached = False
 
     def _split(self, module: nn.Module):
-        parameters = list(module.parameters())
-        if parameters and not any(id(parameter) in self.moved for parameter in parameters):
+        moved = [id(parameter) in self.moved for parameter in module.parameters()]
+        if not any(moved):  # also without parameters: an in-place activation run twice would spoil what was kept
             self.trunk.append(module)
-        elif all(id(parameter) in self.moved for parameter in parameters):
-            self.tail += [module] if parameters else []
+        elif all(moved):
+            self.tail.append(module)
         else:
             for child in module.children():
                 self._split(child)
