@@ -181,6 +181,18 @@ IMAGE_COLUMNS = ("image", "img")
 CLEAN_COLUMNS = {False: ("clean_label", "label"), True: ("clean_label", "fine_label", "label")}
 
 
+def find_labels_file(data_dir: str | os.PathLike | None, config: str) -> str:
+    """The official label file in a folder or in its `data/`."""
+    name = "CIFAR-100_human.pt" if config == "cifar100n" else "CIFAR-10_human.pt"
+    for folder in () if data_dir is None else (data_dir, os.path.join(data_dir, "data")):
+        if os.path.isfile(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    raise FileNotFoundError(
+        f"No human labels: neither {name} in `data_dir` {data_dir} nor a column `{HUMAN_LABELS[config]}` in the "
+        f"images.\n{CIFARN.help()}"
+    )
+
+
 def _pick(names: list[str], candidates: tuple[str, ...], what: str) -> str:
     for name in candidates:
         if name in names:
@@ -363,16 +375,11 @@ and one of
         name = HUMAN_LABELS[self.config.name]
         if name in source.columns:
             return np.concatenate(source.columns[name]), self._index(source)
-        file = "CIFAR-100_human.pt" if self.fine else "CIFAR-10_human.pt"
-        found = [f"{folder}/{file}" for folder in (root, f"{root}/data") if os.path.isfile(f"{folder}/{file}")]
-        if not found:
-            raise FileNotFoundError(
-                f"No human labels in {root}: neither {file} nor a column `{name}` in the images.\n{self.help()}"
-            )
-        official, human = read_human_labels(found[0], self.config.name)
+        labels_file = find_labels_file(root, self.config.name)
+        official, human = read_human_labels(labels_file, self.config.name)
         if "index" in source.columns:
             order = self._index(source)
-            _check_order(clean_labels, official, order, found[0])
+            _check_order(clean_labels, official, order, labels_file)
         else:
             order = official_order(clean_labels, official)
         return human[order], order

@@ -138,6 +138,11 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
                 raise ValueError(f"{path}:{number}: not UTF-8 text ({error.reason}): {raw[:80]!r}.") from None
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text has no control characters and can be written as UTF-8."""
+    return not re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", text)
+
+
 def parse_path(text: str, path: str | os.PathLike, number: int) -> str:
     """Checks a file name of a list: relative, inside the data folder, without control characters."""
     climbs = ".." in text and ".." in re.split(r"[/\\]", text)
@@ -146,7 +151,7 @@ def parse_path(text: str, path: str | os.PathLike, number: int) -> str:
             f"{path}:{number}: the path {text[:200]!r} is not a relative path inside the data folder; "
             "absolute paths and `..` are refused."
         )
-    if re.search(r"[\x00-\x1f\x7f]", text):
+    if not is_plain(text):
         raise ValueError(f"{path}:{number}: control character in the path {text[:200]!r}.")
     if text.endswith(("/", "\\", "/.")) or text == ".":
         raise ValueError(f"{path}:{number}: the path {text[:200]!r} names no file.")
@@ -449,7 +454,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
         for split, shards in splits.items():
             index = np.concatenate([rows.index for rows in shards])
             if not len(index):
-                raise ValueError(f"{type(self).__name__}: the split {split!r} has no rows.\n{self.help()}")
+                raise ValueError(f"{shards[0].source}:1: the split {split!r} has no rows.\n{self.help()}")
             values, counts = np.unique(index, return_counts=True)
             if (counts > 1).any():
                 raise ValueError(f"{split}: `index` is not unique, repeated: {shown(values[counts > 1])}.")
