@@ -1,0 +1,99 @@
+import logging
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hnml_hf.data.splits import split_validation
+
+
+def make_dataset(labels, num_classes=10):
+    features = Features({"label": ClassLabel(num_classes=num_classes), "index": Value("int64")})
+    return Dataset.from_dict({"label": list(labels), "index": [1000 + i for i in range(len(labels))]}, features)
+
+
+def test_shares_of_the_classes_by_hand():
+    """
+    60 cats, 30 dogs, 10 fish; a fraction of 0.1 is 10 rows in all: 6, 3 and 1 of them.
+    """
+    dataset = make_dataset([0] * 60 + [1] * 30 + [2] * 10)
+    train, validation = split_validation(dataset, fraction=0.1, seed=0)
+    assert np.bincount(validation["label"]).tolist() == [6, 3, 1]
+    assert np.bincount(train["label"]).tolist() == [54, 27, 9]
+    assert validation.features == dataset.features
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(2, 40), min_size=1, max_size=6),
+    fraction=st.floats(0.2, 0.8),
+    seed=st.integers(0, 2**31),
+)
+def test_parts_are_disjoint_complete_and_near_the_share(sizes, fraction, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    num_rows, num_validation = len(labels), int(np.ceil(fraction * len(labels)))
+    dataset = make_dataset(labels)
+    if min(num_validation, num_rows - num_validation) < len(sizes):
+        with pytest.raises(ValueError, match="Choose another `fraction`"):
+            split_validation(dataset, fraction=fraction, seed=seed)
+        return
+    train, validation = split_validation(dataset, fraction=fraction, seed=seed)
+    assert len(validation) == num_validation
+    ids = train["index"][:], validation["index"][:]
+    assert sorted(ids[0] + ids[1]) == dataset["index"][:]
+    assert list(ids[0]) == sorted(ids[0]) and list(ids[1]) == sorted(ids[1])
+    for part in (train, validation):
+        assert all(labels[i - 1000] == label for i, label in zip(part["index"], part["label"], strict=True))
+    drawn = np.bincount(validation["label"], minlength=len(sizes))
+    assert np.all(np.abs(drawn - num_validation * np.array(sizes) / num_rows) < 2)
+
+
+def test_seed_decides():
+    dataset = make_dataset(np.arange(200) % 10)
+    first = split_validation(dataset, fraction=0.2, seed=0)[1]["index"][:]
+    assert split_validation(dataset, fraction=0.2, seed=0)[1]["index"][:] == first
+    assert split_validation(dataset, fraction=0.2, seed=1)[1]["index"][:] != first
+
+
+def test_single_images_stay_in_training(caplog):
+    dataset = make_dataset([0] * 10 + [3] + [1] * 10 + [7])
+    with caplog.at_level(logging.WARNING):
+        train, validation = split_validation(dataset, fraction=0.5, seed=0)
+    assert set(validation["label"]) == {0, 1}
+    assert {3, 7} <= set(train["label"])
+    assert "2 classes have a single image" in caplog.text
+
+
+def test_classes_absent_from_validation_are_counted(caplog):
+    """100 + 2 rows at 0.1: ceil(10.2) = 11 validation rows, of which the small class would get 0.2."""
+    with caplog.at_level(logging.WARNING):
+        train, validation = split_validation(make_dataset([0] * 100 + [1] * 2), fraction=0.1, seed=0)
+    assert (len(validation), set(validation["label"])) == (11, {0})
+    assert "1 classes are too small" in caplog.text
+
+
+def test_a_view_is_split_by_its_own_rows():
+    dataset = make_dataset(np.arange(100) % 5).shuffle(seed=0).select(range(50))
+    train, validation = split_validation(dataset, fraction=0.2, seed=0)
+    assert sorted(train["index"][:] + validation["index"][:]) == sorted(dataset["index"][:])
+
+
+@pytest.mark.parametrize(
+    ("labels", "fraction", "message"),
+    [
+        ([0, 1] * 10, 0.0, "strictly between"),
+        ([0, 1] * 10, 1.0, "strictly between"),
+        ([0, 1] * 10, float("nan"), "strictly between"),
+        ([0, 1] * 10, 0.05, "1 validation and 19 training rows, but there are 2 classes"),
+        ([0, 1] * 10, 0.95, "19 validation and 1 training"),
+        ([0, 1, 2], 0.5, "0 classes with two or more"),
+        ([], 0.5, "no rows"),
+        ([0, -1, 0, 0], 0.5, "every row"),
+        ([0, None, 0, 0], 0.5, "every row"),
+    ],
+)
+def test_refusals(labels, fraction, message):
+    with pytest.raises(ValueError, match=message):
+        split_validation(make_dataset(labels), fraction=fraction, seed=0)
