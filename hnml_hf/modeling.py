@@ -12,6 +12,7 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors import safe_open
 from timm.models import group_parameters
 from torch import nn
 from torch.nn import functional as F
@@ -68,14 +69,7 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         # timm writes `num_classes` into `model_args` of its own checkpoints, transformers passes it a second time
         config.model_args = {k: v for k, v in (config.model_args or {}).items() if k not in ("num_classes", "label_names")}
         super().__init__(config)
-        classifier = self.timm_model.get_classifier()
-        pointwise = isinstance(classifier, nn.Conv2d) and classifier.kernel_size == (1, 1)
-        if not (isinstance(classifier, nn.Linear) or pointwise):
-            raise ValueError(
-                f"Backbone `{config.architecture}` ends in `{type(classifier).__name__}`, not in one linear layer, so it "
-                "has no class activation maps. Choose a backbone whose `get_classifier()` is `nn.Linear`, for example "
-                "`resnet50`, `convnext_tiny` or `vit_small_patch16_224`."
-            )
+        _require_linear_classifier(self.timm_model, config.architecture)
         self._pool_is_mean: bool | None = None
 
     def post_init(self):
@@ -131,6 +125,7 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
             model_args["in_chans"] = in_chans
         with torch.device("meta"):
             probe = timm.create_model(architecture, num_classes=num_labels, **model_args)
+        _require_linear_classifier(probe, architecture)
         accepted = inspect.signature(type(probe).__init__).parameters
         if getattr(probe, "global_pool", None) == "token" and "global_pool" not in model_args:
             # a class token hides where the evidence is: average the patch tokens, and keep the norm where it was trained
@@ -158,14 +153,15 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         )
         model = cls(config)
         if pretrained:
-            overlay = {} if pretrained is True else {"file": str(pretrained)}
-            if overlay and Path(pretrained).suffix != ".safetensors":
-                raise ValueError(f"`{pretrained}`: local weights must be a `.safetensors` file; pickles are not loaded.")
+            overlay, head_size = {}, probe.pretrained_cfg.get("num_classes")
+            if pretrained is not True:
+                head_size = _stored_head_size(Path(pretrained), probe.pretrained_cfg["classifier"])
+                overlay = {"file": str(pretrained), "num_classes": head_size}
             source = timm.create_model(
                 architecture, pretrained=True, num_classes=num_labels, pretrained_cfg_overlay=overlay, **model_args
             )
             model.timm_model.load_state_dict(source.state_dict())
-            if probe.pretrained_cfg.get("num_classes") != num_labels:
+            if head_size != num_labels:
                 logger.warning(f"The pretrained head of `{architecture}` is replaced by a fresh one for {num_labels} classes.")
         model.check_spatial_evidence()
         return model
@@ -206,6 +202,12 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
     def class_weights(self) -> torch.Tensor:
         """Weight of the last linear layer, of shape `(k, d)`."""
         return self.timm_model.get_classifier().weight.flatten(1)
+
+    @property
+    def class_bias(self) -> torch.Tensor:
+        """Bias of the last linear layer, of shape `(k,)`; zeros if it has none."""
+        classifier = self.timm_model.get_classifier()
+        return classifier.weight.new_zeros(classifier.weight.shape[0]) if classifier.bias is None else classifier.bias
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Last linear layer: `(b, d)` to `(b, k)`."""
@@ -351,6 +353,28 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         state_dict = self.state_dict() if state_dict is None else state_dict
         state_dict = {name.removeprefix(PREFIX): value for name, value in state_dict.items()}
         super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+
+
+def _require_linear_classifier(timm_model: nn.Module, architecture: str):
+    classifier = timm_model.get_classifier()
+    pointwise = isinstance(classifier, nn.Conv2d) and classifier.kernel_size == (1, 1)
+    if not (isinstance(classifier, nn.Linear) or pointwise):
+        raise ValueError(
+            f"Backbone `{architecture}` ends in `{type(classifier).__name__}`, not in one linear layer, so it has no class "
+            "activation maps. Choose a backbone whose `get_classifier()` is `nn.Linear`, for example `resnet50`, "
+            "`convnext_tiny` or `vit_small_patch16_224`."
+        )
+
+
+def _stored_head_size(path: Path, classifier: str) -> int:
+    """Number of classes of the classifier in a safetensors file."""
+    if path.suffix != ".safetensors":
+        raise ValueError(f"`{path}`: local weights must be a `.safetensors` file; pickles are not loaded.")
+    with safe_open(path, framework="pt") as weights:
+        name = f"{classifier}.weight"
+        if name not in weights.keys():
+            raise ValueError(f"`{path}` has no `{name}`; it does not hold weights of this architecture with timm's names.")
+        return weights.get_slice(name).get_shape()[0]
 
 
 class BatchView:

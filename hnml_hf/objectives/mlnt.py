@@ -105,7 +105,7 @@ def mlnt(
     num_neighbors: int,
 ):
     """Objective `mlnt` (Li et al., CVPR 2019): always say of which order, the released code is second order."""
-    if wanted == {"base"}:
+    if "consistency" not in wanted:
         logits = student().logits
         return {"base": cross_entropy(logits, labels)}, {"logits": logits}
     evidence = teacher()

@@ -1,0 +1,50 @@
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+torch.set_num_threads(1)
+datasets.disable_progress_bars()
+
+NUM_CLASSES = 3
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset():
+    """48 images of 32 pixels in three classes told apart by the bright quarter; a third of the labels is wrong.
+
+    Sample ids start at 100 and come in no order, so that nobody can use them as row numbers.
+    """
+    random = np.random.default_rng(0)
+    clean = np.arange(48) % NUM_CLASSES
+    labels = np.where(np.arange(48) % 9 < 3, (clean + 1) % NUM_CLASSES, clean)
+    pixels = random.integers(0, 120, (48, 32, 32, 3), dtype=np.uint8)
+    for row, label in enumerate(clean):
+        top, left = divmod(int(label), 2)
+        pixels[row, 16 * top : 16 * top + 16, 16 * left : 16 * left + 16] += 120
+    names = datasets.ClassLabel(names=["left", "right", "bottom"])
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": names, "clean_label": names, "index": datasets.Value("int64")}
+    )
+    return datasets.Dataset.from_dict(
+        {
+            "image": [Image.fromarray(image) for image in pixels],
+            "label": labels.tolist(),
+            "clean_label": clean.tolist(),
+            "index": (100 + random.permutation(48)).tolist(),
+        },
+        features=features,
+    )

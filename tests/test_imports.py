@@ -1,0 +1,93 @@
+"""Who may import whom: data flows one way, and the maths knows neither models nor files."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "hnml_hf"
+
+DATASETS = {f"data.{name}" for name in ("clothing1m", "webvision", "cifar_n", "animal10n", "food101n", "generic", "quickstart")}
+OBJECTIVES = {f"objectives.{name}" for name in ("cross_entropy", "gce", "elr", "mean_teacher", "mlnt", "hnml")}
+
+ALLOWED = {
+    "noise": set(),
+    "cam": set(),
+    "metrics": set(),
+    "memory": set(),
+    "backbones": set(),
+    "training_args": set(),
+    "modeling": {"cam"},
+    "meta": {"noise"},
+    "objectives.cross_entropy": set(),
+    "objectives.gce": set(),
+    "objectives.elr": {"objectives.cross_entropy"},
+    "objectives.mean_teacher": {"objectives.cross_entropy"},
+    "objectives.mlnt": {"meta", "noise", "objectives.cross_entropy", "objectives.mean_teacher"},
+    "objectives.hnml": {"cam", "noise", "objectives.cross_entropy", "objectives.mean_teacher", "objectives.mlnt"},
+    "objectives": OBJECTIVES,
+    "data.schema": set(),
+    "data.collate": set(),
+    "data.transforms": set(),
+    **{name: {"data.schema"} for name in DATASETS},
+    "data.splits": {"data.schema"},
+    "data.preflight": {"data.schema"},
+    "data.synthetic": {"data.schema", "noise"},
+    "trainer": {"objectives", "memory", "meta", "training_args", "model_card", "hub", "cost", "audit"},
+    "model_card": set(),
+    "hub": set(),
+    "inference": set(),
+    "export": set(),
+    "cost": set(),
+    "report": set(),
+    "audit": {"cam", "report"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of the package that a file imports, whichever way it is written."""
+    inside = path.relative_to(PACKAGE).parts[:-1] if path.is_relative_to(PACKAGE) else ()
+    known = {module_name(p) for p in PACKAGE.rglob("*.py")}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(["hnml_hf", *inside[: len(inside) - node.level + 1], *filter(None, [node.module])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name == "hnml_hf" or name.startswith("hnml_hf."):
+                target = name.removeprefix("hnml_hf").removeprefix(".")
+                while target and target not in known:
+                    target = target.rpartition(".")[0]
+                found.add(target)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_name)
+def test_imports_follow_the_table(path):
+    name = module_name(path)
+    if name == "":
+        return
+    allowed = {f"data.{p.stem}" for p in (PACKAGE / "data").glob("*.py")} if name == "data" else ALLOWED[name]
+    assert imported_modules(path) <= allowed
+
+
+def test_the_walk_sees_relative_and_absolute_imports():
+    assert "meta" in imported_modules(PACKAGE / "objectives" / "mlnt.py")
+    assert "data.schema" in imported_modules(PACKAGE / "data" / "synthetic.py")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
+def test_scripts_use_the_public_surface(path):
+    assert imported_modules(path) <= {""}
