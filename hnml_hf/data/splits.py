@@ -51,7 +51,7 @@ def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[D
         raise ValueError(
             f"`fraction={fraction}` of {len(divisible)} rows gives {num_validation} validation and "
             f"{len(divisible) - num_validation} training rows, but there are {num_classes} classes with two or "
-            "more images, and each part needs at least one row for each of them. Choose another `fraction` or add data."
+            "more images, and each part needs a row for each of them. Choose another `fraction` or add data."
         )
     _, validation = train_test_split(divisible, test_size=fraction, random_state=seed, stratify=labels[divisible])
     validation = np.sort(validation)
