@@ -82,7 +82,11 @@ def read_human_labels(path: str | os.PathLike, config: str) -> tuple[np.ndarray,
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, weights_only=True, map_location="cpu")
     except LOAD_ERRORS as error:
-        raise ValueError(f"{path}: not a CIFAR-N label file: {str(error).splitlines()[:1]}.") from error
+        # The message of `torch.load` is left out: it advises to load the file without the allow-list.
+        raise ValueError(
+            f"{path}: not a CIFAR-N label file ({type(error).__name__}): it is damaged, or holds more than arrays of "
+            "integers. Download it again."
+        ) from None
     names = ("clean_label", HUMAN_LABELS[config])
     if not isinstance(content, dict) or any(name not in content for name in names):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__

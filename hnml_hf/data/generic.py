@@ -157,7 +157,8 @@ def _class_names(train: RawSplit, label_names: Sequence[str] | None) -> list[str
         if len(set(names)) != len(names) or not names:
             raise ValueError(f"`label_names` must be different names, at least one; got {shown(names)}.")
         return names
-    ids, texts = set(), set()
+    ids: dict[int, int] = {}  # id -> first row that has it
+    texts: dict[str, int] = {}
     for values, what in ((train.label, "label"), (train.clean or [], "clean label")):
         for row, value in enumerate(values):
             if _is_missing(value):
@@ -173,16 +174,17 @@ def _class_names(train: RawSplit, label_names: Sequence[str] | None) -> list[str
                         f"{train.where(row)}: {what} {label} is out of range, expected 0..{MAX_CLASSES - 1}; "
                         "`label_names` maps other values."
                     )
-                ids.add(label)
+                ids.setdefault(label, row)
             else:
-                texts.add(label)
+                texts.setdefault(label, row)
     if not texts:
         logger.info("%s: integer labels without names: classes 0..%d.", train.source, max(ids))
         return [str(label) for label in range(max(ids) + 1)]
     if ids:
+        number, text = next(iter(ids)), next(iter(texts))
         raise ValueError(
-            f"{train.source}: labels are integers ({shown(sorted(ids))}) in some rows and names ({shown(sorted(texts))}) "
-            "in others; pass `label_names`."
+            f"{train.where(texts[text])}: the label {text!r} is a name, that of {train.where(ids[number])} the "
+            f"integer {number}; pass `label_names`."
         )
     names = sorted(texts)
     logger.info("%s: %d classes in sorted order: %s.", train.source, len(names), ", ".join(names))
@@ -577,7 +579,7 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
 
 
 def list_images(folder: str) -> tuple[list[str], list[str]]:
-    """Sorted image files below `folder`, relative to it, and the other files; hidden files and folders do not count."""
+    """Sorted image files below `folder`, relative to it, and the other files; hidden ones do not count."""
     images, others = [], []
     for path, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -620,7 +622,7 @@ def _find_tables(folder: str) -> dict[str, list[str]]:
     for split, paths in tables.items():
         if len({os.path.splitext(path)[1] for path in paths}) > 1:
             raise ValueError(f"The split {split} has tables of several kinds: {', '.join(paths)}. Keep one kind.")
-    return tables
+    return {split: tables[split] for split in SPLITS if split in tables}
 
 
 # -- anything ---------------------------------------------------------------------------------------------------------
