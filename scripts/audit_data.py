@@ -1,0 +1,138 @@
+"""Read every image and label of a dataset before training, and list what is wrong with them.
+
+    python scripts/audit_data.py --dataset imagefolder --data_dir photos
+    python scripts/audit_data.py --dataset photos/train.csv --label_column class --output audit.json \
+        --quarantine_output quarantine.jsonl
+
+Exit code: 0 clean, 2 defects, 1 the audit could not run. The report (`--output`) has one list for each kind of defect;
+the quarantine list has the rows that training should leave out.
+"""
+
+import argparse
+import logging
+import os
+import re
+import sys
+
+from datasets import DatasetDict
+
+from hnml_hf.data import load_noisy_dataset
+from hnml_hf.data.preflight import (
+    MAX_PIXELS,
+    check_dataset,
+    empty_report,
+    format_report,
+    refuse_archive,
+    save_quarantine,
+    save_report,
+)
+
+
+CLEAN, COULD_NOT_RUN, DEFECTS = 0, 1, 2
+
+# the loader's errors about data (not about options) begin with the place: `<file>:<line>:` or `<source> row <number>:`
+PLACE = re.compile(r"\S.*?(:\d+| row \d+): ")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse exits with 2 for wrong options, which here means defects."""
+
+    def error(self, message: str):
+        self.print_usage(sys.stderr)
+        self.exit(COULD_NOT_RUN, f"{self.prog}: error: {message}\n")
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument(
+        "--dataset", required=True, help="`imagefolder`, a known dataset, a table, a folder or a Hub id."
+    )
+    parser.add_argument("--dataset_config", help="Configuration of the dataset, if it has several.")
+    parser.add_argument("--data_dir", help="Where the dataset lies, if it is not downloaded.")
+    parser.add_argument("--image_column", help="Column with images or paths.")
+    parser.add_argument("--label_column", help="Column with the given, maybe wrong, labels.")
+    parser.add_argument("--clean_label_column", help="Column with true labels, if there is one.")
+    parser.add_argument("--index_column", help="Column with stable sample ids, if there is one.")
+    parser.add_argument("--num_workers", type=int, help="Threads that read and decode; default: number of CPUs.")
+    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="Larger images are defects (%(default)s).")
+    parser.add_argument("--output", help="Write the report here, as JSON.")
+    parser.add_argument("--quarantine_output", help="Write the rows to leave out here, one JSON object a line.")
+    return parser.parse_args(argv)
+
+
+def load(arguments: argparse.Namespace) -> tuple[DatasetDict | None, list[dict]]:
+    """
+    The dataset and what the loader found wrong with it.
+
+    The loader stops at the first row without image file or label. The rest is audited without the missing files; an
+    unusable label leaves nothing to audit.
+    """
+    problems = []
+    for on_missing in ("error", "skip"):
+        try:
+            dataset = load_noisy_dataset(
+                arguments.dataset,
+                config=arguments.dataset_config,
+                data_dir=arguments.data_dir,
+                image_column=arguments.image_column,
+                label_column=arguments.label_column,
+                clean_label_column=arguments.clean_label_column,
+                index_column=arguments.index_column,
+                on_missing=on_missing,
+            )
+            return dataset, problems
+        except ValueError as error:
+            if not PLACE.match(str(error)):
+                raise
+            if {"reason": str(error)} not in problems:
+                problems.append({"reason": str(error)})
+    return None, problems
+
+
+def image_folder(arguments: argparse.Namespace) -> str | None:
+    """The folder whose image files should all be rows: known for the user's own folders and tables."""
+    if arguments.dataset == "imagefolder":
+        return arguments.data_dir
+    if os.path.isdir(arguments.dataset):
+        return arguments.data_dir or arguments.dataset
+    if os.path.isfile(arguments.dataset):
+        return arguments.data_dir or os.path.dirname(os.path.abspath(arguments.dataset))
+    return None
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    for path in filter(None, (arguments.dataset, arguments.data_dir)):
+        refuse_archive(path)
+    dataset, problems = load(arguments)
+    report = empty_report()
+    if dataset is not None:
+        report = check_dataset(
+            dataset,
+            num_workers=arguments.num_workers,
+            max_pixels=arguments.max_pixels,
+            image_dir=image_folder(arguments),
+        )
+    report["defects"]["loading"] = problems
+    report["num_defects"] += len(problems)
+
+    print(format_report(report))
+    if arguments.output:
+        save_report(arguments.output, report)
+    if arguments.quarantine_output:
+        rows = save_quarantine(arguments.quarantine_output, report)
+        print(f"\n{rows} rows to leave out, in {arguments.quarantine_output}")
+    return DEFECTS if report["num_defects"] else CLEAN
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    try:
+        return audit(arguments)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"The audit could not run: {error}", file=sys.stderr)
+        return COULD_NOT_RUN
+
+
+if __name__ == "__main__":
+    sys.exit(main())
