@@ -1,11 +1,14 @@
-"""HNML: hierarchical noise-tolerant meta-learning with noisy labels, for timm backbones on the Hugging Face Trainer."""
+"""HNML, hierarchical noise-tolerant meta-learning with noisy labels: timm backbones on the Hugging Face Trainer."""
 
 from importlib.metadata import version
 
 from . import backbones as _register_backbones  # noqa: F401 (registers with timm)
-from .data import load_noisy_dataset
-from .data.collate import collate_images
-from .data.transforms import TransformedDataset, create_image_processor, create_transforms
+from .data import class_balanced, load_noisy_dataset
+from .data.collate import MixupCollator, collate_images
+from .data.preflight import apply_quarantine, check_dataset, load_quarantine
+from .data.splits import split_validation
+from .data.synthetic import add_noise, apply_manifest, draw_noise, load_manifest, save_manifest
+from .data.transforms import TransformedDataset, UnreadableImageError, create_image_processor, create_transforms
 from .metrics import compute_metrics, noise_auroc
 from .modeling import TimmCAMForImageClassification
 from .trainer import HNMLTrainer, NonFiniteError
@@ -17,13 +20,25 @@ __version__ = version("hnml_hf")
 __all__ = [
     "HNMLTrainer",
     "HNMLTrainingArguments",
+    "MixupCollator",
     "NonFiniteError",
     "TimmCAMForImageClassification",
     "TransformedDataset",
+    "UnreadableImageError",
+    "add_noise",
+    "apply_manifest",
+    "apply_quarantine",
+    "check_dataset",
+    "class_balanced",
     "collate_images",
     "compute_metrics",
     "create_image_processor",
     "create_transforms",
+    "draw_noise",
+    "load_manifest",
     "load_noisy_dataset",
+    "load_quarantine",
     "noise_auroc",
+    "save_manifest",
+    "split_validation",
 ]

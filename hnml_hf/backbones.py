@@ -1,10 +1,10 @@
 """The field's CIFAR networks, made of timm's own blocks and registered with timm.
 
 timm's ResNets halve the image twice before the first block, which leaves nothing of 32 pixels. The networks of the
-noisy-label literature start with a 3x3 convolution of stride 1 and no pooling; timm has no argument for that, so these are
-variants under names of their own. A folder saved with one of them opens in timm and transformers after
-`import hnml_hf.backbones`; every other timm backbone needs no import. Ordinary backbones for small images: `output_stride=8`
-for ResNets, `patch_size=1` or `2` for ConvNeXt, `patch_size=4, img_size=32` for ViT.
+noisy-label literature start with a 3x3 convolution of stride 1 and no pooling; timm has no argument for that, so these
+are variants under names of their own. A folder saved with one of them opens in timm and transformers after
+`import hnml_hf.backbones`; every other timm backbone needs no import. Ordinary backbones for small images:
+`output_stride=8` for ResNets, `patch_size=1` or `2` for ConvNeXt, `patch_size=4, img_size=32` for ViT.
 """
 
 from timm.layers import BatchNormAct2d, create_conv2d
@@ -38,13 +38,20 @@ default_cfgs = generate_default_cfgs(
 
 
 class CifarResNet(ResNet):
-    """ResNet with a 3x3 stem of stride 1 and no pooling (He et al., CVPR 2016, as used on CIFAR by DivideMix, ELR and others)."""
+    """ResNet with a 3x3 stem of stride 1 and no pooling (He et al., CVPR 2016), the CIFAR form."""
 
     def __init__(self, *args, in_chans: int = 3, zero_init_last: bool = True, **kwargs):
         super().__init__(*args, in_chans=in_chans, zero_init_last=zero_init_last, **kwargs)
         stem = self.conv1
         self.conv1 = nn.Conv2d(
-            in_chans, stem.out_channels, 3, stride=1, padding=1, bias=False, device=stem.weight.device, dtype=stem.weight.dtype
+            in_chans,
+            stem.out_channels,
+            3,
+            stride=1,
+            padding=1,
+            bias=False,
+            device=stem.weight.device,
+            dtype=stem.weight.dtype,
         )
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's ResNet does
         self.maxpool = nn.Identity()
@@ -52,7 +59,7 @@ class CifarResNet(ResNet):
 
 
 class CifarPreActResNet(ResNetV2):
-    """Pre-activation ResNet with a 3x3 stem of stride 1 and no pooling (He et al., ECCV 2016; PreAct-ResNet-18 of DivideMix)."""
+    """Pre-activation ResNet with a 3x3 stem of stride 1 and no pooling (He et al., ECCV 2016), the CIFAR form."""
 
     def __init__(self, *args, in_chans: int = 3, **kwargs):
         super().__init__(*args, in_chans=in_chans, **kwargs)
@@ -60,7 +67,9 @@ class CifarPreActResNet(ResNetV2):
         self.stem = nn.Sequential()
         self.stem.add_module(
             "conv",
-            create_conv2d(in_chans, stem.out_channels, 3, stride=1, device=stem.weight.device, dtype=stem.weight.dtype),
+            create_conv2d(
+                in_chans, stem.out_channels, 3, stride=1, device=stem.weight.device, dtype=stem.weight.dtype
+            ),
         )
         nn.init.kaiming_normal_(self.stem.conv.weight, mode="fan_out", nonlinearity="relu")
         self.feature_info = [{**info, "reduction": max(info["reduction"] // 4, 1)} for info in self.feature_info]
@@ -82,7 +91,7 @@ def resnet34_cifar(pretrained: bool = False, **kwargs) -> CifarResNet:
 
 @register_model
 def preact_resnet18_cifar(pretrained: bool = False, **kwargs) -> CifarPreActResNet:
-    """Pre-activation ResNet-18 for 32-pixel images, 11.2 million parameters at 10 classes; the network of DivideMix."""
+    """PreAct-ResNet-18 for 32-pixel images, 11.2 million parameters at 10 classes; the network of DivideMix."""
     arguments = {
         "layers": (2, 2, 2, 2),
         "channels": (64, 128, 256, 512),

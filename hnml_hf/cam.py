@@ -1,6 +1,7 @@
 """Class activation maps (CAMs) and the foreground masks made from them. Pure functions of tensors.
 
-Shapes: b batch, k classes, d features before the last linear layer, c channels, h and w map height and width, r regions.
+Shapes: b batch, k classes, d features before the last linear layer, c channels, h and w map height and width, r
+regions.
 """
 
 from collections.abc import Callable
@@ -19,8 +20,8 @@ def class_activation_maps(feature_maps: torch.Tensor, class_weights: torch.Tenso
 
     Args:
         feature_maps (`torch.Tensor` of shape `(b, d, h, w)`): A, the map that the head pools.
-        class_weights (`torch.Tensor` of shape `(b, d)` or `(m, b, d)`): w, the classifier's row for each image's class;
-            with a leading m, one such set for each of m classifiers.
+        class_weights (`torch.Tensor` of shape `(b, d)` or `(m, b, d)`): w, the classifier's row for each image's
+            class; with a leading m, one such set for each of m classifiers.
 
     Returns:
         `torch.Tensor` of shape `(b, h, w)` or `(m, b, h, w)`.
@@ -69,7 +70,8 @@ def normalize_cams(cams: torch.Tensor) -> torch.Tensor:
 def foreground_mask(normalized_cams: torch.Tensor, *, threshold: float) -> torch.Tensor:
     """Cells that speak for the class: 1[a(u) >= threshold]; the soft map itself where it has at most 16 cells.
 
-    A map that is nowhere positive marks no foreground; its mask is 1 everywhere, which leaves the head's output as it is.
+    A map that is nowhere positive marks no foreground; its mask is 1 everywhere, which leaves the head's output as it
+    is.
 
     Args:
         normalized_cams (`torch.Tensor` of shape `(..., h, w)`): output of [`normalize_cams`].

@@ -19,7 +19,9 @@ class TargetMemory:
     def __init__(self, index: np.ndarray, num_labels: int, *, decay: float, device: torch.device | str = "cpu"):
         self.ids = torch.as_tensor(np.unique(index), device=device)
         if len(self.ids) != len(index):
-            raise ValueError(f"{len(index)} samples have only {len(self.ids)} distinct values of `index`; ids must be unique.")
+            raise ValueError(
+                f"{len(index)} samples have only {len(self.ids)} distinct values of `index`; ids must be unique."
+            )
         self.decay = decay
         self.targets = torch.zeros(len(index), num_labels, device=device)
 

@@ -1,7 +1,7 @@
 """The inner step of the bi-level problem: where a virtual update of the weights would lead.
 
-Three ways to get there: a gradient step on given weights, the same step on the last layer in closed form, and a look ahead
-along the optimizer's running gradient. All are functions of tensors; none knows a model.
+Three ways to get there: a gradient step on given weights, the same step on the last layer in closed form, and a look
+ahead along the optimizer's running gradient. All are functions of tensors; none knows a model.
 
 Shapes: b batch, k classes, d features, m synthetic label sets, q queries.
 """
@@ -22,8 +22,8 @@ def inner_loss(
 ) -> torch.Tensor:
     """Meta-training loss of one synthetic label set: mean_i [ CE(p_i, y^_i) + lambda KL(q_i || p_i) ].
 
-    MLNT (Li et al., CVPR 2019, Eq. 1) has lambda = 0; lambda > 0 is the literal reading of HNML's abstract, which puts the
-    consistency loss into meta-training.
+    MLNT (Li et al., CVPR 2019, Eq. 1) has lambda = 0; lambda > 0 is the literal reading of HNML's abstract, which puts
+    the consistency loss into meta-training.
 
     Args:
         logits (`torch.Tensor` of shape `(b, k)`): the student's.
@@ -36,7 +36,9 @@ def inner_loss(
     """
     loss = F.cross_entropy(logits, labels)
     if consistency_weight:
-        loss = loss + consistency_weight * F.kl_div(logits.log_softmax(-1), teacher_probabilities, reduction="batchmean")
+        loss = loss + consistency_weight * F.kl_div(
+            logits.log_softmax(-1), teacher_probabilities, reduction="batchmean"
+        )
     return loss
 
 
@@ -52,7 +54,8 @@ def gradient_step(
         second_order (`bool`): whether theta' is differentiated through the gradient. If not, d theta'/d theta = 1.
 
     Returns:
-        `dict[str, torch.Tensor]`: theta', with the names of `weights`. A weight that the loss does not use is unchanged.
+        `dict[str, torch.Tensor]`: theta', with the names of `weights`. A weight that the loss does not use is
+        unchanged.
     """
     gradients = torch.autograd.grad(
         loss, list(weights.values()), retain_graph=True, create_graph=second_order, allow_unused=True
@@ -138,7 +141,8 @@ def head_step_weights(
 
 
 def running_gradients(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, torch.Tensor]:
-    """The sum v <- beta v + g of past gradients that the optimizer keeps anyway, by parameter; empty before its first step.
+    """The sum v <- beta v + g of past gradients that the optimizer keeps anyway, by parameter; empty before its first
+    step.
 
     SGD's momentum buffer is v itself; Adam's first moment is (1 - beta_1) v.
 
@@ -164,10 +168,11 @@ def running_gradients(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, to
 
 @contextmanager
 def look_ahead(directions: Mapping[torch.Tensor, torch.Tensor], *, lr: float):
-    """Inside the block each parameter is theta' = theta - lr v; afterwards it is theta again, bit for bit, also on error.
+    """Inside the block each parameter is theta' = theta - lr v; afterwards it is theta again, bit for bit, also on
+    error.
 
-    A gradient computed inside is the gradient at theta', ready to be applied at theta: extragradient from the past (Popov
-    1980) with v in place of the last gradient.
+    A gradient computed inside is the gradient at theta', ready to be applied at theta: extragradient from the past
+    (Popov 1980) with v in place of the last gradient.
 
     Args:
         directions (`Mapping[torch.Tensor, torch.Tensor]`): v by parameter.
@@ -204,5 +209,3 @@ def swapped_label_loss_drop(
         before = F.cross_entropy(logits.expand_as(fast_logits)[swapped].float(), synthetic_labels[swapped])
         after = F.cross_entropy(fast_logits[swapped].float(), synthetic_labels[swapped])
         return 1 - after / before
-
-

@@ -5,6 +5,8 @@ same folder without this package.
 """
 
 import inspect
+import os
+import tempfile
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from timm.models import group_parameters
 from torch import nn
 from torch.nn import functional as F
@@ -22,11 +24,13 @@ from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperFo
 from transformers.utils import logging
 
 from .cam import class_activation_maps, head_gradient_activation
+from .hub import check_folder, check_safetensors, push_to_hub
 
 
 logger = logging.get_logger(__name__)
 
 PREFIX = "timm_model."
+WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass
@@ -58,7 +62,8 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
     """A whole timm classifier that also returns its feature map, its pooled features and class activation maps.
 
     The configuration is transformers' own [`TimmWrapperConfig`]; there is no parameter beside timm's own. Use
-    [`~TimmCAMForImageClassification.from_timm`] to start from a timm name and `from_pretrained` for a saved folder or a
+    [`~TimmCAMForImageClassification.from_timm`] to start from a timm name and `from_pretrained` for a saved folder or
+    a
     Hub id (`timm/...` or one trained here).
 
     Raises:
@@ -67,14 +72,16 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
 
     def __init__(self, config: TimmWrapperConfig):
         # timm writes `num_classes` into `model_args` of its own checkpoints, transformers passes it a second time
-        config.model_args = {k: v for k, v in (config.model_args or {}).items() if k not in ("num_classes", "label_names")}
+        config.model_args = {
+            k: v for k, v in (config.model_args or {}).items() if k not in ("num_classes", "label_names")
+        }
         super().__init__(config)
         _require_linear_classifier(self.timm_model, config.architecture)
         self._pool_is_mean: bool | None = None
 
     def post_init(self):
-        # timm has initialised its parameters already; the inherited initialisation would draw them again from N(0, 0.02).
-        # Marked ones are left alone; what a checkpoint lacks (on the meta device here) is still initialised.
+        # timm has initialised its parameters already; the inherited initialisation would draw them again from N(0,
+        # 0.02). # Marked ones are left alone; what a checkpoint lacks (on the meta device here) is still initialised.
         for parameter in self.parameters():
             if not parameter.is_meta:
                 parameter._is_hf_initialized = True
@@ -99,7 +106,7 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
             num_labels (`int`, *optional*): number of classes; taken from `id2label` if that is given.
             id2label (`dict[int, str]`, *optional*): class names in id order.
             pretrained (`bool`, `str` or `Path`): `True` takes timm's weights from the Hub, a path takes a local
-                safetensors file with timm's names. A head of another size is replaced by a fresh one.
+                safetensors file with timm's names or a folder that was saved here. A head of another size is replaced by a fresh one.
             in_chans (`int`): colour channels of the images.
             image_size (`int`, *optional*): side of the square input in pixels; default: the backbone's own.
             model_args: any other JSON-able argument of `timm.create_model`.
@@ -115,9 +122,13 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
                 + "`timm.list_models()` gives all of them."
             )
         if id2label is not None and num_labels not in (None, len(id2label)):
-            raise ValueError(f"`num_labels={num_labels}` but `id2label` has {len(id2label)} entries; give one of them.")
+            raise ValueError(
+                f"`num_labels={num_labels}` but `id2label` has {len(id2label)} entries; give one of them."
+            )
         num_labels = len(id2label) if id2label is not None else num_labels
-        id2label = {int(i): str(name) for i, name in (id2label or dict(enumerate(map(str, range(num_labels or 0))))).items()}
+        id2label = {
+            int(i): str(name) for i, name in (id2label or dict(enumerate(map(str, range(num_labels or 0))))).items()
+        }
         if not num_labels or num_labels < 2:
             raise ValueError(f"`num_labels={num_labels}`: a classifier needs at least two classes.")
 
@@ -128,11 +139,14 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         _require_linear_classifier(probe, architecture)
         accepted = inspect.signature(type(probe).__init__).parameters
         if getattr(probe, "global_pool", None) == "token" and "global_pool" not in model_args:
-            # a class token hides where the evidence is: average the patch tokens, and keep the norm where it was trained
+            # a class token hides where the evidence is: average the patch tokens, and keep the norm where it was
+            # trained
             model_args["global_pool"] = "avg"
             if "fc_norm" in accepted:
                 model_args["fc_norm"] = False
-            logger.info(f"`{architecture}` is built with average pooling of its patch tokens instead of the class token.")
+            logger.info(
+                f"`{architecture}` is built with average pooling of its patch tokens instead of the class token."
+            )
         if image_size is not None and "img_size" in accepted and image_size != probe.pretrained_cfg["input_size"][-1]:
             model_args.setdefault("img_size", image_size)
 
@@ -155,14 +169,17 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         if pretrained:
             overlay, head_size = {}, probe.pretrained_cfg.get("num_classes")
             if pretrained is not True:
-                head_size = _stored_head_size(Path(pretrained), probe.pretrained_cfg["classifier"])
-                overlay = {"file": str(pretrained), "num_classes": head_size}
+                path = Path(pretrained) / WEIGHTS_FILE if Path(pretrained).is_dir() else Path(pretrained)
+                head_size = _stored_head_size(path, probe.pretrained_cfg["classifier"])
+                overlay = {"file": str(path), "num_classes": head_size}
             source = timm.create_model(
                 architecture, pretrained=True, num_classes=num_labels, pretrained_cfg_overlay=overlay, **model_args
             )
             model.timm_model.load_state_dict(source.state_dict())
             if head_size != num_labels:
-                logger.warning(f"The pretrained head of `{architecture}` is replaced by a fresh one for {num_labels} classes.")
+                logger.warning(
+                    f"The pretrained head of `{architecture}` is replaced by a fresh one for {num_labels} classes."
+                )
         model.check_spatial_evidence()
         return model
 
@@ -180,41 +197,72 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         """
         was_training = self.training
         self.eval()
-        native = self.timm_model.forward_features(torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype))
+        native = self.timm_model.forward_features(
+            torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype)
+        )
         self.train(was_training)
         name, (_, height, width) = self.config.architecture, self.input_size
         if getattr(self.timm_model, "global_pool", None) == "token":
             raise ValueError(
-                f"Backbone `{name}` classifies by its class token, so its feature map carries no evidence. Build it with "
-                '`global_pool="avg"` (and `fc_norm=False` for weights trained with a class token).'
+                f"Backbone `{name}` classifies by its class token, so its feature map carries no evidence. Build it "
+                'with `global_pool="avg"` (and `fc_norm=False` for weights trained with a class token).'
             )
         grid = tuple(self.to_feature_maps(native).shape[-2:])
         if grid == (1, 1):
             raise ValueError(
                 f"Backbone `{name}` has a feature map of 1x1 cell at {height}x{width} pixels, so it has no spatial "
-                "evidence for activation maps. Use larger images or a smaller stride (`output_stride=8`, `patch_size`)."
+                "evidence for activation maps. Use larger images or a smaller stride (`output_stride`, `patch_size`)."
             )
+        self._check_head(native)
         return grid
+
+    def _check_head(self, native: torch.Tensor):
+        """Raise `ValueError` unless the head pools the cells of the map and then applies the last linear layer."""
+        sample = torch.randn(native.shape, generator=torch.Generator().manual_seed(0)).to(native).requires_grad_()
+        was_training = self.training
+        self.eval()
+        with torch.enable_grad():
+            pooled = self.pool(sample)
+            (gradient,) = torch.autograd.grad(pooled.square().sum() + pooled[..., ::2].sum(), sample)
+        expected = self.timm_model.forward_head(sample)
+        self.train(was_training)
+        name = self.config.architecture
+        if self.to_feature_maps(gradient).abs().max() == 0:
+            raise ValueError(
+                f"Backbone `{name}` classifies by its class tokens alone, so its feature map carries no evidence. "
+                "Choose one that pools its map."
+            )
+        fits = pooled.shape[-1] == self.class_weights.shape[-1]
+        if not fits or not torch.allclose(self.classify(pooled), expected, rtol=1e-2, atol=1e-3):
+            raise ValueError(
+                f"The head of backbone `{name}` is not a pooling followed by one linear layer, so it has no class "
+                "activation maps. Choose another backbone, for example `resnet50` or `convnext_tiny`."
+            )
 
     # -- the parts of the head ----------------------------------------------------------------------------------------
 
     @property
+    def classifiers(self) -> tuple[nn.Module, ...]:
+        """The last linear layer; two of them where timm averages the outputs of two heads on the same features."""
+        return _classifiers(self.timm_model)
+
+    @property
     def class_weights(self) -> torch.Tensor:
         """Weight of the last linear layer, of shape `(k, d)`."""
-        return self.timm_model.get_classifier().weight.flatten(1)
+        return _mean([classifier.weight.flatten(1) for classifier in self.classifiers])
 
     @property
     def class_bias(self) -> torch.Tensor:
         """Bias of the last linear layer, of shape `(k,)`; zeros if it has none."""
-        classifier = self.timm_model.get_classifier()
-        return classifier.weight.new_zeros(classifier.weight.shape[0]) if classifier.bias is None else classifier.bias
+        return _mean([_bias(classifier) for classifier in self.classifiers])
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Last linear layer: `(b, d)` to `(b, k)`."""
-        classifier = self.timm_model.get_classifier()
-        if isinstance(classifier, nn.Conv2d):
-            return classifier(features[..., None, None]).flatten(1)
-        return classifier(features)
+        logits = [
+            classifier(features[..., None, None] if isinstance(classifier, nn.Conv2d) else features).flatten(1)
+            for classifier in self.classifiers
+        ]
+        return _mean(logits)
 
     def pool(self, native: torch.Tensor) -> torch.Tensor:
         """What the head does before its last linear layer: the backbone's own map to `(b, d)`."""
@@ -223,7 +271,9 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
     def to_feature_maps(self, native: torch.Tensor) -> torch.Tensor:
         """The backbone's map, in any of timm's three layouts (NCHW, NHWC, tokens), as `(b, c, h, w)`."""
         if not isinstance(native, torch.Tensor) or native.ndim not in (3, 4):
-            raise ValueError(f"Backbone `{self.config.architecture}` has no single feature map; choose another backbone.")
+            raise ValueError(
+                f"Backbone `{self.config.architecture}` has no single feature map; choose another backbone."
+            )
         if native.ndim == 4:
             return native.permute(0, 3, 1, 2) if getattr(self.timm_model, "output_fmt", "NCHW") == "NHWC" else native
         tokens = native[:, getattr(self.timm_model, "num_prefix_tokens", 0) :]
@@ -251,8 +301,8 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
 
         Args:
             output (`TimmCAMOutput`): what `forward` returned for the batch.
-            class_weights (`torch.Tensor` of shape `(b, d)` or `(m, b, d)`): the rows of each image's class; several sets
-                may be given, for instance those of fast weights.
+            class_weights (`torch.Tensor` of shape `(b, d)` or `(m, b, d)`): the rows of each image's class; several
+                sets may be given, for instance those of fast weights.
 
         Returns:
             `torch.Tensor` of shape `(b, h, w)` or `(m, b, h, w)`.
@@ -297,12 +347,12 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
             pixel_values (`torch.Tensor` of shape `(b, channels, height, width)`): normalised images.
             labels (`torch.LongTensor` of shape `(b,)`, *optional*): gives `loss`, the mean cross-entropy.
             cam_classes (`torch.LongTensor` of shape `(b,)` or `"predicted"`, *optional*): gives `cams`.
-            region_masks (`torch.Tensor` of shape `(r, b, h, w)`, *optional*): gives `region_features` and `region_logits`:
-                the same head on the map times each mask, rescaled by 1 / mean(mask). With average pooling that is masked
-                average pooling.
-            step (`Callable`, *optional*): a training step to run on this batch instead. It gets a [`BatchView`] and its
-                result is returned as it is. Running the whole step inside `forward` is what lets distributed wrappers
-                see, and synchronise, every gradient.
+            region_masks (`torch.Tensor` of shape `(r, b, h, w)`, *optional*): gives `region_features` and
+                `region_logits`: the same head on the map times each mask, rescaled by 1 / mean(mask). With average
+                pooling that is masked average pooling.
+            step (`Callable`, *optional*): a training step to run on this batch instead. It gets a [`BatchView`] and
+                its result is returned as it is. Running the whole step inside `forward` is what lets distributed
+                wrappers see, and synchronise, every gradient.
 
         Returns:
             [`TimmCAMOutput`]
@@ -336,44 +386,140 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         if scope == "full":
             return named
         if scope == "head":
-            head = {id(parameter) for parameter in self.timm_model.get_classifier().parameters()}
+            head = {id(parameter) for layer in self.classifiers for parameter in layer.parameters()}
             return {name: parameter for name, parameter in named.items() if id(parameter) in head}
         if scope != "last_stage":
             raise ValueError(f"`scope={scope!r}` is none of `head`, `last_stage`, `full`.")
         if not hasattr(self.timm_model, "group_matcher"):
-            raise ValueError(f"timm does not group the layers of `{self.config.architecture}`; use another scope than `last_stage`.")
+            raise ValueError(
+                f"timm does not group the layers of `{self.config.architecture}`; use another scope than `last_stage`."
+            )
         groups = group_parameters(self.timm_model, self.timm_model.group_matcher(coarse=True))
         last = [groups[key] for key in sorted(groups)][-2:]
         return {PREFIX + name: named[PREFIX + name] for group in last for name in group}
 
-    # -- saving -------------------------------------------------------------------------------------------------------
+    # -- loading and saving --
 
-    def save_pretrained(self, save_directory, *args, state_dict: dict | None = None, **kwargs):
-        """Save an ordinary checkpoint of timm and of transformers: keys without the wrapper's prefix."""
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """Load a saved folder or a Hub id: as in transformers, but no weight is left at random unasked.
+
+        With `num_labels` or `id2label` of another size than the checkpoint's, the classifier is replaced by a fresh
+        one.
+
+        Raises:
+            ValueError: no model there, weights that are cut off or a pickle, an unknown architecture, or weights that
+                do not fit the configuration.
+            OSError: the Hub has no such model, or did not answer.
+        """
+        source = str(pretrained_model_name_or_path)
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            check_folder(folder)
+        elif folder.is_file():
+            raise ValueError(f"`{source}` is a file; give the folder that holds it and `config.json`.")
+        if kwargs.pop("use_safetensors", True) is False:
+            raise ValueError("`use_safetensors=False`: pickles are not loaded, since they can run code.")
+        new_head = bool({"num_labels", "id2label"} & set(kwargs))
+        kwargs = {"ignore_mismatched_sizes": new_head, **kwargs}
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(f"The weights of `{source}` are cut off, or no safetensors file: {error}.") from error
+        except (ImportError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:500]
+            unknown = "not supported in your version" in reason or "Unknown model" in reason
+            advice = (
+                "Check its name, or import the package that registers it."
+                if unknown
+                else ("Correct `config.json`, or give `num_labels` to put a fresh classifier on the backbone.")
+            )
+            raise ValueError(f"`{source}` does not load: {reason} {advice}") from error
+        mismatched = {name for name, *_ in info["mismatched_keys"]}
+        head = set(model.scope_parameters("head")) if new_head else set()
+        left_over = sorted((set(info["missing_keys"]) | mismatched) - head)
+        if left_over:
+            raise ValueError(
+                f"The weights of `{source}` do not fit `{model.config.architecture}` with {model.config.model_args}: "
+                f"{len(left_over)} are missing or have another size, among them {', '.join(left_over[:5])}."
+            )
+        if mismatched:
+            logger.warning(f"The head of `{source}` is replaced by a fresh one for {model.config.num_labels} classes.")
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, state_dict=None, push_to_hub: bool = False, **kwargs):
+        """Save an ordinary checkpoint of timm and of transformers: keys without the wrapper's prefix.
+
+        The files are written aside and then moved, the weights last: a folder holds a whole model, or the one before.
+        """
+        if push_to_hub:
+            raise ValueError("Save first, then push: `model.push_to_hub(repo_id)`.")
+        target = Path(save_directory)
+        if target.is_file():
+            raise ValueError(f"`{target}` is a file; give a folder.")
         state_dict = self.state_dict() if state_dict is None else state_dict
         state_dict = {name.removeprefix(PREFIX): value for name, value in state_dict.items()}
-        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix="_saving-") as aside:
+            super().save_pretrained(aside, *args, state_dict=state_dict, **kwargs)
+            written = sorted(Path(aside).iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name))
+            for path in written:
+                os.replace(path, target / path.name)
+        if WEIGHTS_FILE in {path.name for path in written}:  # shards of an earlier save would be loaded as well
+            for stale in (target / f"{WEIGHTS_FILE}.index.json", *target.glob("model-?????-of-?????.safetensors")):
+                stale.unlink(missing_ok=True)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs):
+        """Upload weights and configuration to the Hub; a new repository is private.
+
+        The configuration also tells timm and transformers how to prepare images. For a trained folder with its card
+        use [`~hnml_hf.push_to_hub`], which takes the same arguments: `token`, `revision`, `create_pr`,
+        `commit_message`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_to_hub(folder, repo_id, private=private, **kwargs)
+
+
+def _classifiers(timm_model: nn.Module) -> tuple[nn.Module, ...]:
+    classifier = timm_model.get_classifier()
+    return classifier if isinstance(classifier, tuple) else (classifier,)
 
 
 def _require_linear_classifier(timm_model: nn.Module, architecture: str):
-    classifier = timm_model.get_classifier()
-    pointwise = isinstance(classifier, nn.Conv2d) and classifier.kernel_size == (1, 1)
-    if not (isinstance(classifier, nn.Linear) or pointwise):
-        raise ValueError(
-            f"Backbone `{architecture}` ends in `{type(classifier).__name__}`, not in one linear layer, so it has no class "
-            "activation maps. Choose a backbone whose `get_classifier()` is `nn.Linear`, for example `resnet50`, "
-            "`convnext_tiny` or `vit_small_patch16_224`."
-        )
+    for layer in _classifiers(timm_model):
+        pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+        if not (isinstance(layer, nn.Linear) or pointwise):
+            raise ValueError(
+                f"Backbone `{architecture}` ends in `{type(layer).__name__}`, not in one linear layer, so it has no "
+                "class activation maps. Choose a backbone whose `get_classifier()` is `nn.Linear`, for example "
+                "`resnet50`, `convnext_tiny` or `vit_small_patch16_224`."
+            )
+
+
+def _bias(layer: nn.Module) -> torch.Tensor:
+    return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
+
+
+def _mean(values: list[torch.Tensor]) -> torch.Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
 
 def _stored_head_size(path: Path, classifier: str) -> int:
     """Number of classes of the classifier in a safetensors file."""
     if path.suffix != ".safetensors":
         raise ValueError(f"`{path}`: local weights must be a `.safetensors` file; pickles are not loaded.")
+    if not path.is_file():
+        raise ValueError(f"`{path}` is not there; give a safetensors file, or a folder with `{WEIGHTS_FILE}`.")
+    check_safetensors(path)
     with safe_open(path, framework="pt") as weights:
-        name = f"{classifier}.weight"
+        name = f"{classifier if isinstance(classifier, str) else classifier[0]}.weight"
         if name not in weights.keys():
-            raise ValueError(f"`{path}` has no `{name}`; it does not hold weights of this architecture with timm's names.")
+            raise ValueError(
+                f"`{path}` has no `{name}`; it does not hold weights of this architecture with timm's names."
+            )
         return weights.get_slice(name).get_shape()[0]
 
 

@@ -20,12 +20,14 @@ from transformers.utils import logging
 from .memory import TargetMemory
 from .meta import look_ahead, running_gradients
 from .objectives import OBJECTIVES, sigmoid_rampup
+from .sync import check_ranks_agree, tensor_digests
 from .training_args import TEACHER_OBJECTIVES, HNMLTrainingArguments
 
 
 logger = logging.get_logger(__name__)
 
 TEACHER_FOLDER = "teacher"
+LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loaded at the end
 MEMORY_FILE = "target_memory.safetensors"
 MAPS = ["features", "feature_maps", "last_hidden_state"]  # outputs that evaluation must not gather
 
@@ -37,11 +39,12 @@ class NonFiniteError(FloatingPointError):
 class HNMLTrainer(Trainer):
     """Trains a [`TimmCAMForImageClassification`] on noisy labels by HNML or one of its baselines.
 
-    Takes transformers' own arguments. `train_dataset` is a [`TransformedDataset`]; `compute_metrics` and `data_collator` as
-    in transformers. What `evaluate` measures is what `save_model` writes: the teacher, if `args.eval_teacher`.
+    Takes transformers' own arguments. `train_dataset` is a [`TransformedDataset`]; `compute_metrics` and
+    `data_collator` as in transformers. What `evaluate` measures is what `save_model` writes: the teacher, if
+    `args.eval_teacher`.
 
-    Over several processes each takes its own synthetic labels and its own virtual step on its own part of the batch, and the
-    gradients are averaged: W processes equal one process with W accumulation steps.
+    Over several processes each takes its own synthetic labels and its own virtual step on its own part of the batch,
+    and the gradients are averaged: W processes equal one process with W accumulation steps.
 
     Raises:
         ValueError: before training starts, on data or options that cannot work.
@@ -59,6 +62,8 @@ class HNMLTrainer(Trainer):
         self.objective, self.provided = partial(objective, **options), [name for name in provided if name in needs]
         if train_dataset is not None:
             self._check_training_data(train_dataset)
+        if getattr(self.data_collator, "mixup", None) and args.objective != "ce":
+            raise ValueError(f"Mixup makes soft labels, which objective `{args.objective}` does not take; use `ce`.")
         if self._mask_wanted():
             self.model.check_spatial_evidence()
 
@@ -72,7 +77,9 @@ class HNMLTrainer(Trainer):
             self.memory = TargetMemory(train_dataset.index, num_labels, decay=args.elr_decay, device=args.device)
         self._second_order_attention = args.second_order and args.meta_scope != "head" and "second_order" in options
         if self._second_order_attention:
-            logger.info("Second-order virtual steps run attention by PyTorch's math kernel: the fused ones have no second derivative.")
+            logger.info(
+                "Second-order virtual steps run attention by PyTorch's math kernel; fused ones have no second derivative."
+            )
         self._evaluated = "teacher" if args.eval_teacher else "student"
         self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._watched: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
@@ -83,20 +90,22 @@ class HNMLTrainer(Trainer):
 
     def _check_training_data(self, dataset):
         if not all(hasattr(dataset, name) for name in ("labels", "clean_labels", "index")):
-            raise ValueError("`train_dataset` must be a `TransformedDataset`: `TransformedDataset(dataset, transform)`.")
+            raise ValueError(
+                "`train_dataset` must be a `TransformedDataset`: `TransformedDataset(dataset, transform)`."
+            )
         if len(dataset) == 0:
             raise ValueError("The training set is empty.")
         num_labels, labels = self.model.config.num_labels, dataset.labels
         if labels.min() < 0 or labels.max() >= num_labels:
             first = int(((labels < 0) | (labels >= num_labels)).argmax())
             raise ValueError(
-                f"Training sample {dataset.index[first]} has label {labels[first]}, but the model has {num_labels} classes "
-                f"(0 to {num_labels - 1})."
+                f"Training sample {dataset.index[first]} has label {labels[first]}, but the model has {num_labels} "
+                f"classes (0 to {num_labels - 1})."
             )
         if (labels == labels[0]).all():
             raise ValueError(
-                f"All {len(dataset)} training samples have the one label {labels[0]}; there is nothing to learn. Check "
-                "`--label_column`."
+                f"All {len(dataset)} training samples have the one label {labels[0]}; there is nothing to learn. "
+                "Check `--label_column`."
             )
 
     # -- one training step --------------------------------------------------------------------------------------------
@@ -147,7 +156,7 @@ class HNMLTrainer(Trainer):
 
     def _objective_step(self, student, *, inputs, wanted):
         """Runs inside the wrapped model's forward, so that distributed training sees every gradient."""
-        index, labels = inputs["index"], inputs["labels"]
+        index, labels = inputs["index"], inputs.get("soft_labels", inputs["labels"])
         providers = {
             "wanted": wanted,
             "teacher": partial(self._teach, inputs["pixel_values"], with_cams="mask_guided" in wanted),
@@ -175,7 +184,8 @@ class HNMLTrainer(Trainer):
         labels, clean = inputs["labels"], inputs["clean_labels"]
         wrong = (clean >= 0) & (clean != labels)
         self._sums["fit"].append((predicted == labels).float().mean())
-        self._sums["memorized"].append((wrong & (predicted == labels)).sum() / wrong.sum())  # nan without a wrong label
+        memorized = wrong & (predicted == labels)
+        self._sums["memorized"].append(memorized.sum() / wrong.sum())  # nan without a wrong label
         for name, value in monitors.items():
             self._sums[name].append(value.detach())
 
@@ -196,8 +206,8 @@ class HNMLTrainer(Trainer):
         samples = torch.cat([index for index, _ in watched]).tolist()
         where = " and ".join(found) or f"a gradient, from the batch of the samples with index {samples}"
         raise NonFiniteError(
-            f"Step {self.state.global_step + 1}: not finite: {where}. The weights were not changed by it. Look at these images, "
-            "lower `--learning_rate` or `--meta_lr`, or set `--max_grad_norm`, and resume from the last checkpoint."
+            f"Step {self.state.global_step + 1}: not finite: {where}. The weights were not changed by it. Look at these "
+            "images, lower `--learning_rate` or `--meta_lr`, or set `--max_grad_norm`, and resume from the last checkpoint."
         )
 
     def update_teacher(self):
@@ -209,6 +219,17 @@ class HNMLTrainer(Trainer):
                 if buffer.is_floating_point():
                     buffer.copy_(broadcast(buffer.clone()))
         self.teacher.update(self.model)
+
+    def check_ranks(self):
+        """Raise [`RanksDifferError`] if the processes hold different weights; every `rank_sync_steps` steps."""
+        every, step = self.args.rank_sync_steps, self.state.global_step + 1
+        if not every or self.args.world_size == 1 or step % every:
+            return
+        tensors = {f"student.{name}": parameter for name, parameter in self.model.named_parameters()}
+        if self.teacher is not None:
+            tensors |= {f"teacher.{name}": value for name, value in self.teacher.module.state_dict().items()}
+        digests = gather(tensor_digests(tensors).to(self.args.device)[None])
+        check_ranks_agree(list(tensors), digests.cpu(), step=step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if "loss" in logs:
@@ -247,7 +268,9 @@ class HNMLTrainer(Trainer):
             other = "student" if self._evaluated == "teacher" else "teacher"
             with self._evaluating(other):
                 output = self.evaluation_loop(
-                    self.get_eval_dataloader(eval_dataset), f"Evaluation of the {other}", metric_key_prefix=f"{metric_key_prefix}_{other}"
+                    self.get_eval_dataloader(eval_dataset),
+                    f"Evaluation of the {other}",
+                    metric_key_prefix=f"{metric_key_prefix}_{other}",
                 )
             others = {name: value for name, value in output.metrics.items() if "preparation" not in name}
             self.log(others)
@@ -277,12 +300,20 @@ class HNMLTrainer(Trainer):
         self._load_teacher_and_memory(resume_from_checkpoint)
 
     def _load_best_model(self):
+        self.save_model(os.path.join(self.args.output_dir, LAST_FOLDER), _internal_call=True)
         super()._load_best_model()
         self._load_teacher_and_memory(self.state.best_model_checkpoint)
 
+    def load_last_weights(self):
+        """Put the last epoch's weights, kept when the best epoch's were loaded, into the evaluated model."""
+        weights = os.path.join(self.args.output_dir, LAST_FOLDER, "model.safetensors")
+        self.evaluated_model().load_state_dict(load_file(weights))
+
     def _load_teacher_and_memory(self, checkpoint: str):
         if self.teacher is not None:
-            self.teacher.module.load_state_dict(load_file(os.path.join(checkpoint, TEACHER_FOLDER, "model.safetensors")))
+            self.teacher.module.load_state_dict(
+                load_file(os.path.join(checkpoint, TEACHER_FOLDER, "model.safetensors"))
+            )
         if self.memory is not None:
             self.memory.load_state_dict(load_file(os.path.join(checkpoint, MEMORY_FILE)))
 
@@ -298,6 +329,7 @@ class StepCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.update_teacher()
+        self.trainer.check_ranks()
 
 
 def batch_generator(seed: int, step: int, index: torch.Tensor) -> torch.Generator:

@@ -3,32 +3,42 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 
 
-DEFAULT_META_LR = {"momentum": 1.0, "head": 20.0, "last_stage": 1.0, "full": 0.2}  # prototypes; MLNT has 0.2 for `full`
+DEFAULT_META_LR = {
+    "momentum": 1.0,
+    "head": 20.0,
+    "last_stage": 1.0,
+    "full": 0.2,
+}  # prototypes; MLNT has 0.2 for `full`
 TEACHER_OBJECTIVES = ("hnml", "mlnt", "mean_teacher")
 
 
 @dataclass
 class HNMLTrainingArguments(TrainingArguments):
-    """transformers' [`TrainingArguments`] with the options of the method. Sources: "MLNT" is Li et al., CVPR 2019, "ELR" Liu
-    et al., NeurIPS 2020, "GCE" Zhang & Sabuncu, NeurIPS 2018, "ours" a choice of this project."""
+    """transformers' [`TrainingArguments`] with the options of the method. Sources: "MLNT" is Li et al., CVPR 2019,
+    "ELR" Liu et al., NeurIPS 2020, "GCE" Zhang & Sabuncu, NeurIPS 2018, "ours" a choice of this project."""
 
-    # -- objective ----------------------------------------------------------------------------------------------------
+    # -- objective --
     objective: Literal["hnml", "mlnt", "ce", "gce", "elr", "mean_teacher"] = field(
         default="hnml", metadata={"help": "What to minimise: `hnml`, or one of the baselines in the same trainer."}
     )
-    gce_q: float = field(default=0.7, metadata={"help": "GCE's q in (0, 1]: 0 is cross-entropy, 1 mean absolute error (GCE)."})
+    gce_q: float = field(
+        default=0.7, metadata={"help": "GCE's q in (0, 1]: 0 is cross-entropy, 1 mean absolute error (GCE)."}
+    )
     elr_weight: float = field(default=3.0, metadata={"help": "Weight of ELR's regulariser (ELR, CIFAR-10)."})
-    elr_decay: float = field(default=0.7, metadata={"help": "Decay of ELR's running predictions, in [0, 1) (ELR, CIFAR-10)."})
+    elr_decay: float = field(
+        default=0.7, metadata={"help": "Decay of ELR's running predictions, in [0, 1) (ELR, CIFAR-10)."}
+    )
 
-    # -- meta-training: the virtual step --------------------------------------------------------------------------------
+    # -- meta-training: the virtual step --
     inner_direction: Literal["synthetic", "momentum"] = field(
         default="momentum",
         metadata={
-            "help": "Where the virtual step goes: down the gradient of synthetic labels (MLNT), or ahead along the running "
-            "gradient of the given labels (ours)."
+            "help": "Where the virtual step goes: down the gradient of synthetic labels (MLNT), or ahead along the "
+            "running gradient of the given labels (ours)."
         },
     )
     meta_scope: Literal["head", "last_stage", "full"] = field(
@@ -41,48 +51,68 @@ class HNMLTrainingArguments(TrainingArguments):
     meta_lr: float | None = field(
         default=None,
         metadata={
-            "help": "Length of the virtual step. Defaults: momentum 1.0, head 20 in units of 1 / mean kernel diagonal, "
-            "last_stage 1.0 (ours); full 0.2 (MLNT)."
+            "help": "Length of the virtual step. Defaults: momentum 1.0, head 20 in units of 1 / mean kernel "
+            "diagonal, last_stage 1.0 (ours); full 0.2 (MLNT)."
         },
     )
     num_meta_draws: int = field(default=1, metadata={"help": "Synthetic label sets per step (MLNT has 10)."})
     perturb_ratio: float = field(default=0.5, metadata={"help": "Share of the batch that a draw relabels (MLNT)."})
     num_neighbors: int = field(
-        default=10, metadata={"help": "A relabelled sample takes the label of one of so many nearest neighbours (MLNT)."}
+        default=10,
+        metadata={"help": "A relabelled sample takes the label of one of so many nearest neighbours (MLNT)."},
     )
     inner_consistency_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the consistency inside the virtual step's loss (ours; 0 as in MLNT)."}
+        default=0.0,
+        metadata={"help": "Weight of the consistency inside the virtual step's loss (ours; 0 as in MLNT)."},
     )
 
-    # -- the two levels of the outer loss -------------------------------------------------------------------------------
-    consistency_weight: float = field(default=1.0, metadata={"help": "Weight of the consistency with the teacher (ours)."})
+    # -- the two levels of the outer loss --
+    consistency_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the consistency with the teacher (ours)."}
+    )
     mask_weight: float = field(default=1.0, metadata={"help": "Weight of the mask-guided self-learning (ours)."})
     cam_weight: float = field(default=0.5, metadata={"help": "Weight of the map agreement within it (ours)."})
-    background_weight: float = field(default=0.0, metadata={"help": "Weight of the background's uniformity within it (ours)."})
+    background_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the background's uniformity within it (ours)."}
+    )
     cam_threshold: float = field(
         default=0.3, metadata={"help": "Share of a map's maximum above which a cell is foreground, in [0, 1] (ours)."}
     )
-    mask_temperature: float = field(default=1.0, metadata={"help": "Below 1 the foreground's target is sharpened (ours)."})
+    mask_temperature: float = field(
+        default=1.0, metadata={"help": "Below 1 the foreground's target is sharpened (ours)."}
+    )
     meta_start_step: float = field(
-        default=0.0, metadata={"help": "Steps of plain training first; below 1 a share of all steps (MLNT: 500 steps)."}
+        default=0.0,
+        metadata={"help": "Steps of plain training first; below 1 a share of all steps (MLNT: 500 steps)."},
     )
     meta_rampup_steps: float = field(
-        default=0.0, metadata={"help": "Steps over which the meta terms grow to full strength; below 1 a share of all steps."}
+        default=0.0,
+        metadata={"help": "Steps over which the meta terms grow to full strength; below 1 a share of all steps."},
     )
 
-    # -- teacher --------------------------------------------------------------------------------------------------------
+    # -- teacher --
     teacher_decay: float = field(default=0.99, metadata={"help": "Decay of the teacher's weights, in [0, 1) (MLNT)."})
     eval_teacher: bool | None = field(
         default=None,
-        metadata={"help": "Evaluate and save the teacher instead of the student; default: if the objective has a teacher."},
+        metadata={
+            "help": "Evaluate and save the teacher instead of the student; default: if the objective has a teacher."
+        },
     )
 
-    # -- defaults of the parent that are changed ------------------------------------------------------------------------
+    # -- several processes --
+    rank_sync_steps: int = field(
+        default=0,
+        metadata={"help": "Stop if the processes hold different weights: compare a hash of them every so many steps."},
+    )
+
+    # -- defaults of the parent that are changed --
     optim: str = field(default="sgd", metadata={"help": "Optimizer (transformers: AdamW)."})
     optim_args: str | None = field(default="momentum=0.9", metadata={"help": "Arguments of the optimizer."})
     learning_rate: float = field(default=0.05, metadata={"help": "Peak learning rate, for SGD from random weights."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Sample ids and clean labels must reach the trainer."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Sample ids and clean labels must reach the trainer."}
+    )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "timm classifiers use all of their parameters."}
     )
@@ -108,6 +138,7 @@ class HNMLTrainingArguments(TrainingArguments):
             "background_weight",
             "meta_start_step",
             "meta_rampup_steps",
+            "rank_sync_steps",
         ):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("mask_temperature", self.mask_temperature > 0, "above 0")
@@ -131,6 +162,8 @@ class HNMLTrainingArguments(TrainingArguments):
                 f"`num_neighbors={self.num_neighbors}` needs a batch of more images than that on each device, but "
                 f"`per_device_train_batch_size={self.per_device_train_batch_size}`. Lower the one or raise the other."
             )
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is nothing to pin it for, and PyTorch would warn
         super().__post_init__()
 
     def _require(self, name: str, holds: bool, wanted: str):

@@ -1,6 +1,6 @@
 """Train a timm backbone on noisy labels.
 
-    accelerate launch scripts/train.py                                      # the quickstart, on data that comes with the package
+    accelerate launch scripts/train.py                   # the quickstart, on data that comes with the package
     accelerate launch scripts/train.py --recipe scripts/recipes/quickstart.yaml --objective ce --output_dir outputs/ce
     accelerate launch scripts/train.py --dataset imagefolder --data_dir photos --backbone resnet50 --pretrained true \
         --learning_rate 0.005 --output_dir outputs/photos
@@ -10,7 +10,6 @@ Options come from the recipe first (a YAML file of the options below), then from
 
 import json
 import logging
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,16 +21,19 @@ from transformers import HfArgumentParser
 from hnml_hf import (
     HNMLTrainer,
     HNMLTrainingArguments,
+    MixupCollator,
     TimmCAMForImageClassification,
     TransformedDataset,
     add_noise,
     apply_manifest,
+    apply_quarantine,
     collate_images,
     compute_metrics,
     create_image_processor,
     create_transforms,
     load_manifest,
     load_noisy_dataset,
+    load_quarantine,
     noise_auroc,
     split_validation,
 )
@@ -44,8 +46,12 @@ QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
 class ModelArguments:
     backbone: str = field(default=None, metadata={"help": "A timm model name, for example `resnet50`."})
     pretrained: bool = field(default=False, metadata={"help": "Start from timm's pretrained weights (from the Hub)."})
-    weights: str | None = field(default=None, metadata={"help": "Start from this local safetensors file with timm's names."})
-    image_size: int | None = field(default=None, metadata={"help": "Side of the input in pixels; default: the backbone's."})
+    weights: str | None = field(
+        default=None, metadata={"help": "Start from this local safetensors file with timm's names."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the input in pixels; default: the backbone's."}
+    )
     model_args: str = field(default="{}", metadata={"help": "Other arguments of `timm.create_model`, as JSON."})
 
 
@@ -54,26 +60,50 @@ class DataArguments:
     dataset: str = field(
         default=None, metadata={"help": "`quickstart`, `imagefolder`, a known dataset, a table, a folder or a Hub id."}
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset, if it has several."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the dataset, if it has several."}
+    )
     data_dir: str | None = field(default=None, metadata={"help": "Where the dataset lies, if it is not downloaded."})
     image_column: str | None = field(default=None, metadata={"help": "Column with images or paths."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the given, maybe wrong, labels."})
-    clean_label_column: str | None = field(default=None, metadata={"help": "Column with true labels, if there is one."})
-    index_column: str | None = field(default=None, metadata={"help": "Column with stable sample ids, if there is one."})
+    clean_label_column: str | None = field(
+        default=None, metadata={"help": "Column with true labels, if there is one."}
+    )
+    index_column: str | None = field(
+        default=None, metadata={"help": "Column with stable sample ids, if there is one."}
+    )
     noise: str | None = field(
-        default=None, metadata={"help": "Corrupt the training labels: symmetric, asymmetric, pairflip, instance, matrix."}
+        default=None,
+        metadata={"help": "Corrupt the training labels: symmetric, asymmetric, pairflip, instance, matrix."},
     )
     noise_rate: float | None = field(default=None, metadata={"help": "Rate of the corruption, in [0, 1]."})
     noise_draw: str = field(default="per_sample", metadata={"help": "`per_sample`, or `exact` for an exact count."})
     noise_seed: int = field(default=0, metadata={"help": "Seed of the corruption."})
-    noise_include_true: bool = field(default=False, metadata={"help": "Symmetric: a redrawn label may be the true one."})
+    noise_include_true: bool = field(
+        default=False, metadata={"help": "Symmetric: a redrawn label may be the true one."}
+    )
     noise_scheme: str | None = field(default=None, metadata={"help": "Asymmetric: which classes are confused."})
     noise_matrix: str | None = field(default=None, metadata={"help": "CSV file: row i holds P(given = j | true = i)."})
     noise_manifest: str | None = field(default=None, metadata={"help": "Apply the labels saved in this file instead."})
     validation_fraction: float = field(
-        default=0.0, metadata={"help": "Share of the noisy training data to hold out, if the dataset has no validation."}
+        default=0.0,
+        metadata={"help": "Share of the noisy training data to hold out, if the dataset has no validation."},
+    )
+    quarantine: str | None = field(
+        default=None, metadata={"help": "List of bad rows from `scripts/audit_data.py`; they are left out."}
+    )
+    partial: bool = field(
+        default=False, metadata={"help": "The folder holds a part of a known dataset: skip its size checks."}
+    )
+    on_missing: str = field(
+        default="error", metadata={"help": "A listed image that is not there: `error`, or `skip` and count."}
+    )
+    class_balanced_samples: int | None = field(
+        default=None, metadata={"help": "Keep so many training images, the same number of each class."}
     )
     augmentation: str = field(default="standard", metadata={"help": "none, standard or randaugment."})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "Mixup, for objective `ce`; 0 is off."})
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix, for objective `ce`; 0 is off."})
 
 
 def parse_arguments(argv: list[str]):
@@ -89,14 +119,26 @@ def parse_arguments(argv: list[str]):
     model_args, data_args, args = parser.parse_args_into_dataclasses(options + argv)
     for name, value in (("--backbone", model_args.backbone), ("--dataset", data_args.dataset)):
         if value is None:
-            parser.error(f"{name} is needed, from the command line or from a --recipe; without any option the quickstart runs")
+            parser.error(
+                f"{name} is needed, from the command line or from a --recipe; without any option the quickstart runs"
+            )
     return model_args, data_args, args
 
 
 def load_data(data_args: DataArguments):
     """The dataset with its splits; noise, if asked for, is drawn on the whole training set before the split."""
-    columns = {name: getattr(data_args, name) for name in ("image_column", "label_column", "clean_label_column", "index_column")}
-    data = load_noisy_dataset(data_args.dataset, config=data_args.dataset_config, data_dir=data_args.data_dir, **columns)
+    columns = ("image_column", "label_column", "clean_label_column", "index_column")
+    data = load_noisy_dataset(
+        data_args.dataset,
+        config=data_args.dataset_config,
+        data_dir=data_args.data_dir,
+        partial=data_args.partial,
+        on_missing=data_args.on_missing,
+        class_balanced_samples=data_args.class_balanced_samples,
+        **{name: getattr(data_args, name) for name in columns},
+    )
+    if data_args.quarantine:
+        data = apply_quarantine(data, load_quarantine(data_args.quarantine))
     if data_args.noise_manifest:
         data["train"] = apply_manifest(data["train"], load_manifest(data_args.noise_manifest))
     elif data_args.noise:
@@ -127,17 +169,51 @@ def build_model(model_args: ModelArguments, id2label: dict[int, str]) -> TimmCAM
     )
 
 
-def print_table(title: str, rows: dict[str, object]):
+def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[str, TransformedDataset]) -> dict:
+    """Accuracy of what was saved on the clean test set, and how well its doubt finds the wrong training labels."""
+    metrics = {}
+    if "test" in held_out:
+        metrics.update(trainer.evaluate(held_out["test"]))
+        metrics["eval_accuracy_last"] = metrics["eval_accuracy"]
+    if (train_set.clean_labels >= 0).any():
+        logits = trainer.predict(train_set, metric_key_prefix="train").predictions
+        metrics["train_noise_auroc"] = noise_auroc(logits, train_set.labels, train_set.clean_labels)
+    if trainer.args.load_best_model_at_end and "test" in held_out:
+        trainer.load_last_weights()
+        metrics["eval_accuracy_last"] = trainer.predict(held_out["test"], metric_key_prefix="last").metrics[
+            "last_accuracy"
+        ]
+    return metrics
+
+
+# rows of the table at the end, in order
+REPORTED = {
+    "objective": "objective",
+    "eval_accuracy": "accuracy on clean test data, as saved",
+    "eval_accuracy_last": "accuracy, last epoch",
+    "eval_student_accuracy": "accuracy of the student",
+    "eval_teacher_accuracy": "accuracy of the teacher",
+    "train_noise_auroc": "finding wrong labels (AUROC)",
+    "train_samples_per_second": "images per second",
+    "train_runtime": "seconds of training",
+}
+
+
+def print_table(title: str, metrics: dict):
+    rows = {text: metrics[name] for name, text in REPORTED.items() if metrics.get(name) is not None}
     width = max(map(len, rows))
-    print(f"\n{title}")
-    for name, value in rows.items():
-        print(f"  {name:<{width}}  {value}")
+    lines = [
+        f"  {text:<{width}}  {value:.4g}" if isinstance(value, float) else f"  {text:<{width}}  {value}"
+        for text, value in rows.items()
+    ]
+    print("\n".join(["", title, *lines, ""]))
 
 
 def main(argv: list[str] | None = None):
     model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("hnml_hf").setLevel(args.get_process_log_level())
+    transformers.utils.logging.disable_progress_bar()  # of single files; training keeps its own
     transformers.set_seed(args.seed)
 
     with args.main_process_first(local=True, desc="reading the dataset"):
@@ -150,24 +226,24 @@ def main(argv: list[str] | None = None):
     train_set = TransformedDataset(data["train"], train_transform, seed=args.seed)
     held_out = {split: TransformedDataset(data[split], eval_transform) for split in data if split != "train"}
 
+    mix = {"mixup_alpha": data_args.mixup_alpha, "cutmix_alpha": data_args.cutmix_alpha}
     trainer = HNMLTrainer(
         model=model,
         args=args,
         train_dataset=train_set,
         eval_dataset=held_out.get("validation", held_out.get("test")),
-        data_collator=collate_images,
+        data_collator=MixupCollator(len(names), seed=args.seed, **mix) if any(mix.values()) else collate_images,
         compute_metrics=compute_metrics,
         processing_class=create_image_processor(model.config.pretrained_cfg),
     )
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
-
     metrics = {"objective": args.objective, "seed": args.seed, **result.metrics}
-    if "test" in held_out:
-        metrics.update(trainer.evaluate(held_out["test"]))
-        metrics["eval_accuracy_last"] = trainer.last_accuracy or metrics["eval_accuracy"]
-    if (train_set.clean_labels >= 0).any():
-        scored = trainer.predict(TransformedDataset(data["train"], eval_transform), metric_key_prefix="train")
-        metrics["train_noise_auroc"] = noise_auroc(scored.predictions, train_set.labels, train_set.clean_labels)
-    trainer.save_metrics("all", metrics, combined=False)
-    trainer.save_state()
+    metrics.update(measure(trainer, TransformedDataset(data["train"], eval_transform), held_out))
+    if trainer.is_world_process_zero():
+        trainer.save_metrics("all", metrics, combined=False)
+        print_table(f"Saved to {args.output_dir}", metrics)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hnml_hf"
 
-DATASETS = {f"data.{name}" for name in ("clothing1m", "webvision", "cifar_n", "animal10n", "food101n", "generic", "quickstart")}
+DATASETS = {
+    f"data.{name}" for name in ("clothing1m", "webvision", "cifar_n", "animal10n", "food101n", "generic", "quickstart")
+}
 OBJECTIVES = {f"objectives.{name}" for name in ("cross_entropy", "gce", "elr", "mean_teacher", "mlnt", "hnml")}
 
 ALLOWED = {
@@ -17,9 +19,10 @@ ALLOWED = {
     "cam": set(),
     "metrics": set(),
     "memory": set(),
+    "sync": set(),
     "backbones": set(),
     "training_args": set(),
-    "modeling": {"cam"},
+    "modeling": {"cam", "hub"},
     "meta": {"noise"},
     "objectives.cross_entropy": set(),
     "objectives.gce": set(),
@@ -29,16 +32,16 @@ ALLOWED = {
     "objectives.hnml": {"cam", "noise", "objectives.cross_entropy", "objectives.mean_teacher", "objectives.mlnt"},
     "objectives": OBJECTIVES,
     "data.schema": set(),
-    "data.collate": set(),
+    "data.collate": {"data.transforms"},
     "data.transforms": set(),
     **{name: {"data.schema"} for name in DATASETS},
     "data.splits": {"data.schema"},
     "data.preflight": {"data.schema"},
     "data.synthetic": {"data.schema", "noise"},
-    "trainer": {"objectives", "memory", "meta", "training_args", "model_card", "hub", "cost", "audit"},
+    "trainer": {"objectives", "memory", "meta", "sync", "training_args", "model_card", "hub", "cost", "audit"},
     "model_card": set(),
     "hub": set(),
-    "inference": set(),
+    "inference": {"cam", "data.transforms"},
     "export": set(),
     "cost": set(),
     "report": set(),

@@ -26,7 +26,7 @@ def test_inner_loss_by_hand():
 
 
 def test_gradient_step_by_hand():
-    """loss = w^3 at w = 2: gradient 12, so w' = 2 - 0.1 x 12 = 0.8. dw'/dw = 1 - 0.1 x 6 w = -0.2, or 1 to first order."""
+    """loss = w^3 at w = 2: gradient 12, so w' = 2 - 0.1 x 12 = 0.8. dw'/dw = 1 - 0.1 x 6 w = -0.2; first order 1."""
     for second_order, derivative in ((True, -0.2), (False, 1.0)):
         weight = torch.tensor(2.0, requires_grad=True)
         fast = gradient_step(weight**3, {"w": weight}, lr=0.1, second_order=second_order)["w"]
@@ -110,7 +110,10 @@ def test_mean_over_draws_tends_to_the_expected_labels(generator):
 
 def test_running_gradients_are_the_optimizers_own():
     """Constant gradient 1, momentum 0.9: v = 1, then 1.9, for SGD and (to rounding) for Adam's first moment."""
-    for optimizer_class, options in ((torch.optim.SGD, {"momentum": 0.9}), (torch.optim.AdamW, {"betas": (0.9, 0.999)})):
+    for optimizer_class, options in (
+        (torch.optim.SGD, {"momentum": 0.9}),
+        (torch.optim.AdamW, {"betas": (0.9, 0.999)}),
+    ):
         parameter = nn.Parameter(torch.tensor([5.0]))
         optimizer = optimizer_class([parameter], lr=0.01, weight_decay=0.0, **options)
         assert running_gradients(optimizer) == {}

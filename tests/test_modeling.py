@@ -14,7 +14,8 @@ from hnml_hf.modeling import TimmCAMForImageClassification
 from hnml_hf.objectives.mlnt import virtual_predictions
 
 
-# one backbone per layout and kind of head: NCHW, tokens, tokens with registers, norm after the pool, NHWC with an MLP head
+# one backbone per layout and kind of head: NCHW, tokens, tokens with registers, norm after the pool, NHWC with an MLP
+# head
 BACKBONES = {
     "test_resnet": {},
     "test_vit": {"image_size": 64},
@@ -29,7 +30,9 @@ MEAN_POOL = ("test_resnet", "test_vit", "test_efficientnet")
 
 def build(name: str, **options) -> TimmCAMForImageClassification:
     torch.manual_seed(0)
-    return TimmCAMForImageClassification.from_timm(name, num_labels=5, **{"image_size": 64, **BACKBONES.get(name, {}), **options})
+    return TimmCAMForImageClassification.from_timm(
+        name, num_labels=5, **{"image_size": 64, **BACKBONES.get(name, {}), **options}
+    )
 
 
 def images(model, count=3):
@@ -73,7 +76,7 @@ def test_mean_of_the_map_plus_bias_is_the_logit(name):
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_mambaout"])
 def test_other_heads_linearise(name):
-    """The map is the first-order change of the logit when a cell is scaled: compared with a finite difference, in float64."""
+    """The map is the change of the logit when a cell is scaled, against a finite difference in float64."""
     model = build(name).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -188,7 +191,7 @@ def test_cifar_networks_keep_small_images(name, tmp_path):
     assert model.check_spatial_evidence() == (4, 4)
 
 
-# -- virtual weights ----------------------------------------------------------------------------------------------------
+# -- virtual weights --
 
 
 def virtual_loss(model, scope, second_order, reuse_trunk, pixel_values):
@@ -246,7 +249,7 @@ def test_virtual_passes_leave_batch_norm_statistics_alone(scope):
 
 
 def test_head_scope_equals_a_virtual_step_on_the_head(tmp_path):
-    """The closed form inside the model against `gradient_step` on the head's weight and bias through the whole network."""
+    """The closed form against `gradient_step` on the head's weight and bias through the whole network."""
     from hnml_hf.meta import gradient_step, inner_loss
 
     model = build("test_convnext").double()
@@ -256,7 +259,9 @@ def test_head_scope_equals_a_virtual_step_on_the_head(tmp_path):
     outcomes = []
 
     def closed(view):
-        _, virtual, _ = virtual_predictions(view, labels[0], labels, requests, scope="head", lr=20.0, second_order=True)
+        _, virtual, _ = virtual_predictions(
+            view, labels[0], labels, requests, scope="head", lr=20.0, second_order=True
+        )
         return virtual.logits[0], virtual.region_logits[0, 0], virtual.cams[0]
 
     def explicit(view):

@@ -33,7 +33,9 @@ def test_gce_by_hand():
 
 def test_gce_tends_to_cross_entropy(generator):
     logits, labels = torch.randn(6, 4, generator=generator), torch.tensor([0, 1, 2, 3, 0, 1])
-    assert_close(generalized_cross_entropy(logits, labels, q=1e-4), cross_entropy(logits, labels), rtol=1e-3, atol=1e-3)
+    assert_close(
+        generalized_cross_entropy(logits, labels, q=1e-4), cross_entropy(logits, labels), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_elr_by_hand():

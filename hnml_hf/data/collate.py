@@ -1,16 +1,49 @@
 """From samples to a batch."""
 
 import torch
+from timm.data import Mixup
+
+from .transforms import seeded
 
 
 def collate_images(samples: list[dict]) -> dict[str, torch.Tensor]:
     """Stack samples of a [`TransformedDataset`] into a batch.
 
     Returns:
-        `dict` with `pixel_values` of shape `(b, channels, height, width)`, and `labels`, `clean_labels` (-1 = unknown) and
-        `index` (stable sample ids) of shape `(b,)`, int64.
+        `dict` with `pixel_values` of shape `(b, channels, height, width)`, `strong_pixel_values` likewise if the
+        samples have a second view, and `labels`, `clean_labels` (-1 = unknown) and `index` (stable sample ids) of
+        shape `(b,)`, int64.
     """
-    batch = {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples])}
+    views = [name for name in ("pixel_values", "strong_pixel_values") if name in samples[0]]
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in views}
     for name in ("labels", "clean_labels", "index"):
         batch[name] = torch.tensor([sample[name] for sample in samples], dtype=torch.int64)
     return batch
+
+
+class MixupCollator:
+    """Collates, then mixes the batch with timm's `Mixup`, for objectives that take soft labels (`ce`).
+
+    Adds `soft_labels` of shape `(b, k)`. What is mixed with what follows from the sample ids of the batch, so a
+    resumed run mixes alike. A batch with an odd number of images, as the last one may be, stays unmixed.
+
+    Args:
+        num_labels (`int`): number of classes k.
+        mixup_alpha (`float`): Beta parameter of mixup (Zhang et al., ICLR 2018); 0 = off.
+        cutmix_alpha (`float`): Beta parameter of CutMix (Yun et al., ICCV 2019); 0 = off. With both, one is drawn per
+            batch.
+        seed (`int`): of the draws.
+    """
+
+    def __init__(self, num_labels: int, *, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, seed: int = 0):
+        self.mixup = Mixup(mixup_alpha, cutmix_alpha, label_smoothing=0.0, num_classes=num_labels)
+        self.num_labels, self.seed = num_labels, seed
+
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        batch = collate_images(samples)
+        if len(samples) % 2:
+            batch["soft_labels"] = torch.nn.functional.one_hot(batch["labels"], self.num_labels).float()
+            return batch
+        with seeded(self.seed, *batch["index"].tolist()):
+            batch["pixel_values"], batch["soft_labels"] = self.mixup(batch["pixel_values"], batch["labels"])
+        return batch

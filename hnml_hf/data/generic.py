@@ -520,7 +520,7 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
     @classmethod
     def watched_files(cls, root: str, **options) -> list[str]:
         watched = []
-        for folder, folders, files in os.walk(root):
+        for folder, folders, files in os.walk(root, followlinks=True):
             folders.sort()
             watched += [folder, *(f"{folder}/{name}" for name in files if name in METADATA)]
         return watched
@@ -581,7 +581,7 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
 def list_images(folder: str) -> tuple[list[str], list[str]]:
     """Sorted image files below `folder`, relative to it, and the other files; hidden ones do not count."""
     images, others = [], []
-    for path, folders, files in os.walk(folder):
+    for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         prefix = os.path.relpath(path, folder).replace(os.sep, "/")
         prefix = "" if prefix == "." else f"{prefix}/"

@@ -21,10 +21,11 @@ AUGMENTATIONS = ("none", "standard", "randaugment")
 
 @contextmanager
 def seeded(*key: int):
-    """Inside the block the global random generators (Python, NumPy, torch CPU) follow from `key` alone; then they go on as before.
+    """Inside the block the global random generators (Python, NumPy, torch CPU) follow from `key` alone; then they go
+    on as before.
 
-    The transforms of timm and torchvision draw from the global generators. Seeding them by (seed, epoch, sample, view) makes
-    a sample's augmentation the same whatever the number of workers or processes and wherever a run was resumed.
+    The transforms of timm and torchvision draw from the global generators. Seeding them by (seed, epoch, sample, view)
+    makes a sample's augmentation the same whatever the number of workers or processes and wherever a run was resumed.
     """
     digest = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -40,12 +41,15 @@ def seeded(*key: int):
 
 
 def create_transforms(pretrained_cfg: dict, *, augmentation: str = "standard") -> tuple[Callable, Callable]:
-    """Training and evaluation transforms for a backbone, by timm's `create_transform` and the backbone's own data config.
+    """Training and evaluation transforms for a backbone, by timm's `create_transform` and the backbone's own data
+    config.
 
     Args:
-        pretrained_cfg (`dict`): timm's, as in `model.config.pretrained_cfg` (input size, mean, std, crop, interpolation).
-        augmentation (`str`): `none` (the evaluation transform), `standard` (random crop and flip; on inputs up to 64 pixels
-            a shift by up to an eighth instead of a random crop), or `randaugment` (the same with RandAugment and erasing).
+        pretrained_cfg (`dict`): timm's, as in `model.config.pretrained_cfg` (input size, mean, std, crop,
+            interpolation).
+        augmentation (`str`): `none` (the evaluation transform), `standard` (random crop and flip; on inputs up to 64
+            pixels a shift by up to an eighth instead of a random crop), or `randaugment` (the same with RandAugment
+            and erasing).
 
     Returns:
         Two functions from an RGB image to a `torch.Tensor` of shape `(channels, height, width)`.
@@ -98,23 +102,34 @@ class TransformedDataset(torch.utils.data.Dataset):
     Args:
         dataset (`datasets.Dataset`): columns `image`, `label`, `clean_label`, `index`.
         transform (`Callable`): from an RGB image to a tensor.
-        seed (`int`): of the augmentation, together with epoch and sample id.
+        seed (`int`): of the augmentation, together with epoch, sample id and view.
+        strong_transform (`Callable`, *optional*): gives a second view, `strong_pixel_values`.
 
-    A sample is a `dict` with `pixel_values`, `labels`, `clean_labels` and `index`. `labels`, `clean_labels` and `index` are
-    also there as arrays of all rows.
+    A sample is a `dict` with `pixel_values`, `labels`, `clean_labels` and `index`. `labels`, `clean_labels` and
+    `index` are also there as arrays of all rows.
 
     Raises:
         UnreadableImageError: when a bad image is reached; a row is never replaced by another one.
     """
 
-    def __init__(self, dataset: Dataset, transform: Callable[[Image.Image], torch.Tensor], *, seed: int = 0):
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: Callable[[Image.Image], torch.Tensor],
+        *,
+        seed: int = 0,
+        strong_transform: Callable[[Image.Image], torch.Tensor] | None = None,
+    ):
         missing = {"image", "label", "clean_label", "index"} - set(dataset.column_names)
         if missing:
             raise ValueError(
                 f"Columns {sorted(missing)} are missing; the dataset has {dataset.column_names}. Load it with "
                 "`load_noisy_dataset`, or rename your columns."
             )
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.dataset, self.seed = dataset, seed
+        self.views = {"pixel_values": transform}
+        if strong_transform is not None:
+            self.views["strong_pixel_values"] = strong_transform
         self.features = dataset.features
         columns = dataset.select_columns(["label", "clean_label", "index"]).with_format("numpy")
         self.labels, self.clean_labels, self.index = (
@@ -139,19 +154,20 @@ class TransformedDataset(torch.utils.data.Dataset):
             images = self.dataset[rows]["image"]
         except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for missing, truncated and foreign files
             raise UnreadableImageError(
-                f"An image among the samples with index {self.index[rows].tolist()} cannot be read: {error}. Find all bad "
-                "files with `python scripts/audit_data.py --dataset ... --quarantine_output quarantine.json` and leave "
-                "them out with `--quarantine quarantine.json`."
+                f"An image among the samples with index {self.index[rows].tolist()} cannot be read: {error}. Find all "
+                "bad files with `python scripts/audit_data.py --dataset ... --quarantine_output quarantine.json` and "
+                "leave them out with `--quarantine quarantine.json`."
             ) from error
         return [self._sample(row, image) for row, image in zip(rows, images, strict=True)]
 
     def _sample(self, row: int, image: Image.Image) -> dict:
-        index = int(self.index[row])
-        with seeded(self.seed, int(self._epoch), index, 0):
-            pixel_values = self.transform(image.convert("RGB"))
-        return {
-            "pixel_values": pixel_values,
+        sample = {
+            "index": int(self.index[row]),
             "labels": int(self.labels[row]),
             "clean_labels": int(self.clean_labels[row]),
-            "index": index,
         }
+        image = image.convert("RGB")
+        for view, (name, transform) in enumerate(self.views.items()):
+            with seeded(self.seed, int(self._epoch), sample["index"], view):
+                sample[name] = transform(image)
+        return sample

@@ -9,7 +9,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits (`torch.Tensor` of shape `(b, k)`): class scores.
-        labels (`torch.LongTensor` of shape `(b,)`): given labels.
+        labels (`torch.LongTensor` of shape `(b,)`): given labels; or `torch.Tensor` of shape `(b, k)`, soft labels.
 
     Returns:
         `torch.Tensor` of shape `(b,)`.

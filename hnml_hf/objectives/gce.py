@@ -4,7 +4,8 @@ import torch
 
 
 def generalized_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, *, q: float) -> torch.Tensor:
-    """(1 - p_y^q) / q per example (Zhang & Sabuncu, NeurIPS 2018, arXiv 1805.07836); q -> 0 is cross-entropy, q = 1 is 1 - p_y.
+    """(1 - p_y^q) / q per example (Zhang & Sabuncu, NeurIPS 2018, arXiv 1805.07836); q -> 0 is cross-entropy, q = 1 is
+    1 - p_y.
 
     Args:
         logits (`torch.Tensor` of shape `(b, k)`): class scores.

@@ -26,13 +26,13 @@ def mask_guided_loss(
 ) -> torch.Tensor:
     """Self-learning on the regions that a teacher's activation map marks, per example. The form is ours.
 
-    omega [ KL(sharpen(q, T) || p_fg) + mu_c sum_u M |a' - a| / sum_u M ] + mu_b KL(uniform || p_bg), omega = max_c q_c.
-    The foreground alone must give the teacher's prediction; the student's map must agree with the teacher's there; what
-    lies outside must speak for no class.
+    omega [ KL(sharpen(q, T) || p_fg) + mu_c sum_u M |a' - a| / sum_u M ] + mu_b KL(uniform || p_bg), omega = max_c
+    q_c. The foreground alone must give the teacher's prediction; the student's map must agree with the teacher's
+    there; what lies outside must speak for no class.
 
     Args:
-        region_logits (`torch.Tensor` of shape `(..., r, b, k)`): head's output on the foreground and, with r = 2, on the
-            background.
+        region_logits (`torch.Tensor` of shape `(..., r, b, k)`): head's output on the foreground and, with r = 2, on
+            the background.
         cams (`torch.Tensor` of shape `(..., b, h, w)`): the student's raw maps of the teacher's classes.
         teacher_probabilities (`torch.Tensor` of shape `(b, k)`): q.
         teacher_maps (`torch.Tensor` of shape `(b, h, w)`): a, the teacher's normalised maps.
@@ -78,9 +78,9 @@ def hnml(
 ):
     """Objective `hnml`.
 
-    With `inner_direction="synthetic"` both levels are taken at virtual weights, one step along the gradient of synthetic
-    labels away. With `"momentum"` the trainer has already put the whole network ahead along its running gradient, and all
-    terms are taken there.
+    With `inner_direction="synthetic"` both levels are taken at virtual weights, one step along the gradient of
+    synthetic labels away. With `"momentum"` the trainer has already put the whole network ahead along its running
+    gradient, and all terms are taken there.
     """
     if wanted == {"base"}:
         logits = student().logits

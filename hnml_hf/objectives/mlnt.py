@@ -45,11 +45,12 @@ def virtual_predictions(
         synthetic_labels (`torch.LongTensor` of shape `(m, b)`).
         requests (`dict`): `region_masks` and `cam_classes` for the passes at the virtual weights.
         scope (`str`): `head` (closed form; `lr` counts in units of 1 / mean kernel diagonal), `last_stage` or `full`.
-        lr (`float`), second_order (`bool`), inner_consistency_weight (`float`): see [`~hnml_hf.meta.gradient_step`] and
-            [`~hnml_hf.meta.inner_loss`].
+        lr (`float`), second_order (`bool`), inner_consistency_weight (`float`): see [`~hnml_hf.meta.gradient_step`]
+            and [`~hnml_hf.meta.inner_loss`].
 
     Returns:
-        The output at the weights themselves, [`VirtualPredictions`], and the relative drop of the swapped labels' loss.
+        The output at the weights themselves, [`VirtualPredictions`], and the relative drop of the swapped labels'
+        loss.
     """
     inner = {"teacher_probabilities": teacher_probabilities, "consistency_weight": inner_consistency_weight}
     if scope == "head":
