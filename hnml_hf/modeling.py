@@ -106,7 +106,8 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
             num_labels (`int`, *optional*): number of classes; taken from `id2label` if that is given.
             id2label (`dict[int, str]`, *optional*): class names in id order.
             pretrained (`bool`, `str` or `Path`): `True` takes timm's weights from the Hub, a path takes a local
-                safetensors file with timm's names or a folder that was saved here. A head of another size is replaced by a fresh one.
+                safetensors file with timm's names or a folder that was saved here. A head of another size is replaced
+                by a fresh one.
             in_chans (`int`): colour channels of the images.
             image_size (`int`, *optional*): side of the square input in pixels; default: the backbone's own.
             model_args: any other JSON-able argument of `timm.create_model`.
@@ -489,14 +490,19 @@ def _classifiers(timm_model: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def _require_linear_classifier(timm_model: nn.Module, architecture: str):
-    for layer in _classifiers(timm_model):
+    layers, ending = _classifiers(timm_model), None
+    for layer in layers:
         pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
         if not (isinstance(layer, nn.Linear) or pointwise):
-            raise ValueError(
-                f"Backbone `{architecture}` ends in `{type(layer).__name__}`, not in one linear layer, so it has no "
-                "class activation maps. Choose a backbone whose `get_classifier()` is `nn.Linear`, for example "
-                "`resnet50`, `convnext_tiny` or `vit_small_patch16_224`."
-            )
+            ending = f"`{type(layer).__name__}`"
+    if len(layers) > 1 and getattr(timm_model, "global_pool", None) == "token":
+        ending = "two heads on two class tokens"
+    if ending:
+        raise ValueError(
+            f"Backbone `{architecture}` ends in {ending}, not in one linear layer, so it has no class activation maps. "
+            "Choose a backbone whose `get_classifier()` is `nn.Linear`, for example `resnet50`, `convnext_tiny` or "
+            "`vit_small_patch16_224`."
+        )
 
 
 def _bias(layer: nn.Module) -> torch.Tensor:
