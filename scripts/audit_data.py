@@ -16,17 +16,11 @@ import sys
 
 from datasets import DatasetDict
 
-from hnml_hf.data import load_noisy_dataset
-from hnml_hf.data.preflight import (
-    MAX_PIXELS,
-    check_dataset,
-    empty_report,
-    format_report,
-    refuse_archive,
-    save_quarantine,
-    save_report,
-)
+import hnml_hf
+from hnml_hf import check_dataset, load_noisy_dataset
 
+
+preflight = hnml_hf.data.preflight
 
 CLEAN, COULD_NOT_RUN, DEFECTS = 0, 1, 2
 
@@ -54,7 +48,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--clean_label_column", help="Column with true labels, if there is one.")
     parser.add_argument("--index_column", help="Column with stable sample ids, if there is one.")
     parser.add_argument("--num_workers", type=int, help="Threads that read and decode; default: number of CPUs.")
-    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="Larger images are defects (%(default)s).")
+    parser.add_argument(
+        "--max_pixels", type=int, default=preflight.MAX_PIXELS, help="Larger images are defects (%(default)s)."
+    )
     parser.add_argument("--output", help="Write the report here, as JSON.")
     parser.add_argument("--quarantine_output", help="Write the rows to leave out here, one JSON object a line.")
     return parser.parse_args(argv)
@@ -102,9 +98,9 @@ def image_folder(arguments: argparse.Namespace) -> str | None:
 
 def audit(arguments: argparse.Namespace) -> int:
     for path in filter(None, (arguments.dataset, arguments.data_dir)):
-        refuse_archive(path)
+        preflight.refuse_archive(path)
     dataset, problems = load(arguments)
-    report = empty_report()
+    report = preflight.empty_report()
     if dataset is not None:
         report = check_dataset(
             dataset,
@@ -115,11 +111,11 @@ def audit(arguments: argparse.Namespace) -> int:
     report["defects"]["loading"] = problems
     report["num_defects"] += len(problems)
 
-    print(format_report(report))
+    print(preflight.format_report(report))
     if arguments.output:
-        save_report(arguments.output, report)
+        preflight.save_report(arguments.output, report)
     if arguments.quarantine_output:
-        rows = save_quarantine(arguments.quarantine_output, report)
+        rows = preflight.save_quarantine(arguments.quarantine_output, report)
         print(f"\n{rows} rows to leave out, in {arguments.quarantine_output}")
     return DEFECTS if report["num_defects"] else CLEAN
 
