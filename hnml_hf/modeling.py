@@ -499,7 +499,7 @@ def _require_linear_classifier(timm_model: nn.Module, architecture: str):
         ending = "two heads on two class tokens"
     if ending:
         raise ValueError(
-            f"Backbone `{architecture}` ends in {ending}, not in one linear layer, so it has no class activation maps. "
+            f"Backbone `{architecture}` ends in {ending}, not in one linear layer, so it has no activation maps. "
             "Choose a backbone whose `get_classifier()` is `nn.Linear`, for example `resnet50`, `convnext_tiny` or "
             "`vit_small_patch16_224`."
         )

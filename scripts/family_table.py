@@ -1,0 +1,476 @@
+"""Which timm backbones work, and how far: builds each from random weights and tries what a user would do with it.
+
+    python scripts/family_table.py --output docs/families.md --json docs/results/families.json     # half an hour
+    python scripts/family_table.py --only resnet,convnext
+
+For each architecture: build it, take one training step for each kind of virtual step, draw activation maps, save the
+folder and load it back with this package, with timm alone and with transformers' Auto class, and compare the logits.
+"""
+
+import argparse
+import copy
+import gc
+import json
+import platform
+import tempfile
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import timm
+import torch
+import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+from transformers import AutoModelForImageClassification
+
+from hnml_hf import TimmCAMForImageClassification
+from hnml_hf.meta import look_ahead, running_gradients
+from hnml_hf.objectives import OBJECTIVES
+
+
+# timm family, architecture, side of the image in pixels (None: the backbone's own), arguments of `timm.create_model`
+ARCHITECTURES = [
+    ("resnet", "resnet18", 64, {}),
+    ("resnet", "resnet50", 64, {}),
+    ("resnet", "seresnet33ts", 64, {}),
+    ("resnet", "wide_resnet50_2", 64, {}),
+    ("resnet", "resnet26", 32, {"output_stride": 8}),
+    ("resnetv2", "resnetv2_18", 64, {}),
+    ("resnetv2", "resnetv2_50", 64, {}),
+    ("resnetv2", "resnetv2_50x1_bit", 64, {}),
+    ("regnet", "regnetx_002", 64, {}),
+    ("regnet", "regnety_002", 64, {}),
+    ("regnet", "regnetz_005", 64, {}),
+    ("densenet", "densenet121", 64, {}),
+    ("efficientnet", "efficientnet_b0", 64, {}),
+    ("efficientnet", "tf_efficientnetv2_b0", 64, {}),
+    ("efficientnet", "tf_efficientnet_lite0", 64, {}),
+    ("efficientnet", "mobilenetv2_050", 64, {}),
+    ("efficientnet", "mnasnet_050", 64, {}),
+    ("mobilenetv3", "mobilenetv3_small_050", 64, {}),
+    ("mobilenetv3", "mobilenetv4_conv_small_050", 64, {}),
+    ("mobilenetv3", "lcnet_050", 64, {}),
+    ("hardcorenas", "hardcorenas_a", 64, {}),
+    ("inception_v3", "inception_v3", 139, {}),
+    ("inception_v4", "inception_v4", 139, {}),
+    ("inception_resnet_v2", "inception_resnet_v2", 139, {}),
+    ("inception_next", "inception_next_atto", 64, {}),
+    ("vgg", "vgg11_bn", 64, {}),
+    ("vgg", "vgg11_bn", 256, {}),
+    ("convnext", "convnext_atto", 64, {}),
+    ("convnext", "convnextv2_atto", 64, {}),
+    ("convnext", "convnext_atto", 64, {"head_norm_first": True}),
+    ("nfnet", "nfnet_l0", 64, {}),
+    ("nfnet", "dm_nfnet_f0", 64, {}),
+    ("vision_transformer", "vit_tiny_patch16_224", None, {}),
+    ("vision_transformer", "vit_tiny_patch16_224", None, {"global_pool": "avg"}),
+    ("vision_transformer", "vit_tiny_patch16_224", None, {"global_pool": "token"}),
+    ("vision_transformer", "vit_tiny_patch16_224", 32, {"patch_size": 4}),
+    ("vision_transformer", "vit_small_patch14_reg4_dinov2", 224, {}),
+    ("vision_transformer", "vit_base_patch16_siglip_224", None, {}),
+    ("vision_transformer", "vit_base_patch16_siglip_gap_224", None, {}),
+    ("vision_transformer", "vit_pe_core_tiny_patch16_384", 224, {}),
+    ("vision_transformer_relpos", "vit_relpos_small_patch16_224", None, {}),
+    ("vision_transformer_hybrid", "vit_tiny_r_s16_p8_224", None, {}),
+    ("vision_transformer_sam", "samvit_base_patch16_224", None, {}),
+    ("deit", "deit_tiny_patch16_224", None, {}),
+    ("deit", "deit_tiny_distilled_patch16_224", None, {}),
+    ("deit", "deit3_small_patch16_224", None, {}),
+    ("beit", "beit_base_patch16_224", None, {}),
+    ("eva", "eva02_tiny_patch14_224", None, {}),
+    ("eva", "vit_tiny_patch16_dinov3_qkvb", 224, {}),
+    ("naflexvit", "naflexvit_base_patch16_gap", 128, {}),
+    ("swin_transformer", "swin_tiny_patch4_window7_224", None, {}),
+    ("swin_transformer_v2", "swinv2_tiny_window8_256", None, {}),
+    ("swin_transformer_v2_cr", "swinv2_cr_tiny_224", None, {}),
+    ("maxxvit", "maxvit_pico_rw_256", None, {}),
+    ("maxxvit", "coatnet_pico_rw_224", None, {}),
+    ("mobilevit", "mobilevit_xxs", 128, {}),
+    ("mobilevit", "mobilevitv2_050", 128, {}),
+    ("efficientformer", "efficientformer_l1", None, {}),
+    ("efficientformer_v2", "efficientformerv2_s0", None, {}),
+    ("swiftformer", "swiftformer_xs", None, {}),
+    ("xcit", "xcit_nano_12_p16_224", None, {}),
+    ("cait", "cait_xxs24_224", None, {}),
+    ("hiera", "hiera_tiny_224", None, {}),
+    ("davit", "davit_tiny", None, {}),
+    ("metaformer", "poolformer_s12", 64, {}),
+    ("metaformer", "poolformerv2_s12", 64, {}),
+    ("metaformer", "caformer_s18", 64, {}),
+    ("edgenext", "edgenext_xx_small", 64, {}),
+    ("mambaout", "mambaout_femto", 64, {}),
+    ("rdnet", "rdnet_tiny", 64, {}),
+    ("byobnet", "resnet50_clip", 224, {}),
+    ("byobnet", "resnet50_clip_gap", 64, {}),
+    ("byobnet", "repvgg_a0", 64, {}),
+    ("byobnet", "gernet_s", 64, {}),
+    ("byoanet", "botnet26t_256", None, {}),
+    ("cspnet", "cspresnet50", 64, {}),
+    ("cspnet", "cs3darknet_s", 64, {}),
+    ("dla", "dla34", 64, {}),
+    ("dpn", "dpn48b", 64, {}),
+    ("vovnet", "ese_vovnet19b_slim", 64, {}),
+    ("ghostnet", "ghostnet_050", 64, {}),
+    ("repghost", "repghostnet_050", 64, {}),
+    ("repvit", "repvit_m0_9", 64, {}),
+    ("rexnet", "rexnet_100", 64, {}),
+    ("res2net", "res2net50_26w_4s", 64, {}),
+    ("resnest", "resnest14d", 64, {}),
+    ("sknet", "skresnet18", 64, {}),
+    ("senet", "legacy_seresnet18", 64, {}),
+    ("selecsls", "selecsls42b", 64, {}),
+    ("hgnet", "hgnetv2_b0", 64, {}),
+    ("hrnet", "hrnet_w18_small", 64, {}),
+    ("xception", "legacy_xception", 96, {}),
+    ("xception_aligned", "xception41", 96, {}),
+    ("tresnet", "tresnet_m", 64, {}),
+    ("fastvit", "fastvit_t8", 64, {}),
+    ("fasternet", "fasternet_t0", 64, {}),
+    ("starnet", "starnet_s050", 64, {}),
+    ("shvit", "shvit_s1", 224, {}),
+    ("lowformer", "lowformer_b0", 64, {}),
+    ("iformer", "iformer_t", 64, {}),
+    ("efficientvit_mit", "efficientvit_b0", 64, {}),
+    ("efficientvit_msra", "efficientvit_m0", 224, {}),
+    ("efficientvim", "efficientvim_m1", 224, {}),
+    ("focalnet", "focalnet_tiny_srf", 64, {}),
+    ("gcvit", "gcvit_xxtiny", None, {}),
+    ("levit", "levit_128s", None, {}),
+    ("levit", "levit_conv_128s", None, {}),
+    ("mlp_mixer", "mixer_s32_224", None, {}),
+    ("mlp_mixer", "resmlp_12_224", None, {}),
+    ("mlp_mixer", "gmlp_ti16_224", None, {}),
+    ("mvitv2", "mvitv2_tiny", None, {}),
+    ("nest", "nest_tiny", None, {}),
+    ("nextvit", "nextvit_small", 64, {}),
+    ("pit", "pit_ti_224", None, {}),
+    ("pvt_v2", "pvt_v2_b0", 64, {}),
+    ("sequencer", "sequencer2d_s", None, {}),
+    ("tiny_vit", "tiny_vit_5m_224", None, {}),
+    ("tnt", "tnt_s_patch16_224", None, {}),
+    ("twins", "twins_svt_small", None, {}),
+    ("visformer", "visformer_tiny", None, {}),
+    ("vitamin", "vitamin_small_224", None, {}),
+    ("volo", "volo_d1_224", None, {}),
+    ("convit", "convit_tiny", None, {}),
+    ("convmixer", "convmixer_768_32", 64, {}),
+    ("coat", "coat_lite_tiny", None, {}),
+    ("crossvit", "crossvit_tiny_240", None, {}),
+    ("csatv2", "csatv2", None, {}),
+]
+
+# small enough for every run of the tests
+SMALL_SWIN = {"window_size": 4, "embed_dim": 24, "depths": [1, 1, 1, 1]}
+TINY = [
+    ("resnet", "test_resnet", 64, {}),
+    ("resnet", "resnet10t", 64, {}),
+    ("byobnet", "test_byobnet", 64, {}),
+    ("convnext", "test_convnext", 64, {}),
+    ("convnext", "test_convnext2", 64, {}),
+    ("convnext", "test_convnext3", 64, {"head_norm_first": True}),
+    ("efficientnet", "test_efficientnet", 64, {}),
+    ("efficientnet", "test_efficientnet_evos", 64, {}),
+    ("efficientnet", "mobilenetv2_035", 64, {}),
+    ("mobilenetv3", "mobilenetv3_small_050", 64, {}),
+    ("mobilenetv3", "lcnet_035", 64, {}),
+    ("mambaout", "test_mambaout", 64, {}),
+    ("nfnet", "test_nfnet", 64, {}),
+    ("maxxvit", "test_maxvit", 64, {}),
+    ("maxxvit", "test_coatnet", 64, {}),
+    ("vision_transformer", "test_vit", 64, {}),
+    ("vision_transformer", "test_vit3", 64, {}),  # attention pooling
+    ("vision_transformer_relpos", "test_vit_relpos", 160, {}),
+    ("deit", "deit_tiny_patch16_224", 32, {"patch_size": 8, "depth": 2}),
+    ("cait", "cait_xxs24_224", 32, {"patch_size": 8, "depth": 2}),
+    ("xcit", "xcit_nano_12_p16_224", 64, {"depth": 2}),
+    ("swin_transformer", "swin_tiny_patch4_window7_224", 64, SMALL_SWIN),
+    ("swin_transformer_v2", "swinv2_tiny_window8_256", 64, SMALL_SWIN),
+    ("resnetv2", "resnetv2_18", 64, {}),
+]
+
+NUM_LABELS = 10
+STEPS = {  # column: what the virtual step is
+    "momentum": {"inner_direction": "momentum", "meta_scope": "full", "second_order": False},
+    "head": {"inner_direction": "synthetic", "meta_scope": "head", "second_order": True},
+    "last stage": {"inner_direction": "synthetic", "meta_scope": "last_stage", "second_order": False},
+    "full": {"inner_direction": "synthetic", "meta_scope": "full", "second_order": False},
+    "full, second order": {"inner_direction": "synthetic", "meta_scope": "full", "second_order": True},
+}
+REFUSALS = (ValueError,)
+FAULTS = (
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    AssertionError,
+    NotImplementedError,
+    ImportError,
+)
+
+
+def training_step(model, pixel_values, labels, *, inner_direction: str, meta_scope: str, second_order: bool) -> dict:
+    """One step of HNML without a Trainer. Leaves gradients in the model; returns the mean of each term of the loss."""
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    for parameter in teacher.parameters():  # a teacher equal to its student would make the consistency vanish
+        parameter.add_(0.1 * parameter.std(unbiased=False) * torch.randn_like(parameter))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    if inner_direction == "momentum":
+        model(pixel_values, labels=labels).loss.backward()
+        optimizer.step()  # fills the running gradient; the weights stay, at a learning rate of zero
+        optimizer.zero_grad()
+    with look_ahead(running_gradients(optimizer), lr=0.01), sdpa_kernel(SDPBackend.MATH):
+        terms, _ = model(
+            pixel_values,
+            step=lambda student: OBJECTIVES["hnml"](
+                student,
+                labels,
+                wanted={"base", "consistency", "mask_guided"},
+                teacher=torch.no_grad()(lambda: teacher(pixel_values, cam_classes="predicted")),
+                generator=torch.Generator().manual_seed(0),
+                inner_direction=inner_direction,
+                meta_scope=meta_scope,
+                second_order=second_order,
+                meta_lr=0.01,
+                num_meta_draws=1,
+                perturb_ratio=0.5,
+                num_neighbors=2,
+                inner_consistency_weight=0.0,
+                cam_weight=0.5,
+                background_weight=0.1,
+                cam_threshold=0.3,
+                mask_temperature=1.0,
+            ),
+        )
+        sum(term.mean() for term in terms.values()).backward()
+    return {name: term.mean().item() for name, term in terms.items()}
+
+
+def try_step(model, pixel_values, labels, **kind) -> str:
+    """`yes`, or what went wrong."""
+    student = copy.deepcopy(model).train()
+    try:
+        terms = training_step(student, pixel_values, labels, **kind)
+    except REFUSALS as error:
+        return f"refused: {first_line(error)}"
+    except FAULTS as error:
+        return f"failed: {type(error).__name__}: {first_line(error)}"
+    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    if not all(torch.isfinite(gradient).all() for gradient in gradients) or any(t != t for t in terms.values()):
+        return "failed: a gradient or a term is not finite"
+    if not any(gradient.abs().max() > 0 for gradient in gradients) or terms["mask_guided"] <= 0:
+        return "failed: no gradient, or no mask-guided term"
+    return "yes"
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+def same_logits(first, second) -> str:
+    """`bitwise`, or the largest difference."""
+    return "bitwise" if torch.equal(first, second) else f"{(first - second).abs().max().item():.1e}"
+
+
+@torch.no_grad()
+def load_back(model, pixel_values, folder) -> dict[str, str]:
+    """Saves the model and loads it in the three libraries; compares the logits."""
+    model.save_pretrained(folder)
+    expected = model(pixel_values).logits
+    loaders = {
+        "this package": lambda: TimmCAMForImageClassification.from_pretrained(folder),
+        "timm": lambda: timm.create_model(f"local-dir:{folder}", pretrained=True),
+        "transformers": lambda: AutoModelForImageClassification.from_pretrained(folder),
+    }
+    outcome = {}
+    for name, load in loaders.items():
+        try:
+            output = load().eval()(pixel_values)
+        except (*REFUSALS, *FAULTS, OSError) as error:
+            outcome[name] = f"failed: {type(error).__name__}: {first_line(error)}"
+        else:
+            outcome[name] = same_logits(expected, output if isinstance(output, torch.Tensor) else output.logits)
+    return outcome
+
+
+def examine(architecture: str, image_size: int | None, model_args: dict, *, second_order: bool = True) -> dict:
+    """Everything that is tried with one architecture, as a flat record of outcomes."""
+    torch.manual_seed(0)
+    try:
+        model = TimmCAMForImageClassification.from_timm(
+            architecture, num_labels=NUM_LABELS, image_size=image_size, **model_args
+        )
+    except REFUSALS as error:
+        return {"built": f"refused: {first_line(error)}"}
+    except FAULTS as error:
+        return {"built": f"failed: {type(error).__name__}: {first_line(error)}"}
+    with torch.no_grad():  # timm starts some classifiers at zero, where no map could differ from another
+        for parameter in model.scope_parameters("head").values():
+            parameter.normal_(std=0.05)
+    model.eval()
+    pixel_values, labels = torch.randn(4, *model.input_size), torch.tensor([0, 1, 2, 3])
+    record = {
+        "built": "yes",
+        "image size": model.input_size[-1],
+        "model_args": {name: value for name, value in model.config.model_args.items() if name not in model_args},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+    output = model(pixel_values, cam_classes="predicted")
+    cams = output.cams.detach()
+    record["map"] = "x".join(map(str, cams.shape[-2:]))
+    constant = (cams.flatten(1).std(1) <= 1e-6 * cams.flatten(1).abs().amax(1)).any() or not torch.isfinite(cams).all()
+    record["cam"] = "failed: constant or not finite" if constant else "yes"
+    predicted = output.logits.detach().amax(1)
+    record["whole model"] = same_logits(model.timm_model(pixel_values).detach(), output.logits.detach())
+    if model._pool_is_mean:
+        bias = model.class_bias[output.logits.argmax(1)].detach()
+        error = ((cams.mean((1, 2)) + bias - predicted).abs().max() / predicted.abs().max().clamp_min(1)).item()
+        record["closed form"] = "exact" if error < 1e-4 else f"failed: off by {error:.1e}"
+    else:
+        record["closed form"] = "by the head's gradient"
+
+    model.zero_grad()
+    model.train()(pixel_values, labels=labels).loss.backward()
+    record["parameters without gradient"] = sum(p.grad is None for p in model.parameters())
+    model.zero_grad()
+    model.eval()
+    for name, kind in STEPS.items():
+        if second_order or not name.endswith("second order"):
+            record[name] = try_step(model, pixel_values, labels, **kind)
+    with tempfile.TemporaryDirectory() as folder:
+        record.update(load_back(model, pixel_values, folder))
+    return record
+
+
+LOADERS = ("this package", "timm", "transformers")
+
+
+def works(record: dict) -> bool:
+    """Whether all of it works: built, maps, every step of first order, three loaders."""
+    if record["built"] != "yes":
+        return False
+    steps = [name for name in STEPS if not name.endswith("second order")]
+    return (
+        record["cam"] == "yes"
+        and not record["closed form"].startswith("failed")
+        and all(record[name] == "yes" for name in steps)
+        and all(record[name] == "bitwise" for name in ("whole model", *LOADERS))
+    )
+
+
+def outcome(record: dict) -> str:
+    """`works`, `refused` with a reason, or `works in part`."""
+    if record["built"] != "yes":
+        return record["built"].split(":")[0]
+    return "works" if works(record) else "works in part"
+
+
+def reasons(record: dict) -> list[str]:
+    """What does not work, a line each."""
+    found = {}
+    for name, value in record.items():
+        if str(value).startswith(("failed", "refused")):
+            found.setdefault(str(value), []).append(name)
+        elif name in ("whole model", *LOADERS) and value != "bitwise":
+            found[f"logits differ by {value}"] = [name]
+    return [value if names == ["built"] else f"{', '.join(names)}: {value}" for value, names in found.items()]
+
+
+def table_row(row: dict) -> str:
+    record = row["record"]
+    name = f"`{row['architecture']}`" + "".join(f" `{k}={v}`" for k, v in row["model_args"].items())
+    remarks = [f"built with `{k}={v}`" for k, v in record.get("model_args", {}).items() if k != "img_size"]
+    remarks += [reason.replace("|", "\\|") for reason in reasons(record)]
+    if record.get("parameters without gradient"):
+        remarks.append(f"{record['parameters without gradient']} unused parameters")
+    if record["built"] != "yes":
+        cells = [row["image_size"] or ""] + [""] * (3 + len(STEPS))
+    else:
+        cells = [record["image size"], record["map"], "exact" if record["closed form"] == "exact" else "gradient"]
+        cells += ["yes" if record.get(step) == "yes" else "no" for step in STEPS]
+        cells += [" ".join("=" if record[name] == "bitwise" else "≠" for name in LOADERS)]
+    return "| " + " | ".join(map(str, [row["family"], name, *cells, "; ".join(remarks)])) + " |"
+
+
+def render(results: dict) -> str:
+    """The table as Markdown."""
+    rows = results["rows"]
+    counts = Counter(outcome(row["record"]) for row in rows)
+    closed = Counter(row["record"].get("closed form") for row in rows)
+    second = Counter(row["record"].get("full, second order") for row in rows)["yes"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    architectures, families = ({row[key] for row in rows} for key in ("architecture", "family"))
+    return f"""# Backbones
+
+{len(rows)} configurations of {len(architectures)} architectures from {len(families)} timm families, each from random
+weights with {NUM_LABELS} classes and four images.
+
+    python scripts/family_table.py --output docs/families.md --json docs/results/families.json
+
+made this page with {versions}.
+
+| outcome | configurations |
+|---|---|
+{chr(10).join(f"| {name} | {count} |" for name, count in counts.most_common())}
+
+`works`: it builds; its activation maps have the shape of its feature map and are not constant; one HNML training step
+gives finite gradients with the virtual step along the optimizer's momentum (column momentum) and on synthetic labels
+for the weights of the head, of the last stage and of the whole network, first order; and the saved folder gives the
+same logits, bit for bit, in this package, in timm and in transformers (column loads). Second order over the whole
+network is an extra: {second} do it.
+
+{closed["exact"]} have maps whose mean plus the bias is the logit (CAM `exact`). In the others something nonlinear
+stands between map and logit; there the map is the logit's gradient through the head times the feature map (CAM
+`gradient`).
+
+Where a remark counts unused parameters, training on several devices needs `--ddp_find_unused_parameters true`.
+
+| family | architecture | pixels | map | CAM | {" | ".join(STEPS)} | loads | remark |
+|---|---|---|---|---|{"---|" * len(STEPS)}---|---|
+{chr(10).join(map(table_row, rows))}
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="Markdown file to write.")
+    parser.add_argument("--json", type=Path, help="JSON file with all outcomes.")
+    parser.add_argument("--only", help="Families or architectures, separated by commas.")
+    parser.add_argument("--tiny", action="store_true", help="The small list of the tests instead.")
+    options = parser.parse_args()
+    only = set(options.only.split(",")) if options.only else None
+    wanted = [row for row in (TINY if options.tiny else ARCHITECTURES) if only is None or only & set(row[:2])]
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+
+    versions = {
+        "timm": timm.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+    }
+    results = {"versions": versions, "rows": []}
+    for family, architecture, image_size, model_args in tqdm(wanted, unit="model"):
+        started = time.perf_counter()
+        record = examine(architecture, image_size, model_args)
+        seconds = round(time.perf_counter() - started, 1)
+        row = {"family": family, "architecture": architecture, "image_size": image_size, "model_args": model_args}
+        results["rows"].append({**row, "seconds": seconds, "record": record})
+        tqdm.write(
+            f"{outcome(record):14}{seconds:7} s  {architecture} {model_args or ''} {'; '.join(reasons(record))}"
+        )
+        gc.collect()
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
+    if options.output:
+        options.output.write_text(render(results))
+    print(dict(Counter(outcome(row["record"]) for row in results["rows"])))
+
+
+if __name__ == "__main__":
+    main()
