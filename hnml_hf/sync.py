@@ -1,4 +1,4 @@
-"""Do all processes hold the same weights? Distributed training that loses a gradient goes on silently; this makes it loud."""
+"""Whether all processes hold the same weights: distributed training that loses a gradient goes on silently."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ class RanksDifferError(RuntimeError):
 
 
 def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """64 bits of a hash of each tensor's bytes, int64 of shape `(n,)` on the CPU: equal only for tensors equal bit by bit."""
+    """64 bits of a hash of each tensor's bytes, int64 of shape `(n,)` on the CPU."""
     digests = []
     for tensor in tensors.values():
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
@@ -28,8 +28,8 @@ def check_ranks_agree(names: list[str], digests: torch.Tensor, *, step: int):
         step (`int`): the step just made, for the message.
 
     Raises:
-        RanksDifferError: naming the step, the processes and the first tensors that differ. All processes raise it, so that
-            none waits for another.
+        RanksDifferError: naming the step, the processes and the first tensor that differs. All processes raise it, so
+            that none waits for another.
     """
     different = digests != digests[0]
     if not different.any():
@@ -38,6 +38,6 @@ def check_ranks_agree(names: list[str], digests: torch.Tensor, *, step: int):
     tensors = [names[i] for i in different.any(0).nonzero().flatten().tolist()]
     raise RanksDifferError(
         f"After step {step} the weights of process {', '.join(map(str, ranks))} differ from those of process 0 in "
-        f"{len(tensors)} of {len(names)} tensors, first `{tensors[0]}`. Training was stopped. Something changed weights on "
-        "one process only, or ran outside the wrapped model's forward; resume from the last checkpoint before that step."
+        f"{len(tensors)} of {len(names)} tensors, first `{tensors[0]}`. Training was stopped. Something changed weights "
+        "on one process only, or ran outside the wrapped model's forward; resume from the last checkpoint before it."
     )

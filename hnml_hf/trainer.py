@@ -2,24 +2,32 @@
 
 import hashlib
 import inspect
+import json
 import math
 import os
+import shutil
+import tempfile
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
-from accelerate.utils import broadcast, gather
+from accelerate.utils import broadcast, gather, pad_across_processes
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils.hub import PushInProgress
 from transformers.utils import logging
 
+from . import hub
 from .memory import TargetMemory
 from .meta import look_ahead, running_gradients
+from .model_card import generate_model_card
 from .objectives import OBJECTIVES, sigmoid_rampup
+from .sample_statistics import SampleStatistics
 from .sync import check_ranks_agree, tensor_digests
 from .training_args import TEACHER_OBJECTIVES, HNMLTrainingArguments
 
@@ -29,6 +37,9 @@ logger = logging.get_logger(__name__)
 TEACHER_FOLDER = "teacher"
 LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loaded at the end
 MEMORY_FILE = "target_memory.safetensors"
+AUDIT_FOLDER = "_audit"
+STATISTICS_FILE = "sample_statistics.npy"
+VISITS_KEPT = 32  # steps whose predictions wait on the device before they enter the statistics
 MAPS = ["features", "feature_maps", "last_hidden_state"]  # outputs that evaluation must not gather
 
 
@@ -54,6 +65,7 @@ class HNMLTrainer(Trainer):
     loss_is_scaled_for_ga = False  # compute_loss returns a plain mean; the parent divides it by the accumulation steps
 
     def __init__(self, model, args: HNMLTrainingArguments, *, train_dataset=None, **kwargs):
+        self.card_facts: dict = {}
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         objective = OBJECTIVES[args.objective]
         needs = [p.name for p in inspect.signature(objective).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -75,6 +87,14 @@ class HNMLTrainer(Trainer):
         if "remember" in needs and train_dataset is not None:
             num_labels = self.model.config.num_labels
             self.memory = TargetMemory(train_dataset.index, num_labels, decay=args.elr_decay, device=args.device)
+        self.statistics_path = os.path.join(args.output_dir, AUDIT_FOLDER, STATISTICS_FILE)
+        self.statistics = None
+        if train_dataset is not None and self.is_world_process_zero():
+            self.statistics = SampleStatistics(
+                train_dataset.index, train_dataset.labels, self.model.config.num_labels, path=self.statistics_path
+            )
+        self._visits: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._taught: torch.Tensor | None = None
         self._second_order_attention = args.second_order and args.meta_scope != "head" and "second_order" in options
         if self._second_order_attention:
             logger.info(
@@ -167,7 +187,9 @@ class HNMLTrainer(Trainer):
 
     @torch.no_grad()
     def _teach(self, pixel_values, *, with_cams: bool):
-        return self.teacher.module(pixel_values, cam_classes="predicted" if with_cams else None)
+        output = self.teacher.module(pixel_values, cam_classes="predicted" if with_cams else None)
+        self._taught = output.logits
+        return output
 
     def _remember(self, index, probabilities):
         self.memory.update(gather(index), gather(probabilities))
@@ -180,7 +202,9 @@ class HNMLTrainer(Trainer):
         for name, term in terms.items():
             self._sums[name].append(term.mean())
         monitors = dict(monitors)
-        predicted = monitors.pop("logits").detach().argmax(-1)
+        logits, foreground = monitors.pop("logits").detach(), monitors.pop("foreground_logits", None)
+        self._visit(inputs, logits if self._taught is None else self._taught, foreground)
+        predicted = logits.argmax(-1)
         labels, clean = inputs["labels"], inputs["clean_labels"]
         wrong = (clean >= 0) & (clean != labels)
         self._sums["fit"].append((predicted == labels).float().mean())
@@ -188,6 +212,28 @@ class HNMLTrainer(Trainer):
         self._sums["memorized"].append(memorized.sum() / wrong.sum())  # nan without a wrong label
         for name, value in monitors.items():
             self._sums[name].append(value.detach())
+
+    def _visit(self, inputs, logits, foreground_logits):
+        """Keep what the teacher, or without one the student, says of each sample of the batch."""
+        self._taught = None
+        if "soft_labels" in inputs:  # a mixed image is no sample
+            return
+        index = inputs["index"]
+        epoch = torch.full_like(index, int(self.state.epoch or 0))
+        alone = torch.full_like(index, -1) if foreground_logits is None else foreground_logits.argmax(-1)
+        self._visits.append((torch.stack([index, epoch, alone], dim=-1), logits.float().softmax(-1)))
+        if len(self._visits) == VISITS_KEPT:
+            self.update_statistics()
+
+    def update_statistics(self):
+        """Take the visits of the last steps, of all processes, into the statistics. All processes must call it."""
+        if not self._visits:
+            return
+        visits, self._visits = self._visits, []
+        parts = [pad_across_processes(torch.cat(part), pad_index=-1) for part in zip(*visits, strict=True)]
+        who, probabilities = (gather(part).cpu().numpy() for part in parts)
+        if self.statistics is not None:
+            self.statistics.update(who[:, 0], probabilities, epoch=who[:, 1], foreground=who[:, 2])
 
     def check_finite(self):
         """Raise [`NonFiniteError`] if a term or a gradient of the step under way is not finite."""
@@ -279,6 +325,10 @@ class HNMLTrainer(Trainer):
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
+    def _save_checkpoint(self, model, trial):
+        self.update_statistics()
+        super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir=None, state_dict=None):
         """A checkpoint holds the student, the teacher beside it and the memory; a final save what was evaluated."""
         if not self.args.should_save:
@@ -290,6 +340,8 @@ class HNMLTrainer(Trainer):
                 self.teacher.module.save_pretrained(os.path.join(output_dir, TEACHER_FOLDER))
             if self.memory is not None:
                 save_file(self.memory.state_dict(), os.path.join(output_dir, MEMORY_FILE))
+            if self.statistics is not None:
+                self.statistics.save(os.path.join(output_dir, STATISTICS_FILE))
         else:
             self.evaluated_model().save_pretrained(output_dir)
         if self.processing_class is not None:
@@ -298,6 +350,8 @@ class HNMLTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_teacher_and_memory(resume_from_checkpoint)
+        if self.statistics is not None:
+            self.statistics.load(os.path.join(resume_from_checkpoint, STATISTICS_FILE))
 
     def _load_best_model(self):
         self.save_model(os.path.join(self.args.output_dir, LAST_FOLDER), _internal_call=True)
@@ -317,6 +371,113 @@ class HNMLTrainer(Trainer):
         if self.memory is not None:
             self.memory.load_state_dict(load_file(os.path.join(checkpoint, MEMORY_FILE)))
 
+    # -- the Hub: what may leave is a list, see `hub.PUBLISHED` ---------------------------------------------------------
+
+    def init_hf_repo(self, token=None, private=None):
+        if self.is_world_process_zero():
+            self.hub_model_id = hub.create_repo(
+                self._repo_name(), private=self._private(private), token=token or self.args.hub_token
+            )
+            self.push_in_progress = None
+
+    def _repo_name(self) -> str:
+        return self.hub_model_id or self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
+
+    def _private(self, private: bool | None) -> bool:
+        """Private, unless it was asked otherwise."""
+        return next((choice for choice in (private, self.args.hub_private_repo) if choice is not None), True)
+
+    def create_model_card(self, model_name=None, license=None, tags=None, finetuned_from=None, dataset=None, **facts):
+        """Write the card of this run into `output_dir`. What is given is kept for later cards of this trainer.
+
+        `facts`: `noise`, `command` and `split` of [`~model_card.generate_model_card`].
+        """
+        given = {
+            "model_name": model_name,
+            "license": license,
+            "tags": tags,
+            "start": finetuned_from,
+            "dataset": dataset,
+            **facts,
+        }
+        self.card_facts.update({name: value for name, value in given.items() if value is not None})
+        if not self.is_world_process_zero():
+            return
+        data = self.train_dataset
+        with open(os.path.join(self.args.output_dir, "config.json"), encoding="utf-8") as file:
+            config = json.load(file)
+        generate_model_card(
+            self.args.output_dir,
+            args=self.args,
+            config=config,
+            log_history=self.state.log_history,
+            labels=torch.empty(0).numpy() if data is None else data.labels,
+            clean_labels=torch.empty(0).numpy() if data is None else data.clean_labels,
+            evaluated=self._evaluated,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            repo_id=self.hub_model_id,
+            max_steps=self.state.global_step,
+            **{"dataset_license": getattr(getattr(data, "info", None), "license", None), **self.card_facts},
+        )
+
+    def push_to_hub(
+        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **facts
+    ):
+        """Save, write the card and upload the published files of `output_dir`; a new repository is private.
+
+        `facts` go to [`~HNMLTrainer.create_model_card`]. Returns huggingface_hub's `CommitInfo`, or a future of it.
+
+        Raises:
+            HubError: the push did not arrive; `output_dir` is whole.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        self.create_model_card(**facts)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        push = partial(
+            hub.push_to_hub,
+            self.args.output_dir,
+            self._repo_name(),
+            private=self._private(private),
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message,
+        )
+        return push() if blocking else HfApi().run_as_future(push)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """Upload the weights that evaluation measured, in the background. A push that fails does not stop training."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        aside = tempfile.mkdtemp(prefix="_push-", dir=self.args.output_dir)  # checkpoints are deleted while it uploads
+        self.evaluated_model().save_pretrained(aside)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(aside)
+        self._finish_current_push()
+        job = HfApi().run_as_future(self._push_aside, aside, f"Training in progress, step {self.state.global_step}")
+        self.push_in_progress = PushInProgress([job])
+
+    def _push_aside(self, folder: str, commit_message: str):
+        try:
+            hub.push_to_hub(
+                folder,
+                self._repo_name(),
+                private=self._private(None),
+                token=self.args.hub_token,
+                revision=self.args.hub_revision,
+                commit_message=commit_message,
+            )
+        except hub.HubError as error:
+            logger.warning(f"{error} Training goes on.")
+        finally:
+            shutil.rmtree(folder)
+
 
 class StepCallback(TrainerCallback):
     """The two things that happen around an optimizer step: the check before it, the teacher's update after it."""
@@ -330,6 +491,11 @@ class StepCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.update_teacher()
         self.trainer.check_ranks()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.update_statistics()
+        if self.trainer.statistics is not None:
+            self.trainer.statistics.save(self.trainer.statistics_path)
 
 
 def batch_generator(seed: int, step: int, index: torch.Tensor) -> torch.Generator:
