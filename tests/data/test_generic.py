@@ -1,0 +1,409 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from hnml_hf.data import load_noisy_dataset
+from hnml_hf.data.schema import COLUMNS, column
+
+
+@pytest.fixture
+def load(tmp_path):
+    return lambda *args, **options: load_noisy_dataset(*args, cache_dir=str(tmp_path / "cache"), **options)
+
+
+@pytest.fixture
+def images(tmp_path, pictures):
+    """A folder with 12 pictures, one with a comma and a blank and one with other letters in its name."""
+    root = tmp_path / "data"
+    names = [f"img/{i}.jpg" for i in range(10)] + ["img/a, b.jpg", "img/日本 ü.jpg"]
+    for picture, name in zip(pictures.images, names, strict=False):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.convert("RGB").save(root / name)
+    return root, names
+
+
+def write_table(path, header, rows):
+    if path.suffix in (".csv", ".tsv"):
+        mark = "\t" if path.suffix == ".tsv" else ","
+        quoted = [[f'"{cell}"' if "," in str(cell) else str(cell) for cell in row] for row in [header, *rows]]
+        path.write_text("".join(mark.join(row) + "\n" for row in quoted))
+    elif path.suffix == ".parquet":
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+        Dataset.from_dict(columns).to_parquet(path)
+    else:
+        records = [dict(zip(header, row, strict=True)) for row in rows]
+        text = json.dumps(records) if path.suffix == ".json" else "".join(json.dumps(r) + "\n" for r in records)
+        path.write_text(text)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_tables_of_every_kind(images, load, suffix):
+    root, names = images
+    rows = [(name, "cat" if i % 2 else "ant", "ant", 100 + 3 * i) for i, name in enumerate(names)]
+    write_table(root / f"train{suffix}", ["file_name", "seen", "truth", "id"], rows)
+    write_table(root / f"test{suffix}", ["file_name", "truth", "id"], [(names[0], "cat", 5), (names[1], "ant", 6)])
+    dataset = load(str(root), label_column="seen", clean_label_column="truth", index_column="id")
+    assert list(dataset) == ["train", "test"]
+    assert tuple(dataset["train"].column_names) == COLUMNS
+    assert dataset["train"].features == dataset["test"].features
+    assert dataset["train"].features["label"].names == ["ant", "cat"]
+    assert column(dataset["train"], "label").tolist() == [i % 2 for i in range(12)]
+    assert column(dataset["train"], "clean_label").tolist() == [0] * 12
+    assert column(dataset["train"], "index").tolist() == [100 + 3 * i for i in range(12)]
+    assert column(dataset["test"], "label").tolist() == column(dataset["test"], "clean_label").tolist() == [1, 0]
+    cell = dataset["train"].data.column("image")[10].as_py()
+    assert cell == {"bytes": None, "path": f"{root}/img/a, b.jpg"}
+    assert dataset["train"][11]["image"].size == (28, 28)
+
+
+def test_one_table_with_a_data_dir(images, load, tmp_path):
+    root, names = images
+    table = tmp_path / "elsewhere.csv"
+    write_table(table, ["path", "label"], [(names[0], 0), (f"{root}/{names[1]}", 2)])
+    dataset = load(str(table), data_dir=root)
+    assert list(dataset) == ["train"]
+    assert dataset["train"].features["label"].names == ["0", "1", "2"]
+    assert column(dataset["train"], "label").tolist() == [0, 2]
+    assert column(dataset["train"], "clean_label").tolist() == [-1, -1]
+    assert dataset["train"][1]["image"].size == (28, 28)
+
+
+def test_byte_order_mark_and_windows_line_ends(images, load):
+    root, names = images
+    text = "file_name,label\r\n" + "".join(f'"{name}",{i % 3}\r\n' for i, name in enumerate(names))
+    (root / "train.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert column(load(str(root))["train"], "label").tolist() == [i % 3 for i in range(12)]
+
+
+def test_splits_have_many_names(images, load):
+    root, names = images
+    for stem in ("train", "valid", "testing"):
+        write_table(root / f"{stem}.csv", ["image", "label"], [(name, "x") for name in names])
+    write_table(root / "extra.csv", ["image", "label"], [(name, "x") for name in names[:3]])
+    assert list(load(str(root))) == ["train", "validation", "test"]
+    dataset = load(str(root), splits={"train": "train.csv", "test": "extra.csv"})
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 12, "test": 3}
+    with pytest.raises(ValueError, match="`splits` maps train, validation, test"):
+        load(str(root), splits={"dev": "extra.csv"})
+    with pytest.raises(FileNotFoundError, match="nothing.csv does not exist"):
+        load(str(root), splits={"train": "nothing.csv"})
+    with pytest.raises(ValueError, match="No table for `train` among test"):
+        load(str(root), splits={"test": "extra.csv"})
+    write_table(root / "val.tsv", ["image", "label"], [(names[0], "x")])
+    with pytest.raises(ValueError, match="validation has tables of several kinds"):
+        load(str(root))
+
+
+def test_label_names_give_the_ids(images, load):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(names[0], "dog"), (names[1], "cat"), (names[2], 1)])
+    dataset = load(str(root), label_names=["dog", "cat", "cow"])["train"]
+    assert column(dataset, "label").tolist() == [0, 1, 1]
+    with pytest.raises(ValueError, match="label_names` must be different names"):
+        load(str(root), label_names=["dog", "dog"])
+    with pytest.raises(ValueError, match="train.csv:3: label 'cat' of train is none of the 1 classes: dog"):
+        load(str(root), label_names=["dog"])
+
+
+def test_sorted_names_and_integers_are_said_in_the_log(images, load, caplog):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(names[0], "b"), (names[1], "a")])
+    with caplog.at_level(logging.INFO):
+        load(str(root))
+    assert "2 classes in sorted order: a, b" in caplog.text
+    write_table(root / "train.csv", ["image", "label"], [(names[0], 3), (names[1], 0)])
+    with caplog.at_level(logging.INFO):
+        load(str(root))
+    assert "integer labels without names: classes 0..3" in caplog.text
+
+
+BAD_LABELS = [
+    ("", "the label is missing"),
+    ("-1", "label -1 is out of range|label -1"),
+    ("1.0", "label '1.0' is not a class"),
+    ("nan", "label 'nan' is not a class"),
+    ("1e3", "label '1e3' is not a class"),
+    ("100000", "label 100000 is out of range, expected 0..99999; `label_names`"),
+    ("dog", "the label 'dog' is a name, that of .*train.csv:2 the integer 0"),
+    ("do\x07g", "control characters"),
+]
+
+
+@pytest.mark.parametrize(("label", "message"), BAD_LABELS)
+def test_bad_labels_name_their_row(images, load, label, message):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(names[0], 0), (names[1], 1), (names[2], label)])
+    with pytest.raises(ValueError, match=f"train.csv:4: .*({message})|train.csv:4: ({message})"):
+        load(str(root))
+
+
+@pytest.mark.parametrize("label", [None, 1.5, True, [1], float("nan"), {"a": 1}])
+def test_bad_labels_in_json(images, load, label):
+    root, names = images
+    write_table(root / "train.jsonl", ["image", "label"], [(names[0], 0), (names[1], label)])
+    with pytest.raises(ValueError, match="train.jsonl:2: (label|the label)"):
+        load(str(root))
+
+
+def test_missing_clean_labels_are_unknown(images, load):
+    root, names = images
+    write_table(
+        root / "train.csv", ["image", "label", "clean_label"], [(names[0], 0, ""), (names[1], 1, -1), (names[2], 1, 0)]
+    )
+    assert column(load(str(root))["train"], "clean_label").tolist() == [-1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"image,label\nimg/0.jpg\n", r"train.csv:2: 1 fields, the header has 2"),
+        (
+            b"image,label\nimg/a, b.jpg,1\n",
+            r"train.csv:2: 3 fields, the header has 2; names with a comma must be quoted",
+        ),
+        (b'image,label\n"img/0.jpg,1\n', r"train.csv:2: "),
+        (b"image,image\nimg/0.jpg,1\n", r"train.csv:1: two columns have one name"),
+        (b"image,label\n\xff.jpg,1\n", r"train.csv:2: not UTF-8"),
+        (b"", r"train.csv:1: the table is empty"),
+        (b"image,label\n", r"train.csv:1: no rows"),
+        (b"image,label\n../0.jpg,1\n", r"train.csv:2: the path"),
+        (b"image,label\n/etc/passwd,1\n", r"train.csv:2: the path"),
+        (b"image,label\nimg/none.jpg,1\n", r"train.csv:2: no such image below"),
+        (
+            b"image,label,index\nimg/0.jpg,1,7\nimg/1.jpg,1,7\n",
+            r"train.csv:3: the index 7 is also that of .*train.csv:2",
+        ),
+        (b"image,label,index\nimg/0.jpg,1,x\n", r"train.csv:2: the index 'x' is not"),
+        (b"image,class_id\nimg/0.jpg,1\n", r"no label column .*columns are: image, class_id.*`label_column`"),
+        (b"pic,label\nimg/0.jpg,1\n", r"no image column .*columns are: pic, label"),
+    ],
+)
+def test_bad_tables(images, load, content, message):
+    root, _ = images
+    (root / "train.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load(str(root))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.json", "{", r"train.json:1: not valid JSON"),
+        ("train.json", "[" * 100_000, r"train.json:1: not valid JSON"),
+        ("train.json", "{}", r"train.json:1: expected a list of objects"),
+        ("train.json", "[1]", r"train.json:1: expected an object"),
+        ("train.json", "[]", r"train.json:1: the table is empty"),
+        ("train.jsonl", '{"image": "img/0.jpg", "label": 1}\nx\n', r"train.jsonl:2: not valid JSON"),
+        ("train.jsonl", '{"image": 3, "label": 1}\n', r"train.jsonl:1: the image must be a path, got 3"),
+        ("train.jsonl", '{"image": "\\ud800.jpg", "label": 1}\n', r"train.jsonl:1: control character"),
+        ("train.jsonl", '{"image": "img/0.jpg", "label": "\\ud800"}\n', r"train.jsonl:1: label"),
+        ("train.parquet", "PAR1", r"train.parquet: not a readable parquet file"),
+    ],
+)
+def test_bad_json_and_parquet(images, load, name, content, message):
+    root, _ = images
+    (root / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load(str(root))
+
+
+def test_missing_image_can_be_skipped(images, load, caplog):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(names[0], 0), ("img/none.jpg", 1), (names[2], 1)])
+    with caplog.at_level(logging.WARNING):
+        dataset = load(str(root), on_missing="skip")["train"]
+    assert "train.csv:3: no such image" in caplog.text and "1 of 3 rows" in caplog.text
+    assert column(dataset, "index").tolist() == [0, 2]
+
+
+def test_class_of_test_that_train_lacks(images, load):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(names[0], "a"), (names[1], "b")])
+    write_table(root / "test.csv", ["image", "label"], [(names[0], "a"), (names[1], "zebra")])
+    with pytest.raises(ValueError, match="test.csv:3: label 'zebra' of test is none of the 2 classes: a, b"):
+        load(str(root))
+    write_table(root / "test.csv", ["image", "label"], [(names[0], "7")])
+    with pytest.raises(ValueError, match="test.csv:2: label 7 of test is none of the 2 classes|out of range"):
+        load(str(root))
+
+
+def test_split_that_lacks_a_class_is_said(images, load, caplog):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(names[0], "a"), (names[1], "b")])
+    write_table(root / "test.csv", ["image", "label"], [(names[0], "a")])
+    with caplog.at_level(logging.WARNING):
+        load(str(root))
+    assert "test lacks classes of train: b" in caplog.text
+
+
+def test_noisy_test_labels_are_said_and_can_be_replaced(images, load, caplog):
+    root, names = images
+    rows = [(name, i % 2, 0) for i, name in enumerate(names)]
+    for stem in ("train", "test"):
+        write_table(root / f"{stem}.csv", ["image", "noisy", "truth"], rows)
+    options = {"label_column": "noisy", "clean_label_column": "truth"}
+    with caplog.at_level(logging.WARNING):
+        load(str(root), **options)
+    assert "test: 6 of 12 labels differ from the clean label" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        dataset = load(str(root), test_label_column="truth", **options)
+    assert "differ" not in caplog.text
+    assert set(column(dataset["test"], "label")) == {0} and column(dataset["train"], "label").sum() == 6
+
+
+def test_changed_table_is_read_again(images, load):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(names[0], "a"), (names[1], "b")])
+    assert len(load(str(root))["train"]) == 2
+    write_table(root / "train.csv", ["image", "label"], [(names[0], "a"), (names[1], "b"), (names[2], "c")])
+    dataset = load(str(root))["train"]
+    assert len(dataset) == 3 and dataset.features["label"].names == ["a", "b", "c"]
+
+
+def test_embedded_images_whose_test_file_lacks_the_noisy_column(tmp_path, load, pictures):
+    """Read in one call, the test file would get the noisy column filled with None."""
+    names = ClassLabel(names=["x", "y"])
+    features = Features({"picture": Image(), "label": names, "noisy": names, "row": Value("int32")})
+    content = {"picture": pictures.images[:6], "label": [0, 1] * 3, "noisy": [1] * 6, "row": range(10, 16)}
+    train = Dataset.from_dict(content, features=features)
+    train.to_parquet(tmp_path / "train-00000.parquet")
+    train.to_parquet(tmp_path / "test.parquet")
+    train.remove_columns("noisy").to_parquet(tmp_path / "test.parquet")
+    options = {"image_column": "picture", "clean_label_column": "label", "index_column": "row"}
+    dataset = load(str(tmp_path), label_column="noisy", **options)
+    assert column(dataset["train"], "label").tolist() == [1] * 6
+    assert column(dataset["train"], "clean_label").tolist() == [0, 1] * 3
+    assert column(dataset["test"], "label").tolist() == column(dataset["test"], "clean_label").tolist() == [0, 1] * 3
+    assert dataset["train"].features["label"].names == ["x", "y"]
+    assert column(dataset["train"], "index").tolist() == [*range(10, 16)]
+    assert np.array_equal(np.asarray(dataset["test"][4]["image"]), np.asarray(pictures.images[4]))
+    with pytest.raises(ValueError, match="no label column `noisi`.*picture, label, noisy, row"):
+        load(str(tmp_path), label_column="noisi", **options)
+
+
+def test_shards_are_put_together_in_order(tmp_path, load, pictures):
+    for shard in range(3):
+        content = {"image": pictures.images[shard : shard + 2], "label": [shard, 0]}
+        Dataset.from_dict(content, features=Features({"image": Image(), "label": Value("int64")})).to_parquet(
+            tmp_path / f"train-{shard:05d}-of-00003.parquet"
+        )
+    dataset = load(str(tmp_path))["train"]
+    assert column(dataset, "label").tolist() == [0, 0, 1, 0, 2, 0]
+    assert column(dataset, "index").tolist() == [*range(6)]
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_saved_to_disk(tmp_path, load, pictures, as_dict):
+    features = Features({"img": Image(), "fine_label": ClassLabel(names=["x", "y"])})
+    train = Dataset.from_dict({"img": pictures.images[:4], "fine_label": [0, 1, 1, 0]}, features=features)
+    (DatasetDict({"train": train, "valid": train}) if as_dict else train).save_to_disk(tmp_path / "saved")
+    dataset = load(str(tmp_path / "saved"))
+    assert list(dataset) == (["train", "validation"] if as_dict else ["train"])
+    for rows in dataset.values():
+        assert tuple(rows.column_names) == COLUMNS
+        assert column(rows, "label").tolist() == [0, 1, 1, 0]
+        assert column(rows, "clean_label").tolist() == [-1] * 4
+        assert column(rows, "index").tolist() == [0, 1, 2, 3]
+        assert np.array_equal(np.asarray(rows[2]["image"]), np.asarray(pictures.images[2]))
+
+
+def test_saved_splits_of_other_names(tmp_path, load, pictures):
+    features = Features({"image": Image(), "label": Value("int64"), "n": Value("float32")})
+    rows = Dataset.from_dict({"image": pictures.images[:2], "label": [0, 1], "n": [0.0, 1.0]}, features=features)
+    DatasetDict({"part_a": rows, "part_b": rows}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="the splits are part_a, part_b; pass `splits`"):
+        load(str(tmp_path / "saved"))
+    assert list(load(str(tmp_path / "saved"), splits={"train": "part_b"})) == ["train"]
+    with pytest.raises(ValueError, match="row 0: label '0.0' is not a class"):
+        load(str(tmp_path / "saved"), splits={"train": "part_b"}, label_column="n")
+    with pytest.raises(ValueError, match="column `n` holds no images"):
+        load(str(tmp_path / "saved"), splits={"train": "part_b"}, image_column="n")
+
+
+@pytest.fixture
+def folder(tmp_path, pictures):
+    root = tmp_path / "folder"
+    for split, count in (("train", 3), ("val", 1)):
+        for name in ("10", "2", "cat, wild"):
+            for i in range(count):
+                path = root / split / name / f"{i}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pictures.images[i].convert("RGB").save(path)
+    return root
+
+
+def test_image_folder(folder, load):
+    for dataset in (load("imagefolder", data_dir=folder), load(str(folder))):
+        assert list(dataset) == ["train", "validation"]
+        assert dataset["train"].features["label"].names == ["10", "2", "cat, wild"]
+        assert column(dataset["train"], "label").tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        assert column(dataset["validation"], "label").tolist() == [0, 1, 2]
+        assert column(dataset["train"], "index").tolist() == [*range(9)]
+    assert list(load("imagefolder", data_dir=folder / "val")) == ["train"]
+
+
+def test_image_folder_counts_what_it_leaves_out(folder, load, caplog, pictures):
+    pictures.images[0].save(folder / "train/loose.png")
+    (folder / "train/2/notes.txt").write_text("x")
+    (folder / "train/2/deeper").mkdir()
+    pictures.images[0].save(folder / "train/2/deeper/9.png")
+    (folder / "train/empty").mkdir()
+    (folder / "train/.hidden").mkdir()
+    with caplog.at_level(logging.WARNING):
+        dataset = load("imagefolder", data_dir=folder)
+    assert "1 images are in no class folder, left out, first: loose.png" in caplog.text
+    assert "1 files are no images by their suffix, first: 2/notes.txt" in caplog.text
+    assert "class folders without an image: empty" in caplog.text
+    assert column(dataset["train"], "label").tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+
+
+def test_image_folder_with_another_class_in_validation(folder, load):
+    (folder / "val/2").rename(folder / "val/1")
+    with pytest.raises(ValueError, match="val/1/0.jpg: label '1' of validation is none of the 3 classes: 10, 2, cat"):
+        load("imagefolder", data_dir=folder)
+
+
+def test_image_folder_with_a_table(folder, load, caplog):
+    rows = [("10/0.jpg", "b", "b"), ("2/1.jpg", "a", "b"), ("cat, wild/2.jpg", "a", "")]
+    write_table(folder / "train/metadata.csv", ["file_name", "label", "clean_label"], rows)
+    write_table(folder / "val/metadata.jsonl", ["file_name", "label"], [(f"{n}/0.jpg", "a") for n in ("10", "2")])
+    with caplog.at_level(logging.WARNING):
+        dataset = load("imagefolder", data_dir=folder)
+    assert "6 images without a row in metadata.csv, left out" in caplog.text
+    assert column(dataset["train"], "label").tolist() == [1, 0, 0]
+    assert column(dataset["train"], "clean_label").tolist() == [1, 1, -1]
+    assert dataset["train"][2]["image"].size == (28, 28)
+    write_table(folder / "train/metadata.csv", ["file_name", "label"], [("10/0.jpg", ""), ("2/1.jpg", "a")])
+    with pytest.raises(ValueError, match="metadata.csv:2: the label is missing"):
+        load("imagefolder", data_dir=folder)
+    write_table(folder / "train/metadata.csv", ["file_name", "label"], [("10/0.jpg", "a"), ("10/none.jpg", "a")])
+    with pytest.raises(ValueError, match="metadata.csv:3: no such image"):
+        load("imagefolder", data_dir=folder)
+
+
+def test_image_folder_without_images(tmp_path, load):
+    with pytest.raises(FileNotFoundError, match="No image in a class folder below"):
+        load("imagefolder", data_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        load("imagefolder", data_dir=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="`imagefolder` needs `data_dir`"):
+        load("imagefolder")
+
+
+def test_names_that_lead_nowhere(load, tmp_path):
+    with pytest.raises(ConnectionError, match="'some/thing' is no data set name .* no local file .* Hub could not be"):
+        load("some/thing")
+    with pytest.raises(FileNotFoundError, match="cannot be the id of a Hub data set"):
+        load(str(tmp_path / "nowhere"))
+
+
+def test_real_subset_by_columns(shared_data, load):
+    dataset = load(str(shared_data / "cifar10n-tiny"), label_column="worse_label", clean_label_column="label")
+    labels, clean_labels = column(dataset["train"], "label"), column(dataset["train"], "clean_label")
+    assert np.mean(labels != clean_labels) == pytest.approx(0.406)
+    assert column(dataset["train"], "index").max() > 10_000
+    assert np.array_equal(column(dataset["test"], "label"), column(dataset["test"], "clean_label"))
