@@ -128,6 +128,7 @@ def hnml(
     if "consistency" in wanted:
         terms["consistency"] = consistency_loss(virtual.logits, probabilities).mean(0)
     if "mask_guided" in wanted:
+        monitors["foreground_logits"] = virtual.region_logits[0, 0].detach()
         terms["mask_guided"] = mask_guided_loss(
             virtual.region_logits,
             virtual.cams,
