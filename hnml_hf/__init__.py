@@ -9,6 +9,9 @@ from .data.preflight import apply_quarantine, check_dataset, load_quarantine
 from .data.splits import split_validation
 from .data.synthetic import add_noise, apply_manifest, draw_noise, load_manifest, save_manifest
 from .data.transforms import TransformedDataset, UnreadableImageError, create_image_processor, create_transforms
+from .export import ExportError, export_program, export_to_onnx
+from .hub import HubError, push_to_hub
+from .inference import NotAnImageError, Prediction, cam_examples, open_image, overlay, predict
 from .metrics import compute_metrics, noise_auroc
 from .modeling import TimmCAMForImageClassification
 from .trainer import HNMLTrainer, NonFiniteError
@@ -18,16 +21,21 @@ from .training_args import HNMLTrainingArguments
 __version__ = version("hnml_hf")
 
 __all__ = [
+    "ExportError",
     "HNMLTrainer",
     "HNMLTrainingArguments",
+    "HubError",
     "MixupCollator",
     "NonFiniteError",
+    "NotAnImageError",
+    "Prediction",
     "TimmCAMForImageClassification",
     "TransformedDataset",
     "UnreadableImageError",
     "add_noise",
     "apply_manifest",
     "apply_quarantine",
+    "cam_examples",
     "check_dataset",
     "class_balanced",
     "collate_images",
@@ -35,10 +43,16 @@ __all__ = [
     "create_image_processor",
     "create_transforms",
     "draw_noise",
+    "export_program",
+    "export_to_onnx",
     "load_manifest",
     "load_noisy_dataset",
     "load_quarantine",
     "noise_auroc",
+    "open_image",
+    "overlay",
+    "predict",
+    "push_to_hub",
     "save_manifest",
     "split_validation",
 ]

@@ -265,6 +265,14 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         ]
         return _mean(logits)
 
+    @property
+    def pools_by_mean(self) -> bool:
+        """Whether the head averages its map before the last linear layer, so that its CAM is a weighted sum of it.
+
+        Known after the first maps.
+        """
+        return bool(self._pool_is_mean)
+
     def pool(self, native: torch.Tensor) -> torch.Tensor:
         """What the head does before its last linear layer: the backbone's own map to `(b, d)`."""
         return self.timm_model.forward_head(native, pre_logits=True).flatten(1)

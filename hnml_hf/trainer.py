@@ -19,8 +19,8 @@ from timm.utils import ModelEmaV3
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
-from transformers.utils.hub import PushInProgress
 from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
 
 from . import hub
 from .memory import TargetMemory
@@ -371,7 +371,7 @@ class HNMLTrainer(Trainer):
         if self.memory is not None:
             self.memory.load_state_dict(load_file(os.path.join(checkpoint, MEMORY_FILE)))
 
-    # -- the Hub: what may leave is a list, see `hub.PUBLISHED` ---------------------------------------------------------
+    # -- the Hub: what may leave is a list, `hub.PUBLISHED` --
 
     def init_hf_repo(self, token=None, private=None):
         if self.is_world_process_zero():
@@ -417,7 +417,8 @@ class HNMLTrainer(Trainer):
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             repo_id=self.hub_model_id,
             max_steps=self.state.global_step,
-            **{"dataset_license": getattr(getattr(data, "info", None), "license", None), **self.card_facts},
+            dataset_license=None if data is None else data.dataset.info.license,
+            **self.card_facts,
         )
 
     def push_to_hub(

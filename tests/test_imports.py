@@ -43,7 +43,7 @@ ALLOWED = {
     "model_card": set(),
     "hub": set(),
     "inference": {"cam", "data.transforms"},
-    "export": set(),
+    "export": {"cam"},
     "cost": set(),
     "report": set(),
     "audit": {"cam", "report"},

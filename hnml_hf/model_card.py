@@ -1,0 +1,315 @@
+"""The model card: what happened in a run, from its log, its results and its options; nothing that did not happen."""
+
+import html
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
+from PIL import Image, ImageDraw, ImageFont
+
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+CURVES_FILE, CAMS_FILE, RESULTS_FILE = "training_curves.png", "cam_examples.png", "all_results.json"
+HUB_DATASETS = {  # where the Hub has the images of a dataset that this package knows by name
+    "quickstart": "zalando-datasets/fashion_mnist",
+    "cifar10n": "uoft-cs/cifar10",
+    "cifar100n": "uoft-cs/cifar100",
+}
+NOT_HYPERPARAMETERS = re.compile(
+    r"(output_dir|seed|objective|do_.*|hub_.*|push_.*|.*logging.*|log_.*|report_to|run_name|save_.*|eval_strategy|eval_steps"
+    r"|.*token.*|resume_.*|disable_tqdm|dataloader_.*|project|trackio.*|.*_dir|use_cpu|overwrite.*|restore_.*"
+    r"|eval_on_start|eval_delay|load_best.*|metric_for.*|greater_is.*|remove_unused.*|label_names|rank_sync.*)"
+)
+METRICS = {"accuracy": "accuracy", "top5_accuracy": "top-5 accuracy", "loss": "cross-entropy"}
+CLASSES_NAMED = 20
+
+
+def plain(text: object, limit: int = 80) -> str:
+    """Text of the user's as Markdown that shows it and does nothing else."""
+    text = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in str(text))).strip()
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return re.sub(r"([\\`*_{}\[\]()!|~:@])", r"\\\1", html.escape(text, quote=False))
+
+
+def shown(value: object) -> str:
+    """A figure as a reader wants it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def changed_options(args) -> list[tuple[str, str]]:
+    """Hyperparameters whose value is not the default, in order; no path, no token, nothing of the machine."""
+    changed = []
+    for option in fields(args):
+        value = getattr(args, option.name)
+        if NOT_HYPERPARAMETERS.fullmatch(option.name) or value == option.default or value is None:
+            continue
+        if isinstance(value, (bool, int, float, str)) and os.sep not in str(value):
+            changed.append((option.name, plain(getattr(value, "value", value))))
+    return changed
+
+
+def epochs_of(log_history: list[dict]) -> list[dict]:
+    """The evaluations made while training, without those of a test set afterwards."""
+    ends = [position for position, entry in enumerate(log_history) if "train_runtime" in entry]
+    return [entry for entry in log_history[: ends[-1] if ends else None] if "eval_accuracy" in entry]
+
+
+def training_curves(log_history: list[dict], path: str | os.PathLike, *, evaluated: str, other: str | None) -> bool:
+    """Draw loss and accuracy over the epochs as a PNG file; tells whether there was anything to draw."""
+    ends = [position for position, entry in enumerate(log_history) if "train_runtime" in entry]
+    log = log_history[: ends[-1] if ends else None]
+    names = {
+        "loss": {"training loss": "loss"},
+        "accuracy": {
+            f"{evaluated}, evaluation split": "eval_accuracy",
+            **({f"{other}, evaluation split": f"eval_{other}_accuracy"} if other else {}),
+            "given labels that are fitted": "fit",
+            "wrong labels that are fitted": "memorized",
+        },
+    }
+    panels = {
+        title: {
+            label: points
+            for label, key in series.items()
+            if len(points := [(e["epoch"], e[key]) for e in log if key in e and math.isfinite(e[key])]) > 1
+        }
+        for title, series in names.items()
+    }
+    if not any(panels.values()):
+        return False
+    picture = Image.new("RGB", (1200, 440), "white")
+    for position, (title, series) in enumerate(panels.items()):
+        _panel(ImageDraw.Draw(picture), (70 + 600 * position, 50, 570 + 600 * position, 370), title, series)
+    _write(picture, Path(path))
+    return True
+
+
+def _panel(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], title: str, series: dict[str, list]):
+    left, top, right, bottom = box
+    small, large = ImageFont.load_default(15), ImageFont.load_default(20)
+    draw.text((left, top - 38), title, "black", font=large)
+    points = [point for line in series.values() for point in line]
+    if not points:
+        draw.text((left, top), "not measured", "gray", font=small)
+        return
+    (x_low, x_high), (y_low, y_high) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+    x_high, y_high = (high if high > low else low + 1 for low, high in ((x_low, x_high), (y_low, y_high)))
+
+    def place(x, y):
+        return (
+            left + (x - x_low) / (x_high - x_low) * (right - left),
+            bottom - (y - y_low) / (y_high - y_low) * (bottom - top),
+        )
+
+    for step in range(5):
+        y = y_low + (y_high - y_low) * step / 4
+        height = place(x_low, y)[1]
+        draw.line([(left, height), (right, height)], "#dddddd")
+        draw.text((left - 8, height), f"{y:.3g}", "black", font=small, anchor="rm")
+        x = x_low + (x_high - x_low) * step / 4
+        draw.text((place(x, y_low)[0], bottom + 8), f"{x:.3g}", "black", font=small, anchor="mt")
+    draw.text(((left + right) / 2, bottom + 30), "epoch", "black", font=small, anchor="mt")
+    for number, (label, line) in enumerate(series.items()):
+        colour = ("#1f4e9c", "#e07b00", "#3a8f3a", "#c02020")[number]
+        draw.line([place(*point) for point in line], colour, width=3, joint="curve")
+        draw.text((right, bottom - 22 * (len(series) - number)), label, colour, font=small, anchor="rt")
+
+
+def _write(picture: Image.Image, path: Path):
+    aside = path.with_name(f"_{path.name}")
+    picture.save(aside, "PNG")
+    os.replace(aside, path)
+
+
+def dataset_name(dataset: str | None) -> tuple[str, str | None]:
+    """How a card calls a dataset, and its id on the Hub if it has one. A local path is not told to anybody."""
+    if not dataset:
+        return "not stated", None
+    hub_id = HUB_DATASETS.get(dataset)
+    if "/" in dataset and not os.path.exists(dataset) and dataset.count("/") == 1:
+        try:
+            validate_repo_id(dataset)
+            hub_id = dataset
+        except ValueError:
+            hub_id = None
+    if hub_id is None and (os.sep in dataset or os.path.exists(dataset)):
+        return "a local dataset", None
+    return dataset, hub_id
+
+
+def noise_statement(noise: str | None, labels, clean_labels) -> str:
+    """What is known of the wrong labels: how they were made, and their measured share."""
+    parts = [plain(noise, 200)] if noise else []
+    known = clean_labels >= 0
+    if known.any():
+        rate = float((labels != clean_labels)[known].mean())
+        parts.append(f"{rate:.1%} of the {int(known.sum())} labels with a known true label are wrong")
+    return "; ".join(parts) or "not known: the data come without true labels"
+
+
+def hardware(device: str) -> str:
+    """What it ran on, without the machine's name."""
+    import torch
+
+    cpu = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    return f"{torch.cuda.get_device_name()}, {cpu}" if device.startswith("cuda") else cpu
+
+
+def generate_model_card(
+    folder: str | os.PathLike,
+    *,
+    args,
+    config: Mapping,
+    log_history: list[dict],
+    labels,
+    clean_labels,
+    evaluated: str,
+    parameters: int,
+    model_name: str | None = None,
+    repo_id: str | None = None,
+    dataset: str | None = None,
+    dataset_license: str | None = None,
+    noise: str | None = None,
+    start: str | None = None,
+    license: str | None = None,
+    command: str | None = None,
+    split: str = "test",
+    tags: list[str] | None = None,
+    max_steps: int | None = None,
+) -> ModelCard:
+    """Write `README.md` and the picture of the training curves into a trained folder.
+
+    Args:
+        folder (`str` or `os.PathLike`): where the model is; results are read from its `all_results.json`.
+        args: the options of training, a dataclass.
+        config (`Mapping`): the saved `config.json`.
+        log_history (`list[dict]`): the Trainer's.
+        labels, clean_labels (`np.ndarray` of shape `(n,)`): of the training data; -1 is an unknown true label.
+        evaluated (`str`): `teacher` or `student`, the one that is published.
+        parameters (`int`): size of the model.
+        model_name (`str`, *optional*): title of the card.
+        repo_id (`str`, *optional*): where it will be on the Hub.
+        dataset (`str`, *optional*): its name, or its id on the Hub. A path is not written.
+        dataset_license (`str`, *optional*): licence of the data.
+        noise (`str`, *optional*): how labels were corrupted, if they were.
+        start (`str`, *optional*): id on the Hub of the weights that training started from; `None` is random weights.
+        license (`str`, *optional*): licence of the weights, an identifier of the Hub.
+        command (`str`, *optional*): what was run.
+        split (`str`): what the results were measured on.
+        tags (`list[str]`, *optional*): more tags.
+        max_steps (`int`, *optional*): optimizer steps taken.
+
+    Returns:
+        `ModelCard`: huggingface_hub's, as written.
+    """
+    folder = Path(folder)
+    results_path = folder / RESULTS_FILE
+    results = json.loads(results_path.read_text()) if results_path.is_file() else {}
+    other = {"teacher": "student", "student": "teacher"}[evaluated]
+    has_other = any(f"eval_{other}_{name}" in entry for name in METRICS for entry in (results, *log_history))
+    name, hub_id = dataset_name(dataset)
+    title = model_name or f"{config['architecture']}-{name.rpartition('/')[2]}".replace(" ", "-")
+    rows = [
+        {
+            "name": text,
+            "published": shown(results[f"eval_{key}"]),
+            "last": shown(
+                results.get(f"eval_{key}_last", results[f"eval_{key}"] if not args.load_best_model_at_end else "–")
+            ),
+            "other": shown(results.get(f"eval_{other}_{key}", "–")),
+        }
+        for key, text in METRICS.items()
+        if f"eval_{key}" in results
+    ]
+    evaluations = epochs_of(log_history)
+    best = max(evaluations, key=lambda entry: entry["eval_accuracy"], default=None)
+    data = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "transformers", "noisy-labels", "hnml_hf", *(tags or [])],
+        license=license or "unknown",
+        datasets=[hub_id] if hub_id else None,
+        base_model=start,
+        metrics=["accuracy"] if rows else None,
+        model_name=title,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                task_name="Image Classification",
+                dataset_type=hub_id or re.sub(r"[^\w.-]+", "-", name),
+                dataset_name=name,
+                dataset_split=split,
+                metric_type="accuracy",
+                metric_name={"accuracy": "Accuracy", "top5_accuracy": "Top-5 accuracy"}[key],
+                metric_value=round(results[f"eval_{key}"], 6),
+            )
+            for key in ("accuracy", "top5_accuracy")
+            if f"eval_{key}" in results
+        ]
+        or None,
+    )
+    cost = {
+        "seconds of training": results.get("train_runtime"),
+        "images per second": results.get("train_samples_per_second"),
+        "parameters": f"{parameters:,}",
+        "peak memory on the device": results.get("train_peak_memory"),
+    }
+    names = [str(label) for label in config.get("label_names") or ()]
+    channels, height, width = config["pretrained_cfg"]["input_size"]
+    drawn = training_curves(log_history, folder / CURVES_FILE, evaluated=evaluated, other=other if has_other else None)
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=plain(title),
+        architecture=f"`{config['architecture']}`",
+        num_classes=config["num_classes"],
+        objective=args.objective,
+        curves=CURVES_FILE if drawn else None,
+        cams=CAMS_FILE if (folder / CAMS_FILE).is_file() else None,
+        results=rows,
+        split=plain(split),
+        evaluated=evaluated,
+        other=other if has_other else None,
+        best=best
+        and {
+            "value": shown(best["eval_accuracy"]),
+            "epoch": shown(best["epoch"]),
+            "last": shown(evaluations[-1]["eval_accuracy"]),
+        },
+        auroc=shown(results["train_noise_auroc"]) if results.get("train_noise_auroc") is not None else None,
+        seed=args.seed,
+        steps=max_steps if max_steps is not None else "not stated",
+        repo_id=repo_id,
+        registers=config["architecture"].endswith("_cifar"),
+        channels=channels,
+        height=height,
+        width=width,
+        dataset=f"[{plain(name)}](https://huggingface.co/datasets/{hub_id})" if hub_id else plain(name),
+        num_images=len(labels),
+        noise=noise_statement(noise, labels, clean_labels),
+        dataset_license=plain(dataset_license, 200) if dataset_license else "not stated",
+        classes=", ".join(plain(label) for label in names[:CLASSES_NAMED])
+        + (f" and {len(names) - CLASSES_NAMED} more" if len(names) > CLASSES_NAMED else ""),
+        start=f"[{plain(start)}](https://huggingface.co/{start})" if start else "random",
+        options=changed_options(args),
+        command=command.replace("`", "'") if command else None,
+        cost=[(label, shown(value)) for label, value in cost.items() if value is not None],
+        hardware=hardware(str(args.device)),
+        versions={
+            package: version(package)
+            for package in ("hnml_hf", "timm", "transformers", "torch", "datasets", "accelerate")
+        },
+        license=plain(license) if license else "not stated",
+    )
+    aside = folder / "_README.md"
+    aside.write_text(str(card), encoding="utf-8")
+    os.replace(aside, folder / "README.md")
+    return card

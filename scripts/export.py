@@ -1,0 +1,35 @@
+"""Write a trained model as one file for other runtimes, and check that it computes the same.
+
+python scripts/export.py --model outputs/quickstart --output quickstart.onnx --with_cams
+python scripts/export.py --model outputs/quickstart --output quickstart.pt2
+"""
+
+import argparse
+from pathlib import Path
+
+import transformers
+
+from hnml_hf import ExportError, TimmCAMForImageClassification, export_program, export_to_onnx
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
+    parser.add_argument("--revision", default="main", help="Commit or branch of the repository.")
+    parser.add_argument("--output", required=True, type=Path, help="File: .onnx, or .pt2 for torch.export.")
+    parser.add_argument("--with_cams", action="store_true", help="Also give the map of the predicted class.")
+    options = parser.parse_args(argv)
+    if options.output.suffix not in (".onnx", ".pt2"):
+        parser.error(f"--output {options.output}: the name must end in .onnx or .pt2")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision).eval()
+        export = export_to_onnx if options.output.suffix == ".onnx" else export_program
+        path = export(model, options.output, with_cams=options.with_cams)
+    except (ValueError, OSError, ImportError, ExportError) as error:
+        raise SystemExit(f"Not exported. {error}") from error
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, checked against the model")
+
+
+if __name__ == "__main__":
+    main()

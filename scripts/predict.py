@@ -1,0 +1,162 @@
+"""Classify images with a trained model.
+
+    python scripts/predict.py --model outputs/quickstart photo.jpg more_photos/ --output predictions.csv
+    python scripts/predict.py --model user/name --revision 1a2b3c photos/ --cams cams/ --output predictions.jsonl
+    python scripts/predict.py --model outputs/quickstart --dataset quickstart --split test --output predictions.csv
+
+Nothing is written until all images are done. Works without a network where the model is a folder.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import transformers
+from PIL import Image
+from tqdm import tqdm
+
+from hnml_hf import NotAnImageError, TimmCAMForImageClassification, load_noisy_dataset, open_image, predict
+
+
+SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that starts so
+
+
+def find_images(inputs: list[Path]) -> list[Path]:
+    """Files as given, and all images below the folders, by name."""
+    found = []
+    for path in inputs:
+        if path.is_dir():
+            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not below:
+                raise SystemExit(f"`{path}` has no image files (known endings: {' '.join(sorted(SUFFIXES)[:8])} ...).")
+            found += below
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise SystemExit(f"`{path}` is not there.")
+    return found
+
+
+def readable(paths: list[Path], skip: bool) -> Iterator[Path | Image.Image]:
+    for path in paths:
+        try:
+            yield open_image(path)
+        except NotAnImageError as error:
+            if not skip:
+                raise SystemExit(f"{error} Leave such files out with --skip_unreadable.") from error
+            print(f"Left out: {error}", file=sys.stderr)
+            yield None
+
+
+def cell(value: object) -> str:
+    """A CSV cell that no spreadsheet takes for a formula."""
+    text = str(value)
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def write_aside(path: Path, text: str):
+    """All of the file, or none of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8", newline=""
+    ) as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+def as_csv(rows: list[dict], top_k: int) -> str:
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["image", *(f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "score"))])
+    for row in rows:
+        pairs = zip(row["labels"], row["scores"], strict=True)
+        writer.writerow(
+            [cell(row["image"]), *(item for label, score in pairs for item in (cell(label), f"{score:.6f}"))]
+        )
+    return table.getvalue()
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="*", type=Path, help="Image files and folders of them.")
+    parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
+    parser.add_argument("--revision", help="Commit or branch of the repository.")
+    parser.add_argument("--dataset", help="Instead of files: a dataset as in scripts/train.py.")
+    parser.add_argument("--data_dir", help="Where the dataset lies.")
+    parser.add_argument("--split", default="test", help="Split of the dataset.")
+    parser.add_argument("--output", type=Path, help="File to write, .csv or .jsonl; default: CSV to the terminal.")
+    parser.add_argument("--cams", type=Path, help="Folder for pictures with the activation map of the first class.")
+    parser.add_argument("--top_k", type=int, default=5, help="Classes to name for each image.")
+    parser.add_argument("--batch_size", type=int, default=32, help="Images at a time.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--skip_unreadable", action="store_true", help="Leave out files that are no images.")
+    options = parser.parse_args(argv)
+    if bool(options.inputs) == bool(options.dataset):
+        parser.error("give image files or folders, or else --dataset")
+    if options.output and options.output.suffix not in (".csv", ".jsonl"):
+        parser.error(f"--output {options.output}: the name must end in .csv or .jsonl")
+    if options.top_k < 1 or options.batch_size < 1:
+        parser.error("--top_k and --batch_size must be at least 1")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision or "main")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"The model does not load. {error}") from error
+    model.eval().to(options.device)
+
+    if options.dataset:
+        data = load_noisy_dataset(options.dataset, data_dir=options.data_dir)
+        if options.split not in data:
+            raise SystemExit(f"No split `{options.split}`; there are {', '.join(f'`{name}`' for name in data)}.")
+        names = [str(index) for index in data[options.split]["index"]]
+        source = (row["image"] for row in data[options.split])
+    else:
+        paths = find_images(options.inputs)
+        names, source = [str(path) for path in paths], readable(paths, options.skip_unreadable)
+
+    kept = []
+
+    def wanted():
+        for name, image in zip(names, source, strict=True):
+            if image is not None:
+                kept.append(name)
+                yield image
+
+    rows = []
+    with tempfile.TemporaryDirectory() as aside:
+        predictions = predict(
+            model, wanted(), top_k=options.top_k, batch_size=options.batch_size, with_cams=options.cams is not None
+        )
+        for number, prediction in enumerate(tqdm(predictions, total=len(names), unit="image", disable=None)):
+            rows.append({"image": kept[number], "labels": prediction.labels, "scores": prediction.scores})
+            if prediction.seen is not None:
+                rows[-1]["cam"] = f"{number:06d}_{Path(kept[number]).stem[:80]}.png"
+                prediction.seen.save(Path(aside, rows[-1]["cam"]))
+        if not rows:
+            raise SystemExit("No image could be read.")
+        if options.cams:
+            options.cams.mkdir(parents=True, exist_ok=True)
+            for picture in sorted(Path(aside).iterdir()):
+                shutil.move(picture, options.cams / picture.name)
+    if options.output and options.output.suffix == ".jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        text = as_csv(rows, len(rows[0]["labels"]))
+    if options.output:
+        write_aside(options.output, text)
+        print(f"{len(rows)} predictions in {options.output}" + (f", maps in {options.cams}" if options.cams else ""))
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()
