@@ -24,17 +24,18 @@ from hnml_hf import (
     MixupCollator,
     TimmCAMForImageClassification,
     TransformedDataset,
-    add_noise,
     apply_manifest,
     apply_quarantine,
     collate_images,
     compute_metrics,
     create_image_processor,
     create_transforms,
+    draw_noise,
     load_manifest,
     load_noisy_dataset,
     load_quarantine,
     noise_auroc,
+    save_manifest,
     split_validation,
 )
 
@@ -64,6 +65,9 @@ class DataArguments:
         default=None, metadata={"help": "Configuration of the dataset, if it has several."}
     )
     data_dir: str | None = field(default=None, metadata={"help": "Where the dataset lies, if it is not downloaded."})
+    dataset_options: str = field(
+        default="{}", metadata={"help": "Further options of a known dataset, as JSON: `imagenet_dir` of WebVision."}
+    )
     image_column: str | None = field(default=None, metadata={"help": "Column with images or paths."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the given, maybe wrong, labels."})
     clean_label_column: str | None = field(
@@ -71,6 +75,9 @@ class DataArguments:
     )
     index_column: str | None = field(
         default=None, metadata={"help": "Column with stable sample ids, if there is one."}
+    )
+    test_label_column: str | None = field(
+        default=None, metadata={"help": "Label column of the other splits, if it has another name there."}
     )
     noise: str | None = field(
         default=None,
@@ -84,6 +91,11 @@ class DataArguments:
     )
     noise_scheme: str | None = field(default=None, metadata={"help": "Asymmetric: which classes are confused."})
     noise_matrix: str | None = field(default=None, metadata={"help": "CSV file: row i holds P(given = j | true = i)."})
+    noise_pixel_scaling: str = field(default="raw", metadata={"help": "Instance: raw, unit or standardized pixels."})
+    noise_image_size: int | None = field(
+        default=None, metadata={"help": "Instance: side to which images are resized."}
+    )
+    noise_output: str | None = field(default=None, metadata={"help": "Save the drawn labels to this file (JSON)."})
     noise_manifest: str | None = field(default=None, metadata={"help": "Apply the labels saved in this file instead."})
     validation_fraction: float = field(
         default=0.0,
@@ -127,22 +139,21 @@ def parse_arguments(argv: list[str]):
 
 def load_data(data_args: DataArguments):
     """The dataset with its splits; noise, if asked for, is drawn on the whole training set before the split."""
-    columns = ("image_column", "label_column", "clean_label_column", "index_column")
+    columns = ("image_column", "label_column", "clean_label_column", "index_column", "test_label_column")
     data = load_noisy_dataset(
         data_args.dataset,
         config=data_args.dataset_config,
         data_dir=data_args.data_dir,
+        builder_options=json.loads(data_args.dataset_options) or None,
         partial=data_args.partial,
         on_missing=data_args.on_missing,
         class_balanced_samples=data_args.class_balanced_samples,
         **{name: getattr(data_args, name) for name in columns},
     )
-    if data_args.quarantine:
-        data = apply_quarantine(data, load_quarantine(data_args.quarantine))
     if data_args.noise_manifest:
         data["train"] = apply_manifest(data["train"], load_manifest(data_args.noise_manifest))
     elif data_args.noise:
-        data["train"] = add_noise(
+        manifest = draw_noise(
             data["train"],
             kind=data_args.noise,
             rate=data_args.noise_rate,
@@ -151,7 +162,14 @@ def load_data(data_args: DataArguments):
             include_true=data_args.noise_include_true,
             asymmetric_scheme=data_args.noise_scheme,
             transition_matrix=data_args.noise_matrix,
+            pixel_scaling=data_args.noise_pixel_scaling,
+            image_size=data_args.noise_image_size,
         )
+        data["train"] = apply_manifest(data["train"], manifest)
+        if data_args.noise_output:
+            save_manifest(data_args.noise_output, manifest)
+    if data_args.quarantine:
+        data = apply_quarantine(data, load_quarantine(data_args.quarantine))
     if data_args.validation_fraction and "validation" not in data:
         data["train"], data["validation"] = split_validation(
             data["train"], fraction=data_args.validation_fraction, seed=data_args.noise_seed
@@ -175,6 +193,8 @@ def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[
     if "test" in held_out:
         metrics.update(trainer.evaluate(held_out["test"]))
         metrics["eval_accuracy_last"] = metrics["eval_accuracy"]
+    for split in held_out.keys() - {"validation", "test"}:  # for example WebVision's classes in ImageNet
+        metrics.update(trainer.predict(held_out[split], metric_key_prefix=split).metrics)
     if (train_set.clean_labels >= 0).any():
         logits = trainer.predict(train_set, metric_key_prefix="train").predictions
         metrics["train_noise_auroc"] = noise_auroc(logits, train_set.labels, train_set.clean_labels)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
+import PIL.Image
 import timm.data
 import torch
-from datasets import Dataset
-from PIL import Image
+from datasets import Dataset, Image
 from torchvision import transforms
 from transformers import CLIPImageProcessor
 
@@ -88,8 +88,12 @@ def create_image_processor(pretrained_cfg: dict) -> CLIPImageProcessor:
         crop_size={"height": height, "width": width},
         image_mean=list(config["mean"]),
         image_std=list(config["std"]),
-        resample=Image.Resampling[config["interpolation"].upper()].value,
+        resample=PIL.Image.Resampling[config["interpolation"].upper()].value,
     )
+
+
+# what PIL and datasets raise for files that are missing, truncated, or no images
+UNREADABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
 
 
 class UnreadableImageError(RuntimeError):
@@ -115,10 +119,10 @@ class TransformedDataset(torch.utils.data.Dataset):
     def __init__(
         self,
         dataset: Dataset,
-        transform: Callable[[Image.Image], torch.Tensor],
+        transform: Callable[[PIL.Image.Image], torch.Tensor],
         *,
         seed: int = 0,
-        strong_transform: Callable[[Image.Image], torch.Tensor] | None = None,
+        strong_transform: Callable[[PIL.Image.Image], torch.Tensor] | None = None,
     ):
         missing = {"image", "label", "clean_label", "index"} - set(dataset.column_names)
         if missing:
@@ -152,15 +156,24 @@ class TransformedDataset(torch.utils.data.Dataset):
     def __getitems__(self, rows: list[int]) -> list[dict]:
         try:
             images = self.dataset[rows]["image"]
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for missing, truncated and foreign files
+        except UNREADABLE as error:
             raise UnreadableImageError(
-                f"An image among the samples with index {self.index[rows].tolist()} cannot be read: {error}. Find all "
-                "bad files with `python scripts/audit_data.py --dataset ... --quarantine_output quarantine.json` and "
-                "leave them out with `--quarantine quarantine.json`."
+                f"{self._first_unreadable(rows)} cannot be read: {error}. Find all bad files with `python "
+                "scripts/audit_data.py --dataset ... --quarantine_output quarantine.jsonl` and leave them out with "
+                "`--quarantine quarantine.jsonl`."
             ) from error
         return [self._sample(row, image) for row, image in zip(rows, images, strict=True)]
 
-    def _sample(self, row: int, image: Image.Image) -> dict:
+    def _first_unreadable(self, rows: list[int]) -> str:
+        for row in rows:
+            try:
+                self.dataset[row]
+            except UNREADABLE:
+                source = self.dataset.cast_column("image", Image(decode=False))[row]["image"]["path"]
+                return f"Image `{source}` of the sample with index {self.index[row]}"
+        return f"One of the images of the samples with index {self.index[rows].tolist()}"
+
+    def _sample(self, row: int, image: PIL.Image.Image) -> dict:
         sample = {
             "index": int(self.index[row]),
             "labels": int(self.labels[row]),

@@ -1,0 +1,431 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from torch.testing import assert_close
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hnml_hf import (
+    HNMLTrainer,
+    HNMLTrainingArguments,
+    MixupCollator,
+    NonFiniteError,
+    TimmCAMForImageClassification,
+    TransformedDataset,
+    collate_images,
+    compute_metrics,
+    create_transforms,
+    noise_auroc,
+)
+from hnml_hf.trainer import batch_generator
+
+
+# name: (objective and its options); every form of the virtual step is here once
+FORMS = {
+    "ce": {"objective": "ce"},
+    "gce": {"objective": "gce"},
+    "elr": {"objective": "elr"},
+    "mean_teacher": {"objective": "mean_teacher"},
+    "mlnt": {"objective": "mlnt", "meta_scope": "full", "second_order": True},
+    "momentum": {"objective": "hnml"},
+    "head": {"objective": "hnml", "inner_direction": "synthetic", "meta_scope": "head", "num_meta_draws": 3},
+    "last_stage": {"objective": "hnml", "inner_direction": "synthetic", "meta_scope": "last_stage"},
+    "full": {"objective": "hnml", "inner_direction": "synthetic", "meta_scope": "full", "background_weight": 0.5},
+}
+
+
+def build_model(seed=0):
+    torch.manual_seed(seed)
+    return TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=32, output_stride=8)
+
+
+def arguments(output_dir, **options):
+    defaults = {
+        "per_device_train_batch_size": 12,
+        "max_steps": 3,
+        "learning_rate": 0.02,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "num_neighbors": 4,
+    }
+    return HNMLTrainingArguments(output_dir=str(output_dir), **{**defaults, **options})
+
+
+def build_trainer(output_dir, dataset, model=None, augmentation="none", collator=collate_images, **options):
+    model = model or build_model()
+    transform, evaluation = create_transforms(model.config.pretrained_cfg, augmentation=augmentation)
+    return HNMLTrainer(
+        model=model,
+        args=arguments(output_dir, **options),
+        train_dataset=TransformedDataset(dataset, transform),
+        eval_dataset=TransformedDataset(dataset, evaluation),
+        data_collator=collator,
+        compute_metrics=compute_metrics,
+    )
+
+
+def weights_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_objective_trains_and_logs_its_parts(form, tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, **FORMS[form])
+    before = weights_of(trainer.model)
+    trainer.train()
+    after = trainer.model.state_dict()
+    for name in ("timm_model.conv1.0.weight", "timm_model.layer4.0.downsample.0.weight", "timm_model.fc.bias"):
+        assert not torch.equal(after[name], before[name])
+    parts = {"base"}
+    if form in ("mean_teacher", "mlnt", "momentum", "head", "last_stage", "full"):
+        parts |= {"consistency"}
+    if FORMS[form]["objective"] == "hnml":
+        parts |= {"mask_guided"}
+    for entry in trainer.state.log_history[:-1]:
+        assert parts <= set(entry) and "fit" in entry and "memorized" in entry
+        assert ("mask_guided" in entry) == ("mask_guided" in parts)
+        assert_close(entry["loss"], sum(entry[part] for part in parts), atol=3e-3, rtol=0)
+
+
+def test_weights_of_the_terms_scale_them(tiny_dataset, tmp_path):
+    options = {"max_steps": 1, "consistency_weight": 0.25, "mask_weight": 4.0, **FORMS["full"]}
+    trainer = build_trainer(tmp_path, tiny_dataset, **options)
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    expected = entry["base"] + 0.25 * entry["consistency"] + 4 * entry["mask_guided"]
+    assert_close(entry["loss"], expected, atol=3e-3, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["mean_teacher", "mlnt", "head", "full", "momentum"])
+def test_without_meta_terms_it_is_the_plain_trainer(form, tiny_dataset, tmp_path):
+    """All weights (and the look-ahead) zero: the same weights, bit for bit, as transformers' own Trainer."""
+    options = {"consistency_weight": 0, "mask_weight": 0, "augmentation": "standard", **FORMS[form]}
+    if form == "momentum":
+        options["meta_lr"] = 0
+    trainer = build_trainer(tmp_path, tiny_dataset, **options)
+    trainer.train()
+
+    def collate_plainly(samples):
+        batch = collate_images(samples)
+        return {name: batch[name] for name in ("pixel_values", "labels")}
+
+    args = arguments(tmp_path)
+    plain_fields = TrainingArguments.__dataclass_fields__
+    plain = Trainer(
+        model=build_model(),
+        args=TrainingArguments(**{name: getattr(args, name) for name, f in plain_fields.items() if f.init}),
+        train_dataset=trainer.train_dataset,
+        data_collator=collate_plainly,
+    )
+    plain.train()
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name]), name
+    assert_close(logged(plain, "loss"), logged(trainer, "loss"), rtol=1e-6, atol=0)  # another order of summation
+
+
+def test_look_ahead_by_hand(tiny_dataset, tmp_path):
+    """Three steps of v <- 0.9 v + g(theta - alpha v), theta <- theta - lr v, written out, on the same batches."""
+    options = {"consistency_weight": 0, "mask_weight": 0, "meta_lr": 0.5, "lr_scheduler_type": "constant"}
+    trainer = build_trainer(tmp_path, tiny_dataset, max_grad_norm=1e9, **options)
+    batches = []
+    compute_loss = trainer.compute_loss
+    trainer.compute_loss = lambda model, inputs, **kw: (
+        batches.append(dict(inputs)) or compute_loss(model, inputs, **kw)
+    )
+    trainer.train()
+
+    model = build_model().train()
+    velocity = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    for batch in batches:
+        originals = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter -= 0.5 * velocity[name]
+        model.zero_grad()
+        F.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"]).backward()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                velocity[name] = 0.9 * velocity[name] + parameter.grad
+                parameter.copy_(originals[name] - 0.02 * velocity[name])
+    assert len(batches) == 3
+    for name, parameter in model.named_parameters():
+        assert_close(trainer.model.get_parameter(name), parameter, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_and_checkpoints_never_see_the_look_ahead(tiny_dataset, tmp_path):
+    """The weights at the start of a step are those at the end of the one before, and what a checkpoint holds."""
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            seen.append(("before", weights_of(model)))
+
+        def on_optimizer_step(self, args, state, control, model, **kwargs):
+            seen.append(("after", weights_of(model)))
+
+    trainer = build_trainer(tmp_path, tiny_dataset, save_strategy="steps", save_steps=1, meta_lr=5.0)
+    trainer.add_callback(Watch())
+    trainer.train()
+    parameters = [name for name, _ in trainer.model.named_parameters()]
+    for (_, after), (_, before) in zip(seen[1::2], seen[2::2], strict=False):
+        assert all(torch.equal(after[name], before[name]) for name in parameters)
+    saved = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    assert all(torch.equal(saved[name.removeprefix("timm_model.")], seen[3][1][name]) for name in parameters)
+
+
+def test_the_teacher_is_the_moving_average(tiny_dataset, tmp_path):
+    """Weights and batch-norm statistics: t <- 0.6 t + 0.4 s after each step."""
+    trainer = build_trainer(tmp_path, tiny_dataset, teacher_decay=0.6)
+    expected = weights_of(trainer.model)
+
+    class Average(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model, **kwargs):
+            for name, value in model.state_dict().items():
+                expected[name] = 0.6 * expected[name] + 0.4 * value if value.is_floating_point() else value.clone()
+
+    trainer.add_callback(Average())
+    trainer.train()
+    for name, value in trainer.teacher.module.state_dict().items():
+        assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_evaluated_is_what_is_saved(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, max_steps=12, teacher_decay=0.5)
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    saved = TimmCAMForImageClassification.from_pretrained(tmp_path).eval()
+    batch = collate_images([trainer.eval_dataset[row] for row in range(len(tiny_dataset))])
+    for model, name in ((saved, "eval_accuracy"), (trainer.model.eval(), "eval_student_accuracy")):
+        with torch.no_grad():
+            accuracy = (model(batch["pixel_values"]).logits.argmax(-1) == batch["labels"]).float().mean().item()
+        assert_close(accuracy, metrics[name])
+    assert not torch.equal(saved.class_weights, trainer.model.class_weights)  # the teacher, not the student
+
+
+def test_the_student_is_saved_when_it_is_evaluated(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, eval_teacher=False)
+    trainer.train()
+    assert "eval_teacher_accuracy" in trainer.evaluate()
+    trainer.save_model()
+    saved = TimmCAMForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(saved.class_weights, trainer.model.class_weights)
+
+
+@pytest.mark.parametrize("form", ["momentum", "full", "elr"])
+@pytest.mark.parametrize("step", [2, 4], ids=["mid-epoch", "epoch end"])
+def test_resume_equals_uninterrupted(form, step, tiny_dataset, tmp_path):
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": step, "augmentation": "standard", **FORMS[form]}
+    whole = build_trainer(tmp_path / "whole", tiny_dataset, **options)
+    whole.train()
+    resumed = build_trainer(tmp_path / "resumed", tiny_dataset, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert resumed.state.global_step == 6
+    pairs = [(whole.model, resumed.model)] + (
+        [(whole.teacher.module, resumed.teacher.module)] if whole.teacher else []
+    )
+    for one, other in pairs:
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+    if whole.memory is not None:
+        assert torch.equal(whole.memory.targets, resumed.memory.targets) and whole.memory.targets.any()
+
+
+def test_the_best_epoch_is_saved_and_the_last_one_kept(tiny_dataset, tmp_path):
+    """Accuracy is made to look best at the first evaluation; the saved teacher must be that of that checkpoint."""
+    trainer = build_trainer(
+        tmp_path, tiny_dataset, max_steps=4, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="accuracy", teacher_decay=0.5,
+    )  # fmt: skip
+    scores = iter([0.9, 0.9, 0.1, 0.1])
+    trainer.compute_metrics = lambda prediction: {"accuracy": next(scores)}
+    trainer.train()
+    trainer.save_model()
+    best = load_file(tmp_path / "checkpoint-2" / "teacher" / "model.safetensors")
+    saved, last = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "last" / "model.safetensors")
+    assert all(torch.equal(value, best[name]) for name, value in saved.items())
+    trainer.load_last_weights()
+    teacher = trainer.teacher.module.timm_model.state_dict()
+    assert all(torch.equal(value, teacher[name]) for name, value in last.items())
+    assert any(not torch.equal(value, saved[name]) for name, value in last.items())
+
+
+def test_no_pickle_is_saved(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset)
+    trainer.train()
+    trainer.save_model()
+    assert {path.name for path in tmp_path.iterdir()} == {"_audit", "config.json", "model.safetensors"}
+    assert all(path.suffix == ".npy" for path in (tmp_path / "_audit").iterdir())  # loaded with allow_pickle=False
+
+
+@pytest.mark.parametrize("form", ["momentum", "full", "elr"])
+def test_a_non_finite_loss_stops_the_run_and_names_the_sample(form, tiny_dataset, tmp_path):
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1, **FORMS[form]}
+    trainer = build_trainer(tmp_path, tiny_dataset, **options)
+    bad = int(trainer.train_dataset.index[7])
+
+    def collate_and_poison(samples):
+        batch = collate_images(samples)
+        if trainer.state.global_step >= 1:
+            batch["pixel_values"][batch["index"] == bad] = math.nan
+        return batch
+
+    trainer.data_collator = collate_and_poison
+    with pytest.raises(NonFiniteError, match=str(bad)) as error:
+        trainer.train()
+    assert "`base`" in str(error.value)
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+    checkpoint = tmp_path / f"checkpoint-{trainer.state.global_step}" / "model.safetensors"
+    assert all(value.isfinite().all() for value in load_file(checkpoint).values())
+
+
+def test_a_non_finite_gradient_stops_the_run(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, objective="ce")
+    trainer.model.class_weights.register_hook(lambda gradient: gradient * math.inf)
+    before = weights_of(trainer.model)
+    with pytest.raises(NonFiniteError, match="a gradient, from the batch of the samples with index"):
+        trainer.train()
+    assert torch.equal(trainer.model.class_weights, before["timm_model.fc.weight"])
+
+
+def test_bfloat16(tiny_dataset, tmp_path):
+    for form in ("momentum", "head", "last_stage"):
+        trainer = build_trainer(tmp_path, tiny_dataset, bf16=True, **FORMS[form])
+        trainer.train()
+        assert all(
+            parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in trainer.model.parameters()
+        )
+
+
+def test_second_order_through_attention(tiny_dataset, tmp_path, caplog):
+    model = TimmCAMForImageClassification.from_timm("test_vit", num_labels=3, image_size=32)
+    with caplog.at_level("INFO", logger="hnml_hf"):
+        trainer = build_trainer(tmp_path, tiny_dataset, model, max_steps=1, **FORMS["full"], second_order=True)
+        trainer.train()
+    assert np.isfinite(trainer.state.log_history[0]["consistency"])
+    assert trainer._second_order_attention
+
+
+def test_meta_strength_waits_then_grows(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, meta_start_step=0.2, meta_rampup_steps=40)
+    trainer.state.max_steps = 100
+    strengths = {}
+    for step in (0, 19, 20, 40, 60, 99):
+        trainer.state.global_step = step
+        strengths[step] = trainer.meta_strength()
+    assert strengths == {0: 0, 19: 0, 20: math.exp(-5), 40: math.exp(-1.25), 60: 1, 99: 1}
+    trainer.state.global_step = 0
+    assert trainer.term_weights() == {"base": 1, "consistency": 0, "mask_guided": 0}
+
+
+def test_draws_follow_from_seed_step_and_samples():
+    def draw(*key):
+        return torch.rand(3, generator=batch_generator(*key)).tolist()
+
+    index = torch.tensor([4, 2])
+    assert draw(0, 5, index) == draw(0, 5, index.clone())
+    assert (
+        len({tuple(draw(*key)) for key in ((0, 5, index), (1, 5, index), (0, 6, index), (0, 5, index.flip(0)))}) == 4
+    )
+
+
+def test_memorisation_is_measured_on_the_wrong_labels_alone(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, objective="ce")
+    labels, clean = torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 1, -1])
+    logits = F.one_hot(torch.tensor([0, 1, 1, 1]), 3).float()
+    inputs = {"index": torch.arange(4), "labels": labels, "clean_labels": clean}
+    trainer._watch({"base": torch.zeros(4)}, {"logits": logits}, inputs)
+    assert trainer._sums["fit"][0] == 0.75  # rows 0, 1 and 3
+    assert trainer._sums["memorized"][0] == 0.5  # of the wrong rows 1 and 2, row 1
+
+
+def test_mixup_trains_cross_entropy_only(tiny_dataset, tmp_path):
+    collator = MixupCollator(3, mixup_alpha=0.4)
+    trainer = build_trainer(tmp_path, tiny_dataset, collator=collator, objective="ce")
+    trainer.train()
+    with pytest.raises(ValueError, match="objective `elr` does not take"):
+        build_trainer(tmp_path, tiny_dataset, collator=collator, objective="elr")
+
+
+# -- bad input, before training starts --
+
+
+def test_bad_data(tiny_dataset, tmp_path):
+    for rows, message in (([], "empty"), ([0, 3, 6], "have the one label")):
+        with pytest.raises(ValueError, match=message):
+            build_trainer(tmp_path, tiny_dataset.filter(lambda x: False) if not rows else one_class(tiny_dataset))
+    model = TimmCAMForImageClassification.from_timm("test_resnet", num_labels=2, image_size=32, output_stride=8)
+    with pytest.raises(ValueError, match=r"has label 2, but the model has 2 classes \(0 to 1\)"):
+        build_trainer(tmp_path, tiny_dataset, model)
+    with pytest.raises(ValueError, match="TransformedDataset"):
+        HNMLTrainer(model=build_model(), args=arguments(tmp_path), train_dataset=tiny_dataset)
+
+
+def one_class(dataset):
+    return dataset.select([row for row, label in enumerate(dataset["label"]) if label == 1])
+
+
+def test_a_column_that_is_missing_is_named(tiny_dataset):
+    with pytest.raises(ValueError, match=r"Columns \['index'\] are missing; the dataset has \['image'"):
+        TransformedDataset(tiny_dataset.remove_columns("index"), lambda image: image)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "magic"}, "`objective='magic'` is none of hnml"),
+        ({"cam_threshold": 1.5}, "`cam_threshold=1.5` must be between 0 and 1"),
+        ({"gce_q": 0.0}, "above 0"),
+        ({"meta_lr": -1.0}, "`meta_lr=-1.0` must be at least 0"),
+        ({"num_meta_draws": 0}, "at least 1"),
+        ({"mask_temperature": 0.0}, "above 0"),
+        ({"inner_direction": "synthetic", "num_neighbors": 12}, "`num_neighbors=12` needs a batch of more images"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+    ],
+)
+def test_bad_options(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **options)
+
+
+def test_options_have_help_and_repeat_no_name_of_the_parent():
+    own = {
+        name: f
+        for name, f in HNMLTrainingArguments.__dataclass_fields__.items()
+        if name in HNMLTrainingArguments.__annotations__
+    }
+    assert all(f.metadata.get("help") for f in own.values())
+    overridden = set(own) & set(TrainingArguments.__dataclass_fields__)
+    assert overridden == {
+        "optim",
+        "optim_args",
+        "learning_rate",
+        "lr_scheduler_type",
+        "remove_unused_columns",
+        "ddp_find_unused_parameters",
+    }
+
+
+def test_noise_auroc_by_hand():
+    """q_y = 0.9, 0.6 for right labels, 0.2, 0.7 for wrong ones: three of four pairs in order; -1 is left out."""
+    q = np.array([0.9, 0.6, 0.2, 0.7, 0.1])
+    logits = np.log(np.stack([q, 1 - q], axis=1))
+    assert noise_auroc(logits, np.zeros(5, int), np.array([0, 0, 1, 1, -1])) == 0.75
+    assert noise_auroc(logits, np.zeros(5, int), np.zeros(5, int)) is None
+
+
+def test_logs_are_json(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, **FORMS["full"])
+    trainer.train()
+    json.dumps(trainer.state.log_history, allow_nan=False)

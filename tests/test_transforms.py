@@ -1,0 +1,136 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Image
+from PIL import Image as PILImage
+from torch.testing import assert_close
+
+from hnml_hf import MixupCollator, TransformedDataset, UnreadableImageError, collate_images, create_transforms
+from hnml_hf.data.transforms import create_image_processor, seeded
+
+
+SMALL = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "crop_pct": 1.0}
+LARGE = {"input_size": (3, 96, 96), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": 0.875}
+
+
+def draw():
+    return random.random(), np.random.rand(), torch.rand(()).item()
+
+
+def test_seeded_draws_follow_from_the_key_and_leave_no_trace():
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    outside = draw()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    with seeded(0, 3, 7):
+        inside = draw()
+    assert draw() == outside
+    with seeded(0, 3, 7):
+        assert draw() == inside
+    with seeded(0, 3, 8):
+        assert all(a != b for a, b in zip(draw(), inside, strict=True))
+
+
+def test_seeded_restores_after_an_error():
+    torch.manual_seed(1)
+    expected = torch.rand(())
+    torch.manual_seed(1)
+    with pytest.raises(RuntimeError), seeded(5):
+        raise RuntimeError
+    assert torch.equal(torch.rand(()), expected)
+
+
+@pytest.mark.parametrize("augmentation", ["standard", "randaugment"])
+@pytest.mark.parametrize("config", [SMALL, LARGE], ids=["small", "large"])
+def test_augmentation_belongs_to_seed_epoch_and_sample(augmentation, config, tiny_dataset):
+    training, _ = create_transforms(config, augmentation=augmentation)
+
+    def samples(rows, epoch=0, seed=0, dataset=tiny_dataset):
+        transformed = TransformedDataset(dataset, training, seed=seed)
+        transformed.set_epoch(epoch)
+        return {sample["index"]: sample["pixel_values"] for sample in transformed.__getitems__(rows)}
+
+    first = samples([0, 1, 2])
+    assert all(torch.equal(first[index], value) for index, value in samples([2, 0, 1]).items())
+    shuffled = tiny_dataset.select([2, 1, 0])  # other rows, same ids
+    assert all(torch.equal(first[index], value) for index, value in samples([0, 1, 2], dataset=shuffled).items())
+    for other in (samples([0, 1, 2], epoch=1), samples([0, 1, 2], seed=1)):
+        assert any(not torch.equal(first[index], value) for index, value in other.items())
+
+
+def test_persistent_workers_see_the_epoch(tiny_dataset):
+    training, _ = create_transforms(SMALL, augmentation="standard")
+    dataset = TransformedDataset(tiny_dataset, training)
+    options = {"batch_size": 12, "collate_fn": collate_images}
+    workers = torch.utils.data.DataLoader(dataset, num_workers=1, persistent_workers=True, **options)
+    plain = torch.utils.data.DataLoader(dataset, **options)
+    epochs = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        epochs.append([batch["pixel_values"] for batch in workers])
+        assert all(torch.equal(a, b["pixel_values"]) for a, b in zip(epochs[-1], plain, strict=True))
+    assert not torch.equal(epochs[0][0], epochs[1][0])
+
+
+def test_evaluation_by_hand():
+    """A grey level of 102 = 0.4 becomes (0.4 - mean) / std per channel; nothing is cut at `crop_pct` 1."""
+    _, evaluation = create_transforms(SMALL, augmentation="none")
+    pixels = evaluation(PILImage.new("RGB", (32, 32), (102, 102, 102)))
+    assert_close(pixels.mean((1, 2)), torch.tensor([-0.5, 0.0, 0.5]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(130, 96), (96, 96), (32, 50)])
+def test_the_processor_is_the_evaluation_transform(size):
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    image = PILImage.fromarray(pixels).resize((8, 8)).resize(size, PILImage.Resampling.BICUBIC)  # smooth
+    _, evaluation = create_transforms(LARGE)
+    processed = create_image_processor(LARGE)(image, return_tensors="pt")["pixel_values"][0]
+    assert processed.shape == (3, 96, 96)
+    assert (processed - evaluation(image)).abs().mean() < 0.02
+
+
+def test_a_strong_view_comes_on_request(tiny_dataset):
+    training, evaluation = create_transforms(SMALL, augmentation="randaugment")
+    dataset = TransformedDataset(tiny_dataset, evaluation, strong_transform=training)
+    batch = collate_images([dataset[0], dataset[1]])
+    assert batch["strong_pixel_values"].shape == batch["pixel_values"].shape == (2, 3, 32, 32)
+    assert not torch.equal(batch["strong_pixel_values"], batch["pixel_values"])
+
+
+def test_collate_keeps_ids_and_clean_labels(tiny_dataset):
+    dataset = TransformedDataset(tiny_dataset, create_transforms(SMALL)[1])
+    batch = collate_images([dataset[row] for row in (5, 0)])
+    for name, column in (("labels", "label"), ("clean_labels", "clean_label"), ("index", "index")):
+        assert batch[name].tolist() == [tiny_dataset[5][column], tiny_dataset[0][column]]
+
+
+def test_mixup_keeps_the_mass_and_repeats(tiny_dataset):
+    dataset = TransformedDataset(tiny_dataset, create_transforms(SMALL)[1])
+    samples = [dataset[row] for row in range(6)]
+    collate = MixupCollator(3, mixup_alpha=1.0, seed=0)
+    one, two = collate(samples), collate(samples)
+    assert_close(one["soft_labels"].sum(1), torch.ones(6))
+    assert torch.equal(one["pixel_values"], two["pixel_values"])
+    assert not torch.equal(one["pixel_values"], collate_images(samples)["pixel_values"])
+    odd = collate(samples[:5])
+    assert odd["soft_labels"].argmax(1).tolist() == odd["labels"].tolist() and odd["soft_labels"].max() == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves the bad file open
+def test_a_bad_image_stops_the_run_and_names_itself(tiny_dataset, tmp_path):
+    tiny_dataset[0]["image"].save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    columns = {"label": [0, 1], "clean_label": [0, 1], "index": [10, 11]}
+    paths = [str(tmp_path / name) for name in ("good.png", "bad.png")]
+    dataset = Dataset.from_dict({"image": paths, **columns}).cast_column("image", Image())
+    transformed = TransformedDataset(dataset, create_transforms(SMALL)[1])
+    with pytest.raises(UnreadableImageError, match=r"audit_data.py") as error:
+        transformed.__getitems__([0, 1])
+    assert "11" in str(error.value) and "bad.png" in str(error.value)
+    assert transformed[0]["index"] == 10
+
+
+def test_unknown_augmentation():
+    with pytest.raises(ValueError, match="none, standard, randaugment"):
+        create_transforms(SMALL, augmentation="wild")
