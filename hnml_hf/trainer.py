@@ -23,6 +23,7 @@ from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from . import hub
+from .cost import CostMeter, peak_memory_mib
 from .memory import TargetMemory
 from .meta import look_ahead, running_gradients
 from .model_card import generate_model_card
@@ -101,6 +102,7 @@ class HNMLTrainer(Trainer):
                 "Second-order virtual steps run attention by PyTorch's math kernel; fused ones have no second derivative."
             )
         self._evaluated = "teacher" if args.eval_teacher else "student"
+        self.cost_meter = CostMeter()
         self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._watched: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
         self.add_callback(StepCallback(self))
@@ -153,7 +155,9 @@ class HNMLTrainer(Trainer):
         }
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        with self._look_ahead(), self._attention_kernel():
+        kind = frozenset(name for name, weight in self.term_weights().items() if weight > 0)
+        counting = self.cost_meter.step(kind, self.model, inputs["pixel_values"])
+        with self._look_ahead(), self._attention_kernel(), counting:
             return super().training_step(model, inputs, num_items_in_batch)
 
     def _look_ahead(self):
@@ -284,6 +288,9 @@ class HNMLTrainer(Trainer):
                 if not math.isnan(mean):
                     logs[name] = round(mean, 4)
             self._sums.clear()
+        if "train_runtime" in logs:  # the summary, which `train` also returns
+            logs["cost_ce"] = round(self.cost_meter.cost, 3)
+            logs["peak_memory_mib"] = round(peak_memory_mib(self.args.device), 1)
         super().log(logs, start_time)
 
     # -- evaluation: what is measured is what is saved ----------------------------------------------------------------

@@ -1,0 +1,120 @@
+"""What training costs: FLOPs in units of a cross-entropy step, and peak memory. Knows tensors and modules, no method.
+
+A cross-entropy step is one forward and one backward of the batch, the least that any method pays that updates all weights.
+"""
+
+import resource
+import sys
+from collections import Counter
+from collections.abc import Callable, Hashable
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+
+MIB = 2**20
+
+
+@contextmanager
+def counting_flops():
+    """Count the FLOPs of what runs inside, backward passes included; yields a function that gives the number so far.
+
+    Compiled modules run uncompiled inside, because the counter sees operators, not what they were compiled to.
+    """
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        yield counter.get_total_flops
+
+
+def count_flops(function: Callable[[], object]) -> int:
+    """FLOPs of one call (PyTorch's `FlopCounterMode`: matrix products, convolutions and attention, two per multiply-add)."""
+    with counting_flops() as flops:
+        function()
+        return flops()
+
+
+def cross_entropy_flops(model: nn.Module, pixel_values: torch.Tensor) -> int:
+    """FLOPs of one cross-entropy step on a batch, from shapes alone: nothing is computed and nothing changes.
+
+    Args:
+        model (`nn.Module`): gives an output with `logits` of shape `(b, k)`.
+        pixel_values (`torch.Tensor` of shape `(b, channels, height, width)`): only its shape and type matter.
+    """
+
+    def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
+
+    state = {name: on_meta(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+
+    def step():
+        logits = torch.func.functional_call(model, state, (torch.empty_like(pixel_values, device="meta"),)).logits
+        F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device="meta")).backward()
+
+    return count_flops(step)
+
+
+class CostMeter:
+    """Mean cost of the steps of a run, in cross-entropy steps: FLOPs over those of cross-entropy on the same batch.
+
+    Steps of one kind cost the same, so that the first one of each kind is counted and the others are added up.
+    """
+
+    def __init__(self):
+        self.ratios: dict[Hashable, float] = {}
+        self.steps: Counter = Counter()
+
+    @contextmanager
+    def step(self, kind: Hashable, model: nn.Module, pixel_values: torch.Tensor):
+        """Run one training step, forward and backward, inside."""
+        if kind in self.ratios:
+            yield
+        else:
+            with counting_flops() as flops:
+                yield
+            self.ratios[kind] = flops() / cross_entropy_flops(model, pixel_values)
+        self.steps[kind] += 1
+
+    @property
+    def cost(self) -> float:
+        """Mean over all steps so far; nan before the first."""
+        total = sum(self.steps.values())
+        return sum(self.ratios[kind] * count for kind, count in self.steps.items()) / total if total else float("nan")
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory of this process in MiB: on CUDA what PyTorch's allocator held, else the whole process (resident set)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+
+
+def peak_tensor_bytes(function: Callable[[], object], device: torch.device) -> int:
+    """Bytes that one call adds at its peak to what tensors held before it.
+
+    Unlike the resident set this is the same in every run and counts no imported library: allocations and releases are read
+    from PyTorch's own allocator, on the CPU through the profiler.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def tensor_bytes(tensors) -> int:
+    """Bytes of some tensors; one that occurs twice counts once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
