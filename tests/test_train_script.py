@@ -1,0 +1,125 @@
+"""The commands and the code of the README, as a new user runs them; only shorter."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def launch(*options, cwd, check=True):
+    command = [sys.executable, "-m", "accelerate.commands.launch", ROOT / "scripts" / "train.py", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """A few steps of the quickstart, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    recipe = ("--recipe", ROOT / "scripts" / "recipes" / "quickstart.yaml")
+    done = launch(*recipe, "--max_steps", "8", "--output_dir", "outputs/quickstart", cwd=folder)
+    return folder, done
+
+
+def test_without_options_the_quickstart_runs():
+    train = load_script("train")
+    model_args, data_args, args = train.parse_arguments([])
+    assert (data_args.dataset, data_args.noise_rate, args.objective) == ("quickstart", 0.5, "hnml")
+    assert (model_args.backbone, args.output_dir) == ("resnet10t", "outputs/quickstart")
+
+
+def test_the_command_line_overrides_the_recipe():
+    train = load_script("train")
+    recipe = str(ROOT / "scripts" / "recipes" / "quickstart.yaml")
+    _, data_args, args = train.parse_arguments(["--recipe", recipe, "--objective", "ce", "--noise_rate", "0.2"])
+    assert (args.objective, data_args.noise_rate, data_args.noise_draw) == ("ce", 0.2, "exact")
+
+
+def test_result_contract(quickstart):
+    folder, done = quickstart
+    output = folder / "outputs" / "quickstart"
+    results = json.loads((output / "all_results.json").read_text())
+    assert results["objective"] == "hnml"
+    for name in ("eval_accuracy", "eval_accuracy_last", "train_noise_auroc"):
+        assert 0 <= results[name] <= 1
+    assert results["train_samples_per_second"] > 0
+    assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= {path.name for path in output.iterdir()}
+    assert not list(output.glob("*.bin"))
+    assert "accuracy on clean test data, as saved" in done.stdout
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split()[1])
+def test_the_code_of_the_readme_runs(code, quickstart, monkeypatch):
+    monkeypatch.chdir(quickstart[0])
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_three_libraries_give_the_same_logits(quickstart, monkeypatch):
+    monkeypatch.chdir(quickstart[0])
+    models = []
+    for code in blocks("python"):
+        names = {}
+        exec(compile(code, "README.md", "exec"), names)
+        models.append(names["model"].eval())
+    pixel_values = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs, native = (model(pixel_values) for model in models)
+    assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.logits, native)
+
+
+def test_the_commands_of_the_readme_name_scripts_and_options_that_exist():
+    train = load_script("train")
+    seen = 0
+    for block in blocks("bash"):
+        for command in re.split(r"&&|\n(?! )", block.replace("\\\n", " ")):
+            words = shlex.split(command)
+            scripts = [word for word in words if word.startswith("scripts/")]
+            assert all((ROOT / script).is_file() for script in scripts), command
+            if scripts == ["scripts/train.py"]:
+                train.parse_arguments(words[words.index("scripts/train.py") + 1 :])
+                seen += 1
+    assert seen == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backbone", "resnet_of_my_dreams"], "`resnet_of_my_dreams` is not a timm"),
+        (["--dataset", "no_such_folder"], "no_such_folder"),
+        (["--objective", "magic"], "magic"),
+        (["--cam_threshold", "2"], "`cam_threshold=2.0` must be between 0 and 1"),
+    ],
+)
+def test_mistakes_end_the_script_before_training(options, message, tmp_path, monkeypatch, capsys):
+    train = load_script("train")
+    monkeypatch.chdir(tmp_path)
+    recipe = ["--recipe", str(ROOT / "scripts" / "recipes" / "quickstart.yaml")]
+    with pytest.raises((ValueError, OSError, SystemExit)) as error:
+        train.main([*recipe, "--max_steps", "1", *options])
+    assert message in str(error.value) + capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.safetensors"))
