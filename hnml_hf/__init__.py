@@ -13,6 +13,7 @@ from .export import ExportError, export_program, export_to_onnx
 from .hub import HubError, push_to_hub
 from .inference import NotAnImageError, Prediction, cam_examples, open_image, overlay, predict
 from .metrics import compute_metrics, noise_auroc
+from .model_card import command_line
 from .modeling import TimmCAMForImageClassification
 from .trainer import HNMLTrainer, NonFiniteError
 from .training_args import HNMLTrainingArguments
@@ -39,6 +40,7 @@ __all__ = [
     "check_dataset",
     "class_balanced",
     "collate_images",
+    "command_line",
     "compute_metrics",
     "create_image_processor",
     "create_transforms",

@@ -6,13 +6,13 @@ import math
 import os
 import platform
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.utils import validate_repo_id
 from PIL import Image, ImageDraw, ImageFont
 
 
@@ -26,7 +26,7 @@ HUB_DATASETS = {  # where the Hub has the images of a dataset that this package 
 NOT_HYPERPARAMETERS = re.compile(
     r"(output_dir|seed|objective|do_.*|hub_.*|push_.*|.*logging.*|log_.*|report_to|run_name|save_.*|eval_strategy|eval_steps"
     r"|.*token.*|resume_.*|disable_tqdm|dataloader_.*|project|trackio.*|.*_dir|use_cpu|overwrite.*|restore_.*"
-    r"|eval_on_start|eval_delay|load_best.*|metric_for.*|greater_is.*|remove_unused.*|label_names|rank_sync.*)"
+    r"|activation_checkpointing|gradient_checkpointing.*|eval_on_start|eval_delay|load_best.*|metric_for.*|greater_is.*|remove_unused.*|label_names|rank_sync.*)"
 )
 METRICS = {"accuracy": "accuracy", "top5_accuracy": "top-5 accuracy", "loss": "cross-entropy"}
 CLASSES_NAMED = 20
@@ -54,6 +54,19 @@ def changed_options(args) -> list[tuple[str, str]]:
         if isinstance(value, (bool, int, float, str)) and os.sep not in str(value):
             changed.append((option.name, plain(getattr(value, "value", value))))
     return changed
+
+
+def command_line(script: str, argv: list[str]) -> str:
+    """A command as others may read it: no token, and `...` for what lies on this machine."""
+    words, secret = [], False
+    for word in argv:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        local = value and not value.startswith(("scripts/", "outputs/")) and Path(value).exists()
+        if secret or "token" in option or local or os.path.isabs(value):
+            value = "..." if value else value
+        words.append(f"{option}{equals}{value}")
+        secret = "token" in option and not equals
+    return " ".join(["python", script, *(word if word == "..." else shlex.quote(word) for word in words)])
 
 
 def epochs_of(log_history: list[dict]) -> list[dict]:
@@ -129,20 +142,20 @@ def _write(picture: Image.Image, path: Path):
     os.replace(aside, path)
 
 
+def is_hub_id(name: str | None) -> bool:
+    """Whether something is `user/name` and not a folder here."""
+    return bool(name) and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not os.path.exists(name)
+
+
 def dataset_name(dataset: str | None) -> tuple[str, str | None]:
     """How a card calls a dataset, and its id on the Hub if it has one. A local path is not told to anybody."""
     if not dataset:
         return "not stated", None
-    hub_id = HUB_DATASETS.get(dataset)
-    if "/" in dataset and not os.path.exists(dataset) and dataset.count("/") == 1:
-        try:
-            validate_repo_id(dataset)
-            hub_id = dataset
-        except ValueError:
-            hub_id = None
-    if hub_id is None and (os.sep in dataset or os.path.exists(dataset)):
+    if is_hub_id(dataset):
+        return dataset, dataset
+    if os.sep in dataset or os.path.exists(dataset):
         return "a local dataset", None
-    return dataset, hub_id
+    return dataset, HUB_DATASETS.get(dataset.partition("-")[0])
 
 
 def noise_statement(noise: str | None, labels, clean_labels) -> str:
@@ -200,7 +213,7 @@ def generate_model_card(
         dataset (`str`, *optional*): its name, or its id on the Hub. A path is not written.
         dataset_license (`str`, *optional*): licence of the data.
         noise (`str`, *optional*): how labels were corrupted, if they were.
-        start (`str`, *optional*): id on the Hub of the weights that training started from; `None` is random weights.
+        start (`str`, *optional*): the weights that training started from, an id on the Hub or words; `None` is random.
         license (`str`, *optional*): licence of the weights, an identifier of the Hub.
         command (`str`, *optional*): what was run.
         split (`str`): what the results were measured on.
@@ -237,7 +250,7 @@ def generate_model_card(
         tags=["image-classification", "timm", "transformers", "noisy-labels", "hnml_hf", *(tags or [])],
         license=license or "unknown",
         datasets=[hub_id] if hub_id else None,
-        base_model=start,
+        base_model=start if is_hub_id(start) else None,
         metrics=["accuracy"] if rows else None,
         model_name=title,
         eval_results=[
@@ -298,7 +311,7 @@ def generate_model_card(
         dataset_license=plain(dataset_license, 200) if dataset_license else "not stated",
         classes=", ".join(plain(label) for label in names[:CLASSES_NAMED])
         + (f" and {len(names) - CLASSES_NAMED} more" if len(names) > CLASSES_NAMED else ""),
-        start=f"[{plain(start)}](https://huggingface.co/{start})" if start else "random",
+        start=f"[{plain(start)}](https://huggingface.co/{start})" if is_hub_id(start) else plain(start or "random"),
         options=changed_options(args),
         command=command.replace("`", "'") if command else None,
         cost=[(label, shown(value)) for label, value in cost.items() if value is not None],

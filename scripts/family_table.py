@@ -441,6 +441,7 @@ def main():
     parser.add_argument("--output", type=Path, help="Markdown file to write.")
     parser.add_argument("--json", type=Path, help="JSON file with all outcomes.")
     parser.add_argument("--only", help="Families or architectures, separated by commas.")
+    parser.add_argument("--resume", action="store_true", help="Keep the outcomes that the JSON file has.")
     parser.add_argument("--tiny", action="store_true", help="The small list of the tests instead.")
     options = parser.parse_args()
     only = set(options.only.split(",")) if options.only else None
@@ -457,7 +458,10 @@ def main():
         "Python": platform.python_version(),
     }
     results = {"versions": versions, "rows": []}
-    for family, architecture, image_size, model_args in tqdm(wanted, unit="model"):
+    if options.json and options.json.exists() and options.resume:
+        results["rows"] = json.loads(options.json.read_text())["rows"]
+    done = [(row["family"], row["architecture"], row["image_size"], row["model_args"]) for row in results["rows"]]
+    for family, architecture, image_size, model_args in tqdm([row for row in wanted if row not in done], unit="model"):
         started = time.perf_counter()
         record = examine(architecture, image_size, model_args)
         seconds = round(time.perf_counter() - started, 1)
@@ -469,6 +473,7 @@ def main():
         gc.collect()
         if options.json:
             options.json.write_text(json.dumps(results, indent=1) + "\n")
+    results["rows"].sort(key=lambda row: (row["family"], row["architecture"]))
     if options.output:
         options.output.write_text(render(results))
     print(dict(Counter(outcome(row["record"]) for row in results["rows"])))

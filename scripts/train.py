@@ -21,12 +21,15 @@ from transformers import HfArgumentParser
 from hnml_hf import (
     HNMLTrainer,
     HNMLTrainingArguments,
+    HubError,
     MixupCollator,
     TimmCAMForImageClassification,
     TransformedDataset,
     apply_manifest,
     apply_quarantine,
+    cam_examples,
     collate_images,
+    command_line,
     compute_metrics,
     create_image_processor,
     create_transforms,
@@ -229,6 +232,27 @@ def print_table(title: str, metrics: dict):
     print("\n".join(["", title, *lines, ""]))
 
 
+def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArguments, data, argv: list[str]):
+    """Write the card, and push if that was asked for. Only images that come with the package become part of a card."""
+    noise = f"{data_args.noise}, rate {data_args.noise_rate:g}, {data_args.noise_draw}, seed {data_args.noise_seed}"
+    facts = {
+        "dataset": data_args.dataset,
+        "noise": "from a saved manifest" if data_args.noise_manifest else noise if data_args.noise else None,
+        "finetuned_from": "a local file" if model_args.weights else None,
+        "command": command_line("scripts/train.py", argv),
+        "split": "test" if "test" in data else "validation",
+    }
+    if model_args.pretrained and not model_args.weights:
+        facts["finetuned_from"] = trainer.model.config.pretrained_cfg.get("hf_hub_id")
+    if data_args.dataset == "quickstart" and trainer.is_world_process_zero():
+        images = [data["test"][row]["image"] for row in range(12)]
+        cam_examples(trainer.evaluated_model().eval(), images).save(Path(trainer.args.output_dir, "cam_examples.png"))
+    try:
+        trainer.push_to_hub(**facts) if trainer.args.push_to_hub else trainer.create_model_card(**facts)
+    except HubError as error:
+        raise SystemExit(str(error)) from error
+
+
 def main(argv: list[str] | None = None):
     model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
@@ -257,12 +281,13 @@ def main(argv: list[str] | None = None):
         processing_class=create_image_processor(model.config.pretrained_cfg),
     )
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # without a push; that comes last, with results and card
     metrics = {"objective": args.objective, "seed": args.seed, **result.metrics}
     metrics.update(measure(trainer, TransformedDataset(data["train"], eval_transform), held_out))
     if trainer.is_world_process_zero():
         trainer.save_metrics("all", metrics, combined=False)
         print_table(f"Saved to {args.output_dir}", metrics)
+    publish(trainer, model_args, data_args, data, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""Run by test_hub.py: a fresh process that knows the models by their names on the Hub alone."""
+
+import json
+import sys
+import urllib.request
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub.constants import ENDPOINT
+from PIL import Image
+from transformers import AutoModelForImageClassification, pipeline
+
+from hnml_hf import TimmCAMForImageClassification
+
+
+OUT, OID = Path(sys.argv[1]), sys.argv[2]
+
+
+def admin(path: str):
+    urllib.request.urlopen(ENDPOINT + path).read()
+
+
+def said(repo: str, revision: str = "main") -> str:
+    try:
+        TimmCAMForImageClassification.from_pretrained(repo, revision=revision)
+    except (ValueError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+@torch.no_grad()
+def main():
+    pixels = torch.load(OUT / "pixels.pt", weights_only=True)
+    ours = TimmCAMForImageClassification.from_pretrained
+    logits = {
+        "pinned": ours("tester/tiny", revision=OID).eval()(pixels).logits,
+        "auto": AutoModelForImageClassification.from_pretrained("tester/tiny").eval()(pixels).logits,
+        "timm": timm.create_model("hf-hub:tester/tiny", pretrained=True).eval()(pixels),
+        "by-model": ours("tester/by-model").eval()(pixels).logits,
+    }
+    torch.save(logits, OUT / "logits.pt")
+    classify = pipeline("image-classification", model="tester/tiny")
+    heard = {"pipeline": classify(Image.new("RGB", (64, 64), "red"))[0]["label"]}
+    heard["revision"], heard["404"] = said("tester/tiny", "v9"), said("tester/none")
+    for status in (401, 403, 500):
+        admin(f"/_fail/{status}/")
+        heard[str(status)] = said("tester/other")
+        admin("/_mend")
+    (OUT / "loaded.json").write_text(json.dumps(heard))
+
+
+if __name__ == "__main__":
+    main()
