@@ -170,7 +170,8 @@ and Food-101 for the test split, in food-101/ inside or beside it or in `food101
         names = self._checked_names(path, [text for _, text in read_lines(path)], first_line=1)
         if set(names) != set(ids):
             differ = sorted(set(names) ^ set(ids))
-            raise ValueError(f"{path}: the classes differ from those of Food-101N: {', '.join(differ[:5])}.")
+            row = next((row for row, name in enumerate(names) if name not in ids), len(names) - 1)
+            raise ValueError(f"{path}:{row + 1}: the classes differ from those of Food-101N: {', '.join(differ[:5])}.")
         path = f"{root}/meta/test.txt"
         # The lists of Food-101 name images without their suffix.
         names = [parse_path(text, path, number) + ".jpg" for number, text in read_lines(path)]

@@ -246,3 +246,16 @@ def test_real_images_with_the_real_label_file(shared_data, tmp_path, prepare):
     order = official_order(clean_labels[rows], official)
     assert np.array_equal(order, rows)
     assert 0.85 < (human != official[rows]).mean() < 0.95  # what attaching by position would have given
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong"), [("aggre", 86), ("rand1", 174), ("rand2", 184), ("rand3", 166), ("worse", 406)]
+)
+def test_real_subset(shared_data, tmp_path, config, wrong):
+    """8.6, 17.4, 18.4, 16.6 and 40.6 % of the 1,000 rows; `index` holds official positions."""
+    dataset = load_noisy_dataset(
+        "cifar10n", config=config, data_dir=shared_data / "cifar10n-tiny", partial=True, cache_dir=tmp_path
+    )["train"]
+    assert (column(dataset, "label") != column(dataset, "clean_label")).sum() == wrong
+    official, human = read_human_labels(shared_data / "cifar-n" / "CIFAR-10_human.pt", f"cifar10n-{config}")
+    assert np.array_equal(human[column(dataset, "index")], column(dataset, "label"))

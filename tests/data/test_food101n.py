@@ -107,7 +107,9 @@ def test_food101_with_other_classes(food101n, tmp_path, prepare):
     meta.mkdir(parents=True)
     (meta / "classes.txt").write_text("apple_pie\nfilet_mignon\npizza\n")
     (meta / "test.txt").write_text("apple_pie/1\n")
-    with pytest.raises(ValueError, match="differ from those of Food-101N: hot_and_sour_soup, pizza"):
+    with pytest.raises(
+        ValueError, match="classes.txt:3: the classes differ from those of Food-101N: hot_and_sour_soup, pizza"
+    ):
         prepare(Food101N, food101n.root, partial=True, food101_dir=str(tmp_path / "food-101"))
 
 

@@ -4,6 +4,7 @@ import logging
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets.exceptions import DatasetNotFoundError
 
 from hnml_hf.data import load_noisy_dataset
 from hnml_hf.data.schema import COLUMNS, column
@@ -407,3 +408,32 @@ def test_real_subset_by_columns(shared_data, load):
     assert np.mean(labels != clean_labels) == pytest.approx(0.406)
     assert column(dataset["train"], "index").max() > 10_000
     assert np.array_equal(column(dataset["test"], "label"), column(dataset["test"], "clean_label"))
+
+
+def test_hub_data_set(load, monkeypatch, pictures):
+    """The id, the config and the cache reach `load_dataset`; what comes back gets the common features."""
+    features = Features({"img": Image(), "fine_label": ClassLabel(names=["x", "cra"]), "coarse_label": Value("int64")})
+    content = {"img": pictures.images[:3], "fine_label": [1, 0, 1], "coarse_label": [0, 0, 0]}
+    rows = Dataset.from_dict(content, features=features)
+    asked = []
+
+    def load_dataset(name, config, *, cache_dir):
+        asked.append((name, config))
+        return DatasetDict({"train": rows, "valid": rows, "other": rows})
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    dataset = load("some/thing", config="plain_text")
+    assert asked == [("some/thing", "plain_text")]
+    assert list(dataset) == ["train", "validation"]
+    assert dataset["train"].features["label"].names == ["x", "cra"]
+    assert column(dataset["train"], "label").tolist() == [1, 0, 1]
+    assert np.array_equal(np.asarray(dataset["train"][1]["image"]), np.asarray(pictures.images[1]))
+
+
+def test_hub_data_set_that_does_not_exist(load, monkeypatch):
+    def load_dataset(*args, **options):
+        raise DatasetNotFoundError("Dataset 'some/thing' doesn't exist on the Hub or cannot be accessed.")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(FileNotFoundError, match="no data set name .* the Hub has no such data set .* doesn't exist"):
+        load("some/thing")
