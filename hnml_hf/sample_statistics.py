@@ -24,6 +24,8 @@ def record_type(num_labels: int) -> np.dtype:
             ("given", "<f4"),  # running probability of the given label
             ("candidates", "<f4", candidates),  # running probabilities of other labels
             ("candidate_labels", "<i4", candidates),  # which labels these are, -1 = free
+            ("given_votes", "<f4"),  # running share of visits in which the student's prediction was the given label
+            ("votes", "<f4", candidates),  # and one of the candidates
             ("margin", "<f4"),  # mean over all visits of p_given - max p_other
             (
                 "foreground_agreement",
@@ -108,6 +110,7 @@ class SampleStatistics:
         probabilities: np.ndarray,
         *,
         epoch: np.ndarray | int,
+        voted: np.ndarray | None = None,
         foreground: np.ndarray | None = None,
     ):
         """Take in one visit of each of `b` samples.
@@ -120,10 +123,12 @@ class SampleStatistics:
             probabilities (`np.ndarray` of shape `(b, k)`): what the teacher said of the whole image.
             epoch (`np.ndarray` of shape `(b,)` or `int`): number of the epoch, from 0; from call to call it does not
                 go back.
+            voted (`np.ndarray` of shape `(b,)`, *optional*): class that the student predicted; default: the top one.
             foreground (`np.ndarray` of shape `(b,)`, *optional*): class predicted from the foreground alone, -1 = not
                 asked.
         """
         epoch = np.broadcast_to(epoch, len(index))
+        voted = probabilities.argmax(-1) if voted is None else voted
         for number in np.unique(epoch):
             there = np.flatnonzero((epoch == number) & (index >= 0))
             _, first = np.unique(index[there], return_index=True)
@@ -132,9 +137,9 @@ class SampleStatistics:
             fresh = self.records["last_epoch"][rows] < number
             there, rows = there[fresh], rows[fresh]
             alone = None if foreground is None else foreground[there]
-            self._visit(rows, probabilities[there].astype(np.float32), int(number), alone)
+            self._visit(rows, probabilities[there].astype(np.float32), int(number), voted[there], alone)
 
-    def _visit(self, rows: np.ndarray, probabilities: np.ndarray, epoch: int, foreground: np.ndarray | None):
+    def _visit(self, rows, probabilities, epoch: int, voted, foreground):
         records = self.records[rows]
         everyone, label = np.arange(len(rows)), records["label"]
         predicted = probabilities.argmax(-1)
@@ -149,6 +154,8 @@ class SampleStatistics:
         others[everyone, label] = -1
         records["margin"] += (given - others.max(-1)) / seen - records["margin"] / seen
         self._follow(records, others, weight)
+        records["given_votes"] += weight * ((voted == label) - records["given_votes"])
+        records["votes"] += weight[:, None] * ((records["candidate_labels"] == voted[:, None]) - records["votes"])
 
         learned = predicted == label
         records["first_learned"] = np.where(
@@ -180,6 +187,7 @@ class SampleStatistics:
                 break
             rows = everyone[enters]
             labels[rows, weakest[rows]], values[rows, weakest[rows]] = newcomer[rows], value[rows]
+            records["votes"][rows, weakest[rows]] = 0
             left[rows, newcomer[rows]] = -1
         records["candidate_labels"], records["candidates"] = labels, values
 

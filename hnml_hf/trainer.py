@@ -207,8 +207,8 @@ class HNMLTrainer(Trainer):
             self._sums[name].append(term.mean())
         monitors = dict(monitors)
         logits, foreground = monitors.pop("logits").detach(), monitors.pop("foreground_logits", None)
-        self._visit(inputs, logits if self._taught is None else self._taught, foreground)
         predicted = logits.argmax(-1)
+        self._visit(inputs, logits if self._taught is None else self._taught, predicted, foreground)
         labels, clean = inputs["labels"], inputs["clean_labels"]
         wrong = (clean >= 0) & (clean != labels)
         self._sums["fit"].append((predicted == labels).float().mean())
@@ -217,15 +217,15 @@ class HNMLTrainer(Trainer):
         for name, value in monitors.items():
             self._sums[name].append(value.detach())
 
-    def _visit(self, inputs, logits, foreground_logits):
-        """Keep what the teacher, or without one the student, says of each sample of the batch."""
+    def _visit(self, inputs, logits, voted, foreground_logits):
+        """Keep what the teacher (or, without one, the student) says of each sample, and how the student votes."""
         self._taught = None
         if "soft_labels" in inputs:  # a mixed image is no sample
             return
         index = inputs["index"]
         epoch = torch.full_like(index, int(self.state.epoch or 0))
         alone = torch.full_like(index, -1) if foreground_logits is None else foreground_logits.argmax(-1)
-        self._visits.append((torch.stack([index, epoch, alone], dim=-1), logits.float().softmax(-1)))
+        self._visits.append((torch.stack([index, epoch, voted, alone], dim=-1), logits.float().softmax(-1)))
         if len(self._visits) == VISITS_KEPT:
             self.update_statistics()
 
@@ -237,7 +237,8 @@ class HNMLTrainer(Trainer):
         parts = [pad_across_processes(torch.cat(part), pad_index=-1) for part in zip(*visits, strict=True)]
         who, probabilities = (gather(part).cpu().numpy() for part in parts)
         if self.statistics is not None:
-            self.statistics.update(who[:, 0], probabilities, epoch=who[:, 1], foreground=who[:, 2])
+            index, epoch, voted, alone = who.T
+            self.statistics.update(index, probabilities, epoch=epoch, voted=voted, foreground=alone)
 
     def check_finite(self):
         """Raise [`NonFiniteError`] if a term or a gradient of the step under way is not finite."""

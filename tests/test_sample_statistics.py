@@ -16,18 +16,22 @@ def statistics():
 
 
 def test_worked_by_hand(statistics):
-    """One sample, label 1, two visits with p = (.6, .3, .1) and (.2, .7, .1).
+    """One sample, label 1, two visits with p = (.6, .3, .1) and (.2, .7, .1); the student votes for 0, then 2.
 
     Weights are .9 / 1.9 and 1 / 1.9: given = (.27 + .7) / 1.9, candidate 0 = (.54 + .2) / 1.9, candidate 2 = .1.
     The margins are .3 - .6 and .7 - .2, their mean is .1. The given label wins in epoch 1 only.
     """
     statistics.update(np.array([10]), np.array([[0.6, 0.3, 0.1]]), epoch=0, foreground=np.array([0]))
-    statistics.update(np.array([10]), np.array([[0.2, 0.7, 0.1]]), epoch=1, foreground=np.array([2]))
+    statistics.update(
+        np.array([10]), np.array([[0.2, 0.7, 0.1]]), epoch=1, voted=np.array([2]), foreground=np.array([2])
+    )
     record = statistics.records[0]
     assert record["index"] == 10 and record["label"] == 1 and record["times_seen"] == 2
     np.testing.assert_allclose(record["given"], 0.97 / 1.9, rtol=1e-6)
     followed = dict(zip(record["candidate_labels"].tolist(), record["candidates"].tolist(), strict=True))
     assert followed == pytest.approx({0: 0.74 / 1.9, 2: 0.1})
+    votes = dict(zip(record["candidate_labels"].tolist(), record["votes"].tolist(), strict=True))
+    assert votes == pytest.approx({0: 0.9 / 1.9, 2: 1 / 1.9}) and record["given_votes"] == 0
     np.testing.assert_allclose(record["margin"], 0.1, atol=1e-6)
     assert (record["first_learned"], record["last_learned"], record["last_epoch"]) == (1, 1, 1)
     np.testing.assert_allclose(record["foreground_agreement"], 0.9 / 1.9, rtol=1e-6)
@@ -129,11 +133,11 @@ def test_files_that_are_none(tmp_path):
 
 def test_millions_are_mapped(tmp_path):
     path = tmp_path / "_audit" / "s.npy"
-    n = 1_000_000
+    n = 100_000
     statistics = SampleStatistics(np.arange(n), np.zeros(n, int), 1000, path=path, in_memory=1)
     assert isinstance(statistics.records, np.memmap) and not path.exists()
-    assert statistics.records.dtype.itemsize < 150  # bytes a sample, for any number of classes
-    statistics.update(np.array([999_999]), np.full((1, 1000), 1e-3), epoch=0)
+    assert statistics.records.dtype.itemsize < 200  # bytes a sample, for any number of classes
+    statistics.update(np.array([99_999]), np.full((1, 1000), 1e-3), epoch=0)
     statistics.save(tmp_path / "checkpoint" / "s.npy")
     statistics.update(np.array([5]), np.full((1, 1000), 1e-3), epoch=0)
     statistics.save(path)
