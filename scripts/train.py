@@ -191,19 +191,23 @@ def build_model(model_args: ModelArguments, id2label: dict[int, str]) -> TimmCAM
 
 
 def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[str, TransformedDataset]) -> dict:
-    """Accuracy of what was saved on the clean test set, and how well its doubt finds the wrong training labels."""
+    """Accuracy of what was saved on the test set, and how well its doubt finds the wrong training labels.
+
+    Without a test set the validation set is measured, whose labels may be wrong; `eval_split` says which it was.
+    """
     metrics = {}
-    if "test" in held_out:
-        metrics.update(trainer.evaluate(held_out["test"]))
-        metrics["eval_accuracy_last"] = metrics["eval_accuracy"]
+    final = "test" if "test" in held_out else "validation"
+    if final in held_out:
+        metrics.update(trainer.evaluate(held_out[final]))
+        metrics |= {"eval_split": final, "eval_accuracy_last": metrics["eval_accuracy"]}
     for split in held_out.keys() - {"validation", "test"}:  # for example WebVision's classes in ImageNet
         metrics.update(trainer.predict(held_out[split], metric_key_prefix=split).metrics)
     if (train_set.clean_labels >= 0).any():
         logits = trainer.predict(train_set, metric_key_prefix="train").predictions
         metrics["train_noise_auroc"] = noise_auroc(logits, train_set.labels, train_set.clean_labels)
-    if trainer.args.load_best_model_at_end and "test" in held_out:
+    if trainer.args.load_best_model_at_end and final in held_out:
         trainer.load_last_weights()
-        metrics["eval_accuracy_last"] = trainer.predict(held_out["test"], metric_key_prefix="last").metrics[
+        metrics["eval_accuracy_last"] = trainer.predict(held_out[final], metric_key_prefix="last").metrics[
             "last_accuracy"
         ]
     return metrics
@@ -212,7 +216,8 @@ def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[
 # rows of the table at the end, in order
 REPORTED = {
     "objective": "objective",
-    "eval_accuracy": "accuracy on clean test data, as saved",
+    "eval_split": "measured on the split",
+    "eval_accuracy": "accuracy, as saved",
     "eval_accuracy_last": "accuracy, last epoch",
     "eval_student_accuracy": "accuracy of the student",
     "eval_teacher_accuracy": "accuracy of the teacher",
@@ -286,6 +291,7 @@ def main(argv: list[str] | None = None):
     metrics.update(measure(trainer, TransformedDataset(data["train"], eval_transform), held_out))
     if trainer.is_world_process_zero():
         trainer.save_metrics("all", metrics, combined=False)
+        trainer.save_state()
         print_table(f"Saved to {args.output_dir}", metrics)
     publish(trainer, model_args, data_args, data, sys.argv[1:] if argv is None else argv)
 

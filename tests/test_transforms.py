@@ -8,7 +8,7 @@ from PIL import Image as PILImage
 from torch.testing import assert_close
 
 from hnml_hf import MixupCollator, TransformedDataset, UnreadableImageError, collate_images, create_transforms
-from hnml_hf.data.transforms import create_image_processor, seeded
+from hnml_hf.data.transforms import create_image_processor, preserved_generators, seed_generators
 
 
 SMALL = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "crop_pct": 1.0}
@@ -19,24 +19,27 @@ def draw():
     return random.random(), np.random.rand(), torch.rand(()).item()
 
 
-def test_seeded_draws_follow_from_the_key_and_leave_no_trace():
+def test_draws_follow_from_the_key_and_leave_no_trace():
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     outside = draw()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    with seeded(0, 3, 7):
+    with preserved_generators():
+        seed_generators(0, 3, 7)
         inside = draw()
     assert draw() == outside
-    with seeded(0, 3, 7):
+    with preserved_generators():
+        seed_generators(0, 3, 7)
         assert draw() == inside
-    with seeded(0, 3, 8):
+        seed_generators(0, 3, 8)
         assert all(a != b for a, b in zip(draw(), inside, strict=True))
 
 
-def test_seeded_restores_after_an_error():
+def test_generators_go_on_after_an_error():
     torch.manual_seed(1)
     expected = torch.rand(())
     torch.manual_seed(1)
-    with pytest.raises(RuntimeError), seeded(5):
+    with pytest.raises(RuntimeError), preserved_generators():
+        seed_generators(5)
         raise RuntimeError
     assert torch.equal(torch.rand(()), expected)
 

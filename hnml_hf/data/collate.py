@@ -3,7 +3,7 @@
 import torch
 from timm.data import Mixup
 
-from .transforms import seeded
+from .transforms import preserved_generators, seed_generators
 
 
 def collate_images(samples: list[dict]) -> dict[str, torch.Tensor]:
@@ -44,6 +44,7 @@ class MixupCollator:
         if len(samples) % 2:
             batch["soft_labels"] = torch.nn.functional.one_hot(batch["labels"], self.num_labels).float()
             return batch
-        with seeded(self.seed, *batch["index"].tolist()):
+        with preserved_generators():
+            seed_generators(self.seed, *batch["index"].tolist())
             batch["pixel_values"], batch["soft_labels"] = self.mixup(batch["pixel_values"], batch["labels"])
         return batch

@@ -19,25 +19,28 @@ SMALL_IMAGE = 64  # pixels; below, the field shifts images by a few pixels inste
 AUGMENTATIONS = ("none", "standard", "randaugment")
 
 
-@contextmanager
-def seeded(*key: int):
-    """Inside the block the global random generators (Python, NumPy, torch CPU) follow from `key` alone; then they go
-    on as before.
+def seed_generators(*key: int):
+    """Let the global random generators (Python, NumPy, torch on the CPU) follow from `key` alone.
 
     The transforms of timm and torchvision draw from the global generators. Seeding them by (seed, epoch, sample, view)
     makes a sample's augmentation the same whatever the number of workers or processes and wherever a run was resumed.
     """
     digest = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(digest)
-        np.random.seed(digest % 2**32)
-        torch.default_generator.manual_seed(digest % 2**63)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    random.seed(digest)
+    np.random.seed(digest % 2**32)
+    torch.default_generator.manual_seed(digest % 2**63)
+
+
+@contextmanager
+def preserved_generators():
+    """Whatever is drawn or seeded inside the block, the global random generators go on after it as before."""
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
 
 
 def create_transforms(pretrained_cfg: dict, *, augmentation: str = "standard") -> tuple[Callable, Callable]:
@@ -162,7 +165,8 @@ class TransformedDataset(torch.utils.data.Dataset):
                 "scripts/audit_data.py --dataset ... --quarantine_output quarantine.jsonl` and leave them out with "
                 "`--quarantine quarantine.jsonl`."
             ) from error
-        return [self._sample(row, image) for row, image in zip(rows, images, strict=True)]
+        with preserved_generators():
+            return [self._sample(row, image) for row, image in zip(rows, images, strict=True)]
 
     def _first_unreadable(self, rows: list[int]) -> str:
         for row in rows:
@@ -179,8 +183,8 @@ class TransformedDataset(torch.utils.data.Dataset):
             "labels": int(self.labels[row]),
             "clean_labels": int(self.clean_labels[row]),
         }
-        image = image.convert("RGB")
+        image, epoch = image.convert("RGB"), int(self._epoch)
         for view, (name, transform) in enumerate(self.views.items()):
-            with seeded(self.seed, int(self._epoch), sample["index"], view):
-                sample[name] = transform(image)
+            seed_generators(self.seed, epoch, sample["index"], view)
+            sample[name] = transform(image)
         return sample
