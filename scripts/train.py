@@ -11,7 +11,7 @@ Options come from the recipe first (a YAML file of the options below), then from
 import json
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import transformers
@@ -27,6 +27,7 @@ from hnml_hf import (
     TransformedDataset,
     apply_manifest,
     apply_quarantine,
+    audit_run,
     cam_examples,
     collate_images,
     command_line,
@@ -115,6 +116,10 @@ class DataArguments:
     )
     class_balanced_samples: int | None = field(
         default=None, metadata={"help": "Keep so many training images, the same number of each class."}
+    )
+    audit: bool = field(
+        default=True,
+        metadata={"help": "At the end score every training label and write a report, to `_audit/`."},
     )
     augmentation: str = field(default="standard", metadata={"help": "none, standard or randaugment."})
     mixup_alpha: float = field(default=0.0, metadata={"help": "Mixup, for objective `ce`; 0 is off."})
@@ -237,12 +242,35 @@ def print_table(title: str, metrics: dict):
     print("\n".join(["", title, *lines, ""]))
 
 
+def write_audit(trainer: HNMLTrainer, data_args: DataArguments, dataset, transform):
+    """Say of every training label how likely it is wrong, from what training saw of it, and show the worst."""
+    args, config = trainer.args, trainer.model.config
+    epochs = trainer.state.epoch or 0
+    audit_run(
+        args.output_dir,
+        trainer.statistics.records,
+        dataset,
+        transform=transform,
+        model=trainer.evaluated_model(),
+        crop_pct=config.pretrained_cfg.get("crop_pct", 0.875),
+        curves=trainer.state.log_history,
+        source=data_args.dataset,
+        provenance=f"{config.architecture}, objective {args.objective}, {epochs:.3g} epochs, seed {args.seed}. The "
+        "model was trained on the labels it judges.",
+    )
+    Path(args.output_dir, "_audit", "dataset.json").write_text(json.dumps(asdict(data_args), indent=1) + "\n")
+
+
 def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArguments, data, argv: list[str]):
     """Write the card, and push if that was asked for. Only images that come with the package become part of a card."""
-    noise = f"{data_args.noise}, rate {data_args.noise_rate:g}, {data_args.noise_draw}, seed {data_args.noise_seed}"
+    noise = None
+    if data_args.noise_manifest:
+        noise = "from a saved manifest"
+    elif data_args.noise:
+        noise = f"{data_args.noise}, rate {data_args.noise_rate}, {data_args.noise_draw}, seed {data_args.noise_seed}"
     facts = {
         "dataset": data_args.dataset,
-        "noise": "from a saved manifest" if data_args.noise_manifest else noise if data_args.noise else None,
+        "noise": noise,
         "finetuned_from": "a local file" if model_args.weights else None,
         "command": command_line("scripts/train.py", argv),
         "split": "test" if "test" in data else "validation",
@@ -293,6 +321,8 @@ def main(argv: list[str] | None = None):
         trainer.save_metrics("all", metrics, combined=False)
         trainer.save_state()
         print_table(f"Saved to {args.output_dir}", metrics)
+        if data_args.audit:
+            write_audit(trainer, data_args, data["train"], eval_transform)
     publish(trainer, model_args, data_args, data, sys.argv[1:] if argv is None else argv)
 
 
