@@ -3,6 +3,17 @@
 from importlib.metadata import version
 
 from . import backbones as _register_backbones  # noqa: F401 (registers with timm)
+from .audit import (
+    audit_run,
+    clean_dataset,
+    export_audit,
+    load_audit,
+    noise_scores,
+    read_marks,
+    run_records,
+    score_model,
+)
+from .cost import peak_tensor_bytes, tensor_bytes
 from .data import class_balanced, load_noisy_dataset
 from .data.collate import MixupCollator, collate_images
 from .data.preflight import apply_quarantine, check_dataset, load_quarantine
@@ -15,6 +26,7 @@ from .inference import NotAnImageError, Prediction, cam_examples, open_image, ov
 from .metrics import compute_metrics, noise_auroc
 from .model_card import command_line
 from .modeling import TimmCAMForImageClassification
+from .report import render_report
 from .trainer import HNMLTrainer, NonFiniteError
 from .training_args import HNMLTrainingArguments
 
@@ -36,25 +48,36 @@ __all__ = [
     "add_noise",
     "apply_manifest",
     "apply_quarantine",
+    "audit_run",
     "cam_examples",
     "check_dataset",
     "class_balanced",
+    "clean_dataset",
     "collate_images",
     "command_line",
     "compute_metrics",
     "create_image_processor",
     "create_transforms",
     "draw_noise",
+    "export_audit",
     "export_program",
     "export_to_onnx",
+    "load_audit",
     "load_manifest",
     "load_noisy_dataset",
     "load_quarantine",
     "noise_auroc",
+    "noise_scores",
     "open_image",
     "overlay",
+    "peak_tensor_bytes",
     "predict",
     "push_to_hub",
+    "read_marks",
+    "render_report",
+    "run_records",
     "save_manifest",
+    "score_model",
     "split_validation",
+    "tensor_bytes",
 ]

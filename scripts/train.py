@@ -246,7 +246,7 @@ def write_audit(trainer: HNMLTrainer, data_args: DataArguments, dataset, transfo
     """Say of every training label how likely it is wrong, from what training saw of it, and show the worst."""
     args, config = trainer.args, trainer.model.config
     epochs = trainer.state.epoch or 0
-    audit_run(
+    table = audit_run(
         args.output_dir,
         trainer.statistics.records,
         dataset,
@@ -258,7 +258,12 @@ def write_audit(trainer: HNMLTrainer, data_args: DataArguments, dataset, transfo
         provenance=f"{config.architecture}, objective {args.objective}, {epochs:.3g} epochs, seed {args.seed}. The "
         "model was trained on the labels it judges.",
     )
-    Path(args.output_dir, "_audit", "dataset.json").write_text(json.dumps(asdict(data_args), indent=1) + "\n")
+    folder = Path(args.output_dir, "_audit")
+    (folder / "dataset.json").write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
+    low, high = table.attrs["noise_rate_interval"]
+    print(
+        f"Wrong labels: about {table.attrs['noise_rate']:.1%} ({low:.1%} to {high:.1%}). Look: {folder / 'report.html'}"
+    )
 
 
 def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArguments, data, argv: list[str]):

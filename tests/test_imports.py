@@ -46,7 +46,7 @@ ALLOWED = {
     "export": {"cam"},
     "cost": set(),
     "report": set(),
-    "audit": {"cam", "report"},
+    "audit": {"cam", "report", "sample_statistics"},
 }
 
 

@@ -87,7 +87,7 @@ def render_report(
         .render(
             title=title,
             subtitle=f"Noise audit of {len(table):,} training labels"
-            + (f" · {summary['dataset']}" if summary.get("dataset") else ""),
+            + (f" · {summary['source']}" if summary.get("source") else ""),
             percent=_percent,
             rate=summary["noise_rate"],
             low=low,
