@@ -1,6 +1,6 @@
 """What training costs: FLOPs in units of a cross-entropy step, and peak memory. Knows tensors and modules, no method.
 
-A cross-entropy step is one forward and one backward of the batch, the least that any method pays that updates all weights.
+A cross-entropy step is one forward and one backward of the batch, the least that an update of all weights costs.
 """
 
 import resource
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,7 +31,7 @@ def counting_flops():
 
 
 def count_flops(function: Callable[[], object]) -> int:
-    """FLOPs of one call (PyTorch's `FlopCounterMode`: matrix products, convolutions and attention, two per multiply-add)."""
+    """FLOPs of one call: matrix products, convolutions and attention, two per multiply-add (`FlopCounterMode`)."""
     with counting_flops() as flops:
         function()
         return flops()
@@ -43,17 +44,15 @@ def cross_entropy_flops(model: nn.Module, pixel_values: torch.Tensor) -> int:
         model (`nn.Module`): gives an output with `logits` of shape `(b, k)`.
         pixel_values (`torch.Tensor` of shape `(b, channels, height, width)`): only its shape and type matter.
     """
+    with FakeTensorMode() as fake:  # tensors with a shape and a device, but no data
+        state = {name: fake.from_tensor(t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+        images = fake.from_tensor(pixel_values)
 
-    def on_meta(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
+        def step():
+            logits = torch.func.functional_call(model, state, (images,)).logits
+            F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)).backward()
 
-    state = {name: on_meta(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-
-    def step():
-        logits = torch.func.functional_call(model, state, (torch.empty_like(pixel_values, device="meta"),)).logits
-        F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device="meta")).backward()
-
-    return count_flops(step)
+        return count_flops(step)
 
 
 class CostMeter:
@@ -85,7 +84,7 @@ class CostMeter:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory of this process in MiB: on CUDA what PyTorch's allocator held, else the whole process (resident set)."""
+    """Peak memory of this process in MiB: on CUDA what PyTorch's allocator held, else the resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
@@ -95,8 +94,8 @@ def peak_memory_mib(device: torch.device) -> float:
 def peak_tensor_bytes(function: Callable[[], object], device: torch.device) -> int:
     """Bytes that one call adds at its peak to what tensors held before it.
 
-    Unlike the resident set this is the same in every run and counts no imported library: allocations and releases are read
-    from PyTorch's own allocator, on the CPU through the profiler.
+    Unlike the resident set this is the same in every run and counts no imported library: allocations and releases are
+    read from PyTorch's own allocator, on the CPU through the profiler.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

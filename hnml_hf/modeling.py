@@ -378,10 +378,15 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
             feature_maps=self.to_feature_maps(native),
             last_hidden_state=native,
         )
+        return self.look(output, cam_classes, region_masks)
+
+    def look(self, output: TimmCAMOutput, cam_classes=None, region_masks=None) -> TimmCAMOutput:
+        """Add activation maps and regions to what `forward` returned; its arguments, but only the head runs."""
         if cam_classes is not None:
-            classes = logits.argmax(-1) if isinstance(cam_classes, str) else cam_classes
+            classes = output.logits.argmax(-1) if isinstance(cam_classes, str) else cam_classes
             output.cams = self.class_activation_maps(output, self.class_weights[classes])
         if region_masks is not None:
+            native = output.last_hidden_state
             output.region_features = torch.stack([self.pool(self._masked(native, mask)) for mask in region_masks])
             output.region_logits = torch.stack([self.classify(features) for features in output.region_features])
         return output
@@ -565,6 +570,10 @@ class BatchView:
         if scope != "full":
             self._trunk = TrunkReplay(self.model.timm_model, parameters.values())
         return parameters
+
+    def look(self, output: TimmCAMOutput, **requests) -> TimmCAMOutput:
+        """Add `cam_classes` and `region_masks` to the output of a pass that is over."""
+        return self.model.look(output, **requests)
 
     def class_activation_maps(self, output: TimmCAMOutput, class_weights: torch.Tensor) -> torch.Tensor:
         return self.model.class_activation_maps(output, class_weights)

@@ -38,6 +38,6 @@ def check_ranks_agree(names: list[str], digests: torch.Tensor, *, step: int):
     tensors = [names[i] for i in different.any(0).nonzero().flatten().tolist()]
     raise RanksDifferError(
         f"After step {step} the weights of process {', '.join(map(str, ranks))} differ from those of process 0 in "
-        f"{len(tensors)} of {len(names)} tensors, first `{tensors[0]}`. Training was stopped. Something changed weights "
-        "on one process only, or ran outside the wrapped model's forward; resume from the last checkpoint before it."
+        f"{len(tensors)} of {len(names)} tensors, first `{tensors[0]}`. Training was stopped. Something changed "
+        "weights on one process only, or ran outside the wrapped model's forward; resume from a checkpoint."
     )

@@ -24,7 +24,7 @@ from transformers.utils.hub import PushInProgress
 
 from . import hub
 from .cost import CostMeter, peak_memory_mib
-from .memory import TargetMemory
+from .memory import create_memory
 from .meta import look_ahead, running_gradients
 from .model_card import generate_model_card
 from .objectives import OBJECTIVES, sigmoid_rampup
@@ -80,14 +80,23 @@ class HNMLTrainer(Trainer):
         if self._mask_wanted():
             self.model.check_spatial_evidence()
 
-        has_teacher = args.eval_teacher or args.objective in TEACHER_OBJECTIVES
+        from_memory = args.teacher_source == "memory" and args.objective in TEACHER_OBJECTIVES
+        has_teacher = args.eval_teacher or (args.objective in TEACHER_OBJECTIVES and not from_memory)
         self.teacher = ModelEmaV3(self.model, decay=args.teacher_decay) if has_teacher else None
         if self.teacher is not None:
             self.teacher.module.requires_grad_(False)
         self.memory = None
-        if "remember" in needs and train_dataset is not None:
-            num_labels = self.model.config.num_labels
-            self.memory = TargetMemory(train_dataset.index, num_labels, decay=args.elr_decay, device=args.device)
+        if train_dataset is not None and (from_memory or args.objective == "elr"):
+            os.makedirs(args.output_dir, exist_ok=True)
+            self.memory = create_memory(
+                train_dataset.index,
+                self.model.config.num_labels,
+                decay=args.elr_decay,
+                top_k=args.memory_top_k,
+                device=args.device,
+                folder=args.output_dir,
+            )
+        self._teacher_looks = args.objective in TEACHER_OBJECTIVES and not from_memory
         self.statistics_path = os.path.join(args.output_dir, AUDIT_FOLDER, STATISTICS_FILE)
         self.statistics = None
         if train_dataset is not None and self.is_world_process_zero():
@@ -147,7 +156,7 @@ class HNMLTrainer(Trainer):
 
     def term_weights(self) -> dict[str, float]:
         """Weight of each term of the loss in this step."""
-        strength = self.meta_strength()
+        strength = self.meta_strength() if self.state.global_step % self.args.meta_every == 0 else 0.0
         return {
             "base": 1.0,
             "consistency": strength * self.args.consistency_weight,
@@ -181,9 +190,10 @@ class HNMLTrainer(Trainer):
     def _objective_step(self, student, *, inputs, wanted):
         """Runs inside the wrapped model's forward, so that distributed training sees every gradient."""
         index, labels = inputs["index"], inputs.get("soft_labels", inputs["labels"])
+        teach = partial(self._teach, inputs["pixel_values"], with_cams="mask_guided" in wanted)
         providers = {
             "wanted": wanted,
-            "teacher": partial(self._teach, inputs["pixel_values"], with_cams="mask_guided" in wanted),
+            "teacher": teach if self._teacher_looks else None,
             "generator": batch_generator(self.args.seed, self.state.global_step, index),
             "remember": partial(self._remember, index),
         }

@@ -30,7 +30,8 @@ class HNMLTrainingArguments(TrainingArguments):
     )
     elr_weight: float = field(default=3.0, metadata={"help": "Weight of ELR's regulariser (ELR, CIFAR-10)."})
     elr_decay: float = field(
-        default=0.7, metadata={"help": "Decay of ELR's running predictions, in [0, 1) (ELR, CIFAR-10)."}
+        default=0.7,
+        metadata={"help": "Decay of a sample's running predictions, in [0, 1); `teacher_source=memory` too (ELR)."},
     )
 
     # -- meta-training: the virtual step --
@@ -90,7 +91,28 @@ class HNMLTrainingArguments(TrainingArguments):
         metadata={"help": "Steps over which the meta terms grow to full strength; below 1 a share of all steps."},
     )
 
+    meta_every: int = field(
+        default=1,
+        metadata={
+            "help": "Take the meta terms every so many steps only, unscaled; the look-ahead is taken in all (ours)."
+        },
+    )
+
     # -- teacher --
+    teacher_source: Literal["ema", "memory"] = field(
+        default="ema",
+        metadata={
+            "help": "Where targets come from: a pass of the averaged weights over each batch, or each sample's "
+            "running average of the student's predictions, which costs no pass (ours)."
+        },
+    )
+    memory_top_k: int = field(
+        default=0,
+        metadata={
+            "help": "Classes kept per sample in that average, in a file on disk; 0 keeps all if they take at most "
+            "256 MiB, else 10 (ours)."
+        },
+    )
     teacher_decay: float = field(default=0.99, metadata={"help": "Decay of the teacher's weights, in [0, 1) (MLNT)."})
     eval_teacher: bool | None = field(
         default=None,
@@ -127,7 +149,7 @@ class HNMLTrainingArguments(TrainingArguments):
         ):
             self._require(name, low <= getattr(self, name) <= high, f"between {low} and {high}")
         self._require("gce_q", self.gce_q > 0, "above 0")
-        for name in ("num_meta_draws", "num_neighbors"):
+        for name in ("num_meta_draws", "num_neighbors", "meta_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in (
             "elr_weight",
@@ -139,6 +161,7 @@ class HNMLTrainingArguments(TrainingArguments):
             "meta_start_step",
             "meta_rampup_steps",
             "rank_sync_steps",
+            "memory_top_k",
         ):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("mask_temperature", self.mask_temperature > 0, "above 0")

@@ -27,13 +27,19 @@ import transformers
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hnml_hf import HNMLTrainer, HNMLTrainingArguments, TimmCAMForImageClassification
-from hnml_hf.cost import MIB, peak_tensor_bytes, tensor_bytes
+from hnml_hf import (
+    HNMLTrainer,
+    HNMLTrainingArguments,
+    TimmCAMForImageClassification,
+    peak_tensor_bytes,
+    tensor_bytes,
+)
 
 
 MOMENTUM = {"objective": "hnml", "inner_direction": "momentum"}
 SYNTHETIC = {"objective": "hnml", "inner_direction": "synthetic"}
 HEAD = {**SYNTHETIC, "meta_scope": "head"}
+MEMORY = {"teacher_source": "memory"}
 LAST_STAGE = {**SYNTHETIC, "meta_scope": "last_stage"}
 FULL = {**SYNTHETIC, "meta_scope": "full"}
 
@@ -44,17 +50,21 @@ CASES = {  # the plain Trainer and `ce` come first: what the others are compared
     "elr": {"objective": "elr"},
     "mean teacher": {"objective": "mean_teacher"},
     "momentum": MOMENTUM,
+    "momentum, memory": {**MOMENTUM, **MEMORY},
     "head, 1 set": {**HEAD, "num_meta_draws": 1},
     "head, 10 sets": {**HEAD, "num_meta_draws": 10},
+    "head, 10 sets, memory": {**HEAD, "num_meta_draws": 10, **MEMORY},
     "last_stage, 1 set, first order": {**LAST_STAGE, "second_order": False},
     "last_stage, 1 set, second order": {**LAST_STAGE, "second_order": True},
     "full, 1 set, first order": {**FULL, "second_order": False},
+    "full, 1 set, first order, every 4 steps": {**FULL, "second_order": False, "meta_every": 4},
     "full, 1 set, second order": {**FULL, "second_order": True},
     "mlnt, 1 set, first order": {"objective": "mlnt", "meta_scope": "full", "second_order": False},
     "last_stage, 10 sets, first order": {**LAST_STAGE, "second_order": False, "num_meta_draws": 10},
     "full, 10 sets, first order": {**FULL, "second_order": False, "num_meta_draws": 10},
     "full, 10 sets, second order": {**FULL, "second_order": True, "num_meta_draws": 10},
 }
+TEACHED = ("hnml", "mlnt", "mean_teacher")
 SLOW_CASES = ("last_stage, 10 sets, first order", "full, 10 sets, first order", "full, 10 sets, second order")
 
 
@@ -127,7 +137,9 @@ def provenance(args) -> dict:
     """What a reader needs to judge a figure and to measure it again."""
     root = Path(__file__).parents[1]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=False)
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=False
+    )
     return {
         "command": f"python scripts/benchmark.py {' '.join(sys.argv[1:])}",
         "commit": commit.stdout.strip() + (" with changes" if changed.stdout.strip() else "") or "unknown",
@@ -136,7 +148,8 @@ def provenance(args) -> dict:
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, timm, accelerate)}
         | {"python": platform.python_version()},
         "settings": {
-            name: getattr(args, name) for name in ("batch_size", "steps", "warmup", "rounds", "bf16", "channels_last", "compile")
+            name: getattr(args, name)
+            for name in ("batch_size", "steps", "warmup", "rounds", "bf16", "channels_last", "compile")
         },
     }
 
@@ -145,7 +158,11 @@ def hardware(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    models = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return f"{models[0] if models else platform.processor() or platform.machine()} ({len(models) or '?'} cores)"
 
 
@@ -176,9 +193,7 @@ def build_trainer(options: dict | None, pristine: TimmCAMForImageClassification,
     }
     images = RandomImages(4 * args.batch_size, model.input_size, model.config.num_labels)
     if options is None:
-        trainer = Trainer(
-            model, TrainingArguments(**shared), train_dataset=images, data_collator=Collator(plain=True)
-        )
+        trainer = Trainer(model, TrainingArguments(**shared), train_dataset=images, data_collator=Collator(plain=True))
     else:
         options = {"num_neighbors": min(10, args.batch_size - 1), **options}
         trainer = HNMLTrainer(
@@ -260,6 +275,8 @@ def measure_cost(args) -> dict:
             "scope": options.get("meta_scope") if synthetic else None,
             "second_order": trainer.args.second_order if synthetic else None,
             "draws": trainer.args.num_meta_draws if synthetic else None,
+            "teacher_source": trainer.args.teacher_source if options.get("objective") in TEACHED else None,
+            "meta_every": options.get("meta_every", 1),
             **ratios("wall_ratio", wall[name], wall["ce"]),
             "flops_ratio": round(trainer.cost_meter.cost, 3) if options else 1.0,
             "memory_ratio": round(memory[name] / memory["ce"], 3),
@@ -268,7 +285,10 @@ def measure_cost(args) -> dict:
         if args.device == "cpu":
             row |= ratios("processor_ratio", processor[name], processor["ce"])
         else:
-            row |= {"milliseconds": round(1000 * statistics.median(wall[name]), 2), "memory_mib": round(memory[name] / MIB)}
+            row |= {
+                "milliseconds": round(1000 * statistics.median(wall[name]), 2),
+                "memory_mib": round(memory[name] / 2**20),
+            }
         rows.append(row)
     return {"what": "ratios to cross-entropy under the same trainer", **provenance(args), "rows": rows}
 
@@ -284,7 +304,13 @@ def ratios(name: str, times: list[float], reference: list[float]) -> dict[str, f
 
 
 def table(rows: list[dict]) -> str:
-    columns = {"case": "case", "wall": "wall_ratio", "processor": "processor_ratio", "FLOPs": "flops_ratio", "memory": "memory_ratio"}
+    columns = {
+        "case": "case",
+        "wall": "wall_ratio",
+        "processor": "processor_ratio",
+        "FLOPs": "flops_ratio",
+        "memory": "memory_ratio",
+    }
     columns = {title: key for title, key in columns.items() if key in rows[0]}
 
     def cell(row, key):
@@ -294,7 +320,9 @@ def table(rows: list[dict]) -> str:
 
     lines = [list(columns), ["---"] * len(columns), *([cell(row, key) for key in columns.values()] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
 
 
 def plot(result: dict, path: str):
@@ -375,7 +403,7 @@ def profile_case(args):
     key = f"self_{args.device}_time_total"
     events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, key.replace("cuda", "device")))
     total = sum(getattr(event, key.replace("cuda", "device")) for event in events)
-    print(f"| operator | share of the time | calls per step |\n|---|---|---|")
+    print("| operator | share of the time | calls per step |\n|---|---|---|")
     for event in events[: args.rows]:
         share = getattr(event, key.replace("cuda", "device")) / total
         print(f"| {event.key} | {share:.1%} | {event.count / args.steps:g} |")

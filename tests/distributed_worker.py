@@ -34,6 +34,7 @@ STEPS, SHARD, NUM_CLASSES, NUM_IMAGES = 3, 4, 3, 32
 
 VIT = {"architecture": "test_vit", "image_size": 32, "patch_size": 8}
 RESNET = {"architecture": "test_resnet", "image_size": 64}
+MOMENTUM = {"objective": "hnml", "inner_direction": "momentum"}
 SYNTHETIC = {"objective": "hnml", "inner_direction": "synthetic"}
 
 CASES = {
@@ -49,7 +50,9 @@ CASES = {
     "last_stage second": {**SYNTHETIC, "meta_scope": "last_stage", "second_order": True},
     "full first": {**SYNTHETIC, "meta_scope": "full", "second_order": False},
     "full second": {**SYNTHETIC, "meta_scope": "full", "second_order": True},
-    "momentum": {"objective": "hnml", "inner_direction": "momentum", "meta_lr": 0.3},
+    "momentum": {**MOMENTUM, "meta_lr": 0.3},
+    "momentum memory": {**MOMENTUM, "meta_lr": 0.3, "teacher_source": "memory"},
+    "full memory": {**SYNTHETIC, "meta_scope": "full", "teacher_source": "memory", "memory_top_k": 2, "meta_every": 2},
 }
 LONG_CASES = {  # all ranks must hold the same weights afterwards; uneven: 29 images, the last batch is filled up
     "long full": (VIT, CASES["full first"]),
@@ -128,7 +131,7 @@ def weights_of(trainer: HNMLTrainer) -> dict[str, torch.Tensor]:
     if trainer.teacher is not None:
         weights |= {f"teacher.{name}": value for name, value in trainer.teacher.module.state_dict().items()}
     if trainer.memory is not None:
-        weights["memory"] = trainer.memory.targets
+        weights |= {f"memory.{name}": value for name, value in trainer.memory.state_dict().items()}
     return {name: value.detach().clone().contiguous() for name, value in weights.items()}
 
 

@@ -7,9 +7,9 @@ An objective is a function `objective(student, labels, *, ...) -> (terms, monito
   and weighs them.
 * `monitors` maps names to tensors for the log; `logits` of shape `(b, k)` is always among them.
 * Keyword-only arguments are filled by name. `wanted` is the set of terms with a weight above zero in this step,
-  `teacher()` gives the teacher's output with its class activation maps, `remember(probabilities)` gives each example's
-  running average, `generator` is the source of randomness. All others are fields of [`HNMLTrainingArguments`] of the
-  same name.
+  `teacher()` gives the teacher's output with its class activation maps (`teacher` is None without such a pass),
+  `remember(probabilities)` gives each example's running average, `generator` is the source of randomness. All others
+  are fields of [`HNMLTrainingArguments`] of the same name.
 
 To add one, write a file and name it in `OBJECTIVES`.
 """

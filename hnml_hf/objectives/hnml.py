@@ -9,8 +9,8 @@ import torch
 from ..cam import foreground_mask, normalize_cams
 from ..noise import neighbor_labels
 from .cross_entropy import cross_entropy
-from .mean_teacher import consistency_loss
-from .mlnt import VirtualPredictions, virtual_predictions
+from .mean_teacher import consistency_loss, own_evidence, teacher_evidence
+from .mlnt import VirtualPredictions, first_pass, virtual_predictions
 
 
 def mask_guided_loss(
@@ -75,29 +75,38 @@ def hnml(
     background_weight: float,
     cam_threshold: float,
     mask_temperature: float,
+    remember=None,
 ):
     """Objective `hnml`.
 
     With `inner_direction="synthetic"` both levels are taken at virtual weights, one step along the gradient of
     synthetic labels away. With `"momentum"` the trainer has already put the whole network ahead along its running
     gradient, and all terms are taken there.
+
+    Without a teacher the targets are the samples' running averages and the maps the student's own, detached: the map
+    agreement then only asks that a virtual step leaves the map where it is, and is 0 with `"momentum"`.
     """
     if wanted == {"base"}:
         logits = student().logits
         return {"base": cross_entropy(logits, labels)}, {"logits": logits}
 
-    evidence = teacher()
-    probabilities = evidence.logits.float().softmax(-1)
+    passed = None
+    if teacher is None:
+        passed = first_pass(student, meta_scope if inner_direction == "synthetic" else "head")
+        evidence = own_evidence(student, passed[1], remember, with_cams="mask_guided" in wanted)
+    else:
+        evidence = teacher_evidence(teacher)
+    probabilities = evidence.probabilities
     requests = {}
     if "mask_guided" in wanted:
         teacher_maps = normalize_cams(evidence.cams)
         foreground = foreground_mask(teacher_maps, threshold=cam_threshold)
         regions = [foreground, 1 - foreground] if background_weight else [foreground]
-        requests = {"region_masks": torch.stack(regions), "cam_classes": evidence.logits.argmax(-1)}
+        requests = {"region_masks": torch.stack(regions), "cam_classes": probabilities.argmax(-1)}
 
     monitors = {}
     if inner_direction == "momentum":
-        output = student(**requests)
+        output = student(**requests) if passed is None else student.look(passed[1], **requests)
         virtual = VirtualPredictions(
             output.logits[None],
             output.region_logits[None] if requests else None,
@@ -122,6 +131,7 @@ def hnml(
             second_order=second_order,
             teacher_probabilities=probabilities,
             inner_consistency_weight=inner_consistency_weight,
+            passed=passed,
         )
 
     terms = {"base": cross_entropy(output.logits, labels)}

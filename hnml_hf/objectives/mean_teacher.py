@@ -1,10 +1,44 @@
 """Consistency with a mean teacher: the outer loss of MLNT and HNML, and a baseline by itself."""
 
 import math
+from typing import NamedTuple
 
 import torch
 
 from .cross_entropy import cross_entropy
+
+
+class Evidence(NamedTuple):
+    """What a batch is taught with (b images, k classes, d features, h x w cells); nothing here is differentiated."""
+
+    probabilities: torch.Tensor  # (b, k), q
+    features: torch.Tensor  # (b, d), in which neighbours are looked for
+    cams: torch.Tensor | None  # (b, h, w), raw maps of the classes argmax q
+
+
+def teacher_evidence(teacher) -> Evidence:
+    """From a teacher's own pass over the batch."""
+    output = teacher()
+    return Evidence(output.logits.float().softmax(-1), output.features, output.cams)
+
+
+@torch.no_grad()
+def own_evidence(student, output, remember, *, with_cams: bool = False) -> Evidence:
+    """Without a teacher's pass: q is each sample's running average of the student's predictions, this one included.
+
+    Features and maps are the student's own. Temporal ensembling (Laine & Aila, ICLR 2017) with the moment's maps.
+
+    Args:
+        student (`BatchView`), output (`TimmCAMOutput`): the batch and the student's output for it.
+        remember (`Callable`): folds probabilities `(b, k)` into the running averages and returns those.
+        with_cams (`bool`): whether maps are wanted.
+    """
+    average = remember(output.logits.float().softmax(-1))
+    probabilities = average / average.sum(-1, keepdim=True)
+    cams = None
+    if with_cams:
+        cams = student.class_activation_maps(output, student.class_weights[probabilities.argmax(-1)])
+    return Evidence(probabilities, output.features.detach(), cams)
 
 
 def consistency_loss(logits: torch.Tensor, teacher_probabilities: torch.Tensor) -> torch.Tensor:
@@ -26,10 +60,12 @@ def sigmoid_rampup(progress: float) -> float:
     return math.exp(-5 * (1 - min(max(progress, 0.0), 1.0)) ** 2)
 
 
-def mean_teacher(student, labels, *, wanted, teacher):
+def mean_teacher(student, labels, *, wanted, teacher, remember=None):
     """Objective `mean_teacher` (Tarvainen & Valpola, NeurIPS 2017) = HNML without inner step and without mask."""
-    logits = student().logits
-    terms = {"base": cross_entropy(logits, labels)}
+    evidence = teacher_evidence(teacher) if "consistency" in wanted and teacher is not None else None
+    output = student()
+    terms = {"base": cross_entropy(output.logits, labels)}
     if "consistency" in wanted:
-        terms["consistency"] = consistency_loss(logits, teacher().logits.float().softmax(-1))
-    return terms, {"logits": logits}
+        evidence = evidence or own_evidence(student, output, remember)
+        terms["consistency"] = consistency_loss(output.logits, evidence.probabilities)
+    return terms, {"logits": output.logits}

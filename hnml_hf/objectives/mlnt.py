@@ -14,7 +14,7 @@ from ..meta import (
 )
 from ..noise import neighbor_labels
 from .cross_entropy import cross_entropy
-from .mean_teacher import consistency_loss
+from .mean_teacher import consistency_loss, own_evidence, teacher_evidence
 
 
 class VirtualPredictions(NamedTuple):
@@ -23,6 +23,12 @@ class VirtualPredictions(NamedTuple):
     logits: torch.Tensor  # (m, b, k)
     region_logits: torch.Tensor | None  # (m, r, b, k), if regions were asked for
     cams: torch.Tensor | None  # (m, b, h, w), if classes were asked for
+
+
+def first_pass(student, scope: str):
+    """The weights that a virtual step of this scope moves (None for the closed form), and the student's own output."""
+    weights = None if scope == "head" else student.parameters(scope)
+    return weights, student()
 
 
 def virtual_predictions(
@@ -36,6 +42,7 @@ def virtual_predictions(
     second_order: bool,
     teacher_probabilities: torch.Tensor | None = None,
     inner_consistency_weight: float = 0.0,
+    passed=None,
 ):
     """Take one virtual step per synthetic label set and look at the batch from there.
 
@@ -47,6 +54,7 @@ def virtual_predictions(
         scope (`str`): `head` (closed form; `lr` counts in units of 1 / mean kernel diagonal), `last_stage` or `full`.
         lr (`float`), second_order (`bool`), inner_consistency_weight (`float`): see [`~hnml_hf.meta.gradient_step`]
             and [`~hnml_hf.meta.inner_loss`].
+        passed (*optional*): what [`first_pass`] returned, if it was made already.
 
     Returns:
         The output at the weights themselves, [`VirtualPredictions`], and the relative drop of the swapped labels'
@@ -54,11 +62,10 @@ def virtual_predictions(
     """
     inner = {"teacher_probabilities": teacher_probabilities, "consistency_weight": inner_consistency_weight}
     if scope == "head":
-        output = student(**requests)
+        output = student(**requests) if passed is None else student.look(passed[1], **requests)
         virtual = _head_steps(student, output, synthetic_labels, requests, inner, lr=lr, second_order=second_order)
     else:
-        weights = student.parameters(scope)
-        output = student()
+        weights, output = first_pass(student, scope) if passed is None else passed
         passes = []
         for drawn in synthetic_labels:
             loss = inner_loss(output.logits.float(), drawn, **inner)
@@ -104,12 +111,14 @@ def mlnt(
     num_meta_draws: int,
     perturb_ratio: float,
     num_neighbors: int,
+    remember=None,
 ):
     """Objective `mlnt` (Li et al., CVPR 2019): always say of which order, the released code is second order."""
     if "consistency" not in wanted:
         logits = student().logits
         return {"base": cross_entropy(logits, labels)}, {"logits": logits}
-    evidence = teacher()
+    passed = None if teacher is not None else first_pass(student, meta_scope)
+    evidence = teacher_evidence(teacher) if passed is None else own_evidence(student, passed[1], remember)
     synthetic_labels = neighbor_labels(
         evidence.features,
         labels,
@@ -119,11 +128,10 @@ def mlnt(
         generator=generator,
     )
     output, virtual, drop = virtual_predictions(
-        student, labels, synthetic_labels, {}, scope=meta_scope, lr=meta_lr, second_order=second_order
+        student, labels, synthetic_labels, {}, scope=meta_scope, lr=meta_lr, second_order=second_order, passed=passed
     )
-    probabilities = evidence.logits.float().softmax(-1)
     terms = {
         "base": cross_entropy(output.logits, labels),
-        "consistency": consistency_loss(virtual.logits, probabilities).mean(0),
+        "consistency": consistency_loss(virtual.logits, evidence.probabilities).mean(0),
     }
     return terms, {"logits": output.logits, "swapped_label_loss_drop": drop}
