@@ -1,13 +1,13 @@
 """Measure what the objectives cost, in cross-entropy steps under the same trainer.
 
     python scripts/benchmark.py cost                                        # ResNet-18 at 32 pixels
-    python scripts/benchmark.py cost --backbone resnet50 --image_size 224 --batch_size 8 --output cost.json --plot cost.svg
+    python scripts/benchmark.py cost --backbone resnet50 --image_size 224 --batch_size 8 --output c.json --plot c.svg
     python scripts/benchmark.py cost --device cuda --bf16 --channels_last   # and --compile
     python scripts/benchmark.py profile --case momentum                     # where the time goes, by operator
 
 All cases are timed in turns, round by round, within one run; a figure is the median over rounds of its ratio to
-cross-entropy in the same round, and its spread is the range. On a CPU the ratio of processor times is given too: it hardly
-depends on what else the machine does.
+cross-entropy in the same round, and its spread is the range. On a CPU the ratio of processor times is given too: it
+hardly depends on what else the machine does.
 """
 
 import argparse
@@ -104,7 +104,7 @@ class Collator:
 
 
 class StepClock(TrainerCallback):
-    """Times of the steps of the last training: from the end of a step to the end of the next, loop and loader included."""
+    """Times of the steps of the last training, from the end of one to the end of the next: loop and loader included."""
 
     def __init__(self, device: torch.device):
         self.device = device
