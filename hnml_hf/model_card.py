@@ -98,7 +98,7 @@ def training_curves(log_history: list[dict], path: str | os.PathLike, *, evaluat
     }
     if not any(panels.values()):
         return False
-    picture = Image.new("RGB", (1200, 440), "white")
+    picture = Image.new("RGB", (1200, 480), "white")
     for position, (title, series) in enumerate(panels.items()):
         _panel(ImageDraw.Draw(picture), (70 + 600 * position, 50, 570 + 600 * position, 370), title, series)
     _write(picture, Path(path))
@@ -133,7 +133,8 @@ def _panel(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], title: str
     for number, (label, line) in enumerate(series.items()):
         colour = ("#1f4e9c", "#e07b00", "#3a8f3a", "#c02020")[number]
         draw.line([place(*point) for point in line], colour, width=3, joint="curve")
-        draw.text((right, bottom - 22 * (len(series) - number)), label, colour, font=small, anchor="rt")
+        column, row = number % 2, number // 2
+        draw.text((left + 250 * column, bottom + 56 + 22 * row), label, colour, font=small)
 
 
 def _write(picture: Image.Image, path: Path):
@@ -144,7 +145,7 @@ def _write(picture: Image.Image, path: Path):
 
 def is_hub_id(name: str | None) -> bool:
     """Whether something is `user/name` and not a folder here."""
-    return bool(name) and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not os.path.exists(name)
+    return bool(name) and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not os.path.exists(name)
 
 
 def dataset_name(dataset: str | None) -> tuple[str, str | None]:
@@ -260,7 +261,7 @@ def generate_model_card(
                 dataset_type=hub_id or re.sub(r"[^\w.-]+", "-", name),
                 dataset_name=name,
                 dataset_split=split,
-                metric_type="accuracy",
+                metric_type={"accuracy": "accuracy", "top5_accuracy": "top_5_accuracy"}[key],
                 metric_name={"accuracy": "Accuracy", "top5_accuracy": "Top-5 accuracy"}[key],
                 metric_value=round(results[f"eval_{key}"], 6),
             )

@@ -1,0 +1,113 @@
+"""Measure a trained model on a dataset whose labels are to be trusted.
+
+    python scripts/evaluate.py --model outputs/quickstart --dataset quickstart
+    python scripts/evaluate.py --model user/name --dataset imagefolder --data_dir photos --output measured.json
+
+Needs no network where the model and the data are here.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import EvalPrediction
+
+from hnml_hf import (
+    TimmCAMForImageClassification,
+    TransformedDataset,
+    UnreadableImageError,
+    collate_images,
+    compute_metrics,
+    create_transforms,
+    load_noisy_dataset,
+)
+
+
+def check_classes(model, names: list[str]):
+    """Stop if the model was trained for other classes than those of the data, or in another order."""
+    known = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    if len(known) != len(names):
+        raise SystemExit(
+            f"The model knows {len(known)} classes and the dataset has {len(names)}; they cannot be compared."
+        )
+    anonymous = known == [str(number) for number in range(len(known))]
+    different = [(number, *pair) for number, pair in enumerate(zip(known, names, strict=True)) if pair[0] != pair[1]]
+    if different and not anonymous:
+        number, ours, theirs = different[0]
+        raise SystemExit(
+            f"Class {number} is `{ours}` for the model and `{theirs}` in the dataset ({len(different)} differ). "
+            "The order of the classes must be that of the training data."
+        )
+
+
+@torch.no_grad()
+def logits_of(model, dataset: TransformedDataset, batch_size: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate_images)
+    logits, labels = [], []
+    for batch in tqdm(loader, unit="batch", disable=None):
+        logits.append(model(batch["pixel_values"].to(model.device)).logits.float().cpu())
+        labels.append(batch["labels"])
+    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
+    parser.add_argument("--revision", default="main", help="Commit or branch of the repository.")
+    parser.add_argument("--dataset", required=True, help="As in scripts/train.py.")
+    parser.add_argument("--dataset_config", help="Configuration of the dataset, if it has several.")
+    parser.add_argument("--data_dir", help="Where the dataset lies.")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--num_workers", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, help="JSON file to write.")
+    options = parser.parse_args(argv)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"The model does not load. {error}") from error
+    data = load_noisy_dataset(options.dataset, config=options.dataset_config, data_dir=options.data_dir)
+    if options.split not in data:
+        raise SystemExit(f"No split `{options.split}`; there are {', '.join(f'`{name}`' for name in data)}.")
+    names = data[options.split].features["label"].names
+    check_classes(model, names)
+    _, transform = create_transforms(model.config.pretrained_cfg)
+    dataset = TransformedDataset(data[options.split], transform)
+    try:
+        logits, labels = logits_of(model.eval().to(options.device), dataset, options.batch_size, options.num_workers)
+    except UnreadableImageError as error:
+        raise SystemExit(str(error)) from error
+
+    right = logits.argmax(-1) == labels
+    metrics = {
+        "model": options.model,
+        "dataset": options.dataset,
+        "split": options.split,
+        "images": len(labels),
+        **compute_metrics(EvalPrediction(logits, labels)),
+        "loss": F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item(),
+        "accuracy_of_class": {
+            name: float(right[labels == number].mean())
+            for number, name in enumerate(names)
+            if (labels == number).any()
+        },
+    }
+    text = json.dumps(metrics, indent=2, ensure_ascii=False)
+    print(text)
+    if options.output:
+        aside = options.output.with_name(f"_{options.output.name}")
+        aside.write_text(text + "\n", encoding="utf-8")
+        os.replace(aside, options.output)
+
+
+if __name__ == "__main__":
+    main()

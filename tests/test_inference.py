@@ -1,0 +1,208 @@
+"""Prediction for files, folders and datasets, from Python and from the command line."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hnml_hf import NotAnImageError, TimmCAMForImageClassification, cam_examples, open_image, overlay, predict
+
+
+ROOT = Path(__file__).parents[1]
+NAMES = ['=HYPERLINK("x")', "@dog", "rose, red", "d", "e", "f"]
+
+
+def script(name):
+    specification = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return TimmCAMForImageClassification.from_timm(
+        "test_resnet", id2label=dict(enumerate(NAMES)), image_size=64
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    random = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for number, mode in enumerate(("RGB", "L", "RGBA", "P")):
+        image = Image.fromarray(random.integers(0, 255, (50 + 7 * number, 70, 3), dtype=np.uint8)).convert(mode)
+        image.save(folder / ("more" if number % 2 else "") / f"{number}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_predictions_are_those_of_the_model(model, photos):
+    paths = sorted(photos.rglob("*.png"))
+    together = list(predict(model, paths, top_k=3, batch_size=4))
+    alone = list(predict(model, (open_image(path) for path in paths), top_k=3, batch_size=1))
+    for first, second in zip(together, alone, strict=True):
+        assert first.labels == second.labels and len(first.labels) == 3
+        np.testing.assert_allclose(first.scores, second.scores, rtol=1e-4)
+    assert first.scores == sorted(first.scores, reverse=True) and first.cam is None
+    assert sum(next(predict(model, paths[:1], top_k=99)).scores) == pytest.approx(1)
+
+
+def test_maps_lie_where_the_model_says(model, photos):
+    prediction = next(predict(model, [photos / "0.png"], with_cams=True))
+    assert prediction.cam.shape == (2, 2) and prediction.cam.min() >= 0 and prediction.cam.max() <= 1
+    assert prediction.seen.size == (224, 224)
+
+
+def test_an_overlay_is_red_where_the_map_is_high():
+    picture = np.asarray(overlay(Image.new("RGB", (224, 224)), np.array([[0.0, 1.0]]), strength=1.0))
+    left, right = picture[112, 5], picture[112, -5]
+    assert left[2] > left[0] and right[0] > right[2]
+
+
+def test_examples_make_one_sheet(model, photos):
+    sheet = cam_examples(model, sorted(photos.rglob("*.png")), columns=3)
+    assert sheet.size == (3 * 224, 2 * (224 + 24))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_image(model, tmp_path, content):
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(NotAnImageError, match=r"x.jpg` cannot be read as an image"):
+        list(predict(model, [tmp_path / "x.jpg"]))
+    with pytest.raises(NotAnImageError, match="nowhere.jpg"):
+        open_image(tmp_path / "nowhere.jpg")
+
+
+def test_csv_escapes_formulas_and_pictures_are_written(saved, photos, tmp_path):
+    script("predict").main(
+        [
+            str(photos),
+            "--model",
+            str(saved),
+            "--output",
+            str(tmp_path / "p.csv"),
+            "--cams",
+            str(tmp_path / "cams"),
+            "--batch_size",
+            "3",
+        ]
+    )
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert [Path(row["image"]).name for row in rows] == ["0.png", "2.png", "1.png", "3.png"]
+    assert len(list((tmp_path / "cams").glob("*.png"))) == 4
+    cells = [cell for row in rows for cell in row.values()]
+    assert '\'=HYPERLINK("x")' in cells and "'@dog" in cells and "rose, red" in cells
+    assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
+
+
+def test_jsonl_holds_all(saved, photos, tmp_path):
+    output = tmp_path / "new" / "p.jsonl"
+    script("predict").main([str(photos / "0.png"), "--model", str(saved), "--output", str(output), "--top_k", "2"])
+    (row,) = map(json.loads, output.read_text().splitlines())
+    assert set(row) == {"image", "labels", "scores"} and len(row["labels"]) == 2 and set(row["labels"]) <= set(NAMES)
+
+
+def test_a_broken_file_stops_it_with_nothing_written(saved, photos, tmp_path, capsys):
+    (photos / "broken.jpg").write_bytes(b"no")
+    arguments = [
+        str(photos),
+        "--model",
+        str(saved),
+        "--output",
+        str(tmp_path / "p.csv"),
+        "--cams",
+        str(tmp_path / "cams"),
+    ]
+    with pytest.raises(SystemExit, match="broken.jpg` cannot be read.*--skip_unreadable"):
+        script("predict").main(arguments)
+    assert not (tmp_path / "p.csv").exists() and not (tmp_path / "cams").exists()
+    script("predict").main([*arguments, "--skip_unreadable"])
+    assert "Left out" in capsys.readouterr().err
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.png"], "is not there"),
+        (["{empty}"], "has no image files"),
+        (["{photos}", "--model", "{empty}"], "has no model"),
+        (["{photos}", "--dataset", "quickstart"], None),
+        (["{photos}", "--output", "x.xlsx"], None),
+        ([], None),
+    ],
+)
+def test_bad_arguments(saved, photos, tmp_path, arguments, words):
+    (tmp_path / "empty").mkdir()
+    filled = [a.format(empty=tmp_path / "empty", photos=photos) for a in arguments]
+    with pytest.raises(SystemExit, match=words):
+        script("predict").main(["--model", str(saved), *filled])
+
+
+@pytest.fixture
+def flowers(tmp_path):
+    """A folder of images, two classes, half of them of one colour."""
+    for number, name in enumerate(("blue", "red")):
+        (tmp_path / "data" / "test" / name).mkdir(parents=True)
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        for row in range(4):
+            colour = (0, 0, 40 * row) if number == 0 else (40 * row, 0, 0)
+            for split in ("train", "test"):
+                Image.new("RGB", (40, 40), colour).save(tmp_path / "data" / split / name / f"{row}.png")
+    return tmp_path / "data"
+
+
+def test_evaluate_measures_what_predict_says(flowers, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    model = TimmCAMForImageClassification.from_timm(
+        "test_resnet", id2label={0: "blue", 1: "red"}, image_size=64
+    ).eval()
+    model.save_pretrained(tmp_path / "two")
+    output = tmp_path / "measured.json"
+    script("evaluate").main(
+        [
+            "--model",
+            str(tmp_path / "two"),
+            "--dataset",
+            "imagefolder",
+            "--data_dir",
+            str(flowers),
+            "--output",
+            str(output),
+        ]
+    )
+    measured = json.loads(output.read_text())
+    right = [
+        next(predict(model, [path])).labels[0] == path.parent.name
+        for path in sorted((flowers / "test").rglob("*.png"))
+    ]
+    assert measured["images"] == 8 and measured["accuracy"] == np.mean(right)
+    assert set(measured["accuracy_of_class"]) == {"blue", "red"}
+
+
+def test_evaluate_refuses_other_classes(saved, flowers, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit, match="knows 6 classes and the dataset has 2"):
+        script("evaluate").main(["--model", str(saved), "--dataset", "imagefolder", "--data_dir", str(flowers)])
+    model = TimmCAMForImageClassification.from_timm("test_resnet", id2label={0: "red", 1: "blue"}, image_size=64)
+    model.save_pretrained(tmp_path / "swapped")
+    with pytest.raises(SystemExit, match="Class 0 is `red` for the model and `blue` in the dataset"):
+        script("evaluate").main(
+            ["--model", str(tmp_path / "swapped"), "--dataset", "imagefolder", "--data_dir", str(flowers)]
+        )
