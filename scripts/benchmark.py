@@ -104,7 +104,7 @@ class Collator:
 
 
 class StepClock(TrainerCallback):
-    """Times of the steps of the last training, from the end of one to the end of the next: loop and loader included."""
+    """Times of the steps of the last training, from the end of one to the end of the next: loop and loader too."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -149,7 +149,16 @@ def provenance(args) -> dict:
         | {"python": platform.python_version()},
         "settings": {
             name: getattr(args, name)
-            for name in ("batch_size", "steps", "warmup", "rounds", "bf16", "channels_last", "compile")
+            for name in (
+                "batch_size",
+                "memory_batch_size",
+                "steps",
+                "warmup",
+                "rounds",
+                "bf16",
+                "channels_last",
+                "compile",
+            )
         },
     }
 
@@ -191,7 +200,7 @@ def build_trainer(options: dict | None, pristine: TimmCAMForImageClassification,
         "bf16": args.bf16,
         "torch_compile": args.compile,
     }
-    images = RandomImages(4 * args.batch_size, model.input_size, model.config.num_labels)
+    images = RandomImages(max(4 * args.batch_size, args.memory_batch_size), model.input_size, model.config.num_labels)
     if options is None:
         trainer = Trainer(model, TrainingArguments(**shared), train_dataset=images, data_collator=Collator(plain=True))
     else:
@@ -214,9 +223,9 @@ def build_trainers(args, names) -> dict[str, Trainer]:
     return {name: build_trainer(CASES[name], pristine, args) for name in names}
 
 
-def one_step(trainer: Trainer):
+def one_step(trainer: Trainer, batch_size: int):
     """A whole training step, outside the loop: forward, backward, optimizer, teacher."""
-    inputs = next(iter(trainer.get_train_dataloader()))
+    inputs = trainer.data_collator([trainer.train_dataset[row] for row in range(batch_size)])
 
     def step():
         trainer.training_step(trainer.model_wrapped, inputs)
@@ -233,9 +242,9 @@ def one_step(trainer: Trainer):
 # -- cost -------------------------------------------------------------------------------------------------------------
 
 
-def peak_memory(trainer: Trainer) -> int:
+def peak_memory(trainer: Trainer, batch_size: int) -> int:
     """Bytes at the peak of a step: what stays (weights, teacher, optimizer, memory) and what the step adds."""
-    step = one_step(trainer)
+    step = one_step(trainer, batch_size)
     kept = [*trainer.model.parameters(), *trainer.model.buffers()]
     kept += [value for state in trainer.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     if getattr(trainer, "teacher", None) is not None:
@@ -258,7 +267,7 @@ def measure_cost(args) -> dict:
             wall[name].append(seconds)
             processor[name].append(used)
             if turn == 0:
-                memory[name] = peak_memory(trainer)
+                memory[name] = peak_memory(trainer, args.memory_batch_size)
             trainer.optimizer = trainer.lr_scheduler = None  # its state is as large as the model
             trainer.accelerator.free_memory()
             print(f"round {turn + 1} of {args.rounds}: {name}", file=sys.stderr)
@@ -377,6 +386,7 @@ def add_step_options(parser):
     parser.add_argument("--model_args", default="{}", help="Other arguments of `timm.create_model`, as JSON.")
     parser.add_argument("--num_labels", type=int, default=10)
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--memory_batch_size", type=int, help="Batch for the memory figures; default: the same.")
     parser.add_argument("--steps", type=int, default=4, help="Timed steps per case and round.")
     parser.add_argument("--warmup", type=int, default=2, help="Steps before them, at least 1.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -395,7 +405,7 @@ def profile_case(args):
 
     (trainer,) = build_trainers(args, [args.case]).values()
     trainer.train()
-    step = one_step(trainer)
+    step = one_step(trainer, args.batch_size)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if args.device == "cuda" else [])]
     with profile(activities=activities) as profiler:
         for _ in range(args.steps):
@@ -430,6 +440,7 @@ def main(argv: list[str] | None = None):
     args = parser.parse_args(argv)
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
+    args.memory_batch_size = args.memory_batch_size or args.batch_size
     args.run(args)
 
 

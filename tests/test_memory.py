@@ -29,7 +29,7 @@ def memory(request, tmp_path):
 
 
 def test_running_average_by_hand(memory):
-    """beta = 1/2 from 0: p = (1, 0, ..) makes the average (1/2, 0, ..), then p = (0, 1, ..) makes it (1/4, 1/2, ..)."""
+    """beta = 1/2 from 0: p = (1, 0, ..) makes the average (1/2, 0, ..), then p = (0, 1, ..) makes (1/4, 1/2, ..)."""
     first, second = torch.eye(NUM_LABELS)[:2]
     memory.update(ids(100), first[None])
     assert_close(memory[ids(100)], 0.5 * first[None])
