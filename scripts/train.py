@@ -261,9 +261,9 @@ def write_audit(trainer: HNMLTrainer, data_args: DataArguments, dataset, transfo
     folder = Path(args.output_dir, "_audit")
     (folder / "dataset.json").write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
     low, high = table.attrs["noise_rate_interval"]
-    print(
-        f"Wrong labels: about {table.attrs['noise_rate']:.1%} ({low:.1%} to {high:.1%}). Look: {folder / 'report.html'}"
-    )
+    estimate = f"{table.attrs['noise_rate']:.1%} ({low:.1%} to {high:.1%})"
+    trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {estimate}"
+    print(f"Wrong labels: {estimate}, see {folder / 'report.html'}")
 
 
 def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArguments, data, argv: list[str]):

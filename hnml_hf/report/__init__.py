@@ -186,7 +186,11 @@ def _curves(history: Sequence[Mapping]) -> dict | None:
     last = max((entry["epoch"] for entry in history if "epoch" in entry), default=0)
     lines, texts = [], []
     for key, name, kind in CURVES:
-        points = [(entry["epoch"], entry[key]) for entry in history if key in entry and "epoch" in entry]
+        points = {}
+        for entry in history:
+            if key in entry and "epoch" in entry:
+                points.setdefault(entry["epoch"], entry[key])  # a later one is another split's
+        points = sorted(points.items())
         if len(points) < 2:
             continue
         placed = (f"{34 + 416 * epoch / last:.1f},{160 - 150 * min(max(value, 0), 1):.1f}" for epoch, value in points)
@@ -219,7 +223,7 @@ def _payload(
 
 def _suspect(row: dict, shown: Evidence) -> dict:
     facts = [
-        ["given", f"{row['given_probability']:.2f}"],
+        ["teacher: given", f"{row['given_probability']:.2f}"],
         ["suggested", f"{row['suggested_probability']:.2f}"],
     ]
     if not math.isnan(row["foreground_agreement"]):

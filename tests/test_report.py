@@ -1,0 +1,165 @@
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from hnml_hf import render_report
+from hnml_hf.report import Evidence
+
+
+EVIL = "</script><script>alert(1)</script>\"'<img src=x onerror=alert(2)>"
+
+
+def make_table(n=30, names=("cat", "dog", EVIL), seed=0):
+    generator = np.random.default_rng(seed)
+    k = len(names)
+    labels, suggested = generator.integers(0, k, n), generator.integers(0, k, n)
+    score = np.sort(generator.random(n))[::-1]
+    table = pd.DataFrame(
+        {
+            "index": 1000 + generator.permutation(n),
+            "path": [f"photos/{EVIL}{i}.jpg" for i in range(n)],
+            "label": labels,
+            "label_name": np.array(names, dtype=object)[labels],
+            "suggested_label": suggested,
+            "suggested_name": np.array(names, dtype=object)[suggested],
+            "noise_score": score,
+            "rank": np.arange(1, n + 1),
+            "given_probability": generator.random(n),
+            "suggested_probability": generator.random(n),
+            "margin": generator.normal(size=n),
+            "foreground_agreement": np.where(np.arange(n) % 2, 0.5, np.nan),
+            "times_seen": 3,
+            "first_epoch_learned": -1,
+            "last_epoch_learned": 2,
+        }
+    )
+    matrix = np.full((k, k), 0.1) + (1 - 0.1 * k) * np.eye(k)
+    table.attrs = {
+        "class_names": list(names),
+        "noise_rate": 0.3,
+        "noise_rate_interval": [0.25, 0.36],
+        "transition_matrix": matrix.tolist(),
+        "transition_matrix_interval": [(matrix * 0.9).tolist(), (matrix * 1.1).tolist()],
+        "dataset_fingerprint": "f" * 32,
+        "source": EVIL,
+        "provenance": EVIL,
+    }
+    return table
+
+
+def make_evidence(n, side=32):
+    generator = np.random.default_rng(1)
+    return [
+        Evidence(
+            Image.fromarray(generator.integers(0, 255, (side, side, 3), dtype=np.uint8)),
+            generator.random((4, 4)),
+            generator.random((4, 4)),
+        )
+        for _ in range(n)
+    ]
+
+
+def payload(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S).group(1))
+
+
+CURVES = [
+    {"epoch": 1.0, "eval_accuracy": 0.4, "fit": 0.3},
+    {"epoch": 2.0, "eval_accuracy": 0.6, "fit": 0.5},
+    {"epoch": 2.0, "eval_accuracy": 0.9},
+]
+
+
+@pytest.fixture
+def page(tmp_path):
+    evidence = [*make_evidence(9), Evidence(reason=f"FileNotFoundError: {EVIL}"), Evidence(make_evidence(1)[0].image)]
+    path = render_report(
+        make_table(), make_table().attrs, tmp_path / "a" / "report.html", evidence=evidence, curves=CURVES
+    )
+    return path.read_text(encoding="utf-8")
+
+
+def test_names_and_paths_with_html_are_text(page):
+    assert page.count("<script") == 2 and page.count("</script>") == 2
+    assert "<img src=x" not in page
+    assert "alert(1)" in page  # it is there, escaped
+    assert payload(page)["classes"][2] == EVIL
+
+
+def test_it_asks_nothing_of_the_network(page):
+    outside = re.findall(r"""(?:src|href|url|action)\s*[=(]\s*["']?(?!data:|#)([a-z]+:)?//[^"')\s]*""", page)
+    assert outside == [] and "@import" not in page and "<link" not in page
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page).group(1)
+    assert "default-src 'none'" in policy and "img-src data:" in policy and "unsafe-eval" not in policy
+
+
+def test_the_policy_names_the_script_that_is_there(page):
+    import base64
+    import hashlib
+
+    script = re.search(r"<script>(.*)</script>", page, re.S).group(1)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in page.replace("&#43;", "+")
+
+
+def test_summary_says_rate_interval_matrix_and_curves(page):
+    assert "30.0 %" in page and "25.0 % to 36.0 %" in page
+    assert page.count('<th scope="row"') == 3
+    assert "cat labelled dog: 10.0 % (9.0 to 11.0)" in page
+    assert "accuracy on held-out labels ends at 60 %" in page  # not the 90 % of another split at the same epoch
+
+
+def test_payload_has_every_row_and_every_suspect(page):
+    table, data = make_table(), payload(page)
+    import base64
+
+    ids = np.frombuffer(base64.b64decode(data["rows"]["index"]), "<i8")
+    assert ids.tolist() == table["index"].tolist()
+    score = np.frombuffer(base64.b64decode(data["rows"]["score"]), "<f4")
+    np.testing.assert_allclose(score, table["noise_score"], rtol=1e-6)
+    assert len(data["suspects"]) == 11
+    assert data["suspects"][9]["image"] is None and EVIL in data["suspects"][9]["reason"]
+    assert data["suspects"][10]["image"] and "given_map" not in data["suspects"][10]
+    assert data["suspects"][0]["image"].startswith("data:image/png") and data["suspects"][0]["given_map"]["shape"] == [
+        4,
+        4,
+    ]
+
+
+def test_many_classes_show_the_noisiest(tmp_path):
+    names = [f"class {i}" for i in range(60)]
+    table = make_table(200, names)
+    matrix = np.eye(60)
+    matrix[42, 42], matrix[42, 7] = 0.3, 0.7
+    table.attrs["transition_matrix"] = matrix.tolist()
+    table.attrs["transition_matrix_interval"] = [matrix.tolist(), matrix.tolist()]
+    page = render_report(table, table.attrs, tmp_path / "r.html").read_text()
+    assert page.count('<th scope="row"') == 20 and "class 42 labelled class 7: 70.0 %" in page
+    assert "of 60" in page
+
+
+def test_a_million_rows_make_a_page_of_some_megabytes(tmp_path):
+    n = 1_000_000
+    one = make_table(1, ("a", "b"))
+    table = pd.DataFrame({name: np.repeat(one[name].to_numpy(), n) for name in one})
+    table["index"], table["rank"] = np.arange(n), np.arange(1, n + 1)
+    path = render_report(table, one.attrs, tmp_path / "r.html", evidence=make_evidence(5))
+    assert path.stat().st_size < 32 * 2**20
+
+
+def test_large_pictures_shrink(tmp_path):
+    table = make_table(3)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8))
+    path = render_report(table, table.attrs, tmp_path / "r.html", evidence=[Evidence(image)])
+    source = payload(path.read_text())["suspects"][0]["image"]
+    assert source.startswith("data:image/jpeg") and len(source) < 40_000
+
+
+def test_more_evidence_than_rows_is_an_error(tmp_path):
+    table = make_table(2)
+    with pytest.raises(ValueError, match="3 suspects come with evidence, but the table has 2 rows"):
+        render_report(table, table.attrs, tmp_path / "r.html", evidence=make_evidence(3))
