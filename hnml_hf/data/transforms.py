@@ -183,7 +183,7 @@ class TransformedDataset(torch.utils.data.Dataset):
             "labels": int(self.labels[row]),
             "clean_labels": int(self.clean_labels[row]),
         }
-        image, epoch = image.convert("RGB"), int(self._epoch)
+        image, epoch = image if image.mode == "RGB" else image.convert("RGB"), int(self._epoch)
         for view, (name, transform) in enumerate(self.views.items()):
             seed_generators(self.seed, epoch, sample["index"], view)
             sample[name] = transform(image)
