@@ -221,7 +221,7 @@ def test_text_has_contrast_in_both_schemes(scheme, browser, report):
         "const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;"
         " if (!/, 0\\)$|transparent/.test(c)) return c; } };"
         "return ['h1', '.soft', '.tile.main b', '.bars .name', 'select', '#download', '.says .g', '.says .s',"
-        " '.facts', '.path', '[data-set=wrong]', '[data-set=right]', '#count', 'kbd', 'table.matrix td.same'].map(s => {"
+        " '.facts', '.path', '[data-set=wrong]', '[data-set=right]', '#count', 'kbd', 'td.same'].map(s => {"
         " const e = document.querySelector(s); return [s, getComputedStyle(e).color, behind(e)]; })"
     )
     for where, ink, paper in pairs:
