@@ -5,6 +5,7 @@ A cross-entropy step is one forward and one backward of the batch, the least tha
 
 import resource
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import contextmanager
@@ -26,8 +27,12 @@ def counting_flops():
 
     Compiled modules run uncompiled inside, because the counter sees operators, not what they were compiled to.
     """
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-        yield counter.get_total_flops
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        warnings.filterwarnings(
+            "ignore", message=".*when there are global hooks"
+        )  # the counter's
+        with FlopCounterMode(display=False) as counter:
+            yield counter.get_total_flops
 
 
 def count_flops(function: Callable[[], object]) -> int:
@@ -44,7 +49,7 @@ def cross_entropy_flops(model: nn.Module, pixel_values: torch.Tensor) -> int:
         model (`nn.Module`): gives an output with `logits` of shape `(b, k)`.
         pixel_values (`torch.Tensor` of shape `(b, channels, height, width)`): only its shape and type matter.
     """
-    with FakeTensorMode() as fake:  # tensors with a shape and a device, but no data
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:  # tensors with a shape and a device, but no data
         state = {name: fake.from_tensor(t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
         images = fake.from_tensor(pixel_values)
 

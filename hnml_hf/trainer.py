@@ -68,6 +68,11 @@ class HNMLTrainer(Trainer):
     def __init__(self, model, args: HNMLTrainingArguments, *, train_dataset=None, **kwargs):
         self.card_facts: dict = {}
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FSDP and DeepSpeed hold a part of the weights on each process, but the teacher and the virtual step "
+                "need all of them. Start with `accelerate launch --multi_gpu` instead (scripts/accelerate/multi_gpu.yaml)."
+            )
         objective = OBJECTIVES[args.objective]
         needs = [p.name for p in inspect.signature(objective).parameters.values() if p.kind is p.KEYWORD_ONLY]
         provided = ("wanted", "teacher", "generator", "remember")
@@ -166,13 +171,20 @@ class HNMLTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         kind = frozenset(name for name, weight in self.term_weights().items() if weight > 0)
         counting = self.cost_meter.step(kind, self.model, inputs["pixel_values"])
-        with self._look_ahead(), self._attention_kernel(), counting:
+        with self._look_ahead(), self._attention_kernel(), self._memory_advice(), counting:
             return super().training_step(model, inputs, num_items_in_batch)
 
     def _look_ahead(self):
         if self.args.objective != "hnml" or self.args.inner_direction != "momentum":
             return nullcontext()
         return look_ahead(running_gradients(self.optimizer), lr=self.meta_strength() * self.args.meta_lr)
+
+    @contextmanager
+    def _memory_advice(self):
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(f"{error}\n{self.args.memory_advice()}") from error
 
     def _attention_kernel(self):
         return sdpa_kernel(SDPBackend.MATH) if self._second_order_attention else nullcontext()

@@ -174,6 +174,13 @@ class HNMLTrainingArguments(TrainingArguments):
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` is not part of these objectives; leave it at 0.")
         synthetic = self.objective == "mlnt" or (self.objective == "hnml" and self.inner_direction == "synthetic")
+        if self.activation_checkpointing and synthetic and self.meta_scope != "head":
+            raise ValueError(
+                f"`activation_checkpointing` does not go with `meta_scope={self.meta_scope!r}`: it would recompute "
+                "activations of the virtual weights with the real ones and give wrong gradients without notice. Use "
+                "`meta_scope='head'`, `inner_direction='momentum'` or a smaller batch with "
+                "`gradient_accumulation_steps`."
+            )
         if self.meta_lr is None:
             self.meta_lr = DEFAULT_META_LR[self.meta_scope if synthetic else "momentum"]
         if self.second_order is None:
@@ -188,6 +195,26 @@ class HNMLTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is nothing to pin it for, and PyTorch would warn
         super().__post_init__()
+
+    def memory_advice(self) -> str:
+        """What to change when a training step does not fit into memory, the mildest change first."""
+        advice = []
+        if self.objective in ("hnml", "mlnt") and (self.inner_direction == "synthetic" or self.objective == "mlnt"):
+            if self.num_meta_draws > 1 and self.meta_scope != "head":
+                advice.append(f"`--num_meta_draws 1` (each of the {self.num_meta_draws} keeps a whole pass)")
+            if self.second_order and self.meta_scope != "head":
+                advice.append("`--second_order false`")
+            smaller = {"full": ("last_stage", "head"), "last_stage": ("head",), "head": ()}[self.meta_scope]
+            advice += [f"`--meta_scope {scope}`" for scope in smaller]
+        if self.objective in TEACHER_OBJECTIVES and self.teacher_source == "ema":
+            advice.append("`--teacher_source memory --eval_teacher false` (no second network)")
+        if self.per_device_train_batch_size > 1:
+            half, steps = self.per_device_train_batch_size // 2, self.gradient_accumulation_steps * 2
+            advice.append(f"`--per_device_train_batch_size {half} --gradient_accumulation_steps {steps}`")
+        return (
+            f"A step of `{self.objective}` does not fit. In this order: {', then '.join(advice)}. `--meta_every` "
+            "makes such steps rarer, not smaller. `python scripts/benchmark.py cost` shows what each form needs."
+        )
 
     def _require(self, name: str, holds: bool, wanted: str):
         if not holds:
