@@ -159,13 +159,14 @@ def dataset_name(dataset: str | None) -> tuple[str, str | None]:
     return dataset, HUB_DATASETS.get(dataset.partition("-")[0])
 
 
-def noise_statement(noise: str | None, labels, clean_labels) -> str:
-    """What is known of the wrong labels: how they were made, and their measured share."""
+def noise_statement(noise: str | None, labels, clean_labels, estimate: str | None = None) -> str:
+    """What is known of the wrong labels: how they were made, their measured share, and an estimate of it."""
     parts = [plain(noise, 200)] if noise else []
     known = clean_labels >= 0
     if known.any():
         rate = float((labels != clean_labels)[known].mean())
         parts.append(f"{rate:.1%} of the {int(known.sum())} labels with a known true label are wrong")
+    parts += [plain(estimate, 200)] if estimate else []
     return "; ".join(parts) or "not known: the data come without true labels"
 
 
@@ -192,6 +193,7 @@ def generate_model_card(
     dataset: str | None = None,
     dataset_license: str | None = None,
     noise: str | None = None,
+    noise_estimate: str | None = None,
     start: str | None = None,
     license: str | None = None,
     command: str | None = None,
@@ -214,6 +216,7 @@ def generate_model_card(
         dataset (`str`, *optional*): its name, or its id on the Hub. A path is not written.
         dataset_license (`str`, *optional*): licence of the data.
         noise (`str`, *optional*): how labels were corrupted, if they were.
+        noise_estimate (`str`, *optional*): what an audit says of their share.
         start (`str`, *optional*): the weights that training started from, an id on the Hub or words; `None` is random.
         license (`str`, *optional*): licence of the weights, an identifier of the Hub.
         command (`str`, *optional*): what was run.
@@ -308,7 +311,7 @@ def generate_model_card(
         width=width,
         dataset=f"[{plain(name)}](https://huggingface.co/datasets/{hub_id})" if hub_id else plain(name),
         num_images=len(labels),
-        noise=noise_statement(noise, labels, clean_labels),
+        noise=noise_statement(noise, labels, clean_labels, noise_estimate),
         dataset_license=plain(dataset_license, 200) if dataset_license else "not stated",
         classes=", ".join(plain(label) for label in names[:CLASSES_NAMED])
         + (f" and {len(names) - CLASSES_NAMED} more" if len(names) > CLASSES_NAMED else ""),

@@ -140,14 +140,13 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         _require_linear_classifier(probe, architecture)
         accepted = inspect.signature(type(probe).__init__).parameters
         if getattr(probe, "global_pool", None) == "token" and "global_pool" not in model_args:
-            # a class token hides where the evidence is: average the patch tokens, and keep the norm where it was
-            # trained
-            model_args["global_pool"] = "avg"
-            if "fc_norm" in accepted:
-                model_args["fc_norm"] = False
-            logger.info(
-                f"`{architecture}` is built with average pooling of its patch tokens instead of the class token."
-            )
+            # a class token hides where the evidence is: average the patch tokens, keep the norm where it was trained
+            averaged = {"global_pool": "avg", **({"fc_norm": False} if "fc_norm" in accepted else {})}
+            if _builds(architecture, num_classes=num_labels, **model_args, **averaged):
+                model_args.update(averaged)
+                logger.info(
+                    f"`{architecture}` is built with average pooling of its patch tokens, not the class token."
+                )
         if image_size is not None and "img_size" in accepted and image_size != probe.pretrained_cfg["input_size"][-1]:
             model_args.setdefault("img_size", image_size)
 
@@ -203,11 +202,6 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         )
         self.train(was_training)
         name, (_, height, width) = self.config.architecture, self.input_size
-        if getattr(self.timm_model, "global_pool", None) == "token":
-            raise ValueError(
-                f"Backbone `{name}` classifies by its class token, so its feature map carries no evidence. Build it "
-                'with `global_pool="avg"` (and `fc_norm=False` for weights trained with a class token).'
-            )
         grid = tuple(self.to_feature_maps(native).shape[-2:])
         if grid == (1, 1):
             raise ValueError(
@@ -230,8 +224,8 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         name = self.config.architecture
         if self.to_feature_maps(gradient).abs().max() == 0:
             raise ValueError(
-                f"Backbone `{name}` classifies by its class tokens alone, so its feature map carries no evidence. "
-                "Choose one that pools its map."
+                f"Backbone `{name}` classifies by its class token, so its feature map carries no evidence. Build it "
+                'with `global_pool="avg"` (and `fc_norm=False` for weights trained with a class token), or choose another.'
             )
         fits = pooled.shape[-1] == self.class_weights.shape[-1]
         if not fits or not torch.allclose(self.classify(pooled), expected, rtol=1e-2, atol=1e-3):
@@ -404,11 +398,13 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
             return {name: parameter for name, parameter in named.items() if id(parameter) in head}
         if scope != "last_stage":
             raise ValueError(f"`scope={scope!r}` is none of `head`, `last_stage`, `full`.")
-        if not hasattr(self.timm_model, "group_matcher"):
+        try:
+            groups = group_parameters(self.timm_model, self.timm_model.group_matcher(coarse=True))
+        except (AttributeError, AssertionError) as error:
             raise ValueError(
-                f"timm does not group the layers of `{self.config.architecture}`; use another scope than `last_stage`."
-            )
-        groups = group_parameters(self.timm_model, self.timm_model.group_matcher(coarse=True))
+                f"timm does not group the layers of `{self.config.architecture}` into stages; use another scope than "
+                "`last_stage`."
+            ) from error
         last = [groups[key] for key in sorted(groups)][-2:]
         return {PREFIX + name: named[PREFIX + name] for group in last for name in group}
 
@@ -495,6 +491,16 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return push_to_hub(folder, repo_id, private=private, **kwargs)
+
+
+def _builds(architecture: str, **arguments) -> bool:
+    """Whether timm takes these arguments."""
+    try:
+        with torch.device("meta"):
+            timm.create_model(architecture, **arguments)
+    except (AssertionError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _classifiers(timm_model: nn.Module) -> tuple[nn.Module, ...]:

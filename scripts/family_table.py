@@ -93,7 +93,7 @@ ARCHITECTURES = [
     ("swiftformer", "swiftformer_xs", None, {}),
     ("xcit", "xcit_nano_12_p16_224", 112, {}),
     ("cait", "cait_xxs24_224", 112, {}),
-    ("hiera", "hiera_tiny_224", 112, {}),
+    ("hiera", "hiera_tiny_224", None, {}),
     ("davit", "davit_tiny", 112, {}),
     ("metaformer", "poolformer_s12", 64, {}),
     ("metaformer", "poolformerv2_s12", 64, {}),
