@@ -33,7 +33,7 @@ MAX_SUSPECTS = 2_000
 FEWEST_SUSPECTS = 48
 SHARPEST = 20.0  # exponent at which a prediction is a vote
 FIT_ON = 50_000  # samples that the channel is estimated on; all are scored
-REPLICATES = 30
+REPLICATES = 20
 MARKS = ("wrong", "right", "unsure")
 FORMATS = ("csv", "cleanlab", "fiftyone", "datumaro")
 READING_ERRORS = (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError)
@@ -275,8 +275,8 @@ def _replicates(opinions, channel, offsets, sharpness, other_sharpness, generato
     rates, channels = [], []
     for doubt in np.linspace(-1.5, 1.5, REPLICATES):
         b = float(np.clip(sharpness * np.exp(doubt * spread), 0.1, SHARPEST))
-        part = opinions.take(generator.integers(0, len(opinions), min(len(opinions), 10_000)))
-        fitted = part.fit_channel(b, start=(channel, offsets), iterations=25)
+        part = opinions.take(generator.integers(0, len(opinions), min(len(opinions), 5_000)))
+        fitted = part.fit_channel(b, start=(channel, offsets), iterations=15)
         rates.append(part.rate(b, *fitted))
         channels.append(fitted[0])
     return np.array(rates), np.array(channels)

@@ -1,0 +1,147 @@
+"""`scripts/train.py` writes the audit, `scripts/audit.py` repeats, exports, applies and judges by other models."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from hnml_hf import load_audit, load_noisy_dataset
+
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+TRAIN = (
+    '--backbone test_resnet --image_size 32 --model_args {"output_stride":8} --per_device_train_batch_size 12'
+    " --max_steps 8 --learning_rate 0.02 --save_strategy no --report_to none --disable_tqdm true --use_cpu true"
+    " --augmentation none"
+).split()
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    sys.path.insert(0, str(SCRIPTS))
+    import audit
+    import train
+
+    yield train.main, audit.main
+    sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture(scope="module")
+def run(scripts, tiny_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tiny_dataset.save_to_disk(folder / "data")
+    train, _ = scripts
+    train([*TRAIN, "--dataset", str(folder / "data"), "--output_dir", str(folder / "out")])
+    return folder
+
+
+def test_training_writes_the_audit_by_default(run):
+    assert {path.name for path in (run / "out" / "_audit").iterdir()} == {
+        "noise_scores.parquet",
+        "summary.json",
+        "report.html",
+        "sample_statistics.npy",
+        "dataset.json",
+    }
+    table = load_audit(run / "out")
+    assert len(table) == 48 and (table["times_seen"] == 2).all()
+    assert "test_resnet, objective hnml, 2 epochs" in table.attrs["provenance"]
+    assert '"given_map"' in (run / "out" / "_audit" / "report.html").read_text(encoding="utf-8")
+
+
+def test_and_not_if_told_so(run, scripts, tmp_path):
+    options = ["--dataset", str(run / "data"), "--output_dir", str(tmp_path), "--audit", "false", "--max_steps", "1"]
+    scripts[0]([*TRAIN, *options])
+    assert not (tmp_path / "_audit" / "report.html").exists()
+
+
+def test_a_finished_run_gives_the_same_scores_again(run, scripts, tmp_path, capsys):
+    first = load_audit(run / "out")
+    scripts[1](["--run", str(run / "out"), "--output_dir", str(tmp_path), "--export", "csv", "cleanlab"])
+    pd.testing.assert_frame_equal(load_audit(tmp_path), first)
+    said = capsys.readouterr().out
+    assert "Estimated noise:" in said and "report.html" in said
+    assert (tmp_path / "_audit" / "exports" / "noise_scores.csv").exists()
+    assert (tmp_path / "_audit" / "exports" / "cleanlab_issues.csv").exists()
+
+
+def test_marks_become_a_dataset_that_training_takes(run, scripts, tmp_path):
+    table = load_audit(run / "out").sort_values("rank")
+    wrong, right = table["index"].iloc[[0, 1]].tolist()
+    to = int(table["suggested_label"].iloc[0])
+    (tmp_path / "marks.csv").write_text(
+        f"index,mark,new_label,new_label_name\r\n{wrong},wrong,{to},x\r\n{right},right,0,y\r\n"
+    )
+    where = tmp_path / "cleaned"
+    scripts[1](["--run", str(run / "out"), "--apply", str(tmp_path / "marks.csv"), "--clean_output", str(where)])
+    cleaned = load_noisy_dataset(str(where))["train"].to_pandas().set_index("index")
+    assert cleaned.loc[wrong, "label"] == to and len(cleaned) == 48
+    scripts[0]([*TRAIN, "--dataset", str(where), "--output_dir", str(tmp_path / "second"), "--max_steps", "2"])
+    again = load_audit(tmp_path / "second").set_index("index")
+    assert again.loc[wrong, "label"] == to
+
+    (tmp_path / "marks.csv").write_text("index,mark,new_label\n424242,wrong,0\n")
+    with pytest.raises(ValueError, match="sample id 424242 is not among the scored samples"):
+        scripts[1](["--run", str(run / "out"), "--apply", str(tmp_path / "marks.csv"), "--clean_output", str(where)])
+
+
+def test_a_dataset_that_has_changed_is_refused(run, scripts, tiny_dataset, tmp_path):
+    tiny_dataset.select(range(40)).save_to_disk(tmp_path / "less")
+    with pytest.raises(ValueError, match="has changed since it was scored: 8 scored rows are gone"):
+        scripts[1](["--run", str(run / "out"), "--dataset", str(tmp_path / "less"), "--output_dir", str(tmp_path)])
+
+
+def test_any_timm_classifier_by_one_pass(run, scripts, tmp_path):
+    scripts[1](["--model", str(run / "out"), "--dataset", str(run / "data"), "--output_dir", str(tmp_path)])
+    table = load_audit(tmp_path)
+    assert len(table) == 48 and (table["times_seen"] == 1).all() and "One pass" in table.attrs["provenance"]
+    assert '"given_map"' in (tmp_path / "_audit" / "report.html").read_text(encoding="utf-8")
+
+
+def save_vit(folder, names):
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **size, **labels)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_any_transformers_classifier_by_one_pass(run, scripts, tmp_path):
+    model = save_vit(tmp_path / "vit", ["bottom", "left", "right", "sky"])
+    scripts[1](["--model", model, "--dataset", str(run / "data"), "--output_dir", str(tmp_path / "o")])
+    table = load_audit(tmp_path / "o")
+    assert len(table) == 48 and table["noise_score"].between(0, 1).all()
+    assert "gives no activation maps" in (tmp_path / "o" / "_audit" / "report.html").read_text(encoding="utf-8")
+
+
+def test_labels_unknown_to_the_model(run, scripts, tmp_path):
+    model = save_vit(tmp_path / "vit", ["cat", "left", "right"])
+    with pytest.raises(ValueError, match=r"does not know 1 of the dataset's 3 classes: \['bottom'\]"):
+        scripts[1](["--model", model, "--dataset", str(run / "data"), "--output_dir", str(tmp_path / "o")])
+
+
+def test_options_that_do_not_fit(run, scripts, tmp_path, capsys):
+    for options, message in (
+        ([], "give --run"),
+        (["--run", "a", "--model", "b"], "give --run"),
+        (["--model", "b"], "--model needs --dataset and --output_dir"),
+        (["--run", str(run / "out"), "--clean", "drop"], "say where with --clean_output"),
+    ):
+        with pytest.raises(SystemExit):
+            scripts[1](options)
+        assert message in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="holds no scores of samples"):
+        scripts[1](["--run", str(tmp_path)])
+
+
+def test_the_summary_is_plain_json(run):
+    summary = json.loads((run / "out" / "_audit" / "summary.json").read_text())
+    low, high = summary["noise_rate_interval"]
+    assert 0 <= low <= summary["noise_rate"] <= high <= 1
+    assert np.allclose(np.sum(summary["transition_matrix"], -1), 1)
