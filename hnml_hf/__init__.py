@@ -26,8 +26,9 @@ from .inference import NotAnImageError, Prediction, cam_examples, open_image, ov
 from .metrics import compute_metrics, noise_auroc
 from .model_card import command_line
 from .modeling import TimmCAMForImageClassification
+from .monitor import NonFiniteError
 from .report import render_report
-from .trainer import HNMLTrainer, NonFiniteError
+from .trainer import HNMLTrainer
 from .training_args import HNMLTrainingArguments
 
 

@@ -3,11 +3,9 @@
 import hashlib
 import inspect
 import json
-import math
 import os
 import shutil
 import tempfile
-from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -27,6 +25,7 @@ from .cost import CostMeter, peak_memory_mib
 from .memory import create_memory
 from .meta import look_ahead, running_gradients
 from .model_card import generate_model_card
+from .monitor import StepMonitor, label_fit
 from .objectives import OBJECTIVES, sigmoid_rampup
 from .sample_statistics import SampleStatistics
 from .sync import check_ranks_agree, tensor_digests
@@ -42,10 +41,6 @@ AUDIT_FOLDER = "_audit"
 STATISTICS_FILE = "sample_statistics.npy"
 VISITS_KEPT = 32  # steps whose predictions wait on the device before they enter the statistics
 MAPS = ["features", "feature_maps", "last_hidden_state"]  # outputs that evaluation must not gather
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss or a gradient is not finite. The weights are still those of the step before."""
 
 
 class HNMLTrainer(Trainer):
@@ -71,7 +66,7 @@ class HNMLTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "FSDP and DeepSpeed hold a part of the weights on each process, but the teacher and the virtual step "
-                "need all of them. Start with `accelerate launch --multi_gpu` instead (scripts/accelerate/multi_gpu.yaml)."
+                "need all of them. Start with `accelerate launch --multi_gpu` instead, see scripts/accelerate/multi_gpu.yaml."
             )
         objective = OBJECTIVES[args.objective]
         needs = [p.name for p in inspect.signature(objective).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -113,12 +108,11 @@ class HNMLTrainer(Trainer):
         self._second_order_attention = args.second_order and args.meta_scope != "head" and "second_order" in options
         if self._second_order_attention:
             logger.info(
-                "Second-order virtual steps run attention by PyTorch's math kernel; fused ones have no second derivative."
+                "Second-order virtual steps run attention by the math kernel; the fused ones have no second derivative."
             )
         self._evaluated = "teacher" if args.eval_teacher else "student"
         self.cost_meter = CostMeter()
-        self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self._watched: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+        self.monitor = StepMonitor()
         self.add_callback(StepCallback(self))
 
     def _mask_wanted(self) -> bool:
@@ -222,22 +216,13 @@ class HNMLTrainer(Trainer):
         return self.memory[index]
 
     def _watch(self, terms, monitors, inputs):
-        """Keep what the log and the check for finite values need; nothing here waits for the device."""
-        terms = {name: term.detach() for name, term in terms.items()}
-        self._watched.append((inputs["index"], terms))
-        for name, term in terms.items():
-            self._sums[name].append(term.mean())
-        monitors = dict(monitors)
-        logits, foreground = monitors.pop("logits").detach(), monitors.pop("foreground_logits", None)
+        """Keep what the log, the check for finite values and the statistics need, without waiting for the device."""
+        logits, foreground = monitors["logits"].detach(), monitors.get("foreground_logits")
         predicted = logits.argmax(-1)
+        figures = {name: value for name, value in monitors.items() if value.ndim == 0}
+        figures |= label_fit(predicted, inputs["labels"], inputs["clean_labels"])
+        self.monitor.watch(inputs["index"], terms, figures)
         self._visit(inputs, logits if self._taught is None else self._taught, predicted, foreground)
-        labels, clean = inputs["labels"], inputs["clean_labels"]
-        wrong = (clean >= 0) & (clean != labels)
-        self._sums["fit"].append((predicted == labels).float().mean())
-        memorized = wrong & (predicted == labels)
-        self._sums["memorized"].append(memorized.sum() / wrong.sum())  # nan without a wrong label
-        for name, value in monitors.items():
-            self._sums[name].append(value.detach())
 
     def _visit(self, inputs, logits, voted, foreground_logits):
         """Keep what the teacher (or, without one, the student) says of each sample, and how the student votes."""
@@ -262,27 +247,6 @@ class HNMLTrainer(Trainer):
             index, epoch, voted, alone = who.T
             self.statistics.update(index, probabilities, epoch=epoch, voted=voted, foreground=alone)
 
-    def check_finite(self):
-        """Raise [`NonFiniteError`] if a term or a gradient of the step under way is not finite."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        flags = [term.isfinite().all() for _, terms in self._watched for term in terms.values()]
-        flags.append(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
-        watched, self._watched = self._watched, []
-        if torch.stack(flags).all():
-            return
-        found = [
-            f"`{name}` of the samples with index {index[~term.isfinite()].tolist()}"
-            for index, terms in watched
-            for name, term in terms.items()
-            if not term.isfinite().all()
-        ]
-        samples = torch.cat([index for index, _ in watched]).tolist()
-        where = " and ".join(found) or f"a gradient, from the batch of the samples with index {samples}"
-        raise NonFiniteError(
-            f"Step {self.state.global_step + 1}: not finite: {where}. The weights were not changed by it. Look at these "
-            "images, lower `--learning_rate` or `--meta_lr`, or set `--max_grad_norm`, and resume from the last checkpoint."
-        )
-
     def update_teacher(self):
         """teacher <- decay teacher + (1 - decay) student, batch-norm statistics included."""
         if self.teacher is None:
@@ -306,11 +270,7 @@ class HNMLTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if "loss" in logs:
-            for name, values in self._sums.items():
-                mean = torch.stack(values).float().nanmean().item()
-                if not math.isnan(mean):
-                    logs[name] = round(mean, 4)
-            self._sums.clear()
+            logs.update(self.monitor.averages())
         if "train_runtime" in logs:  # the summary, which `train` also returns
             logs["cost_ce"] = round(self.cost_meter.cost, 3)
             logs["peak_memory_mib"] = round(peak_memory_mib(self.args.device), 1)
@@ -517,7 +477,8 @@ class StepCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.check_finite()
+        gradients = (p.grad for p in self.trainer.model.parameters() if p.grad is not None)
+        self.trainer.monitor.require_finite(gradients, step=state.global_step + 1)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.update_teacher()

@@ -21,6 +21,7 @@ from hnml_hf import (
     create_transforms,
     noise_auroc,
 )
+from hnml_hf.monitor import StepMonitor, label_fit
 from hnml_hf.trainer import batch_generator
 
 
@@ -340,14 +341,21 @@ def test_draws_follow_from_seed_step_and_samples():
     )
 
 
-def test_memorisation_is_measured_on_the_wrong_labels_alone(tiny_dataset, tmp_path):
-    trainer = build_trainer(tmp_path, tiny_dataset, objective="ce")
-    labels, clean = torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 1, -1])
-    logits = F.one_hot(torch.tensor([0, 1, 1, 1]), 3).float()
-    inputs = {"index": torch.arange(4), "labels": labels, "clean_labels": clean}
-    trainer._watch({"base": torch.zeros(4)}, {"logits": logits}, inputs)
-    assert trainer._sums["fit"][0] == 0.75  # rows 0, 1 and 3
-    assert trainer._sums["memorized"][0] == 0.5  # of the wrong rows 1 and 2, row 1
+def test_memorisation_is_measured_on_the_wrong_labels_alone():
+    """Right: rows 0, 1 and 3 of 4. Known to be wrong: rows 1 and 2, of which row 1 is repeated."""
+    predicted, labels, clean = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 1, -1])
+    fit = label_fit(predicted, labels, clean)
+    assert fit["fit"] == 0.75 and fit["memorized"] == 0.5
+    assert label_fit(predicted, labels, labels)["memorized"].isnan()
+
+
+def test_the_monitor_averages_what_is_there():
+    monitor = StepMonitor()
+    for base, rare in ((1.0, math.nan), (2.0, 5.0)):
+        terms = {"base": torch.tensor([base, base])}
+        monitor.watch(torch.arange(2), terms, {"rare": torch.tensor(rare), "never": torch.tensor(math.nan)})
+    assert monitor.averages() == {"base": 1.5, "rare": 5.0}
+    assert monitor.averages() == {}
 
 
 def test_mixup_trains_cross_entropy_only(tiny_dataset, tmp_path):
