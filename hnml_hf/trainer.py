@@ -66,7 +66,7 @@ class HNMLTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "FSDP and DeepSpeed hold a part of the weights on each process, but the teacher and the virtual step "
-                "need all of them. Start with `accelerate launch --multi_gpu` instead, see scripts/accelerate/multi_gpu.yaml."
+                "need all of them. Start with `accelerate launch --multi_gpu` instead."
             )
         objective = OBJECTIVES[args.objective]
         needs = [p.name for p in inspect.signature(objective).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -108,7 +108,7 @@ class HNMLTrainer(Trainer):
         self._second_order_attention = args.second_order and args.meta_scope != "head" and "second_order" in options
         if self._second_order_attention:
             logger.info(
-                "Second-order virtual steps run attention by the math kernel; the fused ones have no second derivative."
+                "Second-order virtual steps run attention by the math kernel; fused ones have no second derivative."
             )
         self._evaluated = "teacher" if args.eval_teacher else "student"
         self.cost_meter = CostMeter()
