@@ -225,7 +225,7 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         if self.to_feature_maps(gradient).abs().max() == 0:
             raise ValueError(
                 f"Backbone `{name}` classifies by its class token, so its feature map carries no evidence. Build it "
-                'with `global_pool="avg"` (and `fc_norm=False` for weights trained with a class token), or choose another.'
+                'with `global_pool="avg"` (and `fc_norm=False` for weights trained with a class token).'
             )
         fits = pooled.shape[-1] == self.class_weights.shape[-1]
         if not fits or not torch.allclose(self.classify(pooled), expected, rtol=1e-2, atol=1e-3):

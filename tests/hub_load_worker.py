@@ -38,6 +38,11 @@ def main():
         "auto": AutoModelForImageClassification.from_pretrained("tester/tiny").eval()(pixels).logits,
         "timm": timm.create_model("hf-hub:tester/tiny", pretrained=True).eval()(pixels),
         "by-model": ours("tester/by-model").eval()(pixels).logits,
+        "pretrained": TimmCAMForImageClassification.from_timm(
+            "test_resnet.r160_in1k", num_labels=1000, image_size=64, pretrained=True
+        )
+        .eval()(torch.ones(1, 3, 64, 64))
+        .logits,
     }
     torch.save(logits, OUT / "logits.pt")
     classify = pipeline("image-classification", model="tester/tiny")

@@ -226,3 +226,35 @@ def test_a_file_is_no_folder(own, tmp_path):
         own[0].save_pretrained(tmp_path / "file")
     with pytest.raises(ValueError, match="is a file; give the folder"):
         TimmCAMForImageClassification.from_pretrained(own[1] / "model.safetensors")
+
+
+def test_a_folder_that_timm_wrote(tmp_path):
+    theirs = timm.create_model("test_resnet", num_classes=4).eval()
+    labels = {"num_classes": 4, "label_names": ["a", "b", "c", "d"]}
+    timm.models.save_for_hf(theirs, tmp_path, model_config=labels, safe_serialization=True)
+    model = TimmCAMForImageClassification.from_pretrained(tmp_path).eval()
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model(pixels).logits, theirs(pixels))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("weights.bin", b"\x80\x04.", "pickles are not loaded"),
+        ("weights.safetensors", b"\x10", "not a whole safetensors file"),
+        (None, b"", "is not there"),
+    ],
+)
+def test_starting_weights_that_are_none(tmp_path, name, content, words):
+    path = tmp_path / (name or "nowhere.safetensors")
+    if name:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=64, pretrained=path)
+
+
+def test_a_network_that_cannot_average_its_tokens_keeps_its_pooling():
+    model = TimmCAMForImageClassification.from_timm("resnet50_clip", num_labels=3, image_size=64)
+    assert "global_pool" not in model.config.model_args
+    assert model.check_spatial_evidence() == (2, 2)

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from loopback_hub import LoopbackHub, check_card
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from hnml_hf import TimmCAMForImageClassification, push_to_hub
 from hnml_hf.hub import published_files
@@ -139,11 +140,15 @@ def test_a_refusal_comes_before_training(pushed, heard):
 def test_a_fresh_process_loads_it_back(hub, pushed, heard):
     torch.save(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), pushed / "pixels.pt")
     hub.commit(REPO, "main", dict(hub.files(REPO)), "later")
+    theirs = timm.create_model("test_resnet").eval()
+    hub.create("timm/test_resnet.r160_in1k", private=False)
+    hub.commit("timm/test_resnet.r160_in1k", "main", {"model.safetensors": save(theirs.state_dict())}, "weights")
     run(LOAD, str(pushed), heard["oid"], env=hub.environment(pushed / "other_home"))
     logits = torch.load(pushed / "logits.pt", weights_only=True)
     model = TimmCAMForImageClassification.from_pretrained(pushed / "run").eval()
     with torch.no_grad():
         expected = model(torch.load(pushed / "pixels.pt", weights_only=True)).logits
+        torch.testing.assert_close(logits["pretrained"], theirs(torch.ones(1, 3, 64, 64)))
     for name in ("pinned", "auto", "timm"):
         assert torch.equal(logits[name], expected), name
     assert logits["by-model"].shape == expected.shape and not torch.equal(logits["by-model"], expected)  # the student
