@@ -28,6 +28,7 @@ from .model_card import command_line
 from .modeling import TimmCAMForImageClassification
 from .monitor import NonFiniteError
 from .report import render_report
+from .sample_statistics import SampleStatistics
 from .trainer import HNMLTrainer
 from .training_args import HNMLTrainingArguments
 
@@ -43,6 +44,7 @@ __all__ = [
     "NonFiniteError",
     "NotAnImageError",
     "Prediction",
+    "SampleStatistics",
     "TimmCAMForImageClassification",
     "TransformedDataset",
     "UnreadableImageError",

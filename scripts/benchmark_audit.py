@@ -1,0 +1,276 @@
+"""How well wrong labels are found: one HNML run beside cleanlab (5-fold and in-sample), last-epoch loss and AUM.
+
+    python scripts/benchmark.py audit --data_root data --output docs/results/audit_benchmark.json
+
+All runs have one backbone, batch size and number of epochs. Every run leaves its predictions in `--work_dir`; a second
+call trains only what is missing there.
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from hnml_hf import (
+    HNMLTrainer,
+    HNMLTrainingArguments,
+    SampleStatistics,
+    TimmCAMForImageClassification,
+    add_noise,
+    collate_images,
+    load_noisy_dataset,
+    noise_scores,
+)
+
+
+FOLDS = 5
+NUM_LABELS = 10
+# name: (noise of the quickstart data, or folder and column; image size; epochs)
+DATASETS = {
+    "cifar10n-10k worse": (("cifar10n-10k", "worse_label"), 32, 30),
+    "quickstart symmetric 50 %": ({"kind": "symmetric", "rate": 0.5, "seed": 0}, 28, 20),
+    "quickstart asymmetric 40 %": (
+        {"kind": "asymmetric", "rate": 0.4, "seed": 0, "asymmetric_scheme": "cifar10"},
+        28,
+        20,
+    ),
+    "imagenette-noisy 25 %": (("imagenette224-noisy-2k", "noisy_labels_25"), 64, 30),
+    "quickstart 0 %": (None, 28, 20),
+}
+CE_COST = {"hnml": 4 / 3, "ce": 1.0}  # a teacher's forward is a third of a step; `docs/results` has the measurement
+NOT_KNOWN = 1e-7  # float16 cannot tell smaller probabilities from 0
+
+
+class MemoryImages(Dataset):
+    """A dataset as normalised tensors, with a random shift and flip, so that a CPU spends its time on the network."""
+
+    def __init__(self, dataset, size: int):
+        self.labels, self.clean_labels = (np.array(dataset[name]) for name in ("label", "clean_label"))
+        self.index = np.arange(len(dataset))
+        pixels = np.stack([np.asarray(image.convert("RGB").resize((size, size))) for image in dataset["image"]])
+        pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        self.images = (pixels - pixels.mean((0, 2, 3), keepdim=True)) / pixels.std((0, 2, 3), keepdim=True)
+        self.shift, self.size = size // 8, size
+        self.generator = torch.Generator().manual_seed(0)
+
+    def select(self, rows: np.ndarray) -> "MemoryImages":
+        part = object.__new__(MemoryImages)
+        part.__dict__.update(self.__dict__)
+        for name in ("labels", "clean_labels", "index", "images"):
+            setattr(part, name, getattr(self, name)[rows])
+        return part
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, rows: list[int]) -> list[dict]:
+        padded = F.pad(self.images[rows], (self.shift,) * 4)
+        corners = torch.randint(0, 2 * self.shift + 1, (len(rows), 2), generator=self.generator).tolist()
+        flips = torch.rand(len(rows), generator=self.generator) < 0.5
+        samples = []
+        for place, (row, (top, left)) in enumerate(zip(rows, corners, strict=True)):
+            image = padded[place, :, top : top + self.size, left : left + self.size]
+            samples.append(
+                {
+                    "pixel_values": image.flip(-1) if flips[place] else image,
+                    "labels": int(self.labels[row]),
+                    "clean_labels": int(self.clean_labels[row]),
+                    "index": int(self.index[row]),
+                }
+            )
+        return samples
+
+
+class RecordingTrainer(HNMLTrainer):
+    """Keeps what teacher and student said of each sample in each epoch: arrays of shape `(epochs, n, k)`, float16."""
+
+    def record(self, epochs: int, samples: int):
+        self.said = {name: np.zeros((epochs, samples, NUM_LABELS), np.float16) for name in ("teacher", "student")}
+
+    def _watch(self, terms, monitors, inputs):
+        epoch, index = int(self.state.epoch or 0), inputs["index"].cpu().numpy()
+        said = {"student": monitors["logits"], "teacher": self._taught}
+        for name, logits in said.items():
+            if logits is not None:
+                self.said[name][epoch, index] = logits.detach().float().softmax(-1).cpu().numpy()
+        super()._watch(terms, monitors, inputs)
+
+
+def load_images(name: str, data_root: Path) -> MemoryImages:
+    source, size, _ = DATASETS[name]
+    if isinstance(source, tuple):
+        folder, column = source
+        data = load_noisy_dataset(str(data_root / folder), label_column=column, clean_label_column="label")["train"]
+    else:
+        data = load_noisy_dataset("quickstart")["train"]
+        data = add_noise(data, **source) if source else data
+    return MemoryImages(data, size)
+
+
+def train(images: MemoryImages, objective: str, epochs: int, output_dir: Path, held_out: MemoryImages | None) -> dict:
+    """One run; with `held_out` its predictions there, without it those on the training images."""
+    torch.manual_seed(0)
+    stride = {"output_stride": 8} if images.size <= 32 else {}
+    model = TimmCAMForImageClassification.from_timm(
+        "resnet10t",
+        num_labels=NUM_LABELS,
+        image_size=images.size,
+        channels=[32, 64, 96, 128],
+        stem_width=16,
+        **stride,
+    )
+    args = HNMLTrainingArguments(
+        output_dir=str(output_dir),
+        objective=objective,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=64,
+        learning_rate=0.05,
+        weight_decay=5e-4,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+    )
+    trainer = RecordingTrainer(model=model, args=args, train_dataset=images, data_collator=collate_images)
+    trainer.record(epochs, int(images.index.max()) + 1)
+    start = time.perf_counter()
+    trainer.train()
+    wall = time.perf_counter() - start
+    evaluated = trainer.evaluated_model().eval()
+    with torch.no_grad():
+        batches = (images if held_out is None else held_out).images.split(256)
+        final = torch.cat(
+            [evaluated(pixel_values=batch.to(args.device)).logits.softmax(-1).cpu() for batch in batches]
+        )
+    return {"T": trainer.said["teacher"], "S": trainer.said["student"], "wall": wall, "final": final.numpy()}
+
+
+def runs(name: str, images: MemoryImages, work_dir: Path) -> dict[str, dict]:
+    """HNML, cross-entropy and the folds, each trained once."""
+    found, epochs, short = {}, DATASETS[name][2], name.replace(" ", "_").replace("%", "percent")
+    order = np.random.default_rng(0).permutation(len(images))
+    for run in ("hnml", "ce", *(f"fold{fold}" for fold in range(FOLDS))):
+        path = work_dir / f"{short}-{run}.npz"
+        if not path.exists():
+            print(f"{name}: training {run}", flush=True)
+            held_out = order[int(run[4:]) :: FOLDS] if run.startswith("fold") else None
+            kept = images if held_out is None else images.select(np.setdiff1d(np.arange(len(images)), held_out))
+            other = None if held_out is None else images.select(held_out)
+            result = train(kept, "hnml" if run == "hnml" else "ce", epochs, work_dir / "runs" / run, other)
+            np.savez(path, **result, **({} if held_out is None else {"rows": held_out}))
+        with np.load(path) as stored:
+            found[run] = dict(stored)
+    return found
+
+
+def calibration_error(probability: np.ndarray, wrong: np.ndarray, bins: int = 15) -> float:
+    place = np.minimum((probability * bins).astype(int), bins - 1)
+    gaps = [abs(probability[place == b].mean() - wrong[place == b].mean()) * (place == b).mean() for b in set(place)]
+    return float(sum(gaps))
+
+
+def compare(images: MemoryImages, found: dict[str, dict]) -> list[dict]:
+    """A row per scorer. A higher score means wrong; only probabilities have a calibration error."""
+    from cleanlab.count import estimate_joint
+    from cleanlab.rank import get_label_quality_scores
+
+    labels, everyone = images.labels, np.arange(len(images))
+    wrong = labels != images.clean_labels
+    rows = []
+
+    def add(scorer, score, cost, *, probability=None, rate=None):
+        count = int(wrong.sum())
+        mixed = 0 < count < len(wrong)
+        top = np.argsort(-score, kind="stable")[:count]
+        rows.append(
+            {
+                "scorer": scorer,
+                "auroc": round(float(roc_auc_score(wrong, score)), 4) if mixed else None,
+                "average_precision": round(float(average_precision_score(wrong, score)), 4) if mixed else None,
+                "precision_at_n": round(float(wrong[top].mean()), 4) if mixed else None,
+                "ece": None if probability is None else round(calibration_error(probability, wrong), 4),
+                "cost_ce": round(cost, 2),
+                "estimated_rate": None if rate is None else round(float(rate), 4),
+                "true_rate": round(float(wrong.mean()), 4),
+            }
+        )
+
+    hnml, ce = found["hnml"], found["ce"]
+    statistics = SampleStatistics(everyone, labels, NUM_LABELS)
+    for epoch, (teacher, student) in enumerate(zip(hnml["T"], hnml["S"], strict=True)):
+        statistics.update(everyone, teacher.astype(np.float32), epoch=epoch, voted=student.argmax(-1))
+    table = noise_scores(statistics.records, [str(i) for i in range(NUM_LABELS)])
+    score, estimate = table["noise_score"].to_numpy(), table.attrs["noise_rate"]
+    add("hnml_hf, one run", -table["rank"].to_numpy(), CE_COST["hnml"], probability=score, rate=estimate)
+    rows[-1]["estimated_rate_interval"] = [round(bound, 4) for bound in table.attrs["noise_rate_interval"]]
+
+    predictions = {"in-sample": (ce["final"], 1.0)}
+    if all(f"fold{fold}" in found for fold in range(FOLDS)):
+        crossed = np.zeros((len(images), NUM_LABELS))
+        for fold in range(FOLDS):
+            crossed[found[f"fold{fold}"]["rows"]] = found[f"fold{fold}"]["final"]
+        predictions = {f"{FOLDS}-fold": (crossed, FOLDS * (1 - 1 / FOLDS)), **predictions}
+    for name, (probabilities, cost) in predictions.items():
+        probabilities = probabilities / probabilities.sum(-1, keepdims=True)
+        rate = 1 - np.trace(estimate_joint(labels, probabilities))
+        for method in ("self_confidence", "normalized_margin"):
+            quality = get_label_quality_scores(labels, probabilities, method=method)
+            add(f"cleanlab {name}, {method}", 1 - quality, cost, probability=1 - quality, rate=rate)
+
+    log_p = np.log(ce["S"].astype(np.float32).clip(NOT_KNOWN))
+    given = log_p[:, everyone, labels].copy()
+    log_p[:, everyone, labels] = -np.inf
+    add("loss of the last epoch", -given[-1], 1.0)
+    add("AUM", -(given - log_p.max(-1)).mean(0), 1.0)
+    return rows
+
+
+def add_parser(subparsers):
+    parser = subparsers.add_parser("audit", help="how well wrong labels are found", description=__doc__)
+    parser.add_argument("--data_root", type=Path, default=Path("data"), help="folder of cifar10n-10k and imagenette")
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/audit_benchmark"))
+    parser.add_argument("--output", type=Path, default=Path("audit_benchmark.json"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.set_defaults(run=run, batch_size=None, memory_batch_size=None)
+
+
+def run(args: argparse.Namespace):
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    results = []
+    for name in args.datasets:
+        images = load_images(name, args.data_root)
+        for row in compare(images, runs(name, images, args.work_dir)):
+            results.append({"dataset": name, **row})
+            print(json.dumps(results[-1]), flush=True)
+        content = {"settings": settings(), "results": results}
+        args.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def settings() -> dict:
+    return {
+        "backbone": "resnet10t, channels 32 64 96 128, stem 16, output stride 8 (32 on images of 64 pixels)",
+        "optimizer": "SGD 0.05, momentum 0.9, weight decay 5e-4, cosine, batch 64",
+        "epochs": {name: epochs for name, (_, _, epochs) in DATASETS.items()},
+        "seeds": 1,
+        "hardware": f"{platform.machine()} CPU",
+        "torch": torch.__version__,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_parser(parser.add_subparsers(required=True))
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
