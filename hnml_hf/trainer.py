@@ -165,7 +165,7 @@ class HNMLTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         kind = frozenset(name for name, weight in self.term_weights().items() if weight > 0)
         counting = self.cost_meter.step(kind, self.model, inputs["pixel_values"])
-        with self._look_ahead(), self._attention_kernel(), self._memory_advice(), counting:
+        with self._look_ahead(), self._attention_kernel(), self._memory_advice(), self._compilation(), counting:
             return super().training_step(model, inputs, num_items_in_batch)
 
     def _look_ahead(self):
@@ -179,6 +179,22 @@ class HNMLTrainer(Trainer):
             yield
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(f"{error}\n{self.args.memory_advice()}") from error
+
+    @contextmanager
+    def _compilation(self):
+        """A virtual step takes two gradients through one compiled pass, so that its buffers cannot be given away."""
+        if not self.args.torch_compile:
+            yield
+            return
+        errors = torch._dynamo.config.patch(suppress_errors=self.args.allow_uncompiled)
+        with errors, torch._functorch.config.patch(donated_buffer=False):
+            try:
+                yield
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise RuntimeError(
+                    f"`torch_compile` failed: {error}\nTrain without it, or go on uncompiled where it fails by "
+                    "`--allow_uncompiled true`."
+                ) from error
 
     def _attention_kernel(self):
         return sdpa_kernel(SDPBackend.MATH) if self._second_order_attention else nullcontext()
@@ -475,6 +491,9 @@ class StepCallback(TrainerCallback):
 
     def __init__(self, trainer: HNMLTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.cost_meter = CostMeter()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         gradients = (p.grad for p in self.trainer.model.parameters() if p.grad is not None)

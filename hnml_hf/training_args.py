@@ -127,6 +127,11 @@ class HNMLTrainingArguments(TrainingArguments):
         metadata={"help": "Stop if the processes hold different weights: compare a hash of them every so many steps."},
     )
 
+    allow_uncompiled: bool = field(
+        default=False,
+        metadata={"help": "Where `torch_compile` fails, go on with that part uncompiled instead of stopping (ours)."},
+    )
+
     # -- defaults of the parent that are changed --
     optim: str = field(default="sgd", metadata={"help": "Optimizer (transformers: AdamW)."})
     optim_args: str | None = field(default="momentum=0.9", metadata={"help": "Arguments of the optimizer."})
@@ -185,6 +190,11 @@ class HNMLTrainingArguments(TrainingArguments):
             self.meta_lr = DEFAULT_META_LR[self.meta_scope if synthetic else "momentum"]
         if self.second_order is None:
             self.second_order = self.meta_scope == "head"
+        if self.torch_compile and synthetic and self.meta_scope != "head" and self.second_order:
+            raise ValueError(
+                "`torch_compile` cannot differentiate a compiled backward pass again, which second-order virtual steps "
+                "need. Use `second_order=False`, `meta_scope='head'` or `inner_direction='momentum'`."
+            )
         if self.eval_teacher is None:
             self.eval_teacher = self.objective in TEACHER_OBJECTIVES
         if synthetic and self.num_neighbors >= self.per_device_train_batch_size:

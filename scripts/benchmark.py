@@ -21,11 +21,12 @@ import time
 from pathlib import Path
 
 import accelerate
+import benchmark_audit
 import timm
 import torch
 import transformers
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hnml_hf import (
     HNMLTrainer,
@@ -121,8 +122,8 @@ class StepClock(TrainerCallback):
             self.marks.append(time.perf_counter())
         self.processor.append(time.process_time())
 
-    def seconds(self, warmup: int) -> tuple[float, float]:
-        """Median wall and processor time of a step, the first `warmup` steps left out."""
+    def seconds(self, warmup: int, cycle: int = 1) -> tuple[float, float]:
+        """Median wall and processor time of a step after `warmup` steps; `cycle` unlike steps are taken together."""
         marks, processor = self.marks[warmup - 1 :], self.processor[warmup - 1 :]
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -130,7 +131,10 @@ class StepClock(TrainerCallback):
         else:
             wall = [b - a for a, b in zip(marks, marks[1:], strict=False)]
         used = [b - a for a, b in zip(processor, processor[1:], strict=False)]
-        return statistics.median(wall), statistics.median(used)
+        return tuple(
+            statistics.median(sum(times[i : i + cycle]) / cycle for i in range(0, len(times), cycle))
+            for times in (wall, used)
+        )
 
 
 def provenance(args) -> dict:
@@ -184,7 +188,7 @@ def build_trainer(options: dict | None, pristine: TimmCAMForImageClassification,
     shared = {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": args.batch_size,
-        "max_steps": args.warmup + args.steps,
+        "max_steps": args.warmup + max(args.steps, (options or {}).get("meta_every", 1)),
         "learning_rate": 1e-4,
         "lr_scheduler_type": "constant",
         "optim": "sgd",
@@ -193,6 +197,7 @@ def build_trainer(options: dict | None, pristine: TimmCAMForImageClassification,
         "logging_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
+        "log_level": "error",
         "remove_unused_columns": False,
         "dataloader_drop_last": True,
         "dataloader_pin_memory": args.device == "cuda",
@@ -213,6 +218,7 @@ def build_trainer(options: dict | None, pristine: TimmCAMForImageClassification,
         )
     trainer.clock = StepClock(torch.device(args.device))
     trainer.add_callback(trainer.clock)
+    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
@@ -229,10 +235,9 @@ def one_step(trainer: Trainer, batch_size: int):
 
     def step():
         trainer.training_step(trainer.model_wrapped, inputs)
+        trainer.callback_handler.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
         trainer.optimizer.step()
-        if isinstance(trainer, HNMLTrainer):
-            trainer.check_finite()
-            trainer.update_teacher()
+        trainer.callback_handler.on_optimizer_step(trainer.args, trainer.state, trainer.control)
         trainer.optimizer.zero_grad()
 
     trainer.is_in_train, trainer.state.global_step = True, 0
@@ -263,7 +268,7 @@ def measure_cost(args) -> dict:
         for name in names:
             trainer = trainers[name]
             trainer.train()
-            seconds, used = trainer.clock.seconds(args.warmup)
+            seconds, used = trainer.clock.seconds(args.warmup, (CASES[name] or {}).get("meta_every", 1))
             wall[name].append(seconds)
             processor[name].append(used)
             if turn == 0:
@@ -287,7 +292,7 @@ def measure_cost(args) -> dict:
             "teacher_source": trainer.args.teacher_source if options.get("objective") in TEACHED else None,
             "meta_every": options.get("meta_every", 1),
             **ratios("wall_ratio", wall[name], wall["ce"]),
-            "flops_ratio": round(trainer.cost_meter.cost, 3) if options else 1.0,
+            "flops_ratio": flops_ratio(trainer) if options else 1.0,
             "memory_ratio": round(memory[name] / memory["ce"], 3),
             "device": args.device,
         }
@@ -300,6 +305,12 @@ def measure_cost(args) -> dict:
             }
         rows.append(row)
     return {"what": "ratios to cross-entropy under the same trainer", **provenance(args), "rows": rows}
+
+
+def flops_ratio(trainer: HNMLTrainer) -> float:
+    """What the trainer's own meter says, for whole cycles of `meta_every` steps."""
+    counted, every = trainer.cost_meter.ratios.values(), trainer.args.meta_every
+    return round((max(counted) + (every - 1) * min(counted)) / every, 3)
 
 
 def ratios(name: str, times: list[float], reference: list[float]) -> dict[str, float]:
@@ -429,7 +440,7 @@ def add_profile(subparsers):
 
 # -- command line -----------------------------------------------------------------------------------------------------
 
-SUBCOMMANDS = [add_cost, add_profile]
+SUBCOMMANDS = [add_cost, add_profile, benchmark_audit.add_parser]
 
 
 def main(argv: list[str] | None = None):

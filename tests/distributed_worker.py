@@ -1,6 +1,6 @@
 """Trains tiny networks under one or several processes and writes what came out; `test_distributed.py` launches it.
 
-    python tests/distributed_worker.py OUTPUT_DIR ACCUMULATION [--use_cpu true]
+    python tests/distributed_worker.py OUTPUT_DIR ACCUMULATION [CASE,CASE,...] [--use_cpu true]
 
 Every case runs in one launch, because starting the processes takes longer than training.
 """
@@ -175,15 +175,24 @@ class DivergingTrainer(HNMLTrainer):
             self.model.class_weights.data[0, 0] += 1e-3
 
 
-def main(output: Path, accumulation: int):
-    facts = {"rank_equality": {}}
-    for name, options in CASES.items():
-        trainer = make_trainer(VIT, {**options, "gradient_accumulation_steps": accumulation, "rank_sync_steps": 1})
-        facts["num_processes"] = trainer.accelerator.num_processes
+def run_cases(output: Path, accumulation: int, names) -> dict:
+    """Train each case, save its weights, and say how many processes took part."""
+    for name in names:
+        few = name == "few images"  # fewer than processes
+        options = CASES["full first" if few else name]
+        trainer = make_trainer(
+            VIT,
+            {**options, "gradient_accumulation_steps": accumulation, "rank_sync_steps": 1},
+            num_images=2 if few else NUM_IMAGES,
+        )
         trainer.train()
         if trainer.is_world_process_zero():
             save_file(weights_of(trainer), output / f"{name}.safetensors")
+    return {"num_processes": trainer.accelerator.num_processes}
 
+
+def main(output: Path, accumulation: int):
+    facts = {**run_cases(output, accumulation, CASES), "rank_equality": {}}
     drawn, seeds = [], []
     restore = record_draws(drawn, seeds)
     trainer = make_trainer(VIT, {**ONE_STEP, "gradient_accumulation_steps": accumulation}, RecordingTrainer)
@@ -213,4 +222,8 @@ def main(output: Path, accumulation: int):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    folder, steps = Path(sys.argv[1]), int(sys.argv[2])
+    if len(sys.argv) > 3 and not sys.argv[3].startswith("--"):
+        (folder / "facts.json").write_text(json.dumps(run_cases(folder, steps, sys.argv[3].split(","))))
+    else:
+        main(folder, steps)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from distributed_worker import CASES, RESNET, SYNTHETIC, VIT, make_model, make_trainer, weights_of
 from torch import nn
+from torch._dynamo.backends import registry
 from torch.testing import assert_close
 from transformers.modeling_outputs import ImageClassifierOutput
 
@@ -226,3 +227,30 @@ def test_compiled_steps_are_the_same(case):
         trainer.train()
         trained.append(weights_of(trainer))
     assert_close(trained[0], trained[1], rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_second_order_is_refused():
+    with pytest.raises(ValueError, match="differentiate a compiled backward"):
+        HNMLTrainingArguments(**{**CASES["full second"]}, torch_compile=True, use_cpu=True)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_failed_compilation_stops_the_run_unless_that_is_allowed(allowed, monkeypatch):
+    """A backend that always fails."""
+
+    def broken(graph, inputs):
+        raise RuntimeError("the backend is broken")
+
+    torch._dynamo.reset()
+    registry.lookup_backend("eager")
+    monkeypatch.setitem(registry._COMPILER_FNS, "eager", broken)
+    options = {**CASES["ce"], "torch_compile": True, "torch_compile_backend": "eager", "max_steps": 2}
+    trainer = make_trainer(VIT, {**options, "allow_uncompiled": allowed})
+    if allowed:
+        trainer.train()
+        assert trainer.state.global_step == 2
+    else:
+        with pytest.raises(
+            RuntimeError, match="(?s)`torch_compile` failed.*the backend is broken.*--allow_uncompiled"
+        ):
+            trainer.train()

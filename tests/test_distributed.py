@@ -14,6 +14,7 @@ from pathlib import Path
 import distributed_worker
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -34,6 +35,9 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+CONFIGS = WORKER.parents[1] / "scripts" / "accelerate"
+
+
 def launch(
     *arguments, processes: int = 2, machine: tuple[int, int] = (0, 1), port: int | None = None
 ) -> subprocess.Popen:
@@ -43,6 +47,7 @@ def launch(
         *("--num_processes", processes, "--num_machines", machine[1], "--machine_rank", machine[0]),
         *("--main_process_ip", "127.0.0.1", "--main_process_port", port or free_port()),
         *("--mixed_precision", "no", "--dynamo_backend", "no"),
+        *(("--config_file", CONFIGS / "two_nodes.yaml") if machine[1] == 2 else ()),
         *(WORKER, *arguments, "--use_cpu", "true"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -177,6 +182,50 @@ def test_a_batch_of_eight_is_two_of_four(case):
         trainer.train()
         trained.append(distributed_worker.weights_of(trainer))
     assert_close(trained[0], trained[1], **TOLERANCE)
+
+
+@pytest.mark.slow
+def test_two_machines_equal_one_process(tmp_path, initial_weights):
+    """Two launches with the ranks of two machines, one process each, by the configuration that users get."""
+    cases, port = ["full first", "momentum"], free_port()
+    folders = [tmp_path / name for name in ("first", "second", "one")]
+    for folder in folders:
+        folder.mkdir()
+    machines = [launch(folders[rank], 1, ",".join(cases), machine=(rank, 2), port=port) for rank in (0, 1)]
+    try:
+        outputs = [machine.communicate(timeout=300)[0] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    for folder in folders[:2]:
+        assert json.loads((folder / "facts.json").read_text())["num_processes"] == 2
+    assert not list(folders[1].glob("*.safetensors"))  # only the first machine saves
+    distributed_worker.run_cases(folders[2], 2, cases)
+    for case in cases:
+        one, two = (load_file(folder / f"{case}.safetensors") for folder in (folders[2], folders[0]))
+        assert_close(two, one, **TOLERANCE)
+
+
+@pytest.mark.slow
+def test_more_processes_than_samples(tmp_path):
+    """Two images for three processes: some are seen twice, and nothing hangs."""
+    process = launch(tmp_path, 1, "few images", processes=3)
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert json.loads((tmp_path / "facts.json").read_text())["num_processes"] == 3
+    weights = load_file(tmp_path / "few images.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_configurations(path):
+    config = load_config_from_file(str(path))
+    assert config.num_machines == (2 if path.stem == "two_nodes" else 1)
+    assert config.mixed_precision == "no" and not config.use_cpu
 
 
 def test_objectives_are_all_among_the_cases():
