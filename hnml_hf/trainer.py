@@ -268,9 +268,11 @@ class HNMLTrainer(Trainer):
         if self.teacher is None:
             return
         if self.args.world_size > 1:  # each process has its own batch-norm statistics; those of the first one count
-            for buffer in self.model.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(broadcast(buffer.clone()))
+            buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+            if buffers:  # in one message: there are a hundred small ones
+                together = broadcast(torch.cat([buffer.flatten() for buffer in buffers]))
+                for buffer, part in zip(buffers, together.split([b.numel() for b in buffers]), strict=True):
+                    buffer.copy_(part.view_as(buffer))
         self.teacher.update(self.model)
 
     def check_ranks(self):

@@ -25,6 +25,7 @@ import benchmark_audit
 import timm
 import torch
 import transformers
+from accelerate import PartialState
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -149,6 +150,7 @@ def provenance(args) -> dict:
         "commit": commit.stdout.strip() + (" with changes" if changed.stdout.strip() else "") or "unknown",
         "hardware": hardware(args.device),
         "threads": torch.get_num_threads(),
+        "processes": PartialState().num_processes,
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, timm, accelerate)}
         | {"python": platform.python_version()},
         "settings": {
@@ -350,7 +352,7 @@ def plot(result: dict, path: str):
     try:
         import matplotlib
     except ImportError as error:
-        raise SystemExit("--plot needs matplotlib: pip install 'hnml_hf[bench]'") from error
+        raise SystemExit("--plot needs matplotlib: pip install 'hnml_hf[benchmark]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -373,6 +375,8 @@ def plot(result: dict, path: str):
 def cost(args):
     """Wall time, FLOPs and memory of a training step."""
     result = measure_cost(args)
+    if not PartialState().is_main_process:
+        return
     print(table(result["rows"]))
     if args.output:
         Path(args.output).write_text(json.dumps(result, indent=1) + "\n")
