@@ -1,4 +1,6 @@
-"""How well wrong labels are found: one HNML run beside cleanlab (5-fold and in-sample), last-epoch loss and AUM.
+"""How well wrong labels are found: one run of this package beside cleanlab, last-epoch loss and AUM.
+
+cleanlab gets 5-fold cross-validated predictions and, in another row, those of one run on its own training images.
 
     python scripts/benchmark.py audit --data_root data --output docs/results/audit_benchmark.json
 
@@ -202,15 +204,19 @@ def compare(images: MemoryImages, found: dict[str, dict]) -> list[dict]:
             }
         )
 
-    hnml, ce = found["hnml"], found["ce"]
-    statistics = SampleStatistics(everyone, labels, NUM_LABELS)
-    for epoch, (teacher, student) in enumerate(zip(hnml["T"], hnml["S"], strict=True)):
-        statistics.update(everyone, teacher.astype(np.float32), epoch=epoch, voted=student.argmax(-1))
-    table = noise_scores(statistics.records, [str(i) for i in range(NUM_LABELS)])
-    score, estimate = table["noise_score"].to_numpy(), table.attrs["noise_rate"]
-    add("hnml_hf, one run", -table["rank"].to_numpy(), CE_COST["hnml"], probability=score, rate=estimate)
-    rows[-1]["estimated_rate_interval"] = [round(bound, 4) for bound in table.attrs["noise_rate_interval"]]
+    for objective in ("hnml", "ce"):
+        said = found[objective]
+        statistics = SampleStatistics(everyone, labels, NUM_LABELS)
+        teachers = said["T"] if objective == "hnml" else said["S"]
+        for epoch, (teacher, student) in enumerate(zip(teachers, said["S"], strict=True)):
+            statistics.update(everyone, teacher.astype(np.float32), epoch=epoch, voted=student.argmax(-1))
+        table = noise_scores(statistics.records, [str(i) for i in range(NUM_LABELS)])
+        score, estimate = table["noise_score"].to_numpy(), table.attrs["noise_rate"]
+        name, rank = f"hnml_hf, objective {objective}", -table["rank"].to_numpy()
+        add(name, rank, CE_COST[objective], probability=score, rate=estimate)
+        rows[-1]["estimated_rate_interval"] = [round(bound, 4) for bound in table.attrs["noise_rate_interval"]]
 
+    ce = found["ce"]
     predictions = {"in-sample": (ce["final"], 1.0)}
     if all(f"fold{fold}" in found for fold in range(FOLDS)):
         crossed = np.zeros((len(images), NUM_LABELS))

@@ -1,5 +1,8 @@
 import csv
 import json
+import socket
+import subprocess
+import sys
 import warnings
 
 import datasets
@@ -46,8 +49,8 @@ NAMES = ["left", "right", "bottom"]
 def simulate(rate, *, n=2000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0):
     """Noisy labels, a teacher that did not learn them by heart, and a student right as often as of one mind.
 
-    Each sample has a true posterior from a softmax of Gaussian logits around its class. The teacher sees it tempered by
-    half (a network on noisy labels is less sure than right); the student votes from it.
+    Each sample has a true posterior from a softmax of Gaussian logits around its class. The teacher sees it tempered
+    by half (a network on noisy labels is less sure than right); the student votes from it.
     """
     generator = np.random.default_rng(seed)
     clean = generator.integers(0, k, n)
@@ -212,6 +215,52 @@ def test_a_run_leaves_statistics_and_they_survive_a_kill(tiny_dataset, tmp_path)
     assert (resumed.statistics.records["times_seen"] == 3).all()
     for name in records.dtype.names:
         np.testing.assert_allclose(resumed.statistics.records[name], whole.statistics.records[name], atol=1e-5)
+
+
+WORKER = """
+import sys
+import numpy as np, torch
+from datasets import load_from_disk
+from hnml_hf import *
+
+torch.manual_seed(0)
+model = TimmCAMForImageClassification.from_timm("test_vit", num_labels=3, image_size=32, patch_size=8)
+transform, _ = create_transforms(model.config.pretrained_cfg, augmentation="none")
+args = HNMLTrainingArguments(
+    output_dir=sys.argv[1] + "/out", per_device_train_batch_size=4, num_train_epochs=3, save_strategy="no",
+    report_to="none", disable_tqdm=True, use_cpu=True,
+)
+data = TransformedDataset(load_from_disk(sys.argv[1] + "/data"), transform)
+trainer = HNMLTrainer(model=model, args=args, train_dataset=data, data_collator=collate_images)
+trainer.train()
+assert args.world_size == 2 and (trainer.statistics is not None) == trainer.is_world_process_zero()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_see_every_sample_once_an_epoch(tiny_dataset, tmp_path):
+    """29 images in batches of 2 x 4: the last batch is filled up with 3 images that came before."""
+    tiny_dataset.select(range(29)).save_to_disk(tmp_path / "data")
+    (tmp_path / "worker.py").write_text(WORKER)
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --mixed_precision no --dynamo_backend no"
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        *launch.split(),
+        "--main_process_port",
+        str(port),
+        tmp_path / "worker.py",
+        tmp_path,
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = run_records(tmp_path / "out")
+    assert sorted(records["index"]) == sorted(tiny_dataset["index"][:29])
+    assert (records["times_seen"] == 3).all() and (records["foreground_seen"] == 3).all()
+    np.testing.assert_allclose(records["given"] + records["candidates"].sum(-1), 1, rtol=1e-4)
 
 
 def test_audit_of_a_run_and_its_report(tiny_dataset, scored, tmp_path):
