@@ -141,7 +141,7 @@ ARCHITECTURES = [
     ("mlp_mixer", "mixer_s32_224", None, {}),
     ("mlp_mixer", "resmlp_12_224", None, {}),
     ("mlp_mixer", "gmlp_ti16_224", None, {}),
-    ("mvitv2", "mvitv2_tiny", 112, {}),
+    ("mvitv2", "mvitv2_tiny", None, {}),
     ("nest", "nest_tiny", 128, {}),
     ("nextvit", "nextvit_small", 64, {}),
     ("pit", "pit_ti_224", 112, {}),
@@ -149,7 +149,7 @@ ARCHITECTURES = [
     ("sequencer", "sequencer2d_s", 112, {}),
     ("tiny_vit", "tiny_vit_5m_224", 128, {}),
     ("tnt", "tnt_s_patch16_224", 112, {}),
-    ("twins", "twins_svt_small", 112, {}),
+    ("twins", "twins_svt_small", None, {}),
     ("visformer", "visformer_tiny", 128, {}),
     ("vitamin", "vitamin_small_224", 128, {}),
     ("volo", "volo_d1_224", 112, {}),
@@ -429,8 +429,8 @@ made this page with {versions}.
 `works`: it builds; its activation maps have the shape of its feature map and are not constant; one HNML training step
 gives finite gradients with the virtual step along the optimizer's momentum (column momentum) and on synthetic labels
 for the weights of the head, of the last stage and of the whole network, first order; and the saved folder gives the
-same logits in this package, in timm and in transformers (column loads: `=` bit for bit, `≈` up to rounding). Second order over the whole
-network is an extra, tried up to {SECOND_ORDER_UP_TO:,} parameters: {second} do it.
+same logits in this package, in timm and in transformers (column loads: `=` bit for bit, `≈` up to rounding). Second
+order over the whole network is an extra, tried up to {SECOND_ORDER_UP_TO:,} parameters: {second} do it.
 
 {closed["exact"]} have maps whose mean plus the bias is the logit (CAM `exact`). In the others something nonlinear
 stands between map and logit; there the map is the logit's gradient through the head times the feature map (CAM
@@ -468,7 +468,9 @@ def main():
     results = {"versions": versions, "rows": []}
     if options.json and options.json.exists() and options.resume:
         results["rows"] = json.loads(options.json.read_text())["rows"]
-    done = [(row["family"], row["architecture"], row["image_size"], row["model_args"]) for row in results["rows"]]
+    keys = ("family", "architecture", "image_size", "model_args")
+    results["rows"] = [row for row in results["rows"] if tuple(row[key] for key in keys) in wanted]
+    done = [tuple(row[key] for key in keys) for row in results["rows"]]
     for family, architecture, image_size, model_args in tqdm([row for row in wanted if row not in done], unit="model"):
         started = time.perf_counter()
         record = examine(architecture, image_size, model_args)
