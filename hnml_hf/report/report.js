@@ -69,7 +69,8 @@
   }
   function shot(source, tiny, text, map) {
     const image = make("img", { src: source, alt: "", class: tiny ? "tiny" : null, decoding: "async" });
-    return make("div", { class: map ? "shot veil" : "shot" }, image, ...(map ? [heat(map)] : []), make("span", {}, text));
+    const frame = make("div", { class: "frame" }, image, ...(map ? [heat(map)] : []));
+    return make("div", { class: map ? "shot veil" : "shot" }, frame, make("span", { title: text }, text));
   }
   const percent = (p) => (100 * p).toFixed(p > 0.995 || p < 0.005 ? 1 : 0) + " %";
 
