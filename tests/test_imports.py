@@ -62,6 +62,8 @@ ALLOWED = {
     "audit": {"cam", "report", "sample_statistics"},
 }
 
+MATHS = {"noise", "cam", "objectives", "meta"}  # public too, reached by module
+
 
 def module_name(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -107,4 +109,4 @@ def test_the_walk_sees_relative_and_absolute_imports():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
 def test_scripts_use_the_public_surface(path):
-    assert imported_modules(path) <= {""}
+    assert imported_modules(path) <= {""} | MATHS
