@@ -2,7 +2,6 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
 
 import torch
 
@@ -33,18 +32,18 @@ class StepMonitor:
         for name, value in figures.items():
             self._figures[name].append(value.detach())
 
-    def require_finite(self, gradients: Iterable[torch.Tensor], *, step: int):
+    def require_finite(self, gradient_norm: torch.Tensor, *, step: int):
         """Check the batches since the last call, and the gradients that came of them.
 
         Args:
-            gradients (`Iterable[torch.Tensor]`): of one optimizer step.
+            gradient_norm (`torch.Tensor` of shape `()`): of all gradients of one optimizer step.
             step (`int`): its number, for the message.
 
         Raises:
             NonFiniteError: naming the terms and the samples.
         """
         flags = [term.isfinite().all() for _, terms in self._losses for term in terms.values()]
-        flags.append(torch.stack(torch._foreach_norm(list(gradients))).isfinite().all())
+        flags.append(gradient_norm.isfinite())
         batches, self._losses = self._losses, []
         if torch.stack(flags).all():  # the one place that waits for the device
             return

@@ -15,6 +15,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
@@ -112,6 +113,7 @@ class HNMLTrainer(Trainer):
             )
         self._evaluated = "teacher" if args.eval_teacher else "student"
         self.cost_meter = CostMeter()
+        self.gradient_norm: torch.Tensor | None = None
         self.monitor = StepMonitor()
         self.add_callback(StepCallback(self))
 
@@ -262,6 +264,11 @@ class HNMLTrainer(Trainer):
         if self.statistics is not None:
             index, epoch, voted, alone = who.T
             self.statistics.update(index, probabilities, epoch=epoch, voted=voted, foreground=alone)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The parent has to go through all gradients anyway; the check for finite values takes the norm from here."""
+        self.gradient_norm = super()._get_grad_norm(model, grad_norm)
+        return self.gradient_norm
 
     def update_teacher(self):
         """teacher <- decay teacher + (1 - decay) student, batch-norm statistics included."""
@@ -498,8 +505,11 @@ class StepCallback(TrainerCallback):
         self.trainer.cost_meter = CostMeter()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        gradients = (p.grad for p in self.trainer.model.parameters() if p.grad is not None)
-        self.trainer.monitor.require_finite(gradients, step=state.global_step + 1)
+        norm = self.trainer.gradient_norm
+        if norm is None:
+            norm = get_total_norm([p.grad for p in self.trainer.model.parameters() if p.grad is not None])
+        self.trainer.monitor.require_finite(norm, step=state.global_step + 1)
+        self.trainer.gradient_norm = None
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.update_teacher()
