@@ -273,7 +273,7 @@ def _replicates(opinions, channel, offsets, sharpness, other_sharpness, generato
     """Rates `(r,)` and channels `(r, k, k)` over resampled samples and over the doubt about b."""
     spread = abs(np.log(other_sharpness / sharpness))
     rates, channels = [], []
-    for doubt in np.linspace(-1.5, 1.5, REPLICATES):
+    for doubt in np.linspace(-2, 2, REPLICATES):  # the readings differ by 1
         b = float(np.clip(sharpness * np.exp(doubt * spread), 0.1, SHARPEST))
         part = opinions.take(generator.integers(0, len(opinions), min(len(opinions), 5_000)))
         fitted = part.fit_channel(b, start=(channel, offsets), iterations=15)
