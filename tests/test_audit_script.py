@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,34 @@ def test_the_summary_is_plain_json(run):
     low, high = summary["noise_rate_interval"]
     assert 0 <= low <= summary["noise_rate"] <= high <= 1
     assert np.allclose(np.sum(summary["transition_matrix"], -1), 1)
+
+
+def test_the_benchmark_compares_scorers_on_one_dataset(scripts):
+    """Fake runs that see the truth with probability 0.7: every scorer is there, costs and rates are filled in."""
+    pytest.importorskip("cleanlab", reason="cleanlab is not installed")
+    import benchmark_audit
+
+    generator = np.random.default_rng(0)
+    n, epochs = 400, 4
+    images = object.__new__(benchmark_audit.MemoryImages)
+    images.clean_labels = generator.integers(0, 10, n)
+    images.labels = np.where(generator.random(n) < 0.3, generator.integers(0, 10, n), images.clean_labels)
+    images.index = images.images = np.arange(n)
+
+    def say(shape):
+        said = generator.dirichlet(np.full(10, 0.5), shape) * 0.3
+        said[..., np.arange(n), images.clean_labels] += 0.7
+        return said.astype(np.float16)
+
+    found = {"hnml": {"T": say((epochs, n)), "S": say((epochs, n))}}
+    assert [row["scorer"] for row in benchmark_audit.compare(images, found)] == ["hnml_hf, objective hnml"]
+    found["ce"] = {"T": np.zeros((epochs, n, 10)), "S": say((epochs, n)), "final": say((n,))}
+    folds = np.array_split(generator.permutation(n), 5)
+    found |= {f"fold{i}": {"rows": rows, "final": say((n,))[rows]} for i, rows in enumerate(folds)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = {row["scorer"]: row for row in benchmark_audit.compare(images, found)}
+    assert len(rows) == 8
+    assert all(row["auroc"] > 0.9 and abs(row["true_rate"] - 0.27) < 0.05 for row in rows.values())
+    assert rows["cleanlab 5-fold, self_confidence"]["cost_ce"] == 4 and rows["AUM"]["cost_ce"] == 1
+    assert rows["AUM"]["ece"] is None and 0 <= rows["hnml_hf, objective ce"]["ece"] < 0.5
