@@ -13,6 +13,7 @@ hardly depends on what else the machine does.
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -146,7 +147,7 @@ def provenance(args) -> dict:
         ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=False
     )
     return {
-        "command": f"python scripts/benchmark.py {' '.join(sys.argv[1:])}",
+        "command": f"python scripts/benchmark.py {shlex.join(sys.argv[1:])}",
         "commit": commit.stdout.strip() + (" with changes" if changed.stdout.strip() else "") or "unknown",
         "hardware": hardware(args.device),
         "threads": torch.get_num_threads(),
@@ -264,7 +265,7 @@ def peak_memory(trainer: Trainer, batch_size: int) -> int:
 def measure_cost(args) -> dict:
     names = args.cases or [name for name in CASES if args.all or name not in SLOW_CASES]
     names = ["ce", *(name for name in names if name != "ce" and not (args.compile and "second order" in name))]
-    trainers = build_trainers(args, names)
+    origin, trainers = provenance(args), build_trainers(args, names)
     wall, processor, memory = ({name: [] for name in names} for _ in range(3))
     for turn in range(args.rounds):
         for name in names:
@@ -306,7 +307,7 @@ def measure_cost(args) -> dict:
                 "memory_mib": round(memory[name] / 2**20),
             }
         rows.append(row)
-    return {"what": "ratios to cross-entropy under the same trainer", **provenance(args), "rows": rows}
+    return {"what": "ratios to cross-entropy under the same trainer", **origin, "rows": rows}
 
 
 def flops_ratio(trainer: HNMLTrainer) -> float:
