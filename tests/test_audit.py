@@ -46,7 +46,7 @@ from hnml_hf.sample_statistics import SampleStatistics
 NAMES = ["left", "right", "bottom"]
 
 
-def simulate(rate, *, n=2000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0):
+def simulate(rate, *, n=3000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0):
     """Noisy labels, a teacher that did not learn them by heart, and a student right as often as of one mind.
 
     Each sample has a true posterior from a softmax of Gaussian logits around its class. The teacher sees it tempered
