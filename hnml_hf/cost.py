@@ -28,9 +28,7 @@ def counting_flops():
     Compiled modules run uncompiled inside, because the counter sees operators, not what they were compiled to.
     """
     with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
-        warnings.filterwarnings(
-            "ignore", message=".*when there are global hooks"
-        )  # the counter's
+        warnings.filterwarnings("ignore", message=".*when there are global hooks")  # the counter's
         with FlopCounterMode(display=False) as counter:
             yield counter.get_total_flops
 

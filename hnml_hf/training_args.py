@@ -192,7 +192,7 @@ class HNMLTrainingArguments(TrainingArguments):
             self.second_order = self.meta_scope == "head"
         if self.torch_compile and synthetic and self.meta_scope != "head" and self.second_order:
             raise ValueError(
-                "`torch_compile` cannot differentiate a compiled backward pass again, which second-order virtual steps "
+                "`torch_compile` cannot differentiate a compiled backward again, which second-order virtual steps "
                 "need. Use `second_order=False`, `meta_scope='head'` or `inner_direction='momentum'`."
             )
         if self.eval_teacher is None:
