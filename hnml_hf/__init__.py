@@ -14,7 +14,7 @@ from .audit import (
     score_model,
 )
 from .cost import peak_tensor_bytes, tensor_bytes
-from .data import class_balanced, load_noisy_dataset
+from .data import CIFARN, Animal10N, Clothing1M, Food101N, WebVision, class_balanced, load_noisy_dataset
 from .data.collate import MixupCollator, collate_images
 from .data.preflight import apply_quarantine, check_dataset, load_quarantine
 from .data.splits import split_validation
@@ -36,7 +36,11 @@ from .training_args import HNMLTrainingArguments
 __version__ = version("hnml_hf")
 
 __all__ = [
+    "CIFARN",
+    "Animal10N",
+    "Clothing1M",
     "ExportError",
+    "Food101N",
     "HNMLTrainer",
     "HNMLTrainingArguments",
     "HubError",
@@ -48,6 +52,7 @@ __all__ = [
     "TimmCAMForImageClassification",
     "TransformedDataset",
     "UnreadableImageError",
+    "WebVision",
     "add_noise",
     "apply_manifest",
     "apply_quarantine",
