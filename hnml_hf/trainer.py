@@ -229,6 +229,7 @@ class HNMLTrainer(Trainer):
         self._taught = output.logits
         return output
 
+    @torch.compiler.disable  # files, and exchange between processes, are not for a compiler
     def _remember(self, index, probabilities):
         self.memory.update(gather(index), gather(probabilities))
         return self.memory[index]

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -217,9 +218,37 @@ def test_bf16_takes_nearly_the_same_step(case):
     assert nn.functional.cosine_similarity(*moved, dim=0) > 0.95
 
 
+@pytest.fixture
+def compiler_settings():
+    """transformers tells accelerate what to compile by environment variables, which would outlive the test."""
+    before = dict(os.environ)
+    torch._dynamo.reset()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+DYNAMO_LOOKS = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # at any tensor that it meets
+
+
+@DYNAMO_LOOKS
+@pytest.mark.slow
+def test_traced_steps_remember(compiler_settings):
+    """Dynamo alone, without a compiler: each of two runs must write into its own memory on disk."""
+    options = {**CASES["full memory"], "meta_every": 1, "per_device_train_batch_size": 8, "max_steps": 8}
+    traced = {"torch_compile": True, "torch_compile_backend": "eager"}
+    plain, first, second = (make_trainer(VIT, {**options, **how}) for how in ({}, traced, traced))
+    for trainer in (plain, first, second):
+        trainer.train()
+        assert (trainer.memory.mass > 0.5).all()  # two visits of each sample
+    assert_close(weights_of(first), weights_of(plain), rtol=0, atol=1e-4)
+    assert_close(weights_of(second), weights_of(first), rtol=0, atol=1e-6)
+
+
+@DYNAMO_LOOKS
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["momentum", "head second", "last_stage first", "full first"])
-def test_compiled_steps_are_the_same(case):
+def test_compiled_steps_are_the_same(case, compiler_settings):
     """Compiles for minutes."""
     trained = []
     for compiled in (False, True):
@@ -235,13 +264,12 @@ def test_compiled_second_order_is_refused():
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_a_failed_compilation_stops_the_run_unless_that_is_allowed(allowed, monkeypatch):
+def test_a_failed_compilation_stops_the_run_unless_that_is_allowed(allowed, monkeypatch, compiler_settings):
     """A backend that always fails."""
 
     def broken(graph, inputs):
         raise RuntimeError("the backend is broken")
 
-    torch._dynamo.reset()
     registry.lookup_backend("eager")
     monkeypatch.setitem(registry._COMPILER_FNS, "eager", broken)
     options = {**CASES["ce"], "torch_compile": True, "torch_compile_backend": "eager", "max_steps": 2}
