@@ -548,6 +548,21 @@ def _stored_head_size(path: Path, classifier: str) -> int:
         return weights.get_slice(name).get_shape()[0]
 
 
+class PlainPass(nn.Module):
+    """A pass through the model without what a trainer wrapped around its `forward`.
+
+    Steps run inside the wrapped `forward` already. Accelerate's wrapper holds one autocast context; entering it a
+    second time inside itself would leave autocast on for good.
+    """
+
+    def __init__(self, model: TimmCAMForImageClassification):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args, **kwargs) -> TimmCAMOutput:
+        return type(self.model).forward(self.model, *args, **kwargs)
+
+
 class BatchView:
     """One batch as a training step sees it: the model's output with its own weights or with others.
 
@@ -561,13 +576,15 @@ class BatchView:
 
     def __call__(self, weights: dict[str, torch.Tensor] | None = None, **requests) -> TimmCAMOutput:
         """Forward the batch; `requests` are `cam_classes` and `region_masks`. Without `weights`: the model's own."""
+        plain = PlainPass(self.model)
         if weights is None:
             with self._trunk.recording() if self._trunk else _nothing():
-                return self.model(self.pixel_values, **requests)
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+                return plain(self.pixel_values, **requests)
+        moved = {f"model.{name}": weight for name, weight in weights.items()}
+        buffers = {name: buffer.clone() for name, buffer in plain.named_buffers()}
         with self._trunk.replaying() if self._trunk else _nothing():
             return torch.func.functional_call(
-                self.model, {**weights, **buffers}, (self.pixel_values,), requests, strict=False
+                plain, {**moved, **buffers}, (self.pixel_values,), requests, strict=False
             )
 
     def parameters(self, scope: str) -> dict[str, nn.Parameter]:

@@ -3,6 +3,7 @@ import os
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from distributed_worker import CASES, RESNET, SYNTHETIC, VIT, make_model, make_trainer, weights_of
 from torch import nn
 from torch._dynamo.backends import registry
@@ -21,6 +22,17 @@ from hnml_hf.cost import (
 
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_environment():
+    """Precision and compilation are handed to accelerate by environment variables and a state that outlive a trainer."""
+    before = dict(os.environ)
+    torch._dynamo.reset()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Linear(nn.Module):
@@ -218,22 +230,12 @@ def test_bf16_takes_nearly_the_same_step(case):
     assert nn.functional.cosine_similarity(*moved, dim=0) > 0.95
 
 
-@pytest.fixture
-def compiler_settings():
-    """transformers tells accelerate what to compile by environment variables, which would outlive the test."""
-    before = dict(os.environ)
-    torch._dynamo.reset()
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
 DYNAMO_LOOKS = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # at any tensor that it meets
 
 
 @DYNAMO_LOOKS
 @pytest.mark.slow
-def test_traced_steps_remember(compiler_settings):
+def test_traced_steps_remember():
     """Dynamo alone, without a compiler: each of two runs must write into its own memory on disk."""
     options = {**CASES["full memory"], "meta_every": 1, "per_device_train_batch_size": 8, "max_steps": 8}
     traced = {"torch_compile": True, "torch_compile_backend": "eager"}
@@ -248,7 +250,7 @@ def test_traced_steps_remember(compiler_settings):
 @DYNAMO_LOOKS
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["momentum", "head second", "last_stage first", "full first"])
-def test_compiled_steps_are_the_same(case, compiler_settings):
+def test_compiled_steps_are_the_same(case):
     """Compiles for minutes."""
     trained = []
     for compiled in (False, True):
@@ -264,7 +266,7 @@ def test_compiled_second_order_is_refused():
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_a_failed_compilation_stops_the_run_unless_that_is_allowed(allowed, monkeypatch, compiler_settings):
+def test_a_failed_compilation_stops_the_run_unless_that_is_allowed(allowed, monkeypatch):
     """A backend that always fails."""
 
     def broken(graph, inputs):

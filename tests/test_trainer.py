@@ -300,13 +300,18 @@ def test_a_non_finite_gradient_stops_the_run(tiny_dataset, tmp_path):
     assert torch.equal(trainer.model.class_weights, before["timm_model.fc.weight"])
 
 
-def test_bfloat16(tiny_dataset, tmp_path):
-    for form in ("momentum", "head", "last_stage"):
-        trainer = build_trainer(tmp_path, tiny_dataset, bf16=True, **FORMS[form])
-        trainer.train()
-        assert all(
-            parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in trainer.model.parameters()
-        )
+@pytest.mark.parametrize("form", ["ce", "momentum", "head", "last_stage", "full"])
+def test_bfloat16(form, tiny_dataset, tmp_path):
+    """It trains in half precision, keeps its weights in float32, and leaves autocast as it was."""
+    trainer = build_trainer(tmp_path, tiny_dataset, bf16=True, **FORMS[form])
+    seen = []
+    trainer.model.timm_model.fc.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    trainer.train()
+    assert torch.bfloat16 in seen
+    assert not torch.is_autocast_enabled("cpu")
+    assert all(
+        parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in trainer.model.parameters()
+    )
 
 
 def test_second_order_through_attention(tiny_dataset, tmp_path, caplog):
