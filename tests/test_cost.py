@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def own_environment():
-    """Precision and compilation are handed to accelerate by environment variables and a state that outlive a trainer."""
+    """Precision and compilation reach accelerate by environment variables and a state that outlive a trainer."""
     before = dict(os.environ)
     torch._dynamo.reset()
     yield
