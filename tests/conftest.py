@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 
@@ -15,6 +16,18 @@ torch.set_num_threads(1)
 datasets.disable_progress_bars()
 
 NUM_CLASSES = 3
+
+
+@pytest.fixture(autouse=True)
+def own_process_state():
+    """Precision and compilation reach accelerate by environment variables and a state that outlive a trainer."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch._dynamo.reset()
+    assert not torch.is_autocast_enabled("cpu"), "autocast was left on"
 
 
 @pytest.fixture

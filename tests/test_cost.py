@@ -1,9 +1,7 @@
 import json
-import os
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from distributed_worker import CASES, RESNET, SYNTHETIC, VIT, make_model, make_trainer, weights_of
 from torch import nn
 from torch._dynamo.backends import registry
@@ -22,17 +20,6 @@ from hnml_hf.cost import (
 
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def own_environment():
-    """Precision and compilation reach accelerate by environment variables and a state that outlive a trainer."""
-    before = dict(os.environ)
-    torch._dynamo.reset()
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Linear(nn.Module):
