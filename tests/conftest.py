@@ -1,3 +1,4 @@
+import logging
 import os
 
 
@@ -21,8 +22,10 @@ NUM_CLASSES = 3
 @pytest.fixture(autouse=True)
 def own_process_state():
     """Precision and compilation reach accelerate by environment variables and a state that outlive a trainer."""
-    before = dict(os.environ)
+    before, logger = dict(os.environ), logging.getLogger("hnml_hf")
+    level = logger.level
     yield
+    logger.setLevel(level)
     os.environ.clear()
     os.environ.update(before)
     AcceleratorState._reset_state(reset_partial_state=True)
