@@ -23,6 +23,7 @@ from transformers.utils.hub import PushInProgress
 
 from . import hub
 from .cost import CostMeter, peak_memory_mib
+from .gauge import UPDATE_EVERY, MemorizationGauge
 from .memory import create_memory
 from .meta import look_ahead, running_gradients
 from .model_card import generate_model_card
@@ -38,6 +39,7 @@ logger = logging.get_logger(__name__)
 TEACHER_FOLDER = "teacher"
 LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loaded at the end
 MEMORY_FILE = "target_memory.safetensors"
+GAUGE_FILE = "memorization_gauge.json"
 AUDIT_FOLDER = "_audit"
 STATISTICS_FILE = "sample_statistics.npy"
 VISITS_KEPT = 32  # steps whose predictions wait on the device before they enter the statistics
@@ -97,6 +99,9 @@ class HNMLTrainer(Trainer):
                 device=args.device,
                 folder=args.output_dir,
             )
+        self.gauge = None
+        if train_dataset is not None and args.objective == "hnml" and args.gauge_fraction > 0:
+            self.gauge = MemorizationGauge(fraction=args.gauge_fraction, seed=args.seed, samples=len(train_dataset))
         self._teacher_looks = args.objective in TEACHER_OBJECTIVES and not from_memory
         self.statistics_path = os.path.join(args.output_dir, AUDIT_FOLDER, STATISTICS_FILE)
         self.statistics = None
@@ -143,17 +148,17 @@ class HNMLTrainer(Trainer):
     # -- one training step --------------------------------------------------------------------------------------------
 
     def meta_strength(self) -> float:
-        """How much of the meta terms this step takes, in [0, 1]: 0 before `meta_start_step`, then a ramp.
+        """How much of the meta terms this step takes, in [0, 1]: 0 before `meta_start_step`, then a ramp, and never
+        more than the measured memorisation asks for.
 
-        It scales the look-ahead and the weights of both levels; 0 is plain cross-entropy. Override it to let measured
-        memorisation decide instead of a schedule.
+        It scales the look-ahead and the weights of both levels; 0 is plain cross-entropy.
         """
         total = max(self.state.max_steps, 1)
         start, ramp = (s if s >= 1 else s * total for s in (self.args.meta_start_step, self.args.meta_rampup_steps))
-        step = self.state.global_step
+        step, measured = self.state.global_step, 1.0 if self.gauge is None else self.gauge.strength
         if step < start:
             return 0.0
-        return sigmoid_rampup((step - start) / ramp) if ramp else 1.0
+        return measured * (sigmoid_rampup((step - start) / ramp) if ramp else 1.0)
 
     def term_weights(self) -> dict[str, float]:
         """Weight of each term of the loss in this step."""
@@ -207,7 +212,11 @@ class HNMLTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs=return_outputs)
         weights = self.term_weights()
         step = partial(self._objective_step, inputs=inputs, wanted={name for name in weights if weights[name] > 0})
-        terms, monitors = model(pixel_values=inputs["pixel_values"], step=step)
+        view = inputs.get("strong_pixel_values", inputs["pixel_values"])  # the teacher sees the weak one
+        terms, monitors = model(pixel_values=view, step=step)
+        if self.gauge is not None:  # the mask-guided term has no use for the given labels
+            taught = (~self.gauge.held_out(inputs["index"])) / (1 - self.gauge.fraction)
+            terms |= {name: taught * terms[name] for name in ("base", "consistency") if name in terms}
         self._watch(terms, monitors, inputs)
         return sum(weights[name] * term.mean() for name, term in terms.items())
 
@@ -251,7 +260,8 @@ class HNMLTrainer(Trainer):
         index = inputs["index"]
         epoch = torch.full_like(index, int(self.state.epoch or 0))
         alone = torch.full_like(index, -1) if foreground_logits is None else foreground_logits.argmax(-1)
-        self._visits.append((torch.stack([index, epoch, voted, alone], dim=-1), logits.float().softmax(-1)))
+        visits = torch.stack([index, epoch, voted, alone, (voted == inputs["labels"]).long()], dim=-1)
+        self._visits.append((visits, logits.float().softmax(-1)))
         if len(self._visits) == VISITS_KEPT:
             self.update_statistics()
 
@@ -262,8 +272,11 @@ class HNMLTrainer(Trainer):
         visits, self._visits = self._visits, []
         parts = [pad_across_processes(torch.cat(part), pad_index=-1) for part in zip(*visits, strict=True)]
         who, probabilities = (gather(part).cpu().numpy() for part in parts)
+        index, epoch, voted, alone, fitted = who.T
+        if self.gauge is not None:
+            held_out = self.gauge.held_out(torch.from_numpy(index)).numpy()
+            self.gauge.count(held_out[index >= 0], fitted[index >= 0] == 1)
         if self.statistics is not None:
-            index, epoch, voted, alone = who.T
             self.statistics.update(index, probabilities, epoch=epoch, voted=voted, foreground=alone)
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -297,6 +310,8 @@ class HNMLTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if "loss" in logs:
             logs.update(self.monitor.averages())
+            if self.gauge is not None:
+                logs["memorized_share"], logs["strength"] = self.gauge.memorized_share(), self.gauge.strength
         if "train_runtime" in logs:  # the summary, which `train` also returns
             logs["cost_ce"] = round(self.cost_meter.cost, 3)
             logs["peak_memory_mib"] = round(peak_memory_mib(self.args.device), 1)
@@ -356,6 +371,9 @@ class HNMLTrainer(Trainer):
                 self.teacher.module.save_pretrained(os.path.join(output_dir, TEACHER_FOLDER))
             if self.memory is not None:
                 save_file(self.memory.state_dict(), os.path.join(output_dir, MEMORY_FILE))
+            if self.gauge is not None:
+                with open(os.path.join(output_dir, GAUGE_FILE), "w", encoding="utf-8") as file:
+                    json.dump(self.gauge.state_dict(), file)
             if self.statistics is not None:
                 self.statistics.save(os.path.join(output_dir, STATISTICS_FILE))
         else:
@@ -366,6 +384,9 @@ class HNMLTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_teacher_and_memory(resume_from_checkpoint)
+        if self.gauge is not None:
+            with open(os.path.join(resume_from_checkpoint, GAUGE_FILE), encoding="utf-8") as file:
+                self.gauge.load_state_dict(json.load(file))
         if self.statistics is not None:
             self.statistics.load(os.path.join(resume_from_checkpoint, STATISTICS_FILE))
 
@@ -515,6 +536,11 @@ class StepCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.update_teacher()
         self.trainer.check_ranks()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.gauge is not None and state.global_step % UPDATE_EVERY == 0:
+            self.trainer.update_statistics()
+            self.trainer.gauge.update()
 
     def on_train_end(self, args, state, control, **kwargs):
         self.trainer.update_statistics()

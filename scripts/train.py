@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
@@ -33,6 +34,7 @@ from hnml_hf import (
     command_line,
     compute_metrics,
     create_image_processor,
+    create_strong_transform,
     create_transforms,
     draw_noise,
     load_manifest,
@@ -58,6 +60,9 @@ class ModelArguments:
         default=None, metadata={"help": "Side of the input in pixels; default: the backbone's."}
     )
     model_args: str = field(default="{}", metadata={"help": "Other arguments of `timm.create_model`, as JSON."})
+    channels_last: bool = field(
+        default=False, metadata={"help": "Keep images as (height, width, channels) in memory: faster convolutions."}
+    )
 
 
 @dataclass
@@ -105,6 +110,10 @@ class DataArguments:
         default=0.0,
         metadata={"help": "Share of the noisy training data to hold out, if the dataset has no validation."},
     )
+    eval_test: bool = field(
+        default=False,
+        metadata={"help": "Measure the test set at every evaluation too, for curves; it chooses nothing."},
+    )
     quarantine: str | None = field(
         default=None, metadata={"help": "List of bad rows from `scripts/audit_data.py`; they are left out."}
     )
@@ -122,6 +131,13 @@ class DataArguments:
         metadata={"help": "At the end score every training label and write a report, to `_audit/`."},
     )
     augmentation: str = field(default="standard", metadata={"help": "none, standard or randaugment."})
+    strong_view: bool = field(
+        default=False,
+        metadata={"help": "Change colours and erase a part of what the student sees; the teacher sees it without."},
+    )
+    cache_images: bool = field(
+        default=False, metadata={"help": "Keep decoded images in memory, in each worker; for small images."}
+    )
     mixup_alpha: float = field(default=0.0, metadata={"help": "Mixup, for objective `ce`; 0 is off."})
     cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix, for objective `ce`; 0 is off."})
 
@@ -186,13 +202,14 @@ def load_data(data_args: DataArguments):
 
 
 def build_model(model_args: ModelArguments, id2label: dict[int, str]) -> TimmCAMForImageClassification:
-    return TimmCAMForImageClassification.from_timm(
+    model = TimmCAMForImageClassification.from_timm(
         model_args.backbone,
         id2label=id2label,
         pretrained=model_args.weights or model_args.pretrained,
         image_size=model_args.image_size,
         **json.loads(model_args.model_args),
     )
+    return model.to(memory_format=torch.channels_last) if model_args.channels_last else model
 
 
 def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[str, TransformedDataset]) -> dict:
@@ -305,22 +322,30 @@ def main(argv: list[str] | None = None):
     train_transform, eval_transform = create_transforms(
         model.config.pretrained_cfg, augmentation=data_args.augmentation
     )
-    train_set = TransformedDataset(data["train"], train_transform, seed=args.seed)
-    held_out = {split: TransformedDataset(data[split], eval_transform) for split in data if split != "train"}
+    cache = {"cache_images": data_args.cache_images}
+    strong = create_strong_transform(train_transform) if data_args.strong_view else None
+    train_set = TransformedDataset(data["train"], train_transform, seed=args.seed, strong_transform=strong, **cache)
+    held_out = {split: TransformedDataset(data[split], eval_transform, **cache) for split in data if split != "train"}
 
     mix = {"mixup_alpha": data_args.mixup_alpha, "cutmix_alpha": data_args.cutmix_alpha}
     trainer = HNMLTrainer(
         model=model,
         args=args,
         train_dataset=train_set,
-        eval_dataset=held_out.get("validation", held_out.get("test")),
+        eval_dataset=held_out if data_args.eval_test else held_out.get("validation", held_out.get("test")),
         data_collator=MixupCollator(len(names), seed=args.seed, **mix) if any(mix.values()) else collate_images,
         compute_metrics=compute_metrics,
         processing_class=create_image_processor(model.config.pretrained_cfg),
     )
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(_internal_call=True)  # without a push; that comes last, with results and card
-    metrics = {"objective": args.objective, "seed": args.seed, **result.metrics}
+    metrics = {
+        "dataset": Path(data_args.dataset).name,
+        "objective": args.objective,
+        "seed": args.seed,
+        "evaluated": "teacher" if args.eval_teacher else "student",
+        **result.metrics,
+    }
     metrics.update(measure(trainer, TransformedDataset(data["train"], eval_transform), held_out))
     if trainer.is_world_process_zero():
         trainer.save_metrics("all", metrics, combined=False)
