@@ -8,8 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler, SkipBatchSampler
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -101,11 +103,13 @@ class ResumableTrainer(Trainer):
             )
         return start
 
-    def _run_epoch(self, *args, **kwargs):
+    def _run_epoch(self, *, epoch, train_dataloader, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed at the very end: the parent would do a step more
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        self.train_dataset.set_epoch(epoch)
+        set_sampler_epoch(train_dataloader, epoch)
+        super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -167,6 +171,7 @@ class ResumableTrainer(Trainer):
         self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))  # again: it names the best checkpoint
         checkpoints.seal(unfinished, self.run_facts(), order=checkpoints.next_order(folder))
         checkpoints.publish(unfinished, checkpoint)
+        unfinished.parent.rmdir()
         protected = (checkpoint, self.state.best_model_checkpoint)
         checkpoints.rotate(folder, keep=self.args.save_total_limit, protected=protected)
 
@@ -241,6 +246,27 @@ class SaveWhenTheEpochIsOver(TrainerCallback):
         self.trainer._epoch_ends = False
         if self.waiting:
             control.should_save, self.waiting = True, False
+
+
+def set_sampler_epoch(dataloader, epoch: int):
+    """Tell the sampler which epoch's order to draw.
+
+    accelerate tells it the epoch, or the dataset, but not always both: over several processes the dataset is left out,
+    and after a resume inside an epoch the one or the other, so that augmentation or order are those of another epoch.
+
+    Raises:
+        ValueError: if the order does not follow from seed and epoch, so that no resume could repeat it.
+    """
+    batches = dataloader.batch_sampler
+    while isinstance(batches, (BatchSamplerShard, SkipBatchSampler)):
+        batches = batches.batch_sampler
+    if isinstance(batches.sampler, SeedableRandomSampler):
+        batches.sampler.set_epoch(epoch)
+    elif not isinstance(batches.sampler, SequentialSampler):
+        raise ValueError(
+            f"The order of samples comes from a `{type(batches.sampler).__name__}`, which no resume can repeat. Leave "
+            "`accelerator_config` at its defaults, and `train_sampling_strategy` at `random` or `sequential`."
+        )
 
 
 def any_process(flags: list[torch.Tensor], world_size: int) -> list[bool]:
