@@ -20,7 +20,13 @@ from .data.collate import MixupCollator, collate_images
 from .data.preflight import apply_quarantine, check_dataset, load_quarantine
 from .data.splits import split_validation
 from .data.synthetic import add_noise, apply_manifest, draw_noise, load_manifest, save_manifest
-from .data.transforms import TransformedDataset, UnreadableImageError, create_image_processor, create_transforms
+from .data.transforms import (
+    TransformedDataset,
+    UnreadableImageError,
+    create_image_processor,
+    create_strong_transform,
+    create_transforms,
+)
 from .export import ExportError, export_program, export_to_onnx
 from .hub import HubError, push_to_hub
 from .inference import NotAnImageError, Prediction, cam_examples, open_image, overlay, predict
@@ -70,6 +76,7 @@ __all__ = [
     "command_line",
     "compute_metrics",
     "create_image_processor",
+    "create_strong_transform",
     "create_transforms",
     "draw_noise",
     "export_audit",

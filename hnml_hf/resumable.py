@@ -212,6 +212,15 @@ class ResumableTrainer(Trainer):
             if os.path.isdir(best):
                 self.state.best_model_checkpoint = best
 
+    def store_flos(self):
+        """As in transformers, which adds up in single precision: the sum would depend on how often it was stored."""
+        flos = torch.tensor(self.current_flos, dtype=torch.float64)
+        if self.args.world_size > 1:
+            flos = flos.to(self.args.device)
+            torch.distributed.all_reduce(flos)
+        self.state.total_flos += flos.item()
+        self.current_flos = 0
+
     def log(self, logs, start_time=None):
         if "train_runtime" in logs:  # the summary: of the whole run, not of the part since it was resumed
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 0.001)

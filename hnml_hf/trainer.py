@@ -2,10 +2,12 @@
 
 import hashlib
 import inspect
+import json
 import os
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast, gather, gather_object, pad_across_processes
 from safetensors.torch import load_file, save_file
@@ -17,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .cost import CostMeter, peak_memory_mib
+from .gauge import UPDATE_EVERY, MemorizationGauge
 from .memory import create_memory
 from .meta import look_ahead, running_gradients
 from .monitor import NonFiniteError, StepMonitor, label_fit, non_finite_error
@@ -33,6 +36,7 @@ logger = logging.get_logger(__name__)
 TEACHER_FOLDER = "teacher"
 LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loaded at the end
 MEMORY_FILE = "target_memory.safetensors"
+GAUGE_FILE = "memorization_gauge.json"
 AUDIT_FOLDER = "_audit"
 STATISTICS_FILE = "sample_statistics.npy"
 VISITS_KEPT = 32  # steps whose predictions wait on the device before they enter the statistics
@@ -66,7 +70,7 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
             )
         objective = OBJECTIVES[args.objective]
         needs = [p.name for p in inspect.signature(objective).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        provided = ("wanted", "teacher", "generator", "remember")
+        provided = ("wanted", "teacher", "generator", "remember", "class_prior")
         options = {name: getattr(args, name) for name in needs if name not in provided}
         self.objective, self.provided = partial(objective, **options), [name for name in provided if name in needs]
         if train_dataset is not None:
@@ -92,6 +96,13 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
                 device=args.device,
                 folder=args.output_dir,
             )
+        self.gauge = None
+        if train_dataset is not None and args.objective == "hnml" and args.gauge_fraction > 0:
+            self.gauge = MemorizationGauge(fraction=args.gauge_fraction, seed=args.seed, samples=len(train_dataset))
+        self.class_prior = None
+        if train_dataset is not None:
+            shares = np.bincount(train_dataset.labels, minlength=self.model.config.num_labels) / len(train_dataset)
+            self.class_prior = torch.tensor(shares, dtype=torch.float32, device=args.device)
         self._teacher_looks = args.objective in TEACHER_OBJECTIVES and not from_memory
         self.statistics_path = os.path.join(args.output_dir, AUDIT_FOLDER, STATISTICS_FILE)
         self.statistics = None
@@ -138,17 +149,17 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
     # -- one training step --------------------------------------------------------------------------------------------
 
     def meta_strength(self) -> float:
-        """How much of the meta terms this step takes, in [0, 1]: 0 before `meta_start_step`, then a ramp.
+        """How much of the meta terms this step takes, in [0, 1]: 0 before `meta_start_step`, then a ramp, and never
+        more than the measured memorisation asks for.
 
-        It scales the look-ahead and the weights of both levels; 0 is plain cross-entropy. Override it to let measured
-        memorisation decide instead of a schedule.
+        It scales the look-ahead and the weights of both levels; 0 is plain cross-entropy.
         """
         total = max(self.state.max_steps, 1)
         start, ramp = (s if s >= 1 else s * total for s in (self.args.meta_start_step, self.args.meta_rampup_steps))
-        step = self.state.global_step
+        step, measured = self.state.global_step, 1.0 if self.gauge is None else self.gauge.strength
         if step < start:
             return 0.0
-        return sigmoid_rampup((step - start) / ramp) if ramp else 1.0
+        return measured * (sigmoid_rampup((step - start) / ramp) if ramp else 1.0)
 
     def term_weights(self) -> dict[str, float]:
         """Weight of each term of the loss in this step."""
@@ -157,6 +168,7 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
             "base": 1.0,
             "consistency": strength * self.args.consistency_weight,
             "mask_guided": strength * self.args.mask_weight,
+            "balance": strength * self.args.balance_weight,
         }
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -202,7 +214,11 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
             return super().compute_loss(model, inputs, return_outputs=return_outputs)
         weights = self.term_weights()
         step = partial(self._objective_step, inputs=inputs, wanted={name for name in weights if weights[name] > 0})
-        terms, monitors = model(pixel_values=inputs["pixel_values"], step=step)
+        view = inputs.get("strong_pixel_values", inputs["pixel_values"])  # the teacher sees the weak one
+        terms, monitors = model(pixel_values=view, step=step)
+        if self.gauge is not None:  # the mask-guided term has no use for the given labels
+            taught = (~self.gauge.held_out(inputs["index"])) / (1 - self.gauge.fraction)
+            terms |= {name: taught * terms[name] for name in ("base", "consistency") if name in terms}
         self._watch(terms, monitors, inputs)
         return sum(weights[name] * term.mean() for name, term in terms.items())
 
@@ -215,6 +231,7 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
             "teacher": teach if self._teacher_looks else None,
             "generator": batch_generator(self.args.seed, self.state.global_step, index),
             "remember": partial(self._remember, index),
+            "class_prior": self.class_prior,
         }
         return self.objective(student, labels, **{name: providers[name] for name in self.provided})
 
@@ -247,7 +264,8 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
         epoch = torch.full_like(index, int(self.state.epoch or 0))
         alone = torch.full_like(index, -1) if foreground_logits is None else foreground_logits.argmax(-1)
         step = torch.full_like(index, self.state.global_step)
-        self._visits.append((torch.stack([step, index, epoch, voted, alone], dim=-1), logits.float().softmax(-1)))
+        visits = torch.stack([step, index, epoch, voted, alone, (voted == inputs["labels"]).long()], dim=-1)
+        self._visits.append((visits, logits.float().softmax(-1)))
 
     def update_statistics(self):
         """Take the visits of the last steps, of all processes, into the statistics. All processes must call it."""
@@ -256,10 +274,14 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
         visits, self._visits = self._visits, []
         parts = [pad_across_processes(torch.cat(part), pad_index=-1) for part in zip(*visits, strict=True)]
         who, probabilities = (gather(part).cpu().numpy() for part in parts)
+        in_order = who[:, 0].argsort(kind="stable")  # of steps: which copy of a sample counts is then no matter of how
+        _, index, epoch, voted, alone, fitted = who[in_order].T  # many steps waited, so that a resumed run does alike
+        probabilities = probabilities[in_order]
+        if self.gauge is not None:
+            held_out = self.gauge.held_out(torch.from_numpy(index)).numpy()
+            self.gauge.count(held_out[index >= 0], fitted[index >= 0] == 1)
         if self.statistics is not None:
-            in_order = who[:, 0].argsort(kind="stable")  # of steps: which copy of a sample counts is then no matter of
-            _, index, epoch, voted, alone = who[in_order].T  # how many steps waited, so that a resumed run does alike
-            self.statistics.update(index, probabilities[in_order], epoch=epoch, voted=voted, foreground=alone)
+            self.statistics.update(index, probabilities, epoch=epoch, voted=voted, foreground=alone)
 
     def _get_grad_norm(self, model, grad_norm=None):
         """The parent has to go through all gradients anyway; the check for finite values takes the norm from here."""
@@ -292,6 +314,8 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if "loss" in logs:
             logs.update(self.monitor.averages())
+            if self.gauge is not None:
+                logs["memorized_share"], logs["strength"] = self.gauge.memorized_share(), self.gauge.strength
         if "train_runtime" in logs:  # the summary, which `train` also returns
             logs["cost_ce"] = round(self.cost_meter.cost, 3)
             logs["peak_memory_mib"] = round(peak_memory_mib(self.args.device), 1)
@@ -378,6 +402,9 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
                 self.teacher.module.save_pretrained(os.path.join(output_dir, TEACHER_FOLDER))
             if self.memory is not None:
                 save_file(self.memory.state_dict(), os.path.join(output_dir, MEMORY_FILE))
+            if self.gauge is not None:
+                with open(os.path.join(output_dir, GAUGE_FILE), "w", encoding="utf-8") as file:
+                    json.dump(self.gauge.state_dict(), file)
             if self.statistics is not None:
                 self.statistics.save(os.path.join(output_dir, STATISTICS_FILE))
         else:
@@ -388,6 +415,9 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_teacher_and_memory(resume_from_checkpoint)
+        if self.gauge is not None:
+            with open(os.path.join(resume_from_checkpoint, GAUGE_FILE), encoding="utf-8") as file:
+                self.gauge.load_state_dict(json.load(file))
         if self.statistics is not None:
             self.statistics.load(os.path.join(resume_from_checkpoint, STATISTICS_FILE))
 
@@ -441,6 +471,9 @@ class StepCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if len(self.trainer._visits) >= VISITS_KEPT:  # between steps, where a checkpoint would take them in too
             self.trainer.update_statistics()
+        if self.trainer.gauge is not None and state.global_step % UPDATE_EVERY == 0:
+            self.trainer.update_statistics()
+            self.trainer.gauge.update()
 
     def on_train_end(self, args, state, control, **kwargs):
         self.trainer.update_statistics()

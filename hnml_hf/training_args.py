@@ -71,6 +71,13 @@ class HNMLTrainingArguments(TrainingArguments):
     consistency_weight: float = field(
         default=1.0, metadata={"help": "Weight of the consistency with the teacher (ours)."}
     )
+    consistency_form: Literal["additive", "refurbished"] = field(
+        default="additive",
+        metadata={
+            "help": "`additive`: beside the loss on the given label. `refurbished`: in its place as far as the label "
+            "is estimated to be wrong; its weight is at most 1 (ours)."
+        },
+    )
     mask_weight: float = field(default=1.0, metadata={"help": "Weight of the mask-guided self-learning (ours)."})
     cam_weight: float = field(default=0.5, metadata={"help": "Weight of the map agreement within it (ours)."})
     background_weight: float = field(
@@ -81,6 +88,19 @@ class HNMLTrainingArguments(TrainingArguments):
     )
     mask_temperature: float = field(
         default=1.0, metadata={"help": "Below 1 the foreground's target is sharpened (ours)."}
+    )
+    balance_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the term by which a batch's predictions leave no class out (Tanaka et al., 2018)."
+        },
+    )
+    gauge_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the training labels that no loss sees: how well they are fitted beside the others tells "
+            "how much is memorised, and the meta terms are as strong as that. 0: always at full strength (ours)."
+        },
     )
     meta_start_step: float = field(
         default=0.0,
@@ -151,6 +171,7 @@ class HNMLTrainingArguments(TrainingArguments):
             ("perturb_ratio", 0, 1),
             ("cam_threshold", 0, 1),
             ("teacher_decay", 0, 1),
+            ("gauge_fraction", 0, 0.5),
         ):
             self._require(name, low <= getattr(self, name) <= high, f"between {low} and {high}")
         self._require("gce_q", self.gce_q > 0, "above 0")
@@ -163,6 +184,7 @@ class HNMLTrainingArguments(TrainingArguments):
             "mask_weight",
             "cam_weight",
             "background_weight",
+            "balance_weight",
             "meta_start_step",
             "meta_rampup_steps",
             "rank_sync_steps",

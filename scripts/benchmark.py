@@ -12,21 +12,19 @@ hardly depends on what else the machine does.
 
 import argparse
 import json
-import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import accelerate
+import benchmark_accuracy
 import benchmark_audit
-import timm
 import torch
 import transformers
 from accelerate import PartialState
+from provenance import provenance
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -139,47 +137,15 @@ class StepClock(TrainerCallback):
         )
 
 
-def provenance(args) -> dict:
+def origin(args) -> dict:
     """What a reader needs to judge a figure and to measure it again."""
-    root = Path(__file__).parents[1]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=False
-    )
+    names = ("batch_size", "memory_batch_size", "steps", "warmup", "rounds", "bf16", "channels_last", "compile")
     return {
         "command": f"python scripts/benchmark.py {shlex.join(sys.argv[1:])}",
-        "commit": commit.stdout.strip() + (" with changes" if changed.stdout.strip() else "") or "unknown",
-        "hardware": hardware(args.device),
-        "threads": torch.get_num_threads(),
+        **provenance(args.device, threads=torch.get_num_threads()),
         "processes": PartialState().num_processes,
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers, timm, accelerate)}
-        | {"python": platform.python_version()},
-        "settings": {
-            name: getattr(args, name)
-            for name in (
-                "batch_size",
-                "memory_batch_size",
-                "steps",
-                "warmup",
-                "rounds",
-                "bf16",
-                "channels_last",
-                "compile",
-            )
-        },
+        "settings": {name: getattr(args, name) for name in names},
     }
-
-
-def hardware(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    models = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return f"{models[0] if models else platform.processor() or platform.machine()} ({len(models) or '?'} cores)"
 
 
 def build_trainer(options: dict | None, pristine: TimmCAMForImageClassification, args) -> Trainer:
@@ -265,7 +231,7 @@ def peak_memory(trainer: Trainer, batch_size: int) -> int:
 def measure_cost(args) -> dict:
     names = args.cases or [name for name in CASES if args.all or name not in SLOW_CASES]
     names = ["ce", *(name for name in names if name != "ce" and not (args.compile and "second order" in name))]
-    origin, trainers = provenance(args), build_trainers(args, names)
+    source, trainers = origin(args), build_trainers(args, names)
     wall, processor, memory = ({name: [] for name in names} for _ in range(3))
     for turn in range(args.rounds):
         for name in names:
@@ -307,7 +273,7 @@ def measure_cost(args) -> dict:
                 "memory_mib": round(memory[name] / 2**20),
             }
         rows.append(row)
-    return {"what": "ratios to cross-entropy under the same trainer", **origin, "rows": rows}
+    return {"what": "ratios to cross-entropy under the same trainer", **source, "rows": rows}
 
 
 def flops_ratio(trainer: HNMLTrainer) -> float:
@@ -445,7 +411,7 @@ def add_profile(subparsers):
 
 # -- command line -----------------------------------------------------------------------------------------------------
 
-SUBCOMMANDS = [add_cost, add_profile, benchmark_audit.add_parser]
+SUBCOMMANDS = [add_cost, add_profile, benchmark_audit.add_parser, benchmark_accuracy.add_parser]
 
 
 def main(argv: list[str] | None = None):

@@ -149,7 +149,9 @@ def main():
                 else:
                     escaped[kind] += 1
                     if escaped[kind] == 1:
-                        print(f"{kind}: {str(error)[:300]}\n  {base64.b64encode(content[:600]).decode()}", flush=True)
+                        print(
+                            f"{kind}: {str(error)[:300]!a}\n  {base64.b64encode(content[:600]).decode()}", flush=True
+                        )
             finally:
                 path.write_bytes(contents[name])
             shutil.rmtree(Path(work, "cache"), ignore_errors=True)

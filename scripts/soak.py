@@ -126,7 +126,9 @@ def differences(one: Path, other: Path) -> list[str]:
         ]
         for run in (one, other)
     ]
-    return found + (["logged figures"] if histories[0] != histories[1] else [])
+    for one_entry, other_entry in zip(*histories, strict=False):
+        found += [f"logged {name}" for name in one_entry if one_entry[name] != other_entry.get(name)]
+    return found + (["number of log entries"] if len(histories[0]) != len(histories[1]) else [])
 
 
 def main():

@@ -17,6 +17,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 import transformers
 import yaml
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -39,6 +40,7 @@ from hnml_hf import (
     command_line,
     compute_metrics,
     create_image_processor,
+    create_strong_transform,
     create_transforms,
     draw_noise,
     load_manifest,
@@ -64,6 +66,9 @@ class ModelArguments:
         default=None, metadata={"help": "Side of the input in pixels; default: the backbone's."}
     )
     model_args: str = field(default="{}", metadata={"help": "Other arguments of `timm.create_model`, as JSON."})
+    channels_last: bool = field(
+        default=False, metadata={"help": "Keep images as (height, width, channels) in memory: faster convolutions."}
+    )
 
 
 @dataclass
@@ -111,6 +116,10 @@ class DataArguments:
         default=0.0,
         metadata={"help": "Share of the noisy training data to hold out, if the dataset has no validation."},
     )
+    eval_test: bool = field(
+        default=False,
+        metadata={"help": "Measure the test set at every evaluation too, for curves; it chooses nothing."},
+    )
     quarantine: str | None = field(
         default=None, metadata={"help": "List of bad rows from `scripts/audit_data.py`; they are left out."}
     )
@@ -128,6 +137,13 @@ class DataArguments:
         metadata={"help": "At the end score every training label and write a report, to `_audit/`."},
     )
     augmentation: str = field(default="standard", metadata={"help": "none, standard or randaugment."})
+    strong_view: bool = field(
+        default=False,
+        metadata={"help": "Change colours and erase a part of what the student sees; the teacher sees it without."},
+    )
+    cache_images: bool = field(
+        default=False, metadata={"help": "Keep what was read in memory, in each worker; for small images."}
+    )
     mixup_alpha: float = field(default=0.0, metadata={"help": "Mixup, for objective `ce`; 0 is off."})
     cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix, for objective `ce`; 0 is off."})
 
@@ -192,13 +208,14 @@ def load_data(data_args: DataArguments):
 
 
 def build_model(model_args: ModelArguments, id2label: dict[int, str]) -> TimmCAMForImageClassification:
-    return TimmCAMForImageClassification.from_timm(
+    model = TimmCAMForImageClassification.from_timm(
         model_args.backbone,
         id2label=id2label,
         pretrained=model_args.weights or model_args.pretrained,
         image_size=model_args.image_size,
         **json.loads(model_args.model_args),
     )
+    return model.to(memory_format=torch.channels_last) if model_args.channels_last else model
 
 
 def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[str, TransformedDataset]) -> dict:
@@ -312,15 +329,22 @@ def main(argv: list[str] | None = None):
     train_transform, eval_transform = create_transforms(
         model.config.pretrained_cfg, augmentation=data_args.augmentation
     )
-    train_set = TransformedDataset(data["train"], train_transform, seed=args.seed)
-    held_out = {split: TransformedDataset(data[split], eval_transform) for split in data if split != "train"}
+    strong = create_strong_transform(train_transform) if data_args.strong_view else None
+    kept = "tensors" if data_args.cache_images else None  # nothing is drawn in evaluation
+    kept_for_training = "images" if kept and (strong or train_transform is not eval_transform) else kept
+    train_set = TransformedDataset(
+        data["train"], train_transform, seed=args.seed, strong_transform=strong, cache=kept_for_training
+    )
+    held_out = {
+        split: TransformedDataset(rows, eval_transform, cache=kept) for split, rows in data.items() if split != "train"
+    }
 
     mix = {"mixup_alpha": data_args.mixup_alpha, "cutmix_alpha": data_args.cutmix_alpha}
     trainer = HNMLTrainer(
         model=model,
         args=args,
         train_dataset=train_set,
-        eval_dataset=held_out.get("validation", held_out.get("test")),
+        eval_dataset=held_out if data_args.eval_test else held_out.get("validation", held_out.get("test")),
         data_collator=MixupCollator(len(names), seed=args.seed, **mix) if any(mix.values()) else collate_images,
         compute_metrics=compute_metrics,
         processing_class=create_image_processor(model.config.pretrained_cfg),
@@ -331,7 +355,13 @@ def main(argv: list[str] | None = None):
         print(interrupted, file=sys.stderr)
         raise SystemExit(EXIT_CODE) from interrupted
     trainer.save_model(_internal_call=True)  # without a push; that comes last, with results and card
-    metrics = {"objective": args.objective, "seed": args.seed, **result.metrics}
+    metrics = {
+        "dataset": Path(data_args.dataset).name,
+        "objective": args.objective,
+        "seed": args.seed,
+        "evaluated": "teacher" if args.eval_teacher else "student",
+        **result.metrics,
+    }
     metrics.update(measure(trainer, TransformedDataset(data["train"], eval_transform), held_out))
     if trainer.is_world_process_zero():
         trainer.save_metrics("all", metrics, combined=False)

@@ -20,6 +20,7 @@ ALLOWED = {
     "metrics": set(),
     "memory": set(),
     "monitor": set(),
+    "gauge": set(),
     "sample_statistics": set(),
     "sync": set(),
     "backbones": set(),
@@ -41,6 +42,7 @@ ALLOWED = {
     "data.preflight": {"data.schema"},
     "data.synthetic": {"data.schema", "noise"},
     "trainer": {
+        "gauge",
         "monitor",
         "objectives",
         "memory",

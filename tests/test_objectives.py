@@ -13,7 +13,7 @@ from hnml_hf.objectives.cross_entropy import cross_entropy
 from hnml_hf.objectives.elr import early_learning_regularizer
 from hnml_hf.objectives.gce import generalized_cross_entropy
 from hnml_hf.objectives.hnml import mask_guided_loss
-from hnml_hf.objectives.mean_teacher import consistency_loss
+from hnml_hf.objectives.mean_teacher import balance_loss, consistency_loss, label_trust, refurbishment
 
 
 # p = (3/4, 1/4) everywhere below
@@ -53,6 +53,36 @@ def test_elr_objective_asks_for_targets_with_probabilities_and_adds_the_regulari
     terms, _ = OBJECTIVES["elr"](student_of(LOGITS), torch.tensor([1]), remember=remember, elr_weight=2.0)
     assert_close(asked[0], torch.tensor([[0.75, 0.25]]))
     assert_close(terms["base"], torch.tensor([math.log(4) - 2 * math.log(4)]))
+
+
+def test_label_trust_by_hand():
+    """q = (0.6, 0.3, 0.1): the likeliest class has 0.6 / (0.6 + 0.3), the second 0.3 / 0.9, the last 0.1 / 0.7."""
+    q = torch.tensor([[0.6, 0.3, 0.1]]).expand(3, 3)
+    assert_close(label_trust(q, torch.tensor([0, 1, 2])), torch.tensor([2 / 3, 1 / 3, 1 / 7]))
+    sure = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert_close(label_trust(sure, torch.tensor([0, 1])), torch.tensor([1.0, 0.0]))
+
+
+@given(st.floats(0, 1))
+def test_refurbishment_leads_from_given_to_refurbished_labels(weight):
+    """CE(y) + s (1 - w) (KL(q||p) - CE(y)) has the gradient of the cross-entropy of y mixed with q by s (1 - w)."""
+    q, labels, trust = torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([0]), torch.tensor([0.4])
+    logits = torch.tensor([[0.3, -0.2, 1.0]], requires_grad=True)
+    base = cross_entropy(logits, labels)
+    loss = base + weight * refurbishment(base, consistency_loss(logits, q), trust)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    share = weight * (1 - trust[:, None])
+    target = (1 - share) * F.one_hot(labels, 3) + share * q
+    assert_close(gradient, logits.softmax(-1) - target, atol=1e-6, rtol=1e-5)
+
+
+def test_balance_by_hand():
+    """Mean of (3/4, 1/4) and (1/4, 3/4) is uniform; against pi = (1/4, 3/4): 1/4 ln(1/2) + 3/4 ln(3/2)."""
+    logits = torch.cat([LOGITS, LOGITS.flip(-1)])
+    assert_close(balance_loss(logits, torch.tensor([0.5, 0.5])), torch.zeros(2), atol=1e-6, rtol=0)
+    expected = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    assert_close(balance_loss(logits, torch.tensor([0.25, 0.75])), torch.full((2,), expected))
+    assert balance_loss(torch.tensor([[200.0, 0.0]]), torch.tensor([0.5, 0.5])).isfinite().all()
 
 
 def test_consistency_by_hand():

@@ -8,7 +8,14 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 from torch.testing import assert_close
 
-from hnml_hf import MixupCollator, TransformedDataset, UnreadableImageError, collate_images, create_transforms
+from hnml_hf import (
+    MixupCollator,
+    TransformedDataset,
+    UnreadableImageError,
+    collate_images,
+    create_strong_transform,
+    create_transforms,
+)
 from hnml_hf.data.transforms import create_image_processor, preserved_generators, seed_generators
 
 
@@ -140,3 +147,60 @@ def test_a_bad_image_stops_the_run_and_names_itself(tiny_dataset, tmp_path):
 def test_unknown_augmentation():
     with pytest.raises(ValueError, match="none, standard, randaugment"):
         create_transforms(SMALL, augmentation="wild")
+
+
+@pytest.mark.parametrize("augmentation", ["none", "standard"])
+def test_strong_view_moves_nothing(augmentation):
+    """A square of one colour on another: whatever becomes of the two colours, it stays where it is."""
+    pixels = np.full((32, 32, 3), (200, 120, 60), np.uint8)
+    pixels[5:20, 9:30] = (40, 90, 230)
+    columns = {"image": [PILImage.fromarray(pixels)] * 100, "label": [0] * 100, "clean_label": [0] * 100}
+    dataset = Dataset.from_dict({**columns, "index": range(100)}).cast_column("image", Image())
+    weak, _ = create_transforms(SMALL, augmentation=augmentation)
+    transformed = TransformedDataset(dataset, weak, strong_transform=create_strong_transform(weak))
+    compared = 0
+    for sample in transformed.__getitems__(list(range(100))):
+        square, strong = sample["pixel_values"][2] > 0.5, sample["strong_pixel_values"]
+        padding = (sample["pixel_values"] < -1.2).all(0)
+        left = ~padding & ~(strong == 0).all(0)  # an erased part is the mean colour
+        colours = strong[:, left]
+        if colours.std(-1).max() > 0.05:
+            pairs = torch.cat([square[left].float()[None], colours])
+            assert torch.corrcoef(pairs)[0, 1:].nan_to_num().abs().max() > 0.6
+            compared += not torch.equal(strong, sample["pixel_values"])
+    assert compared > 50
+
+
+def test_randaugment_never_asks_for_no_bits(tiny_dataset, monkeypatch):
+    """At timm's full magnitude `PosterizeIncreasing` keeps 0 bits, and Pillow raises."""
+    monkeypatch.setattr(random, "gauss", lambda mean, _: mean + 5)
+    training, _ = create_transforms(SMALL, augmentation="randaugment")
+    strong = create_strong_transform(create_transforms(SMALL)[0])
+    transformed = TransformedDataset(tiny_dataset, training, strong_transform=strong)
+    for epoch in range(20):
+        transformed.set_epoch(epoch)
+        transformed.__getitems__(list(range(len(tiny_dataset))))
+
+
+@pytest.mark.parametrize("cache", ["images", "tensors"])
+def test_what_is_cached_is_the_same_and_decoded_once(cache, tiny_dataset, monkeypatch):
+    training, evaluation = create_transforms(SMALL, augmentation="standard")
+    transform = training if cache == "images" else evaluation
+    plain, cached = (TransformedDataset(tiny_dataset, transform, cache=kept) for kept in (None, cache))
+    decoded = []
+    decode = cached._decode
+    monkeypatch.setattr(cached, "_decode", lambda rows: decoded.extend(rows) or decode(rows))
+    for rows in ([3, 1, 3], [1, 2]):
+        for one, other in zip(plain.__getitems__(rows), cached.__getitems__(rows), strict=True):
+            assert torch.equal(one.pop("pixel_values"), other.pop("pixel_values")) and one == other
+    assert sorted(set(decoded)) == [1, 2, 3] and decoded.count(1) == 1
+
+
+def test_cached_images_are_augmented_anew(tiny_dataset):
+    training, _ = create_transforms(SMALL, augmentation="standard")
+    cached = TransformedDataset(tiny_dataset, training, cache="images")
+    first = cached[0]["pixel_values"]
+    cached.set_epoch(1)
+    assert not torch.equal(cached[0]["pixel_values"], first)
+    with pytest.raises(ValueError, match="neither"):
+        TransformedDataset(tiny_dataset, training, cache="disk")

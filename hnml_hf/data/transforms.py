@@ -10,6 +10,8 @@ import PIL.Image
 import timm.data
 import torch
 from datasets import Dataset, Image
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import MaybeToTensor
 from torchvision import transforms
 from transformers import CLIPImageProcessor
 
@@ -17,12 +19,26 @@ from transformers import CLIPImageProcessor
 SMALL_IMAGE = 64  # pixels; below, the field shifts images by a few pixels instead of cutting out a part of random size
 
 AUGMENTATIONS = ("none", "standard", "randaugment")
+# the strength varies below 9 of 10 only: at 10 timm keeps no bit of a posterized image, which Pillow refuses
+RANDAUGMENT = "rand-m9-mmax9-mstd0.5-inc1"
+IMMOBILE_OPERATIONS = [
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "PosterizeIncreasing",
+    "SolarizeIncreasing",
+    "SolarizeAdd",
+    "ColorIncreasing",
+    "ContrastIncreasing",
+    "BrightnessIncreasing",
+    "SharpnessIncreasing",
+]
 
 
 def seed_generators(*key: int):
     """Let the global random generators (Python, NumPy, torch on the CPU) follow from `key` alone.
 
-    The transforms of timm and torchvision draw from the global generators. Seeding them by (seed, epoch, sample, view)
+    The transforms of timm and torchvision draw from the global generators. Seeding them by (seed, epoch, sample)
     makes a sample's augmentation the same whatever the number of workers or processes and wherever a run was resumed.
     """
     digest = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
@@ -67,19 +83,39 @@ def create_transforms(pretrained_cfg: dict, *, augmentation: str = "standard") -
     evaluation = timm.data.create_transform(**shared, crop_pct=config["crop_pct"], is_training=False)
     if augmentation == "none":
         return evaluation, evaluation
-    strong = augmentation == "randaugment"
+    randaugment = augmentation == "randaugment"
     training = timm.data.create_transform(
         **shared,
         is_training=True,
         color_jitter=None,
-        auto_augment="rand-m9-mstd0.5-inc1" if strong else None,
-        re_prob=0.25 if strong else 0.0,
+        auto_augment=RANDAUGMENT if randaugment else None,
+        re_prob=0.25 if randaugment else 0.0,
     )
     size = config["input_size"][-1]
     if size <= SMALL_IMAGE:
         crop = transforms.Compose([transforms.Resize((size, size)), transforms.RandomCrop(size, padding=size // 8)])
         training.transforms[0] = crop
     return training, evaluation
+
+
+def create_strong_transform(weak: Callable) -> Callable:
+    """`weak`, then changes of colour, contrast and sharpness by RandAugment, then an erased rectangle (Cubuk et al.,
+    CVPRW 2020; Zhong et al., AAAI 2020).
+
+    Nothing is moved: drawn from the same seed, every pixel shows the same place as in the weak view, so that a map of
+    the one marks the other.
+
+    Args:
+        weak (`Callable`): a training transform of [`create_transforms`].
+    """
+    operations = timm.data.auto_augment.rand_augment_ops(
+        magnitude=9, hparams={"magnitude_std": 0.5, "magnitude_max": 9}, transforms=IMMOBILE_OPERATIONS
+    )
+    steps = list(weak.transforms)
+    to_tensor = next(i for i, step in enumerate(steps) if isinstance(step, (MaybeToTensor, transforms.ToTensor)))
+    colours = timm.data.auto_augment.RandAugment(operations, num_layers=2)
+    erasing = RandomErasing(probability=0.5, mode="const", device="cpu")
+    return transforms.Compose([*steps[:to_tensor], colours, *steps[to_tensor:], erasing])
 
 
 def create_image_processor(pretrained_cfg: dict) -> CLIPImageProcessor:
@@ -110,7 +146,11 @@ class TransformedDataset(torch.utils.data.Dataset):
         dataset (`datasets.Dataset`): columns `image`, `label`, `clean_label`, `index`.
         transform (`Callable`): from an RGB image to a tensor.
         seed (`int`): of the augmentation, together with epoch, sample id and view.
-        strong_transform (`Callable`, *optional*): gives a second view, `strong_pixel_values`.
+        strong_transform (`Callable`, *optional*): gives a second view, `strong_pixel_values`. Both views draw from the
+            same seed, so that transforms that start alike cut out the same part of the image.
+        cache (`"images"` or `"tensors"`, *optional*): keep what was read in memory, in each worker: decoded images, at
+            three bytes a pixel, or, of transforms that draw nothing, their results, at twelve. For small images, whose
+            preparation costs as much as a step of a small network.
 
     A sample is a `dict` with `pixel_values`, `labels`, `clean_labels` and `index`. `labels`, `clean_labels` and
     `index` are also there as arrays of all rows.
@@ -126,6 +166,7 @@ class TransformedDataset(torch.utils.data.Dataset):
         *,
         seed: int = 0,
         strong_transform: Callable[[PIL.Image.Image], torch.Tensor] | None = None,
+        cache: str | None = None,
     ):
         missing = {"image", "label", "clean_label", "index"} - set(dataset.column_names)
         if missing:
@@ -144,6 +185,10 @@ class TransformedDataset(torch.utils.data.Dataset):
             columns["clean_label"][:],
             columns["index"][:],
         )
+        if cache not in (None, "images", "tensors"):
+            raise ValueError(f"`cache={cache!r}` is neither `images` nor `tensors`.")
+        self._decoded: dict[int, PIL.Image.Image] | None = {} if cache == "images" else None
+        self._prepared: dict[int, dict] | None = {} if cache == "tensors" else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers must see it change
 
     def set_epoch(self, epoch: int):
@@ -157,6 +202,27 @@ class TransformedDataset(torch.utils.data.Dataset):
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[int]) -> list[dict]:
+        if self._prepared is None:
+            return self._samples(rows)
+        missing = [row for row in rows if row not in self._prepared]
+        if missing:
+            self._prepared.update(zip(missing, self._samples(missing), strict=True))
+        return [dict(self._prepared[row]) for row in rows]
+
+    def _samples(self, rows: list[int]) -> list[dict]:
+        images = self._images(rows)
+        with preserved_generators():
+            return [self._sample(row, image) for row, image in zip(rows, images, strict=True)]
+
+    def _images(self, rows: list[int]) -> list[PIL.Image.Image]:
+        if self._decoded is not None:
+            missing = [row for row in rows if row not in self._decoded]
+            if missing:
+                self._decoded.update(zip(missing, self._decode(missing), strict=True))
+            return [self._decoded[row] for row in rows]
+        return self._decode(rows)
+
+    def _decode(self, rows: list[int]) -> list[PIL.Image.Image]:
         try:
             images = self.dataset[rows]["image"]
         except UNREADABLE as error:
@@ -165,8 +231,7 @@ class TransformedDataset(torch.utils.data.Dataset):
                 "scripts/audit_data.py --dataset ... --quarantine_output quarantine.jsonl` and leave them out with "
                 "`--quarantine quarantine.jsonl`."
             ) from error
-        with preserved_generators():
-            return [self._sample(row, image) for row, image in zip(rows, images, strict=True)]
+        return [image if image.mode == "RGB" else image.convert("RGB") for image in images]
 
     def _first_unreadable(self, rows: list[int]) -> str:
         for row in rows:
@@ -183,8 +248,7 @@ class TransformedDataset(torch.utils.data.Dataset):
             "labels": int(self.labels[row]),
             "clean_labels": int(self.clean_labels[row]),
         }
-        image, epoch = image if image.mode == "RGB" else image.convert("RGB"), int(self._epoch)
-        for view, (name, transform) in enumerate(self.views.items()):
-            seed_generators(self.seed, epoch, sample["index"], view)
+        for name, transform in self.views.items():
+            seed_generators(self.seed, int(self._epoch), sample["index"])
             sample[name] = transform(image)
         return sample

@@ -9,7 +9,7 @@ import torch
 from ..cam import foreground_mask, normalize_cams
 from ..noise import neighbor_labels
 from .cross_entropy import cross_entropy
-from .mean_teacher import consistency_loss, own_evidence, teacher_evidence
+from .mean_teacher import balance_loss, consistency_loss, label_trust, own_evidence, refurbishment, teacher_evidence
 from .mlnt import VirtualPredictions, first_pass, virtual_predictions
 
 
@@ -63,6 +63,7 @@ def hnml(
     wanted,
     teacher,
     generator,
+    class_prior,
     inner_direction: str,
     meta_scope: str,
     second_order: bool,
@@ -71,6 +72,7 @@ def hnml(
     perturb_ratio: float,
     num_neighbors: int,
     inner_consistency_weight: float,
+    consistency_form: str,
     cam_weight: float,
     background_weight: float,
     cam_threshold: float,
@@ -136,7 +138,14 @@ def hnml(
 
     terms = {"base": cross_entropy(output.logits, labels)}
     if "consistency" in wanted:
-        terms["consistency"] = consistency_loss(virtual.logits, probabilities).mean(0)
+        consistencies = consistency_loss(virtual.logits, probabilities).mean(0)
+        if consistency_form == "refurbished":
+            trust = label_trust(probabilities, labels)
+            monitors["trust"] = trust.mean()
+            consistencies = refurbishment(terms["base"], consistencies, trust)
+        terms["consistency"] = consistencies
+    if "balance" in wanted:
+        terms["balance"] = balance_loss(output.logits, class_prior)
     if "mask_guided" in wanted:
         monitors["foreground_logits"] = virtual.region_logits[0, 0].detach()
         terms["mask_guided"] = mask_guided_loss(
