@@ -60,6 +60,7 @@ ALLOWED = {
     "inference": {"cam", "data.transforms"},
     "export": {"cam"},
     "cost": set(),
+    "probe": {"data.collate"},
     "report": set(),
     "audit": {"cam", "report", "sample_statistics"},
 }
