@@ -71,7 +71,7 @@ def fit_linear_probe(
     strengths: Iterable[float] = STRENGTHS,
     max_iter: int = 1000,
 ) -> LinearProbe:
-    """Multinomial logistic regression on standardised features; C is chosen on held-out labels, as noisy as the others.
+    """Logistic regression on standardised features; C is chosen on held-out labels, as noisy as the others.
 
     min_{W, b}  C sum_i CE(W (h_i - mu) / sigma + b, y_i) + |W|^2 / 2
 
@@ -119,7 +119,7 @@ def set_head(classifiers: Sequence[torch.nn.Module], probe: LinearProbe):
     """Put a probe into the last linear layer of a model, so that it is an ordinary classifier.
 
     Args:
-        classifiers (`Sequence[torch.nn.Module]`): `model.classifiers`; all get the same weights, as timm averages them.
+        classifiers (`Sequence[torch.nn.Module]`): `model.classifiers`; all get the same weights (timm averages them).
         probe (`LinearProbe`): of the features that this layer sees.
 
     Raises:

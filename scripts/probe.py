@@ -4,8 +4,8 @@
         --validation_fraction 0.1 --output_dir outputs/probe
     python scripts/probe.py --recipe imagenette_noisy --output_dir outputs/probe
 
-Takes the options and recipes of scripts/train.py; those of training have no effect. Writes the same kind of folder with
-the same `all_results.json`. Do this before training a pretrained backbone: where it is as good, training is not needed.
+Takes the options and recipes of scripts/train.py; those of training have no effect. Writes a model folder and
+`all_results.json` as training does. Do this before you train a pretrained backbone: where it is as good, stop here.
 """
 
 import logging
