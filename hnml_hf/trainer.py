@@ -9,6 +9,7 @@ import tempfile
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast, gather, pad_across_processes
 from huggingface_hub import HfApi
@@ -73,7 +74,7 @@ class HNMLTrainer(Trainer):
             )
         objective = OBJECTIVES[args.objective]
         needs = [p.name for p in inspect.signature(objective).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        provided = ("wanted", "teacher", "generator", "remember")
+        provided = ("wanted", "teacher", "generator", "remember", "class_prior")
         options = {name: getattr(args, name) for name in needs if name not in provided}
         self.objective, self.provided = partial(objective, **options), [name for name in provided if name in needs]
         if train_dataset is not None:
@@ -102,6 +103,10 @@ class HNMLTrainer(Trainer):
         self.gauge = None
         if train_dataset is not None and args.objective == "hnml" and args.gauge_fraction > 0:
             self.gauge = MemorizationGauge(fraction=args.gauge_fraction, seed=args.seed, samples=len(train_dataset))
+        self.class_prior = None
+        if train_dataset is not None:
+            shares = np.bincount(train_dataset.labels, minlength=self.model.config.num_labels) / len(train_dataset)
+            self.class_prior = torch.tensor(shares, dtype=torch.float32, device=args.device)
         self._teacher_looks = args.objective in TEACHER_OBJECTIVES and not from_memory
         self.statistics_path = os.path.join(args.output_dir, AUDIT_FOLDER, STATISTICS_FILE)
         self.statistics = None
@@ -167,6 +172,7 @@ class HNMLTrainer(Trainer):
             "base": 1.0,
             "consistency": strength * self.args.consistency_weight,
             "mask_guided": strength * self.args.mask_weight,
+            "balance": strength * self.args.balance_weight,
         }
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -229,6 +235,7 @@ class HNMLTrainer(Trainer):
             "teacher": teach if self._teacher_looks else None,
             "generator": batch_generator(self.args.seed, self.state.global_step, index),
             "remember": partial(self._remember, index),
+            "class_prior": self.class_prior,
         }
         return self.objective(student, labels, **{name: providers[name] for name in self.provided})
 

@@ -89,6 +89,12 @@ class HNMLTrainingArguments(TrainingArguments):
     mask_temperature: float = field(
         default=1.0, metadata={"help": "Below 1 the foreground's target is sharpened (ours)."}
     )
+    balance_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the term by which a batch's predictions leave no class out (Tanaka et al., 2018)."
+        },
+    )
     gauge_fraction: float = field(
         default=0.0,
         metadata={
@@ -178,6 +184,7 @@ class HNMLTrainingArguments(TrainingArguments):
             "mask_weight",
             "cam_weight",
             "background_weight",
+            "balance_weight",
             "meta_start_step",
             "meta_rampup_steps",
             "rank_sync_steps",

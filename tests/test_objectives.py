@@ -13,7 +13,7 @@ from hnml_hf.objectives.cross_entropy import cross_entropy
 from hnml_hf.objectives.elr import early_learning_regularizer
 from hnml_hf.objectives.gce import generalized_cross_entropy
 from hnml_hf.objectives.hnml import mask_guided_loss
-from hnml_hf.objectives.mean_teacher import consistency_loss, label_trust, refurbishment
+from hnml_hf.objectives.mean_teacher import balance_loss, consistency_loss, label_trust, refurbishment
 
 
 # p = (3/4, 1/4) everywhere below
@@ -74,6 +74,15 @@ def test_refurbishment_leads_from_given_to_refurbished_labels(weight):
     share = weight * (1 - trust[:, None])
     target = (1 - share) * F.one_hot(labels, 3) + share * q
     assert_close(gradient, logits.softmax(-1) - target, atol=1e-6, rtol=1e-5)
+
+
+def test_balance_by_hand():
+    """Mean of (3/4, 1/4) and (1/4, 3/4) is uniform; against pi = (1/4, 3/4): 1/4 ln(1/2) + 3/4 ln(3/2)."""
+    logits = torch.cat([LOGITS, LOGITS.flip(-1)])
+    assert_close(balance_loss(logits, torch.tensor([0.5, 0.5])), torch.zeros(2), atol=1e-6, rtol=0)
+    expected = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    assert_close(balance_loss(logits, torch.tensor([0.25, 0.75])), torch.full((2,), expected))
+    assert balance_loss(torch.tensor([[200.0, 0.0]]), torch.tensor([0.5, 0.5])).isfinite().all()
 
 
 def test_consistency_by_hand():

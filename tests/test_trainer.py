@@ -135,6 +135,21 @@ def test_without_meta_terms_it_is_the_plain_trainer(form, tiny_dataset, tmp_path
     assert_close(logged(plain, "loss"), logged(trainer, "loss"), rtol=1e-6, atol=0)  # another order of summation
 
 
+def test_balance_is_a_term_of_its_own(tiny_dataset, tmp_path):
+    """It starts from the shares of the given labels, and 0 leaves it out."""
+    trainer = build_trainer(tmp_path, tiny_dataset, objective="hnml", balance_weight=2.0, max_steps=1)
+    counts = torch.bincount(torch.tensor(tiny_dataset["label"]), minlength=3)
+    assert_close(trainer.class_prior, counts / counts.sum())
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    others = entry["base"] + entry["consistency"] + entry["mask_guided"]
+    assert_close(entry["loss"], others + 2 * entry["balance"], atol=3e-3, rtol=0)
+    assert entry["balance"] > 0
+    without = build_trainer(tmp_path, tiny_dataset, objective="hnml", max_steps=1)
+    without.train()
+    assert not logged(without, "balance")
+
+
 def test_look_ahead_by_hand(tiny_dataset, tmp_path):
     """Three steps of v <- 0.9 v + g(theta - alpha v), theta <- theta - lr v, written out, on the same batches."""
     options = {"consistency_weight": 0, "mask_weight": 0, "meta_lr": 0.5, "lr_scheduler_type": "constant"}

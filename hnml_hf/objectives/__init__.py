@@ -3,13 +3,14 @@
 An objective is a function `objective(student, labels, *, ...) -> (terms, monitors)`:
 
 * `student` is the batch as the network sees it; `student()` gives its output. See [`~hnml_hf.modeling.BatchView`].
-* `terms` maps `base`, `consistency`, `mask_guided` to per-example losses of shape `(b,)`. The trainer alone averages
-  and weighs them.
+* `terms` maps `base`, `consistency`, `mask_guided`, `balance` to per-example losses of shape `(b,)`. The trainer alone
+  averages and weighs them.
 * `monitors` maps names to tensors for the log; `logits` of shape `(b, k)` is always among them.
 * Keyword-only arguments are filled by name. `wanted` is the set of terms with a weight above zero in this step,
   `teacher()` gives the teacher's output with its class activation maps (`teacher` is None without such a pass),
-  `remember(probabilities)` gives each example's running average, `generator` is the source of randomness. All others
-  are fields of [`HNMLTrainingArguments`] of the same name.
+  `remember(probabilities)` gives each example's running average, `generator` is the source of randomness,
+  `class_prior` holds the classes' shares among the given labels. All others are fields of [`HNMLTrainingArguments`]
+  of the same name.
 
 To add one, write a file and name it in `OBJECTIVES`.
 """

@@ -9,7 +9,7 @@ import torch
 from ..cam import foreground_mask, normalize_cams
 from ..noise import neighbor_labels
 from .cross_entropy import cross_entropy
-from .mean_teacher import consistency_loss, label_trust, own_evidence, refurbishment, teacher_evidence
+from .mean_teacher import balance_loss, consistency_loss, label_trust, own_evidence, refurbishment, teacher_evidence
 from .mlnt import VirtualPredictions, first_pass, virtual_predictions
 
 
@@ -63,6 +63,7 @@ def hnml(
     wanted,
     teacher,
     generator,
+    class_prior,
     inner_direction: str,
     meta_scope: str,
     second_order: bool,
@@ -143,6 +144,8 @@ def hnml(
             monitors["trust"] = trust.mean()
             consistencies = refurbishment(terms["base"], consistencies, trust)
         terms["consistency"] = consistencies
+    if "balance" in wanted:
+        terms["balance"] = balance_loss(output.logits, class_prior)
     if "mask_guided" in wanted:
         monitors["foreground_logits"] = virtual.region_logits[0, 0].detach()
         terms["mask_guided"] = mask_guided_loss(

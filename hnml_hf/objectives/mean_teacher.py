@@ -86,6 +86,24 @@ def refurbishment(cross_entropies: torch.Tensor, consistencies: torch.Tensor, tr
     return (1 - trust) * (consistencies - cross_entropies)
 
 
+def balance_loss(logits: torch.Tensor, class_prior: torch.Tensor) -> torch.Tensor:
+    """KL(pi || mean of p over the batch): predictions as a whole must not leave a class out (Tanaka et al., CVPR 2018,
+    Eq. 7, with the classes' shares among the given labels for pi).
+
+    It is one number of a whole batch, so that accumulated small batches are not one large one.
+
+    Args:
+        logits (`torch.Tensor` of shape `(b, k)`): the student's.
+        class_prior (`torch.Tensor` of shape `(k,)`): pi, sums to 1.
+
+    Returns:
+        `torch.Tensor` of shape `(b,)`, the same number for each example, at least 0.
+    """
+    mean = logits.float().softmax(-1).mean(0).clamp_min(1e-6)
+    divergence = -(class_prior * mean.log()).sum() - torch.special.entr(class_prior).sum()
+    return divergence.expand(len(logits))
+
+
 def sigmoid_rampup(progress: float) -> float:
     """exp(-5 (1 - u)^2) for progress u, clipped to [0, 1] (Laine & Aila, ICLR 2017; used by MLNT)."""
     return math.exp(-5 * (1 - min(max(progress, 0.0), 1.0)) ** 2)
