@@ -1,4 +1,4 @@
-"""The baseline for a pretrained backbone: a linear classifier on its frozen features, chosen on held-out noisy labels.
+"""Fit a linear classifier on the frozen features of a pretrained backbone: the baseline.
 
     python scripts/probe.py --dataset imagefolder --data_dir photos --backbone resnet50 --pretrained true \
         --validation_fraction 0.1 --output_dir outputs/probe

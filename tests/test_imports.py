@@ -61,6 +61,7 @@ ALLOWED = {
     "export": {"cam"},
     "cost": set(),
     "probe": {"data.collate"},
+    "__main__": set(),
     "report": set(),
     "audit": {"cam", "report", "sample_statistics"},
 }
