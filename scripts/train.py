@@ -142,7 +142,7 @@ class DataArguments:
         metadata={"help": "Change colours and erase a part of what the student sees; the teacher sees it without."},
     )
     cache_images: bool = field(
-        default=False, metadata={"help": "Keep decoded images in memory, in each worker; for small images."}
+        default=False, metadata={"help": "Keep what was read in memory, in each worker; for small images."}
     )
     mixup_alpha: float = field(default=0.0, metadata={"help": "Mixup, for objective `ce`; 0 is off."})
     cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix, for objective `ce`; 0 is off."})
@@ -343,10 +343,15 @@ def main(argv: list[str] | None = None):
     train_transform, eval_transform = create_transforms(
         model.config.pretrained_cfg, augmentation=data_args.augmentation
     )
-    cache = {"cache_images": data_args.cache_images}
     strong = create_strong_transform(train_transform) if data_args.strong_view else None
-    train_set = TransformedDataset(data["train"], train_transform, seed=args.seed, strong_transform=strong, **cache)
-    held_out = {split: TransformedDataset(data[split], eval_transform, **cache) for split in data if split != "train"}
+    kept = "tensors" if data_args.cache_images else None  # nothing is drawn in evaluation
+    kept_for_training = "images" if kept and (strong or train_transform is not eval_transform) else kept
+    train_set = TransformedDataset(
+        data["train"], train_transform, seed=args.seed, strong_transform=strong, cache=kept_for_training
+    )
+    held_out = {
+        split: TransformedDataset(rows, eval_transform, cache=kept) for split, rows in data.items() if split != "train"
+    }
 
     mix = {"mixup_alpha": data_args.mixup_alpha, "cutmix_alpha": data_args.cutmix_alpha}
     trainer = HNMLTrainer(

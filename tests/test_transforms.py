@@ -182,13 +182,25 @@ def test_randaugment_never_asks_for_no_bits(tiny_dataset, monkeypatch):
         transformed.__getitems__(list(range(len(tiny_dataset))))
 
 
-def test_cached_images_are_the_same_and_decoded_once(tiny_dataset, monkeypatch):
-    training, _ = create_transforms(SMALL, augmentation="standard")
-    plain, cached = (TransformedDataset(tiny_dataset, training, cache_images=cache) for cache in (False, True))
+@pytest.mark.parametrize("cache", ["images", "tensors"])
+def test_what_is_cached_is_the_same_and_decoded_once(cache, tiny_dataset, monkeypatch):
+    training, evaluation = create_transforms(SMALL, augmentation="standard")
+    transform = training if cache == "images" else evaluation
+    plain, cached = (TransformedDataset(tiny_dataset, transform, cache=kept) for kept in (None, cache))
     decoded = []
     decode = cached._decode
     monkeypatch.setattr(cached, "_decode", lambda rows: decoded.extend(rows) or decode(rows))
     for rows in ([3, 1, 3], [1, 2]):
         for one, other in zip(plain.__getitems__(rows), cached.__getitems__(rows), strict=True):
-            assert torch.equal(one["pixel_values"], other["pixel_values"])
+            assert torch.equal(one.pop("pixel_values"), other.pop("pixel_values")) and one == other
     assert sorted(set(decoded)) == [1, 2, 3] and decoded.count(1) == 1
+
+
+def test_cached_images_are_augmented_anew(tiny_dataset):
+    training, _ = create_transforms(SMALL, augmentation="standard")
+    cached = TransformedDataset(tiny_dataset, training, cache="images")
+    first = cached[0]["pixel_values"]
+    cached.set_epoch(1)
+    assert not torch.equal(cached[0]["pixel_values"], first)
+    with pytest.raises(ValueError, match="neither"):
+        TransformedDataset(tiny_dataset, training, cache="disk")

@@ -148,8 +148,9 @@ class TransformedDataset(torch.utils.data.Dataset):
         seed (`int`): of the augmentation, together with epoch, sample id and view.
         strong_transform (`Callable`, *optional*): gives a second view, `strong_pixel_values`. Both views draw from the
             same seed, so that transforms that start alike cut out the same part of the image.
-        cache_images (`bool`): keep decoded images in memory, three bytes a pixel, in each worker. For small images,
-            whose decoding costs as much as a step of a small network.
+        cache (`"images"` or `"tensors"`, *optional*): keep what was read in memory, in each worker: decoded images, at
+            three bytes a pixel, or, of transforms that draw nothing, their results, at twelve. For small images, whose
+            preparation costs as much as a step of a small network.
 
     A sample is a `dict` with `pixel_values`, `labels`, `clean_labels` and `index`. `labels`, `clean_labels` and
     `index` are also there as arrays of all rows.
@@ -165,7 +166,7 @@ class TransformedDataset(torch.utils.data.Dataset):
         *,
         seed: int = 0,
         strong_transform: Callable[[PIL.Image.Image], torch.Tensor] | None = None,
-        cache_images: bool = False,
+        cache: str | None = None,
     ):
         missing = {"image", "label", "clean_label", "index"} - set(dataset.column_names)
         if missing:
@@ -184,7 +185,10 @@ class TransformedDataset(torch.utils.data.Dataset):
             columns["clean_label"][:],
             columns["index"][:],
         )
-        self._decoded: dict[int, PIL.Image.Image] | None = {} if cache_images else None
+        if cache not in (None, "images", "tensors"):
+            raise ValueError(f"`cache={cache!r}` is neither `images` nor `tensors`.")
+        self._decoded: dict[int, PIL.Image.Image] | None = {} if cache == "images" else None
+        self._prepared: dict[int, dict] | None = {} if cache == "tensors" else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers must see it change
 
     def set_epoch(self, epoch: int):
@@ -198,6 +202,14 @@ class TransformedDataset(torch.utils.data.Dataset):
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[int]) -> list[dict]:
+        if self._prepared is None:
+            return self._samples(rows)
+        missing = [row for row in rows if row not in self._prepared]
+        if missing:
+            self._prepared.update(zip(missing, self._samples(missing), strict=True))
+        return [dict(self._prepared[row]) for row in rows]
+
+    def _samples(self, rows: list[int]) -> list[dict]:
         images = self._images(rows)
         with preserved_generators():
             return [self._sample(row, image) for row, image in zip(rows, images, strict=True)]
