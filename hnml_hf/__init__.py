@@ -35,6 +35,7 @@ from .metrics import compute_metrics, noise_auroc
 from .model_card import command_line
 from .modeling import TimmCAMForImageClassification
 from .monitor import NonFiniteError
+from .probe import LinearProbe, fit_linear_probe, pooled_features, set_head
 from .report import render_report
 from .sample_statistics import SampleStatistics
 from .trainer import HNMLTrainer
@@ -54,6 +55,7 @@ __all__ = [
     "HNMLTrainer",
     "HNMLTrainingArguments",
     "HubError",
+    "LinearProbe",
     "MixupCollator",
     "NonFiniteError",
     "NotAnImageError",
@@ -82,6 +84,7 @@ __all__ = [
     "export_audit",
     "export_program",
     "export_to_onnx",
+    "fit_linear_probe",
     "load_audit",
     "load_manifest",
     "load_noisy_dataset",
@@ -91,6 +94,7 @@ __all__ = [
     "open_image",
     "overlay",
     "peak_tensor_bytes",
+    "pooled_features",
     "predict",
     "push_to_hub",
     "read_marks",
@@ -98,6 +102,7 @@ __all__ = [
     "run_records",
     "save_manifest",
     "score_model",
+    "set_head",
     "split_validation",
     "tensor_bytes",
 ]

@@ -75,7 +75,7 @@ def load_suite(path: Path) -> list[Cell]:
     """The runs of a suite, in the order of its grid, each once.
 
     Raises:
-        ValueError: on a key or name that the suite does not know.
+        ValueError: on a key or name that the suite does not know, or a recipe that is not there.
     """
     suite = yaml.safe_load(path.read_text(encoding="utf-8"))
     unknown = set(suite) - {"recipe", "grid", *AXES.values()}
@@ -84,6 +84,9 @@ def load_suite(path: Path) -> list[Cell]:
             f"{path}: a suite has `recipe`, `grid` and {', '.join(f'`{name}`' for name in AXES.values())}; "
             f"this one has {', '.join(f'`{name}`' for name in suite)}."
         )
+    recipe = (path.parent / suite["recipe"]).resolve()
+    if not recipe.is_file():
+        raise ValueError(f"{path}: its `recipe` is {recipe}, which is not there.")
     cells = {}
     for block in suite["grid"]:
         if set(block) - {*AXES, "seed"} or "seed" not in block:
@@ -100,7 +103,7 @@ def load_suite(path: Path) -> list[Cell]:
                     raise ValueError(
                         f"{path}: `{value}` is none of its {AXES[axis]}: {list(suite.get(AXES[axis], {}))}."
                     )
-            cells.setdefault(names, Cell(names, tuple(options.items()), (path.parent / suite["recipe"]).resolve()))
+            cells.setdefault(names, Cell(names, tuple(options.items()), recipe))
     return list(cells.values())
 
 
@@ -117,6 +120,13 @@ def finished(path: Path) -> dict[str, dict]:
             continue
         records[record["cell"]] = record
     return records
+
+
+def append(path: Path, record: dict):
+    """Add a line to the records, on a line of its own even if the last one was cut off."""
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(record) + "\n")
 
 
 def device() -> str:
@@ -216,8 +226,7 @@ def accuracy(args: argparse.Namespace):
                 failed.append(str(error))
                 print(error, file=sys.stderr, flush=True)
                 continue
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append(path, record)
             print(f"{record['cell']}: last {record['last']:.3f}, best {record['best']:.3f}", flush=True)
     found = finished(path)
     records = [found[cell.name] for cell in cells if cell.name in found]

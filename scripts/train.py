@@ -1,16 +1,18 @@
 """Train a timm backbone on noisy labels.
 
     accelerate launch scripts/train.py                   # the quickstart, on data that comes with the package
-    accelerate launch scripts/train.py --recipe scripts/recipes/quickstart.yaml --objective ce --output_dir outputs/ce
+    accelerate launch scripts/train.py --recipe quickstart --objective ce --output_dir outputs/ce
     accelerate launch scripts/train.py --dataset imagefolder --data_dir photos --backbone resnet50 --pretrained true \
         --learning_rate 0.005 --output_dir outputs/photos
 
-Options come from the recipe first (a YAML file of the options below), then from the command line.
+Options come from the recipe first (a YAML file of the options below, or the name of one in scripts/recipes), then from
+the command line.
 
 SIGTERM or SIGINT (Ctrl-C) finishes the step, saves a checkpoint and ends with code 75; a second one ends at once.
 After that, or any other end, the same command with `--resume_from_checkpoint auto` goes on as if it had not happened.
 """
 
+import argparse
 import json
 import logging
 import sys
@@ -52,7 +54,7 @@ from hnml_hf import (
 )
 
 
-QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
+RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass
@@ -85,6 +87,10 @@ class DataArguments:
     )
     image_column: str | None = field(default=None, metadata={"help": "Column with images or paths."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the given, maybe wrong, labels."})
+    splits: str | None = field(
+        default=None,
+        metadata={"help": 'Splits under other names, as JSON: \'{"train": "train.csv", "test": "val.csv"}\'.'},
+    )
     clean_label_column: str | None = field(
         default=None, metadata={"help": "Column with true labels, if there is one."}
     )
@@ -148,17 +154,31 @@ class DataArguments:
     cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix, for objective `ce`; 0 is off."})
 
 
-def parse_arguments(argv: list[str]):
-    """Options of the recipe, overridden by those of the command line."""
-    recipe = QUICKSTART if not argv else None
-    if "--recipe" in argv:
-        at = argv.index("--recipe")
-        recipe, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
+def find_recipe(name: str) -> Path:
+    """A recipe by its path, or by its name among those that come with the scripts."""
+    candidates = [Path(name), RECIPES / f"{name}.yaml"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise SystemExit(f"--recipe {name}: there is no such file, nor a recipe of that name. Known: {known}.")
+
+
+def parse_arguments(argv: list[str], doc: str = __doc__):
+    """Options of the recipe, overridden by those of the command line; none at all mean the quickstart."""
+    recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipes.add_argument("--recipe", type=find_recipe, default=None if argv else find_recipe("quickstart"))
+    recipe, argv = recipes.parse_known_args(argv)
     options = []
-    for name, value in (yaml.safe_load(recipe.read_text()) if recipe else {}).items():
+    for name, value in (yaml.safe_load(recipe.recipe.read_text("utf-8")) if recipe.recipe else {}).items():
         options += [f"--{name}", json.dumps(value) if isinstance(value, (dict, bool)) else str(value)]
-    parser = HfArgumentParser((ModelArguments, DataArguments, HNMLTrainingArguments), description=__doc__)
-    model_args, data_args, args = parser.parse_args_into_dataclasses(options + argv)
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, HNMLTrainingArguments),
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--recipe", help="YAML file of options, or its name in scripts/recipes; others override it.")
+    model_args, data_args, args, _ = parser.parse_args_into_dataclasses(options + argv)
     for name, value in (("--backbone", model_args.backbone), ("--dataset", data_args.dataset)):
         if value is None:
             parser.error(
@@ -174,6 +194,7 @@ def load_data(data_args: DataArguments):
         data_args.dataset,
         config=data_args.dataset_config,
         data_dir=data_args.data_dir,
+        splits=None if data_args.splits is None else json.loads(data_args.splits),
         builder_options=json.loads(data_args.dataset_options) or None,
         partial=data_args.partial,
         on_missing=data_args.on_missing,

@@ -64,6 +64,8 @@ ALLOWED = {
     "inference": {"cam", "data.transforms"},
     "export": {"cam"},
     "cost": set(),
+    "probe": {"data.collate"},
+    "__main__": set(),
     "report": set(),
     "audit": {"cam", "report", "sample_statistics"},
 }

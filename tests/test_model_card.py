@@ -12,7 +12,7 @@ from loopback_hub import check_card
 from PIL import Image
 
 from hnml_hf import HNMLTrainingArguments, command_line
-from hnml_hf.model_card import changed_options, dataset_name, generate_model_card, plain
+from hnml_hf.model_card import changed_options, dataset_name, epochs_of, eval_prefixes, generate_model_card, plain
 
 
 LABELS, CLEAN = np.array([0, 1, 2, 0, 1, 2, 0, 1]), np.array([0, 1, 2, 1, 1, 0, 0, -1])
@@ -98,7 +98,34 @@ def test_the_card_tells_what_happened(tmp_path):
         assert part in text, part
     assert "cam_examples" not in text and "consistency_weight" not in text
     with Image.open(tmp_path / "training_curves.png") as picture:
-        assert picture.size == (1200, 480)
+        assert picture.size == (1200, 500)
+
+
+SEVERAL = [  # what `--eval_test true` logs
+    {"eval_validation_accuracy": 0.5, "eval_validation_student_accuracy": 0.4, "eval_validation_top5_accuracy": 1.0}
+    | {"epoch": 1.0},
+    {"eval_test_accuracy": 0.9, "eval_test_student_accuracy": 0.8, "epoch": 1.0},
+    {"eval_validation_accuracy": 0.75, "eval_validation_student_accuracy": 0.7, "epoch": 2.0},
+    {"eval_test_accuracy": 0.7, "eval_test_student_accuracy": 0.6, "epoch": 2.0},
+    {"train_runtime": 12.5, "epoch": 2.0},
+    {"eval_accuracy": 0.8125, "eval_student_accuracy": 0.71875, "epoch": 2.0},
+]
+
+
+def test_several_evaluation_splits_are_told_apart(tmp_path, monkeypatch):
+    """The best epoch is that of the validation labels (the second), although the test set would choose the first."""
+    assert eval_prefixes(SEVERAL) == {"eval_validation": "validation", "eval_test": "test"}
+    assert epochs_of(SEVERAL) == [{"epoch": 1.0, "eval_accuracy": 0.5}, {"epoch": 2.0, "eval_accuracy": 0.75}]
+    assert epochs_of(list(reversed(SEVERAL[:4])))[0] == {"epoch": 2.0, "eval_accuracy": 0.75}
+    drawn = {}
+    monkeypatch.setattr("hnml_hf.model_card._panel", lambda draw, box, title, series: drawn.update({title: series}))
+    assert "best 0.75\n(epoch 2), last 0.75" in write(tmp_path, log_history=SEVERAL)
+    assert drawn["accuracy"] == {
+        "teacher, validation split": [(1.0, 0.5), (2.0, 0.75)],
+        "student, validation split": [(1.0, 0.4), (2.0, 0.7)],
+        "teacher, test split": [(1.0, 0.9), (2.0, 0.7)],
+        "student, test split": [(1.0, 0.8), (2.0, 0.6)],
+    }
 
 
 def test_the_metadata_are_valid(tmp_path):

@@ -106,6 +106,17 @@ def test_the_policy_names_the_script_that_is_there(page):
     assert f"'sha256-{digest}'" in page.replace("&#43;", "+")
 
 
+def test_curves_of_several_evaluation_splits_are_drawn(tmp_path):
+    history = [
+        {"epoch": epoch, "eval_validation_accuracy": 0.25 * epoch, "eval_test_accuracy": 0.4 * epoch}
+        for epoch in (1.0, 2.0)
+    ]
+    path = render_report(make_table(), make_table().attrs, tmp_path / "report.html", curves=history)
+    page = path.read_text()
+    assert "accuracy on held-out labels ends at 50 %; accuracy on the test set ends at 80 %" in page
+    assert page.count("<polyline") == 2
+
+
 def test_summary_says_rate_interval_matrix_and_curves(page):
     assert "30.0 %" in page and "25.0 % to 36.0 %" in page
     assert page.count('<th scope="row"') == 3

@@ -21,7 +21,9 @@ SIDE = 160  # pixels of a picture in the gallery
 TINY = 64  # a smaller picture keeps its pixels: stored as it is, shown without smoothing
 BINS = 40
 CURVES = (
-    ("eval_accuracy", "accuracy on held-out labels", "one"),
+    ("eval_accuracy", "accuracy on held-out labels", "one"),  # of a single evaluation dataset
+    ("eval_validation_accuracy", "accuracy on held-out labels", "one"),  # of several by name
+    ("eval_test_accuracy", "accuracy on the test set", "four"),
     ("fit", "agreement with the given labels", "two"),
     ("memorized", "known wrong labels learned", "three"),
 )

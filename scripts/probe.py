@@ -1,0 +1,85 @@
+"""Fit a linear classifier on the frozen features of a pretrained backbone: the baseline.
+
+    python scripts/probe.py --dataset imagefolder --data_dir photos --backbone resnet50 --pretrained true \
+        --validation_fraction 0.1 --output_dir outputs/probe
+    python scripts/probe.py --recipe imagenette_noisy --output_dir outputs/probe
+
+Takes the options and recipes of scripts/train.py; those of training have no effect. Writes a model folder and
+`all_results.json` as training does. Do this before you train a pretrained backbone: where it is as good, stop here.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+import transformers
+from train import build_model, load_data, parse_arguments, print_table
+
+from hnml_hf import (
+    HNMLTrainer,
+    TransformedDataset,
+    collate_images,
+    compute_metrics,
+    create_image_processor,
+    create_transforms,
+    fit_linear_probe,
+    noise_auroc,
+    pooled_features,
+    set_head,
+)
+
+
+def main(argv: list[str] | None = None):
+    model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv, doc=__doc__)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    if not (model_args.pretrained or model_args.weights):
+        raise SystemExit("A probe of random features tells nothing: give --pretrained true or --weights FILE.")
+    transformers.set_seed(args.seed)
+    data = load_data(data_args)
+    if "validation" not in data:
+        raise SystemExit("A probe is chosen on held-out labels: give --validation_fraction 0.1.")
+    model = build_model(model_args, dict(enumerate(data["train"].features["label"].names))).to(args.device)
+    _, transform = create_transforms(model.config.pretrained_cfg)
+    sets = {split: TransformedDataset(data[split], transform) for split in data}
+
+    start = time.perf_counter()
+    loading = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
+    samples = [pooled_features(model, sets[split], **loading) for split in ("train", "validation")]
+    probe = fit_linear_probe(*samples[0], *samples[1], num_labels=model.config.num_labels)
+    set_head(model.classifiers, probe)
+    seconds = time.perf_counter() - start
+
+    args.objective, args.eval_teacher, args.load_best_model_at_end = "ce", False, False
+    trainer = HNMLTrainer(  # to evaluate and to save as every other run does
+        model=model,
+        args=args,
+        train_dataset=sets["train"],
+        eval_dataset=sets["validation"],
+        data_collator=collate_images,
+        compute_metrics=compute_metrics,
+        processing_class=create_image_processor(model.config.pretrained_cfg),
+    )
+    trainer.save_model(_internal_call=True)
+    final = "test" if "test" in sets else "validation"
+    train_logits = samples[0][0] @ probe.weight.numpy().T + probe.bias.numpy()
+    metrics = {
+        "dataset": Path(data_args.dataset).name,
+        "objective": "linear probe",
+        "seed": args.seed,
+        "probe_strength": probe.strength,
+        "validation_accuracy": probe.accuracies[probe.strength],
+        "validation_accuracies": {f"{strength:g}": accuracy for strength, accuracy in probe.accuracies.items()},
+        "train_runtime": round(seconds, 2),
+        **trainer.evaluate(sets[final]),
+        "eval_split": final,
+        "train_noise_auroc": noise_auroc(train_logits, sets["train"].labels, sets["train"].clean_labels),
+    }
+    metrics["eval_accuracy_last"] = metrics["eval_accuracy"]
+    trainer.save_metrics("all", metrics, combined=False)
+    print_table(f"Saved to {args.output_dir}", metrics)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""A suite is a grid of runs; what is finished is kept, whatever happens, and the table is arithmetic."""
+
+import json
+import sys
+
+import pytest
+import yaml
+from test_benchmark_script import SCRIPT
+from test_train_script import load_script
+
+
+SUITE = {
+    "recipe": str(SCRIPT.parent / "recipes" / "quickstart.yaml"),
+    "noises": {"half": {"noise_rate": 0.5}, "none": {"noise_rate": 0.0}},
+    "backbones": {"narrow": {"model_args": {"output_stride": 8, "channels": [8, 8, 8, 8], "stem_width": 8}}},
+    "methods": {"CE": {"objective": "ce", "eval_teacher": True}, "HNML": None},
+    "grid": [{"noise": ["half", "none"], "backbone": ["narrow"], "method": ["CE", "HNML"], "seed": [0, 1]}],
+}
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(SCRIPT.parent))  # as if it were started: scripts import their neighbours
+    yield load_script("benchmark_accuracy")
+    sys.path.remove(str(SCRIPT.parent))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**changes):
+        path = tmp_path / "suite.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in (SUITE | changes).items() if value is not None}))
+        return path
+
+    return write
+
+
+def record(cell, *, last, method="CE", seed=0, **more):
+    figures = {"best": last + 0.1, "memorized": None, "auroc": None, "cost_ce": 1.0}
+    return {"cell": cell, "noise": "half", "method": method, "seed": seed, "last": last, **figures, **more}
+
+
+# -- suites -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_a_product_and_each_run_comes_once(script, write):
+    again = {"noise": ["none"], "backbone": ["narrow"], "method": ["HNML"], "seed": [1, 2]}
+    cells = script.load_suite(write(grid=[*SUITE["grid"], again]))
+    names = [cell.name for cell in cells]
+    assert len(names) == len(set(names)) == 2 * 2 * 2 + 1
+    assert names[0] == "half, narrow, CE, seed 0" and names[-1] == "none, narrow, HNML, seed 2"
+    assert len({cell.folder for cell in cells}) == len(cells)
+
+
+def test_options_reach_the_script_as_it_reads_them(script, write):
+    cell = script.load_suite(write())[0]
+    train = load_script("train")
+    model_args, data_args, args = train.parse_arguments([*cell.arguments(), "--output_dir", "x"])
+    assert json.loads(model_args.model_args)["channels"] == [8, 8, 8, 8]
+    assert (data_args.noise_rate, args.objective, args.eval_teacher, args.seed) == (0.5, "ce", True, 0)
+
+
+@pytest.mark.parametrize("name", ["cpu", "full"])
+def test_the_suites_that_come_with_the_scripts_are_read(script, name):
+    train = load_script("train")
+    for cell in script.load_suite(SCRIPT.parent / "suites" / f"{name}.yaml"):
+        _, data_args, args = train.parse_arguments([*cell.arguments(), "--output_dir", "x", "--use_cpu", "true"])
+        assert data_args.eval_test and data_args.validation_fraction > 0 and args.eval_strategy == "epoch", cell.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": None}, "a suite has `recipe`, `grid`"),
+        ({"recipe": "nowhere.yaml"}, "nowhere.yaml, which is not there"),
+        ({"recipe": None}, "a suite has `recipe`, `grid`"),
+        ({"method": {}}, "this one has .*`method`"),
+        ({"grid": [{"noise": ["half"], "method": ["CE"]}]}, "has `seed` and some of noise, backbone, method"),
+        ({"grid": [{"objective": ["ce"], "seed": [0]}]}, "has `seed` and some of"),
+        ({"grid": [{"noise": ["double"], "seed": [0]}]}, r"`double` is none of its noises: \['half', 'none'\]"),
+    ],
+)
+def test_mistakes_in_a_suite_are_named(script, write, changes, message):
+    with pytest.raises(ValueError, match=message):
+        script.load_suite(write(**changes))
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def test_finished_runs_are_skipped_and_a_torn_line_is_run_again(script, write, tmp_path, monkeypatch, capsys):
+    """Three of eight were finished; the line of the third was cut off by a kill: six are run again."""
+    suite, work = write(), tmp_path / "work"
+    work.mkdir()
+    names = [cell.name for cell in script.load_suite(suite)]
+    lines = [json.dumps(record(name, last=0.5)) for name in names[:3]]
+    (work / "runs.jsonl").write_text("\n".join(lines)[:-20])
+    ran = []
+
+    def run_cell(cell, *ignored):
+        ran.append(cell.name)
+        if cell.name == names[-1]:
+            raise RuntimeError(f"{cell.name} ended with code 1")
+        return record(cell.name, **{**dict(cell.names), "last": 0.25})
+
+    monkeypatch.setattr(script, "run_cell", run_cell)
+    benchmark = load_script("benchmark")
+    with pytest.raises(SystemExit, match="1 of 6 runs failed; call again"):
+        benchmark.main(["accuracy", "--suite", str(suite), "--work_dir", str(work)])
+    assert ran == names[2:] and "8 runs, 2 of them finished before" in capsys.readouterr().out
+    assert set(script.finished(work / "runs.jsonl")) == set(names[:-1])
+    ran.clear()
+    benchmark.main(["accuracy", "--suite", str(suite), "--work_dir", str(work), "--only_existing"])
+    assert ran == []
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_mean_and_spread_by_hand(script):
+    """60, 70 and 80 %: mean 70, sample standard deviation 10; what is missing is left out."""
+    assert script.mean_spread([0.6, 0.7, 0.8]) == "70.0 ± 10.0"
+    assert script.mean_spread([0.5, None]) == "50.0" and script.mean_spread([None]) == ""
+    assert script.mean_spread([0.25, 0.75], percent=False) == "0.500 ± 0.354"
+
+
+def test_table_by_hand(script):
+    records = [
+        record("a", last=0.6, auroc=0.9, last_student=0.5, best_student=0.55),
+        record("b", last=0.8, auroc=0.8, last_student=0.7, best_student=0.75, seed=1),
+        record("c", last=0.9, method="HNML", cost_ce=1.333),
+    ]
+    assert script.table(records).splitlines() == [
+        "| noise | method | seeds | last | best | student last / best | AUROC | cost |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| half | CE | 2 | 70.0 ± 14.1 | 80.0 ± 14.1 | 60.0 ± 14.1 / 65.0 ± 14.1 | 0.850 ± 0.071 | 1.00 |",
+        "| half | HNML | 1 | 90.0 | 100.0 |  /  |  | 1.33 |",
+    ]
+
+
+def test_the_best_epoch_is_that_of_the_held_out_labels(script, tmp_path):
+    """The test set is best in epoch 1, the held-out labels in epoch 2: best is the test accuracy of epoch 2."""
+    log = [
+        {"epoch": 1, "eval_validation_accuracy": 0.5, "eval_test_accuracy": 0.9, "memorized": 0.1},
+        {"epoch": 2, "eval_validation_accuracy": 0.6, "eval_test_accuracy": 0.8, "memorized": 0.2},
+        {"epoch": 3, "eval_validation_accuracy": 0.4, "eval_test_accuracy": 0.7, "memorized": 0.3},
+        {"epoch": 3, "train_runtime": 1.0},
+        {"epoch": 3, "eval_accuracy": 0.7},
+    ]
+    results = {"objective": "ce", "evaluated": "student", "cost_ce": 1.0, "dataset": "x", "train_noise_auroc": 0.9}
+    for name, content in (
+        ("all_results", results),
+        ("trainer_state", {"log_history": log}),
+        ("config", {"architecture": "resnet10t"}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    found = script.summarize(tmp_path)
+    assert (found["last"], found["best"], found["best_epoch"], found["memorized"]) == (0.7, 0.8, 2, 0.3)
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log[3:]}))
+    with pytest.raises(RuntimeError, match="need `eval_strategy` and `eval_test`"):
+        script.summarize(tmp_path)
+
+
+def test_one_tiny_run_from_end_to_end(script, write, tmp_path, capsys):
+    """Two steps on the quickstart's data, in a process of its own; the second call finds it finished."""
+    short = {
+        "max_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "logging_steps": 1,
+        "logging_strategy": "steps",
+    }
+    short |= {"save_strategy": "no", "eval_test": True, "audit": False, "report_to": "none", "use_cpu": True}
+    short |= {"class_balanced_samples": 200, "per_device_eval_batch_size": 500}
+    suite = write(noises={"half": short}, grid=[{"noise": ["half"], "method": ["CE"], "seed": [3]}])
+    work, table = tmp_path / "work", tmp_path / "table.md"
+    benchmark = load_script("benchmark")
+    benchmark.main(["accuracy", "--suite", str(suite), "--work_dir", str(work), "--output", str(table)])
+    (line,) = (work / "runs.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert found["cell"] == "half, CE, seed 3" and 0 <= found["last"] <= 1 and len(found["curve"]) == 2
+    assert {"last_teacher", "best", "auroc", "cost_ce", "commit", "hardware", "versions", "command"} <= set(found)
+    assert str(tmp_path) not in found["command"] and table.read_text().startswith("| noise | method |")
+    capsys.readouterr()
+    benchmark.main(["accuracy", "--suite", str(suite), "--work_dir", str(work)])
+    assert "1 runs, 1 of them finished before" in capsys.readouterr().out

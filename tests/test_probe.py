@@ -1,0 +1,117 @@
+"""A linear probe is the logistic regression it says, chosen on held-out labels, and ends in an ordinary model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_train_script import load_script
+
+from hnml_hf import (
+    TimmCAMForImageClassification,
+    TransformedDataset,
+    create_transforms,
+    fit_linear_probe,
+    load_noisy_dataset,
+    pooled_features,
+    set_head,
+)
+
+
+def clusters(n: int, k: int, wrong: float, seed: int):
+    """k clusters in 5 dimensions of very different scale; a share of the given labels is wrong."""
+    random = np.random.default_rng(seed)
+    clean = np.arange(n) % k
+    features = np.eye(5)[clean] * 4 + random.normal(size=(n, 5))
+    labels = np.where(random.random(n) < wrong, (clean + random.integers(1, k, n)) % k, clean)
+    return (features * [1, 100, 0.01, 1, 10] + 7).astype(np.float32), labels, clean
+
+
+@pytest.mark.parametrize("num_labels", [2, 3])
+def test_weights_are_those_of_the_features_as_they_come(num_labels):
+    """Standardisation is part of the weights: they classify raw features, and find the clean classes."""
+    features, labels, _ = clusters(300, num_labels, 0.2, seed=0)
+    held_out, noisy, clean = clusters(200, num_labels, 0.2, seed=1)
+    probe = fit_linear_probe(features, labels, held_out, noisy, num_labels=num_labels)
+    logits = torch.from_numpy(held_out) @ probe.weight.T + probe.bias
+    assert probe.weight.shape == (num_labels, 5)
+    predicted = logits.argmax(-1).numpy()
+    assert (predicted == noisy).mean() == pytest.approx(probe.accuracies[probe.strength])
+    assert (predicted == clean).mean() > 0.97
+
+
+def test_the_gradient_of_the_loss_is_zero():
+    """At the optimum of C sum CE + |W|^2 / 2 in standardised features: C X^T (P - Y) + W = 0."""
+    features, labels, _ = clusters(300, 3, 0.3, seed=0)
+    probe = fit_linear_probe(features, labels, features, labels, num_labels=3, strengths=[0.01])
+    scale, centre = features.std(0, dtype=np.float64), features.mean(0, dtype=np.float64)
+    standard = torch.from_numpy((features - centre) / scale)
+    weight = probe.weight.double() * torch.from_numpy(scale)
+    logits = torch.from_numpy(features).double() @ probe.weight.double().T + probe.bias.double()
+    residual = logits.softmax(-1) - torch.eye(3, dtype=torch.float64)[labels]
+    gradient = 0.01 * residual.T @ standard + weight
+    assert gradient.abs().max() < 2e-3 < weight.abs().max() / 10
+
+
+def test_held_out_labels_choose_the_strength():
+    """Neither too tight to learn nor so loose that it fits wrong labels; among equals the tightest is taken."""
+    features, labels, clean = clusters(90, 3, 0.4, seed=0)
+    wide = np.concatenate([features, np.random.default_rng(2).normal(size=(90, 200))], axis=1)
+    held_out, _, right = clusters(300, 3, 0.0, seed=1)
+    held_out = np.concatenate([held_out, np.random.default_rng(3).normal(size=(300, 200))], axis=1)
+    probe = fit_linear_probe(wide, labels, held_out, right, num_labels=3, strengths=[100.0, 1e-4, 1e-2])
+    assert probe.strength == 1e-2 and probe.accuracies[1e-2] == max(probe.accuracies.values())
+    probe = fit_linear_probe(features, clean, features, clean, num_labels=3, strengths=[10, 1e-3, 1])
+    assert set(probe.accuracies.values()) == {1.0} and probe.strength == 1e-3
+
+
+def test_what_cannot_be_fitted_is_refused():
+    features, labels, _ = clusters(30, 3, 0.0, seed=0)
+    with pytest.raises(ValueError, match="held-out"):
+        fit_linear_probe(features, labels, features[:0], labels[:0], num_labels=3)
+    with pytest.raises(ValueError, match=r"Classes \[3\] have no training sample"):
+        fit_linear_probe(features, labels, features, labels, num_labels=4)
+
+
+def test_a_probe_is_the_head_of_an_ordinary_model(tiny_dataset, tmp_path):
+    torch.manual_seed(0)
+    model = TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=64)
+    _, transform = create_transforms(model.config.pretrained_cfg)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    dataset = TransformedDataset(tiny_dataset, transform)
+    features, labels = pooled_features(model, dataset, batch_size=20)
+    assert features.shape == (48, model.class_weights.shape[1]) and labels.tolist() == tiny_dataset["label"]
+    probe = fit_linear_probe(features, labels, features, labels, num_labels=3)
+    set_head(model.classifiers, probe)
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert sorted(changed) == ["timm_model.fc.bias", "timm_model.fc.weight"]
+    model.save_pretrained(tmp_path)
+    again = TimmCAMForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        logits = again(torch.stack([dataset[row]["pixel_values"] for row in range(48)])).logits
+    torch.testing.assert_close(logits, torch.from_numpy(features) @ probe.weight.T + probe.bias, atol=1e-4, rtol=1e-4)
+
+
+def test_the_script_writes_what_training_writes(tmp_path, monkeypatch, capsys):
+    """Weights from a file, noise by the options of training, results in the same file."""
+    monkeypatch.syspath_prepend("scripts")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    script = load_script("probe")
+    torch.manual_seed(0)
+    start = TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=64)
+    start.save_pretrained(tmp_path / "start")
+    data = load_noisy_dataset("quickstart")
+    data["train"], data["test"] = data["train"].select(range(0, 4000, 20)), data["test"].select(range(0, 1000, 20))
+    data.save_to_disk(tmp_path / "data")
+    options = ["--dataset", str(tmp_path / "data"), "--backbone", "test_resnet", "--image_size", "64"]
+    options += ["--clean_label_column", "clean_label", "--index_column", "index", "--validation_fraction", "0.2"]
+    options += ["--output_dir", str(tmp_path / "out"), "--report_to", "none", "--use_cpu", "true"]
+    with pytest.raises(SystemExit, match="random features"):
+        script.main(options)
+    script.main([*options, "--weights", str(tmp_path / "start"), "--noise", "symmetric", "--noise_rate", "0.3"])
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["objective"] == "linear probe" and results["eval_split"] == "test"
+    assert results["eval_accuracy"] > 0.2  # ten classes
+    assert 0.5 < results["train_noise_auroc"] <= 1 and results["probe_strength"] > 0
+    TimmCAMForImageClassification.from_pretrained(tmp_path / "out")
+    assert "linear probe" in capsys.readouterr().out

@@ -1,0 +1,63 @@
+"""A recipe can be read: every option exists, the dataset and the network too, and its header says what it is."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+from test_train_script import load_script
+
+from hnml_hf.data import DATASET_NAMES
+
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+RECIPES = sorted((SCRIPTS / "recipes").glob("*.yaml"))
+BUILT_FROM_FILES = re.compile(r"data/\w|[\w-]+/[\w-]+$")  # a local folder, or an id of the Hub
+
+
+def header(path: Path) -> str:
+    """The comment at the top, without its marks."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line.lstrip("#")[1:] for line in lines[:end])
+
+
+@pytest.fixture(scope="module")
+def train():
+    return load_script("train")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_complete(path, train):
+    options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    given = [] if "output_dir" in options else ["--output_dir", "outputs/recipe"]
+    given += ["--use_cpu", "true"]  # bf16 asks for a GPU otherwise
+    model_args, data_args, args = train.parse_arguments(["--recipe", str(path), *given])
+    assert data_args.dataset in DATASET_NAMES or BUILT_FROM_FILES.match(data_args.dataset)
+    assert timm.is_model(model_args.backbone)
+    assert (args.num_train_epochs, args.learning_rate) == (options["num_train_epochs"], options["learning_rate"])
+    if model_args.pretrained:  # 20 steps ahead, as far as with the default learning rate from random weights
+        assert args.meta_lr == pytest.approx(20 * args.learning_rate)
+
+
+@pytest.mark.parametrize("path", [*RECIPES, SCRIPTS / "suites" / "full.yaml"], ids=lambda path: path.stem)
+def test_header_says_what_is_needed(path, train):
+    text = header(path)
+    for part in ("Data", "Command", "Hardware", "Expected"):
+        assert re.search(rf"^{part}: +\S", text, re.M), part
+    command = re.search(r"^Command: +(.*)", text, re.M)[1]
+    words = shlex.split(command)
+    assert any((SCRIPTS.parent / word).is_file() for word in words if word.startswith("scripts/"))
+    if "--recipe" in words:
+        assert train.find_recipe(words[words.index("--recipe") + 1]).samefile(path)
+
+
+def test_a_recipe_is_found_by_name_and_by_path(train, tmp_path):
+    assert train.find_recipe("cifar10n").name == "cifar10n.yaml"
+    (tmp_path / "mine.yaml").write_text("dataset: quickstart\nbackbone: resnet10t\noutput_dir: out\n")
+    model_args, _, _ = train.parse_arguments([f"--recipe={tmp_path / 'mine.yaml'}"])
+    assert model_args.backbone == "resnet10t"
+    with pytest.raises(SystemExit, match="Known: animal10n, .*quickstart"):
+        train.parse_arguments(["--recipe", "my_dreams"])
