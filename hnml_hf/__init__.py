@@ -13,6 +13,7 @@ from .audit import (
     run_records,
     score_model,
 )
+from .checkpoint import CheckpointError
 from .cost import peak_tensor_bytes, tensor_bytes
 from .data import CIFARN, Animal10N, Clothing1M, Food101N, WebVision, class_balanced, load_noisy_dataset
 from .data.collate import MixupCollator, collate_images
@@ -29,6 +30,7 @@ from .data.transforms import (
 from .export import ExportError, export_program, export_to_onnx
 from .hub import HubError, push_to_hub
 from .inference import NotAnImageError, Prediction, cam_examples, open_image, overlay, predict
+from .interrupt import EXIT_CODE, TrainingInterrupted
 from .metrics import compute_metrics, noise_auroc
 from .model_card import command_line
 from .modeling import TimmCAMForImageClassification
@@ -44,7 +46,9 @@ __version__ = version("hnml_hf")
 
 __all__ = [
     "CIFARN",
+    "EXIT_CODE",
     "Animal10N",
+    "CheckpointError",
     "Clothing1M",
     "ExportError",
     "Food101N",
@@ -58,6 +62,7 @@ __all__ = [
     "Prediction",
     "SampleStatistics",
     "TimmCAMForImageClassification",
+    "TrainingInterrupted",
     "TransformedDataset",
     "UnreadableImageError",
     "WebVision",

@@ -7,7 +7,7 @@ import torch
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or a gradient is not finite. The weights are still those of the step before."""
+    """A loss, a gradient or a weight is not finite. The weights are still those of the step before."""
 
 
 class StepMonitor:
@@ -16,6 +16,7 @@ class StepMonitor:
     def __init__(self):
         self._figures: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+        self._suspects = self._losses
 
     def watch(self, index: torch.Tensor, terms: dict[str, torch.Tensor], figures: dict[str, torch.Tensor]):
         """Take one batch in.
@@ -32,39 +33,54 @@ class StepMonitor:
         for name, value in figures.items():
             self._figures[name].append(value.detach())
 
-    def require_finite(self, gradient_norm: torch.Tensor, *, step: int):
-        """Check the batches since the last call, and the gradients that came of them.
-
-        Args:
-            gradient_norm (`torch.Tensor` of shape `()`): of all gradients of one optimizer step.
-            step (`int`): its number, for the message.
-
-        Raises:
-            NonFiniteError: naming the terms and the samples.
-        """
+    def non_finite(self, gradient_norm: torch.Tensor) -> torch.Tensor:
+        """Whether a loss was not finite since the last call, or gradients with this norm are not. Shape `()`, bool."""
         flags = [term.isfinite().all() for _, terms in self._losses for term in terms.values()]
-        flags.append(gradient_norm.isfinite())
-        batches, self._losses = self._losses, []
-        if torch.stack(flags).all():  # the one place that waits for the device
-            return
-        found = [
+        self._suspects, self._losses = self._losses, []
+        return ~torch.stack([*flags, gradient_norm.isfinite()]).all()
+
+    def non_finite_terms(self) -> str:
+        """Terms and samples that were not finite at the last look, "" if it was no loss."""
+        return " and ".join(
             f"`{name}` of the samples with index {index[~term.isfinite()].tolist()}"
-            for index, terms in batches
+            for index, terms in self._suspects
             for name, term in terms.items()
             if not term.isfinite().all()
-        ]
-        samples = torch.cat([index for index, _ in batches]).tolist()
-        where = " and ".join(found) or f"a gradient, from the batch of the samples with index {samples}"
-        raise NonFiniteError(
-            f"Step {step}: not finite: {where}. The weights were not changed by it. Look at these images, lower "
-            "`--learning_rate` or `--meta_lr`, or set `--max_grad_norm`, and resume from the last checkpoint."
         )
+
+    def samples(self) -> list[int]:
+        """Index of the samples at the last look."""
+        return torch.cat([index for index, _ in self._suspects]).tolist()
+
+    def state(self) -> dict[str, list[float]]:
+        """The figures that `averages` has not taken yet."""
+        return {name: torch.stack(values).tolist() for name, values in self._figures.items()}
+
+    def load_state(self, state: dict[str, list[float]], device: torch.device):
+        for name, values in state.items():
+            self._figures[name] = list(torch.tensor(values, device=device).unbind())
 
     def averages(self) -> dict[str, float]:
         """Mean of each figure since the last call; those that were nan throughout are left out."""
         means = {name: torch.stack(values).float().nanmean().item() for name, values in self._figures.items()}
         self._figures.clear()
         return {name: round(mean, 4) for name, mean in means.items() if not math.isnan(mean)}
+
+
+def non_finite_error(terms: list[str], samples: list[int], *, step: int) -> NonFiniteError:
+    """What [`StepMonitor`]s of all processes found in a step, as one error.
+
+    Args:
+        terms (`list[str]`): `non_finite_terms` of each process.
+        samples (`list[int]`): index of all samples of the step.
+        step (`int`): its number.
+    """
+    found = " and ".join(filter(None, terms))
+    where = found or f"a gradient, from the batch of the samples with index {samples}"
+    return NonFiniteError(
+        f"Step {step}: not finite: {where}. The weights were not changed by it. Look at these images, lower "
+        "`--learning_rate` or `--meta_lr`, or set `--max_grad_norm`, and resume from the last checkpoint."
+    )
 
 
 def label_fit(predicted: torch.Tensor, labels: torch.Tensor, clean_labels: torch.Tensor) -> dict[str, torch.Tensor]:

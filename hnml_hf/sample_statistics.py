@@ -1,6 +1,7 @@
 """What a training run saw of every sample: one fixed-size record each, found by sample id, in memory or mapped."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,8 @@ class SampleStatistics:
         index (`np.ndarray` of shape `(n,)`): sample ids in any order.
         labels (`np.ndarray` of shape `(n,)`): given labels.
         num_labels (`int`): k, at least 2.
-        path (`str` or `Path`, *optional*): where a table of more than `in_memory` bytes will be saved: it is mapped
-            from `<path>.part` until then.
+        path (`str` or `Path`, *optional*): where the table will be saved; one of more than `in_memory` bytes is mapped
+            from a file beside it until then, which has no name and vanishes with the process.
         in_memory (`int`): that limit.
 
     Raises:
@@ -81,11 +82,11 @@ class SampleStatistics:
         self.num_labels = num_labels
         kind = record_type(num_labels)
         if path is not None and len(index) * kind.itemsize > in_memory:
-            self.mapped = Path(f"{path}.part")
-            self.mapped.parent.mkdir(parents=True, exist_ok=True)
-            self.records = np.lib.format.open_memmap(self.mapped, mode="w+", dtype=kind, shape=(len(index),))
+            folder = Path(path).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives it
+                self.records = np.memmap(file, mode="w+", dtype=kind, shape=(len(index),))
         else:
-            self.mapped = None
             self.records = np.zeros(len(index), dtype=kind)
         self.ids = index[order]
         self.records["index"], self.records["label"] = self.ids, labels[order]
@@ -198,11 +199,6 @@ class SampleStatistics:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".part")
-        if self.mapped is not None:
-            self.records.flush()
-            if self.mapped in (unfinished, path):
-                self.mapped = self.mapped.replace(path)
-                return
         with open(unfinished, "wb") as file:
             np.save(file, self.records, allow_pickle=False)
         unfinished.replace(path)

@@ -4,32 +4,28 @@ import hashlib
 import inspect
 import json
 import os
-import shutil
-import tempfile
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast, gather, pad_across_processes
-from huggingface_hub import HfApi
+from accelerate.utils import broadcast, gather, gather_object, pad_across_processes
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
-from transformers.utils.hub import PushInProgress
 
-from . import hub
 from .cost import CostMeter, peak_memory_mib
 from .gauge import UPDATE_EVERY, MemorizationGauge
 from .memory import create_memory
 from .meta import look_ahead, running_gradients
-from .model_card import generate_model_card
-from .monitor import StepMonitor, label_fit
+from .monitor import NonFiniteError, StepMonitor, label_fit, non_finite_error
 from .objectives import OBJECTIVES, sigmoid_rampup
+from .publishing import PublishingMixin
+from .resumable import ResumableTrainer, any_process
 from .sample_statistics import SampleStatistics
 from .sync import check_ranks_agree, tensor_digests
 from .training_args import TEACHER_OBJECTIVES, HNMLTrainingArguments
@@ -47,7 +43,7 @@ VISITS_KEPT = 32  # steps whose predictions wait on the device before they enter
 MAPS = ["features", "feature_maps", "last_hidden_state"]  # outputs that evaluation must not gather
 
 
-class HNMLTrainer(Trainer):
+class HNMLTrainer(PublishingMixin, ResumableTrainer):
     """Trains a [`TimmCAMForImageClassification`] on noisy labels by HNML or one of its baselines.
 
     Takes transformers' own arguments. `train_dataset` is a [`TransformedDataset`]; `compute_metrics` and
@@ -267,10 +263,9 @@ class HNMLTrainer(Trainer):
         index = inputs["index"]
         epoch = torch.full_like(index, int(self.state.epoch or 0))
         alone = torch.full_like(index, -1) if foreground_logits is None else foreground_logits.argmax(-1)
-        visits = torch.stack([index, epoch, voted, alone, (voted == inputs["labels"]).long()], dim=-1)
+        step = torch.full_like(index, self.state.global_step)
+        visits = torch.stack([step, index, epoch, voted, alone, (voted == inputs["labels"]).long()], dim=-1)
         self._visits.append((visits, logits.float().softmax(-1)))
-        if len(self._visits) == VISITS_KEPT:
-            self.update_statistics()
 
     def update_statistics(self):
         """Take the visits of the last steps, of all processes, into the statistics. All processes must call it."""
@@ -279,7 +274,9 @@ class HNMLTrainer(Trainer):
         visits, self._visits = self._visits, []
         parts = [pad_across_processes(torch.cat(part), pad_index=-1) for part in zip(*visits, strict=True)]
         who, probabilities = (gather(part).cpu().numpy() for part in parts)
-        index, epoch, voted, alone, fitted = who.T
+        in_order = who[:, 0].argsort(kind="stable")  # of steps: which copy of a sample counts is then no matter of how
+        _, index, epoch, voted, alone, fitted = who[in_order].T  # many steps waited, so that a resumed run does alike
+        probabilities = probabilities[in_order]
         if self.gauge is not None:
             held_out = self.gauge.held_out(torch.from_numpy(index)).numpy()
             self.gauge.count(held_out[index >= 0], fitted[index >= 0] == 1)
@@ -363,8 +360,35 @@ class HNMLTrainer(Trainer):
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
+    def run_facts(self):
+        data = self.train_dataset
+        return {
+            **super().run_facts(),
+            "objective": self.args.objective,
+            "training samples": len(data),
+            "their ids and labels": hashlib.blake2b(
+                data.index.tobytes() + data.labels.tobytes(), digest_size=8
+            ).hexdigest(),
+        }
+
+    def progress(self):
+        kinds = [[sorted(kind), ratio, self.cost_meter.steps[kind]] for kind, ratio in self.cost_meter.ratios.items()]
+        return {**super().progress(), "figures": self.monitor.state(), "cost": kinds}
+
+    def load_progress(self, progress):
+        super().load_progress(progress)
+        self.monitor.load_state(progress["figures"], self.args.device)
+        for kind, ratio, steps in progress["cost"]:
+            self.cost_meter.ratios[frozenset(kind)], self.cost_meter.steps[frozenset(kind)] = ratio, steps
+
     def _save_checkpoint(self, model, trial):
         self.update_statistics()
+        bad = [name for name, value in self.model.state_dict().items() if not value.isfinite().all()]
+        if bad:
+            raise NonFiniteError(
+                f"After step {self.state.global_step} {len(bad)} tensors of the model are not finite, first "
+                f"`{bad[0]}`. No checkpoint was written; lower `--learning_rate` and resume from the last one."
+            )
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir=None, state_dict=None):
@@ -397,6 +421,12 @@ class HNMLTrainer(Trainer):
         if self.statistics is not None:
             self.statistics.load(os.path.join(resume_from_checkpoint, STATISTICS_FILE))
 
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        self.cost_meter = CostMeter()
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    train.__doc__ = ResumableTrainer.train.__doc__
+
     def _load_best_model(self):
         self.save_model(os.path.join(self.args.output_dir, LAST_FOLDER), _internal_call=True)
         super()._load_best_model()
@@ -415,114 +445,6 @@ class HNMLTrainer(Trainer):
         if self.memory is not None:
             self.memory.load_state_dict(load_file(os.path.join(checkpoint, MEMORY_FILE)))
 
-    # -- the Hub: what may leave is a list, `hub.PUBLISHED` --
-
-    def init_hf_repo(self, token=None, private=None):
-        if self.is_world_process_zero():
-            self.hub_model_id = hub.create_repo(
-                self._repo_name(), private=self._private(private), token=token or self.args.hub_token
-            )
-            self.push_in_progress = None
-
-    def _repo_name(self) -> str:
-        return self.hub_model_id or self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
-
-    def _private(self, private: bool | None) -> bool:
-        """Private, unless it was asked otherwise."""
-        return next((choice for choice in (private, self.args.hub_private_repo) if choice is not None), True)
-
-    def create_model_card(self, model_name=None, license=None, tags=None, finetuned_from=None, dataset=None, **facts):
-        """Write the card of this run into `output_dir`. What is given is kept for later cards of this trainer.
-
-        `facts`: `noise`, `command` and `split` of [`~model_card.generate_model_card`].
-        """
-        given = {
-            "model_name": model_name,
-            "license": license,
-            "tags": tags,
-            "start": finetuned_from,
-            "dataset": dataset,
-            **facts,
-        }
-        self.card_facts.update({name: value for name, value in given.items() if value is not None})
-        if not self.is_world_process_zero():
-            return
-        data = self.train_dataset
-        with open(os.path.join(self.args.output_dir, "config.json"), encoding="utf-8") as file:
-            config = json.load(file)
-        generate_model_card(
-            self.args.output_dir,
-            args=self.args,
-            config=config,
-            log_history=self.state.log_history,
-            labels=torch.empty(0).numpy() if data is None else data.labels,
-            clean_labels=torch.empty(0).numpy() if data is None else data.clean_labels,
-            evaluated=self._evaluated,
-            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-            repo_id=self.hub_model_id,
-            max_steps=self.state.global_step,
-            dataset_license=None if data is None else data.dataset.info.license,
-            **self.card_facts,
-        )
-
-    def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **facts
-    ):
-        """Save, write the card and upload the published files of `output_dir`; a new repository is private.
-
-        `facts` go to [`~HNMLTrainer.create_model_card`]. Returns huggingface_hub's `CommitInfo`, or a future of it.
-
-        Raises:
-            HubError: the push did not arrive; `output_dir` is whole.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        self.create_model_card(**facts)
-        if not self.is_world_process_zero():
-            return None
-        self._finish_current_push()
-        push = partial(
-            hub.push_to_hub,
-            self.args.output_dir,
-            self._repo_name(),
-            private=self._private(private),
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-            commit_message=commit_message,
-        )
-        return push() if blocking else HfApi().run_as_future(push)
-
-    def _push_from_checkpoint(self, checkpoint_folder):
-        """Upload the weights that evaluation measured, in the background. A push that fails does not stop training."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if busy and not self.args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        aside = tempfile.mkdtemp(prefix="_push-", dir=self.args.output_dir)  # checkpoints are deleted while it uploads
-        self.evaluated_model().save_pretrained(aside)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(aside)
-        self._finish_current_push()
-        job = HfApi().run_as_future(self._push_aside, aside, f"Training in progress, step {self.state.global_step}")
-        self.push_in_progress = PushInProgress([job])
-
-    def _push_aside(self, folder: str, commit_message: str):
-        try:
-            hub.push_to_hub(
-                folder,
-                self._repo_name(),
-                private=self._private(None),
-                token=self.args.hub_token,
-                revision=self.args.hub_revision,
-                commit_message=commit_message,
-            )
-        except hub.HubError as error:
-            logger.warning(f"{error} Training goes on.")
-        finally:
-            shutil.rmtree(folder)
-
 
 class StepCallback(TrainerCallback):
     """The two things that happen around an optimizer step: the check before it, the teacher's update after it."""
@@ -530,21 +452,25 @@ class StepCallback(TrainerCallback):
     def __init__(self, trainer: HNMLTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.cost_meter = CostMeter()
-
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        norm = self.trainer.gradient_norm
+        trainer, norm = self.trainer, self.trainer.gradient_norm
         if norm is None:
-            norm = get_total_norm([p.grad for p in self.trainer.model.parameters() if p.grad is not None])
-        self.trainer.monitor.require_finite(norm, step=state.global_step + 1)
-        self.trainer.gradient_norm = None
+            norm = get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])
+        trainer.gradient_norm = None
+        stop = torch.tensor(trainer.signals.received is not None, device=norm.device)
+        non_finite, stop = any_process([trainer.monitor.non_finite(norm), stop], args.world_size)
+        trainer.stop_asked |= stop
+        if non_finite:
+            found, samples = gather_object([trainer.monitor.non_finite_terms()]), trainer.monitor.samples()
+            raise non_finite_error(found, gather_object(samples), step=state.global_step + 1)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.update_teacher()
         self.trainer.check_ranks()
 
     def on_step_end(self, args, state, control, **kwargs):
+        if len(self.trainer._visits) >= VISITS_KEPT:  # between steps, where a checkpoint would take them in too
+            self.trainer.update_statistics()
         if self.trainer.gauge is not None and state.global_step % UPDATE_EVERY == 0:
             self.trainer.update_statistics()
             self.trainer.gauge.update()

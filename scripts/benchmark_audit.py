@@ -169,7 +169,7 @@ def runs(name: str, images: MemoryImages, work_dir: Path, only_existing: bool = 
             other = None if held_out is None else images.select(held_out)
             result = train(kept, "hnml" if run == "hnml" else "ce", epochs, work_dir / "runs" / run, other)
             np.savez(path, **result, **({} if held_out is None else {"rows": held_out}))
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             found[run] = dict(stored)
     return found
 

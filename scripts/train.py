@@ -7,6 +7,9 @@
 
 Options come from the recipe first (a YAML file of the options below, or the name of one in scripts/recipes), then from
 the command line.
+
+SIGTERM or SIGINT (Ctrl-C) finishes the step, saves a checkpoint and ends with code 75; a second one ends at once.
+After that, or any other end, the same command with `--resume_from_checkpoint auto` goes on as if it had not happened.
 """
 
 import argparse
@@ -19,14 +22,17 @@ from pathlib import Path
 import torch
 import transformers
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import HfArgumentParser
 
 from hnml_hf import (
+    EXIT_CODE,
     HNMLTrainer,
     HNMLTrainingArguments,
     HubError,
     MixupCollator,
     TimmCAMForImageClassification,
+    TrainingInterrupted,
     TransformedDataset,
     apply_manifest,
     apply_quarantine,
@@ -338,6 +344,7 @@ def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArg
         raise SystemExit(str(error)) from error
 
 
+@record  # so that a launcher of several processes shows the error of the one that failed first
 def main(argv: list[str] | None = None):
     model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
@@ -372,7 +379,11 @@ def main(argv: list[str] | None = None):
         compute_metrics=compute_metrics,
         processing_class=create_image_processor(model.config.pretrained_cfg),
     )
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except TrainingInterrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        raise SystemExit(EXIT_CODE) from interrupted
     trainer.save_model(_internal_call=True)  # without a push; that comes last, with results and card
     metrics = {
         "dataset": Path(data_args.dataset).name,

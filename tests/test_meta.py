@@ -160,3 +160,30 @@ def test_swapped_label_loss_drop_by_hand():
     drop = swapped_label_loss_drop(logits, fast, torch.tensor([0, 0]), torch.tensor([[1, 0]]))
     assert_close(drop.item(), 0.5)
     assert swapped_label_loss_drop(logits, fast, torch.tensor([0, 0]), torch.tensor([[0, 0]])).isnan()
+
+
+def diverges(curvature, *, look, rate=0.05, momentum=0.9, steps=1500):
+    """v <- beta v + h (theta - alpha v), theta <- theta - eta v on the loss h theta^2 / 2, from theta = 1."""
+    theta = torch.ones((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([theta], lr=rate, momentum=momentum)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        with look_ahead(running_gradients(optimizer), lr=look):
+            (curvature * theta.square() / 2).backward()
+        optimizer.step()
+        if theta.detach().abs() > 1e6:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("look", [0.0, 0.1, 2.0])
+@pytest.mark.parametrize("rate", [0.05, 0.005])
+def test_look_ahead_lowers_the_curvature_it_can_settle_in(look, rate):
+    """Stable up to h = 2 (1 + beta) / (eta + 2 alpha): a ceiling that stays where it is when the learning rate falls.
+
+    The step is linear with determinant beta - alpha h and trace 1 - eta h + beta - alpha h; both of its eigenvalues
+    lie in the unit circle if 1 + trace + determinant > 0 and |determinant| < 1 (Jury).
+    """
+    ceiling = 2 * 1.9 / (rate + 2 * look)
+    assert not diverges(0.95 * ceiling, look=look, rate=rate)
+    assert diverges(1.05 * ceiling, look=look, rate=rate)

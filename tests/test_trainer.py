@@ -281,7 +281,7 @@ def test_no_pickle_is_saved(tiny_dataset, tmp_path):
     trainer = build_trainer(tmp_path, tiny_dataset)
     trainer.train()
     trainer.save_model()
-    assert {path.name for path in tmp_path.iterdir()} == {"_audit", "config.json", "model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"_audit", "_run.lock", "config.json", "model.safetensors"}
     assert all(path.suffix == ".npy" for path in (tmp_path / "_audit").iterdir())  # loaded with allow_pickle=False
 
 

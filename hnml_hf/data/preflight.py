@@ -537,17 +537,17 @@ def load_quarantine(path: str | os.PathLike) -> dict[str, dict[int, str]]:
         `ValueError`: naming file and line, for a line that is no such object.
     """
     quarantine: dict[str, dict[int, str]] = {}
-    with open(path, encoding="utf-8-sig") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig"))
                 split, index = row["split"], row["index"]
                 if not isinstance(split, str) or type(index) is not int:
                     raise ValueError("`split` must be a name and `index` an integer")
                 quarantine.setdefault(split, {})[index] = str(row.get("reason", ""))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f'{path}:{number}: {error}. A quarantine list has lines like {{"split": "train", "index": 17, '
                     '"reason": "truncated"}; write it with `python scripts/audit_data.py`.'

@@ -14,6 +14,7 @@ from hnml_hf.data.animal10n import Animal10N
 from hnml_hf.data.clothing1m import Clothing1M
 from hnml_hf.data.food101n import Food101N
 from hnml_hf.data.generic import Table
+from hnml_hf.data.preflight import load_quarantine
 from hnml_hf.data.webvision import WebVision
 
 
@@ -123,5 +124,21 @@ def test_animal10n(animal10n):
     @given(SEED)
     def run(seed):
         check(Animal10N, animal10n.root / "binary", "test_batch.bin", seed)
+
+    run()
+
+
+def test_quarantine_lists(tmp_path):
+    content = b"".join(b'{"split": "train", "index": %d, "reason": "x"}\n' % number for number in range(4))
+
+    @FUZZ
+    @given(SEED)
+    def run(seed):
+        path = tmp_path / "quarantine.jsonl"
+        path.write_bytes(damaged(content, seed))
+        try:
+            load_quarantine(path)
+        except ValueError as error:
+            assert type(error) is ValueError and re.search(r"quarantine.jsonl:\d+: ", str(error))
 
     run()

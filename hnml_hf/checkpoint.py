@@ -1,0 +1,250 @@
+"""Checkpoints that are whole or not there, and one run per output folder.
+
+A checkpoint is written in a folder of its own, listed with sizes and hashes in a manifest, flushed to the disk and
+only then renamed to `checkpoint-<step>`. Whatever ends the process in between, no folder of that name is half written.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Collection, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+MANIFEST = "manifest.json"
+UNFINISHED_FOLDER = "_unfinished"  # nothing in it counts as a checkpoint, here or in transformers
+LOCK_FILE = "_run.lock"
+NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or is not whole. Those written before are as they were."""
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def seal(folder: str | os.PathLike, facts: Mapping, *, order: int = 0):
+    """List all files of a folder, with the facts of the run, in its manifest, and flush all of it to the disk.
+
+    `order` counts the checkpoints that were written to one output folder, whatever their steps.
+    """
+    folder = Path(folder)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    listed = {name: {"bytes": path.stat().st_size, "blake2b": _digest(path)} for name, path in files.items()}
+    manifest = folder / MANIFEST
+    content = {"order": order, "facts": dict(facts), "files": listed}
+    manifest.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for path in (*files.values(), manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+        _flush(path)
+
+
+def publish(unfinished: str | os.PathLike, checkpoint: str | os.PathLike):
+    """Give a sealed folder its name; a checkpoint that had it, of a run that went another way, is replaced."""
+    unfinished, checkpoint = Path(unfinished), Path(checkpoint)
+    replaced = unfinished.with_name(f"{checkpoint.name}-replaced")
+    if checkpoint.exists():
+        checkpoint.rename(replaced)
+    unfinished.rename(checkpoint)
+    _flush(checkpoint.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def check(checkpoint: str | os.PathLike) -> dict:
+    """Return the facts of a checkpoint if each of its files is what was written.
+
+    Raises:
+        CheckpointError: naming the file that is missing, cut off or changed.
+    """
+    checkpoint = Path(checkpoint)
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"The checkpoint `{checkpoint}` is not there. Was it moved or deleted?")
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        facts, files = manifest["facts"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"`{checkpoint}` is not a whole checkpoint: it has no readable `{MANIFEST}`, which is written last."
+        ) from error
+    for name, listed in files.items():
+        path = checkpoint / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != listed["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise CheckpointError(
+                f"`{checkpoint}` is not a whole checkpoint: `{name}` {found}, {listed['bytes']} were written."
+            )
+        if _digest(path) != listed["blake2b"]:
+            raise CheckpointError(f"`{checkpoint}` is not a whole checkpoint: the bytes of `{name}` have changed.")
+    return facts
+
+
+def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """The folders in an output folder that have the name of a checkpoint, whole or not, the last written one first.
+
+    The last written one need not have the highest step: a run may have gone back. Those without a manifest come first.
+    """
+    folder = Path(output_dir)
+    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+    orders = {path: _order(path) for path in found}
+    return sorted(found, key=lambda path: (orders[path], int(NAME.fullmatch(path.name)[1])), reverse=True)
+
+
+def _order(checkpoint: Path) -> float:
+    try:
+        return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["order"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def next_order(output_dir: str | os.PathLike) -> int:
+    """For the next checkpoint of an output folder."""
+    return 1 + max((order for path in checkpoints(output_dir) if (order := _order(path)) < math.inf), default=0)
+
+
+def rotate(output_dir: str | os.PathLike, *, keep: int | None, protected: Collection[str | os.PathLike | None]):
+    """Delete checkpoints that are not whole, then the ones written first, until `keep` are left (None or 0 = all).
+
+    Those in `protected` stay. transformers goes by modification times, and by steps where these are close; after a run
+    went back, it would delete what was just written.
+    """
+    if not keep:
+        return
+    there = checkpoints(output_dir)
+    torn = [path for path in there if _order(path) == math.inf]
+    stay = {os.path.abspath(path) for path in protected if path}
+    disposable = [
+        path
+        for path in torn + [path for path in reversed(there) if path not in torn]
+        if str(path.absolute()) not in stay
+    ]
+    for path in disposable[: max(len(there) - keep, 0)]:
+        shutil.rmtree(path)
+
+
+def newest_whole(output_dir: str | os.PathLike) -> Path | None:
+    """The newest checkpoint that is whole; each torn one above it is named in the log."""
+    for checkpoint in checkpoints(output_dir):
+        try:
+            check(checkpoint)
+        except CheckpointError as error:
+            logger.warning(f"{error} The one before it is used.")
+            continue
+        return checkpoint
+    return None
+
+
+def resolve(resume_from_checkpoint: str | bool | None, output_dir: str | os.PathLike) -> str | None:
+    """The checkpoint that a run goes on from.
+
+    Args:
+        resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint; `True` or `"true"` for the newest whole one
+            of the output folder, which must exist; `"auto"` for that one if there is one, else a start from nothing.
+        output_dir (`str` or `os.PathLike`): the folder of the run.
+
+    Raises:
+        CheckpointError: if the one that was asked for is not there or not whole.
+    """
+    wanted = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
+    if wanted is None or wanted is True or wanted == "auto":
+        newest = newest_whole(output_dir) if wanted else None
+        if wanted is True and newest is None:
+            raise CheckpointError(
+                f"`{output_dir}` holds no whole checkpoint to resume from. Give the `--output_dir` of the run that "
+                "was interrupted, or start from nothing without `--resume_from_checkpoint`."
+            )
+        if wanted == "auto" and newest is None:
+            logger.warning(f"`{output_dir}` holds no whole checkpoint; training starts from nothing.")
+        return None if newest is None else str(newest)
+    try:
+        check(wanted)
+    except CheckpointError as error:
+        newest = newest_whole(Path(wanted).parent)
+        there = f"The newest whole one there is `{newest}`." if newest else "There is no whole one beside it."
+        raise CheckpointError(f"{error} {there}") from error
+    return str(wanted)
+
+
+def require_same_run(checkpoint: str | os.PathLike, facts: Mapping):
+    """Raise `ValueError` if a checkpoint was written with other facts than these: the run could not go on exactly."""
+    stored = json.loads(Path(checkpoint, MANIFEST).read_text(encoding="utf-8"))["facts"]
+    changed = [
+        f"`{name}` was {stored.get(name)} and is {value}" for name, value in facts.items() if stored.get(name) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"`{checkpoint}` cannot be resumed exactly: {', '.join(changed)}. Batches, random draws and what is "
+            "averaged over them would be others than those of one uninterrupted run. Resume as it was started, or "
+            f"start a new run from its weights: `--weights {checkpoint}/model.safetensors`."
+        )
+
+
+# -- the output folder ------------------------------------------------------------------------------------------------
+
+
+def require_writable(output_dir: str | os.PathLike):
+    """Make the output folder. Raises `ValueError` if nothing can be written there."""
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise ValueError(
+            f"`output_dir={str(output_dir)!r}` cannot be written to: {error.strerror}. Give a folder of yours, on a "
+            "disk with space."
+        ) from error
+
+
+@contextmanager
+def run_lock(output_dir: str | os.PathLike):
+    """Keep the output folder for one run. The operating system lets go of it when the process ends, however it ends.
+
+    Raises:
+        RuntimeError: if another run has it, naming that one's host and process.
+    """
+    path = Path(output_dir, LOCK_FILE)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RuntimeError(
+            f"Another run is writing to `{output_dir}` ({path.read_text(encoding='utf-8').strip() or 'just started'})."
+            " Wait for it, end it, or give another `--output_dir`."
+        ) from error
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
