@@ -1,4 +1,4 @@
-"""Train a timm backbone on noisy labels.
+r"""Train a timm backbone on noisy labels.
 
     accelerate launch scripts/train.py                   # the quickstart, on data that comes with the package
     accelerate launch scripts/train.py --recipe quickstart --objective ce --output_dir outputs/ce
