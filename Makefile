@@ -1,4 +1,4 @@
-.PHONY: quality style test test-slow
+.PHONY: quality style test test-slow api
 
 quality:
 	ruff check . && ruff format --check .
@@ -11,3 +11,7 @@ test:
 
 test-slow:
 	python -m pytest -m "slow and not gpu"
+
+api:
+	python -W error -m pdoc --docformat google --output-directory build/api hnml_hf hnml_hf.noise hnml_hf.cam hnml_hf.meta \
+		hnml_hf.objectives hnml_hf.data

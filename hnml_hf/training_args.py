@@ -21,6 +21,8 @@ class HNMLTrainingArguments(TrainingArguments):
     """transformers' [`TrainingArguments`] with the options of the method. Sources: "MLNT" is Li et al., CVPR 2019,
     "ELR" Liu et al., NeurIPS 2020, "GCE" Zhang & Sabuncu, NeurIPS 2018, "ours" a choice of this project."""
 
+    _argument_group_name = "method and training"  # of `--help`; the first ones are transformers' own
+
     # -- objective --
     objective: Literal["hnml", "mlnt", "ce", "gce", "elr", "mean_teacher"] = field(
         default="hnml", metadata={"help": "What to minimise: `hnml`, or one of the baselines in the same trainer."}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from train import DataArguments, load_data
+from train import DataArguments, HelpFormatter, load_data
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
 
 from hnml_hf import (
@@ -36,6 +36,8 @@ from hnml_hf import (
 
 @dataclass
 class AuditArguments:
+    _argument_group_name = "audit"
+
     run: str | None = field(default=None, metadata={"help": "`output_dir` of a training run that has finished."})
     model: str | None = field(default=None, metadata={"help": "Instead: folder or Hub id of an image classifier."})
     output_dir: str | None = field(default=None, metadata={"help": "Gets `_audit/`; default: the run."})
@@ -56,7 +58,12 @@ class AuditArguments:
 
 
 def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
-    parser = HfArgumentParser((AuditArguments, DataArguments), description=__doc__)
+    parser = HfArgumentParser(
+        (AuditArguments, DataArguments),
+        description=__doc__,
+        formatter_class=HelpFormatter,
+        usage="%(prog)s (--run FOLDER | --model NAME --dataset DATASET --output_dir FOLDER) [options]",
+    )
     audit_args, data_args = parser.parse_args_into_dataclasses(argv)
     if (audit_args.run is None) == (audit_args.model is None):
         parser.error("give --run (a finished training run) or --model (any classifier), one of them")

@@ -1,4 +1,4 @@
-"""Read every image and label of a dataset before training, and list what is wrong with them.
+r"""Read every image and label of a dataset before training, and list what is wrong with them.
 
     python scripts/audit_data.py --dataset imagefolder --data_dir photos
     python scripts/audit_data.py --dataset photos/train.csv --label_column class --output audit.json \

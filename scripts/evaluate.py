@@ -64,10 +64,12 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--dataset", required=True, help="As in scripts/train.py.")
     parser.add_argument("--dataset_config", help="Configuration of the dataset, if it has several.")
     parser.add_argument("--data_dir", help="Where the dataset lies.")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--num_workers", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--split", default="test", help="Which split to measure (%(default)s).")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images in a forward pass (%(default)s).")
+    parser.add_argument("--num_workers", type=int, default=0, help="Processes that load images (%(default)s).")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Default: a GPU if there is one."
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write.")
     options = parser.parse_args(argv)
     transformers.utils.logging.disable_progress_bar()

@@ -97,7 +97,9 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--cams", type=Path, help="Folder for pictures with the activation map of the first class.")
     parser.add_argument("--top_k", type=int, default=5, help="Classes to name for each image.")
     parser.add_argument("--batch_size", type=int, default=32, help="Images at a time.")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Default: a GPU if there is one."
+    )
     parser.add_argument("--skip_unreadable", action="store_true", help="Leave out files that are no images.")
     options = parser.parse_args(argv)
     if bool(options.inputs) == bool(options.dataset):

@@ -1,4 +1,4 @@
-"""Fit a linear classifier on the frozen features of a pretrained backbone: the baseline.
+r"""Fit a linear classifier on the frozen features of a pretrained backbone: the baseline.
 
     python scripts/probe.py --dataset imagefolder --data_dir photos --backbone resnet50 --pretrained true \
         --validation_fraction 0.1 --output_dir outputs/probe

@@ -1,4 +1,4 @@
-"""Train a timm backbone on noisy labels.
+r"""Train a timm backbone on noisy labels.
 
     accelerate launch scripts/train.py                   # the quickstart, on data that comes with the package
     accelerate launch scripts/train.py --recipe quickstart --objective ce --output_dir outputs/ce
@@ -57,8 +57,14 @@ from hnml_hf import (
 RECIPES = Path(__file__).parent / "recipes"
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Descriptions as they are written, and the default of each option."""
+
+
 @dataclass
 class ModelArguments:
+    _argument_group_name = "model"
+
     backbone: str = field(default=None, metadata={"help": "A timm model name, for example `resnet50`."})
     pretrained: bool = field(default=False, metadata={"help": "Start from timm's pretrained weights (from the Hub)."})
     weights: str | None = field(
@@ -75,6 +81,8 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
+    _argument_group_name = "data"
+
     dataset: str = field(
         default=None, metadata={"help": "`quickstart`, `imagefolder`, a known dataset, a table, a folder or a Hub id."}
     )
@@ -175,7 +183,8 @@ def parse_arguments(argv: list[str], doc: str = __doc__):
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, HNMLTrainingArguments),
         description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
+        usage="%(prog)s [--recipe FILE_OR_NAME] [options]",
     )
     parser.add_argument("--recipe", help="YAML file of options, or its name in scripts/recipes; others override it.")
     model_args, data_args, args, _ = parser.parse_args_into_dataclasses(options + argv)

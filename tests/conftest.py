@@ -64,3 +64,14 @@ def tiny_dataset():
         },
         features=features,
     )
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory):
+    """A few steps of the quickstart, in a folder of its own: the folder, and the process that ended."""
+    from test_train_script import ROOT, launch
+
+    folder = tmp_path_factory.mktemp("quickstart")
+    recipe = ("--recipe", ROOT / "scripts" / "recipes" / "quickstart.yaml")
+    done = launch(*recipe, "--max_steps", "8", "--output_dir", "outputs/quickstart", cwd=folder)
+    return folder, done
