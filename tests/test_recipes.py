@@ -38,8 +38,7 @@ def test_recipe_is_complete(path, train):
     assert data_args.dataset in DATASET_NAMES or BUILT_FROM_FILES.match(data_args.dataset)
     assert timm.is_model(model_args.backbone)
     assert (args.num_train_epochs, args.learning_rate) == (options["num_train_epochs"], options["learning_rate"])
-    if model_args.pretrained:  # 20 steps ahead, as far as with the default learning rate from random weights
-        assert args.meta_lr == pytest.approx(20 * args.learning_rate)
+    assert args.meta_lr == pytest.approx(40 * args.learning_rate)  # in steps, as far as with any learning rate
 
 
 @pytest.mark.parametrize("path", [*RECIPES, SCRIPTS / "suites" / "full.yaml"], ids=lambda path: path.stem)
