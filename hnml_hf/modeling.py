@@ -14,6 +14,7 @@ from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from timm.models import group_parameters
 from torch import nn
@@ -438,7 +439,7 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
             )
         except SafetensorError as error:
             raise ValueError(f"The weights of `{source}` are cut off, or no safetensors file: {error}.") from error
-        except (ImportError, RuntimeError) as error:
+        except (ImportError, RuntimeError, TypeError, AttributeError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:500]
             unknown = "not supported in your version" in reason or "Unknown model" in reason
             advice = (

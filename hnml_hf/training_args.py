@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 
 DEFAULT_META_LR = {
-    "momentum": 1.0,
+    "momentum": 2.0,
     "head": 20.0,
     "last_stage": 1.0,
     "full": 0.2,
@@ -54,7 +54,7 @@ class HNMLTrainingArguments(TrainingArguments):
     meta_lr: float | None = field(
         default=None,
         metadata={
-            "help": "Length of the virtual step. Defaults: momentum 1.0, head 20 in units of 1 / mean kernel "
+            "help": "Length of the virtual step. Defaults: momentum 2.0, head 20 in units of 1 / mean kernel "
             "diagonal, last_stage 1.0 (ours); full 0.2 (MLNT)."
         },
     )
@@ -71,7 +71,7 @@ class HNMLTrainingArguments(TrainingArguments):
 
     # -- the two levels of the outer loss --
     consistency_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the consistency with the teacher (ours)."}
+        default=3.0, metadata={"help": "Weight of the consistency with the teacher (ours)."}
     )
     consistency_form: Literal["additive", "refurbished"] = field(
         default="additive",
@@ -98,7 +98,7 @@ class HNMLTrainingArguments(TrainingArguments):
         },
     )
     gauge_fraction: float = field(
-        default=0.0,
+        default=0.05,
         metadata={
             "help": "Share of the training labels that no loss sees: how well they are fitted beside the others tells "
             "how much is memorised, and the meta terms are as strong as that. 0: always at full strength (ours)."

@@ -34,7 +34,6 @@ from pathlib import Path
 import torch
 import yaml
 from provenance import provenance
-from transformers.trainer_utils import get_last_checkpoint
 
 
 TRAIN = Path(__file__).parent / "train.py"
@@ -142,9 +141,7 @@ def run_cell(cell: Cell, work_dir: Path, launcher: list[str], threads: int) -> d
     folder = work_dir / cell.folder
     folder.mkdir(parents=True, exist_ok=True)
     command = [*launcher, str(TRAIN), *cell.arguments(), "--output_dir", str(folder)]
-    checkpoint = get_last_checkpoint(str(folder))
-    if checkpoint:
-        command += ["--resume_from_checkpoint", checkpoint]
+    command += ["--resume_from_checkpoint", "auto"]
     start = time.perf_counter()
     with open(folder / "output.log", "a", encoding="utf-8") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -107,6 +107,8 @@ def make_trainer(
         "use_cpu": True,
         "per_device_train_batch_size": SHARD,
         "num_neighbors": 2,
+        "gauge_fraction": 0,
+        "consistency_weight": 1,
         "max_steps": STEPS,
         "learning_rate": 0.05,
         "lr_scheduler_type": "constant",
@@ -203,6 +205,11 @@ def main(output: Path, accumulation: int):
     facts["draws"] = gather(torch.stack(drawn)).tolist()  # (ranks * accumulation, 1 + draws, shard)
     facts["draw_seeds"] = gather(torch.tensor(seeds)).tolist()
     facts["indices"] = gather(torch.stack(trainer.seen)).tolist()
+
+    gauged = {**CASES["momentum"], "gauge_fraction": 0.3, "gradient_accumulation_steps": accumulation}
+    trainer = make_trainer(VIT, gauged)
+    trainer.train()
+    facts["gauge_counts"] = gather(torch.from_numpy(trainer.gauge.pending)[None]).tolist()
 
     if trainer.accelerator.num_processes > 1:
         for name, (backbone, options) in LONG_CASES.items():

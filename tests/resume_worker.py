@@ -50,6 +50,7 @@ DEFAULTS = {
     "save_total_limit": 2,
     "logging_steps": 3,
     "num_neighbors": 1,
+    "gauge_fraction": 0,
     "report_to": "none",
     "disable_tqdm": True,
     "use_cpu": True,

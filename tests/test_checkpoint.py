@@ -352,6 +352,17 @@ def test_a_signal_saves_and_stops(number, step, tiny_dataset, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_operations_are_added_up_exactly(tiny_dataset, tmp_path):
+    """In single precision, as in transformers over several processes, 2^24 + 1 + 1 is 2^24."""
+    trainer = build_trainer(tmp_path, tiny_dataset, objective="ce")
+    for operations in (2.0**24, 1.0, 1.0):
+        trainer.current_flos = operations
+        trainer.store_flos()
+    trainer.current_flos = 2.0**40 + 1
+    trainer.store_flos()
+    assert trainer.state.total_flos == 2**24 + 2 + 2**40 + 1 and trainer.current_flos == 0
+
+
 def test_a_run_that_saves_nothing_leaves_signals_alone(tiny_dataset, tmp_path):
     trainer = build_trainer(tmp_path, tiny_dataset, objective="ce")
     trainer.add_callback(Watch(on_step_begin=lambda state: signal.raise_signal(signal.SIGINT)))

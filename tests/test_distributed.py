@@ -146,6 +146,13 @@ def test_the_mean_over_ranks_of_their_own_draws_is_applied(two_processes, initia
     assert (gradients[0][-1] - gradients[1][-1]).abs().max() > 1e-4  # so the mean is neither
 
 
+def test_all_ranks_measure_the_memorisation_of_all(one_process, two_processes):
+    """Visits of both processes count on both, so that they agree on the strength of the meta terms."""
+    (alone,) = one_process[1]["gauge_counts"]
+    assert alone[1] > 0 and alone[3] > 0
+    assert two_processes[1]["gauge_counts"] == [alone, alone]
+
+
 def test_every_rank_draws_its_own_synthetic_labels(one_process, two_processes):
     _, facts = two_processes
     assert len(set(facts["draw_seeds"])) == 2

@@ -1,6 +1,7 @@
 """No pickle is loaded or published, nothing leaves the folder it belongs to, and no secret reaches a file or a log."""
 
 import ast
+import json
 import logging
 import os
 import pickle
@@ -179,6 +180,17 @@ def test_no_token_reaches_the_log(tiny_dataset, tmp_path, caplog, capfd):
     repr(trainer.args), str(trainer.args)
     printed = capfd.readouterr()
     assert "hf_secret" not in caplog.text + printed.out + printed.err + str(trainer.args)
+
+
+@pytest.mark.parametrize("change", [{"dtype": "float3"}, {"num_labels": None, "id2label": None}, {"model_args": 3}])
+def test_a_damaged_configuration_is_refused(change, tmp_path):
+    TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    try:
+        TimmCAMForImageClassification.from_pretrained(tmp_path)
+    except ValueError as error:
+        assert str(tmp_path) in str(error)
 
 
 def test_statistics_hold_no_objects(tmp_path):

@@ -55,6 +55,8 @@ def arguments(output_dir, **options):
         "disable_tqdm": True,
         "use_cpu": True,
         "num_neighbors": 4,
+        "gauge_fraction": 0,  # full strength from the first step; see test_gauge.py
+        "consistency_weight": 1,
     }
     return HNMLTrainingArguments(output_dir=str(output_dir), **{**defaults, **options})
 
@@ -347,7 +349,7 @@ def test_meta_strength_waits_then_grows(tiny_dataset, tmp_path):
         strengths[step] = trainer.meta_strength()
     assert strengths == {0: 0, 19: 0, 20: math.exp(-5), 40: math.exp(-1.25), 60: 1, 99: 1}
     trainer.state.global_step = 0
-    assert trainer.term_weights() == {"base": 1, "consistency": 0, "mask_guided": 0}
+    assert trainer.term_weights() == {"base": 1, "consistency": 0, "mask_guided": 0, "balance": 0}
 
 
 def test_draws_follow_from_seed_step_and_samples():
