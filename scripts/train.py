@@ -58,7 +58,10 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Descriptions as they are written, and the default of each option."""
+    """Descriptions as they are written, and the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 @dataclass

@@ -26,7 +26,7 @@ from hnml_hf import HubError, load_audit, load_noisy_dataset, push_to_hub
 
 SMALL = ["--backbone", "resnet10t", "--image_size", "28", "--augmentation", "none", "--report_to", "none"]
 SMALL += ["--model_args", '{"output_stride": 8, "channels": [16, 32, 48, 64], "stem_width": 8}']
-SMALL += ["--per_device_train_batch_size", "64", "--learning_rate", "0.05", "--weight_decay", "0.0005"]
+SMALL += ["--per_device_train_batch_size", "32", "--learning_rate", "0.05", "--teacher_decay", "0.95"]  # few steps
 SMALL += ["--save_strategy", "no", "--logging_strategy", "epoch", "--disable_tqdm", "true"]
 
 
@@ -80,8 +80,8 @@ def write_marks(path: Path, run: Path, truth: dict[str, int], looked_at: int) ->
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/walkthrough"), help="Gets all files.")
-    parser.add_argument("--images", type=int, default=1000, help="Training images.")
-    parser.add_argument("--num_train_epochs", type=int, default=12, help="Of each of the two trainings.")
+    parser.add_argument("--images", type=int, default=800, help="Training images.")
+    parser.add_argument("--num_train_epochs", type=int, default=10, help="Of each of the two trainings.")
     parser.add_argument("--hub_model_id", help="Publish the result under this name, privately.")
     options = parser.parse_args(argv)
     out = options.output_dir

@@ -119,7 +119,7 @@ def test_blocks_have_a_language_that_is_checked(path):
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "walkthrough"])
-def test_help_explains_every_option_of_ours(name, monkeypatch, capsys):
+def test_help_explains_every_option_of_ours(name, monkeypatch, capfd):
     """`--help` ends well, opens with the commands of the script, and no option of ours is without a word."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     parsers, print_help = [], argparse.ArgumentParser.print_help
@@ -135,7 +135,7 @@ def test_help_explains_every_option_of_ours(name, monkeypatch, capsys):
         module.main(["--help"])
     except SystemExit as end:
         code = end.code
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     assert not code and module.__doc__.splitlines()[0] in shown
     hidden = {field.name for field in dataclasses.fields(TrainingArguments)} | {argparse.SUPPRESS}
     silent = [action.dest for action in parsers[0]._actions if not action.help and action.dest not in hidden]
