@@ -5,8 +5,14 @@ import torch
 
 
 UPDATE_EVERY = 32  # steps; the trainer has gathered what the processes saw by then
+WANTED = 500  # labels held out
 CERTAINTY = 2.0  # standard errors by which the gap must differ from none
 FULL_AT = 0.2  # share of the unpredictable labels memorised, beyond that, at which the dial is at 1
+
+
+def default_fraction(samples: int) -> float:
+    """Share of the samples to hold out: 500 of them tell fits apart by a few per cent, and few need a larger share."""
+    return min(max(WANTED / samples, 0.01), 0.1)
 
 
 class MemorizationGauge:

@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .cost import CostMeter, peak_memory_mib
-from .gauge import UPDATE_EVERY, MemorizationGauge
+from .gauge import UPDATE_EVERY, MemorizationGauge, default_fraction
 from .memory import create_memory
 from .meta import look_ahead, running_directions
 from .monitor import NonFiniteError, StepMonitor, label_fit, non_finite_error
@@ -97,8 +97,10 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
                 folder=args.output_dir,
             )
         self.gauge = None
-        if train_dataset is not None and args.objective == "hnml" and args.gauge_fraction > 0:
-            self.gauge = MemorizationGauge(fraction=args.gauge_fraction, seed=args.seed, samples=len(train_dataset))
+        if train_dataset is not None and args.objective == "hnml" and args.gauge_fraction != 0:
+            samples = len(train_dataset)
+            fraction = args.gauge_fraction or default_fraction(samples)
+            self.gauge = MemorizationGauge(fraction=fraction, seed=args.seed, samples=samples)
         self.class_prior = None
         if train_dataset is not None:
             shares = np.bincount(train_dataset.labels, minlength=self.model.config.num_labels) / len(train_dataset)

@@ -93,11 +93,12 @@ class HNMLTrainingArguments(TrainingArguments):
             "help": "Weight of the term by which a batch's predictions leave no class out (Tanaka et al., 2018)."
         },
     )
-    gauge_fraction: float = field(
-        default=0.05,
+    gauge_fraction: float | None = field(
+        default=None,
         metadata={
             "help": "Share of the training labels that no loss sees: how well they are fitted beside the others tells "
-            "how much is memorised, and the meta terms are as strong as that. 0: always at full strength (ours)."
+            "how much is memorised, and the meta terms are as strong as that. Default: as many as 500 labels are, "
+            "from 0.01 to 0.1. 0: none, the meta terms are always at full strength (ours)."
         },
     )
     meta_start_step: float = field(
@@ -171,7 +172,8 @@ class HNMLTrainingArguments(TrainingArguments):
             ("teacher_decay", 0, 1),
             ("gauge_fraction", 0, 0.5),
         ):
-            self._require(name, low <= getattr(self, name) <= high, f"between {low} and {high}")
+            value = getattr(self, name)
+            self._require(name, value is None or low <= value <= high, f"between {low} and {high}")
         self._require("gce_q", self.gce_q > 0, "above 0")
         for name in ("num_meta_draws", "num_neighbors", "meta_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")

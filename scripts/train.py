@@ -64,6 +64,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         return action.help if action.default is None else super()._get_help_string(action)
 
 
+MEMORIZED = 0.1  # share of labels known by heart from which on the audit's estimate is too low; see docs/audit.md
+
+
 @dataclass
 class ModelArguments:
     _argument_group_name = "model"
@@ -320,6 +323,12 @@ def write_audit(trainer: HNMLTrainer, data_args: DataArguments, dataset, transfo
     estimate = f"{table.attrs['noise_rate']:.1%} ({low:.1%} to {high:.1%})"
     trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {estimate}"
     print(f"Wrong labels: {estimate}, see {folder / 'report.html'}")
+    if trainer.gauge is not None and (memorized := trainer.gauge.memorized_share()) > MEMORIZED:
+        print(
+            f"The model knows {memorized:.0%} of the labels by heart that it cannot predict, and takes wrong ones "
+            "among them for right: that estimate is too low. Train for fewer epochs, with `--augmentation randaugment` "
+            "or with `--strong_view true`."
+        )
 
 
 def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArguments, data, argv: list[str]):

@@ -7,7 +7,7 @@ from test_trainer import build_trainer, logged, weights_of
 from torch.testing import assert_close
 
 from hnml_hf import create_transforms
-from hnml_hf.gauge import FULL_AT, MemorizationGauge
+from hnml_hf.gauge import FULL_AT, MemorizationGauge, default_fraction
 
 
 def gauge(fraction=0.25, samples=100, seed=0):
@@ -78,6 +78,14 @@ def test_nothing_seen_divides_by_nothing(counts):
     dial.count(*visits(*counts))
     dial.update()
     assert dial.strength == 0
+
+
+@pytest.mark.parametrize(("samples", "fraction"), [(48, 0.1), (3600, 0.1), (10_000, 0.05), (10**6, 0.01)])
+def test_share_held_out_by_default(samples, fraction, tiny_dataset, tmp_path):
+    assert default_fraction(samples) == fraction
+    if samples == len(tiny_dataset):
+        assert build_trainer(tmp_path, tiny_dataset, objective="hnml", gauge_fraction=None).gauge.fraction == fraction
+        assert build_trainer(tmp_path, tiny_dataset, objective="hnml", gauge_fraction=0).gauge is None
 
 
 def test_state_goes_on_where_it_was():
