@@ -55,6 +55,7 @@ from hnml_hf import (
 
 
 RECIPES = Path(__file__).parent / "recipes"
+MEMORIZED = 0.1  # share of labels known by heart from which on the audit's estimate is too low; see docs/audit.md
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -62,9 +63,6 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
     def _get_help_string(self, action: argparse.Action) -> str:
         return action.help if action.default is None else super()._get_help_string(action)
-
-
-MEMORIZED = 0.1  # share of labels known by heart from which on the audit's estimate is too low; see docs/audit.md
 
 
 @dataclass
@@ -326,8 +324,8 @@ def write_audit(trainer: HNMLTrainer, data_args: DataArguments, dataset, transfo
     if trainer.gauge is not None and (memorized := trainer.gauge.memorized_share()) > MEMORIZED:
         print(
             f"The model knows {memorized:.0%} of the labels by heart that it cannot predict, and takes wrong ones "
-            "among them for right: that estimate is too low. Train for fewer epochs, with `--augmentation randaugment` "
-            "or with `--strong_view true`."
+            "among them for right: that estimate is too low. Train for fewer epochs, or with `--augmentation "
+            "randaugment` or `--strong_view true`."
         )
 
 

@@ -91,11 +91,11 @@ def test_three_libraries_give_the_same_logits(quickstart, monkeypatch):
         (["--cam_threshold", "2"], "`cam_threshold=2.0` must be between 0 and 1"),
     ],
 )
-def test_mistakes_end_the_script_before_training(options, message, tmp_path, monkeypatch, capsys):
+def test_mistakes_end_the_script_before_training(options, message, tmp_path, monkeypatch, capfd):
     train = load_script("train")
     monkeypatch.chdir(tmp_path)
     recipe = ["--recipe", str(ROOT / "scripts" / "recipes" / "quickstart.yaml")]
     with pytest.raises((ValueError, OSError, SystemExit)) as error:
         train.main([*recipe, "--max_steps", "1", *options])
-    assert message in str(error.value) + capsys.readouterr().err
+    assert message in str(error.value) + capfd.readouterr().err
     assert not list(tmp_path.rglob("*.safetensors"))
