@@ -140,11 +140,11 @@ def head_step_weights(
     return class_weights[classes] - lr / len(features) * step
 
 
-def running_gradients(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, torch.Tensor]:
-    """The sum v <- beta v + g of past gradients that the optimizer keeps anyway, by parameter; empty before its first
-    step.
+def running_directions(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, torch.Tensor]:
+    """What the optimizer is about to subtract, times its learning rate, without a new gradient; by parameter, empty
+    before its first step.
 
-    SGD's momentum buffer is v itself; Adam's first moment is (1 - beta_1) v.
+    SGD's v <- beta v + g; of Adam m^ / (sqrt(v^) + eps), both corrected for their start (Kingma & Ba, ICLR 2015).
 
     Raises:
         ValueError: if the optimizer keeps no running gradient.
@@ -152,18 +152,26 @@ def running_gradients(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, to
     directions = {}
     for group in optimizer.param_groups:
         if not (group.get("momentum") or "betas" in group):
-            raise ValueError(
-                f"`inner_direction='momentum'` looks ahead along the optimizer's running gradient, and "
-                f"`{type(optimizer).__name__}` keeps none here. Use SGD with momentum "
-                "(`optim='sgd', optim_args='momentum=0.9'`) or an Adam variant."
-            )
+            raise ValueError(_no_running_gradient(optimizer))
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             if state.get("momentum_buffer") is not None:
                 directions[parameter] = state["momentum_buffer"]
-            elif "exp_avg" in state:
-                directions[parameter] = state["exp_avg"] / (1 - group["betas"][0])
+            elif "exp_avg_sq" in state:
+                first, second = (1 - beta ** state["step"] for beta in group["betas"])
+                scale = (state["exp_avg_sq"] / second).sqrt() + group["eps"]
+                directions[parameter] = state["exp_avg"] / first / scale
+            elif state:
+                raise ValueError(_no_running_gradient(optimizer))
     return directions
+
+
+def _no_running_gradient(optimizer: torch.optim.Optimizer) -> str:
+    return (
+        f"`inner_direction='momentum'` looks ahead along the optimizer's running gradient, and "
+        f"`{type(optimizer).__name__}` keeps none here. Use SGD with momentum (`optim='sgd', "
+        "optim_args='momentum=0.9'`), Adam or AdamW."
+    )
 
 
 @contextmanager
@@ -176,7 +184,7 @@ def look_ahead(directions: Mapping[torch.Tensor, torch.Tensor], *, lr: float):
 
     Args:
         directions (`Mapping[torch.Tensor, torch.Tensor]`): v by parameter.
-        lr (`float`): length of the look, in the optimizer's units: lr / learning rate is the horizon in steps.
+        lr (`float`): length of the look: lr / learning rate is the horizon in steps of the optimizer.
     """
     parameters = [parameter.data for parameter in directions]
     if not parameters or lr == 0:

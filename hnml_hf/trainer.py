@@ -21,7 +21,7 @@ from transformers.utils import logging
 from .cost import CostMeter, peak_memory_mib
 from .gauge import UPDATE_EVERY, MemorizationGauge
 from .memory import create_memory
-from .meta import look_ahead, running_gradients
+from .meta import look_ahead, running_directions
 from .monitor import NonFiniteError, StepMonitor, label_fit, non_finite_error
 from .objectives import OBJECTIVES, sigmoid_rampup
 from .publishing import PublishingMixin
@@ -180,7 +180,7 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
     def _look_ahead(self):
         if self.args.objective != "hnml" or self.args.inner_direction != "momentum":
             return nullcontext()
-        return look_ahead(running_gradients(self.optimizer), lr=self.meta_strength() * self.args.meta_lr)
+        return look_ahead(running_directions(self.optimizer), lr=self.meta_strength() * self.args.meta_lr)
 
     @contextmanager
     def _memory_advice(self):

@@ -7,12 +7,8 @@ import torch
 from transformers import TrainingArguments
 
 
-DEFAULT_META_LR = {
-    "momentum": 2.0,
-    "head": 20.0,
-    "last_stage": 1.0,
-    "full": 0.2,
-}  # prototypes; MLNT has 0.2 for `full`
+DEFAULT_META_LR = {"head": 20.0, "last_stage": 1.0, "full": 0.2}  # prototypes; MLNT has 0.2 for `full`
+HORIZON = 40  # steps that the momentum direction looks ahead at the peak learning rate; see docs/ablations.md
 TEACHER_OBJECTIVES = ("hnml", "mlnt", "mean_teacher")
 
 
@@ -54,8 +50,8 @@ class HNMLTrainingArguments(TrainingArguments):
     meta_lr: float | None = field(
         default=None,
         metadata={
-            "help": "Length of the virtual step. Defaults: momentum 2.0, head 20 in units of 1 / mean kernel "
-            "diagonal, last_stage 1.0 (ours); full 0.2 (MLNT)."
+            "help": "Length of the virtual step. Defaults: momentum 40 times the learning rate, head 20 in units of "
+            "1 / mean kernel diagonal, last_stage 1.0 (ours); full 0.2 (MLNT)."
         },
     )
     num_meta_draws: int = field(default=1, metadata={"help": "Synthetic label sets per step (MLNT has 10)."})
@@ -211,7 +207,7 @@ class HNMLTrainingArguments(TrainingArguments):
                 "`gradient_accumulation_steps`."
             )
         if self.meta_lr is None:
-            self.meta_lr = DEFAULT_META_LR[self.meta_scope if synthetic else "momentum"]
+            self.meta_lr = DEFAULT_META_LR[self.meta_scope] if synthetic else HORIZON * self.learning_rate
         if self.second_order is None:
             self.second_order = self.meta_scope == "head"
         if self.torch_compile and synthetic and self.meta_scope != "head" and self.second_order:

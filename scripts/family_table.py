@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageClassification
 
 from hnml_hf import TimmCAMForImageClassification
-from hnml_hf.meta import look_ahead, running_gradients
+from hnml_hf.meta import look_ahead, running_directions
 from hnml_hf.objectives import OBJECTIVES
 
 
@@ -222,7 +222,7 @@ def training_step(model, pixel_values, labels, *, inner_direction: str, meta_sco
         model(pixel_values, labels=labels).loss.backward()
         optimizer.step()  # fills the running gradient; the weights stay, at a learning rate of zero
         optimizer.zero_grad()
-    with look_ahead(running_gradients(optimizer), lr=0.01), sdpa_kernel(SDPBackend.MATH):
+    with look_ahead(running_directions(optimizer), lr=0.01), sdpa_kernel(SDPBackend.MATH):
         terms, _ = model(
             pixel_values,
             step=lambda student: OBJECTIVES["hnml"](

@@ -13,7 +13,7 @@ from hnml_hf.meta import (
     inner_loss,
     label_residuals,
     look_ahead,
-    running_gradients,
+    running_directions,
     swapped_label_loss_drop,
 )
 
@@ -108,24 +108,31 @@ def test_mean_over_draws_tends_to_the_expected_labels(generator):
     assert_close(fast, head_step_logits(logits, trunk, trunk, expected_residuals[None], lr=0.9)[0])
 
 
-def test_running_gradients_are_the_optimizers_own():
-    """Constant gradient 1, momentum 0.9: v = 1, then 1.9, for SGD and (to rounding) for Adam's first moment."""
-    for optimizer_class, options in (
-        (torch.optim.SGD, {"momentum": 0.9}),
-        (torch.optim.AdamW, {"betas": (0.9, 0.999)}),
-    ):
-        parameter = nn.Parameter(torch.tensor([5.0]))
-        optimizer = optimizer_class([parameter], lr=0.01, weight_decay=0.0, **options)
-        assert running_gradients(optimizer) == {}
-        for expected in (1.0, 1.9):
-            parameter.grad = torch.tensor([1.0])
-            optimizer.step()
-            assert_close(running_gradients(optimizer)[parameter], torch.tensor([expected]))
+@pytest.mark.parametrize(
+    ("optimizer_class", "options"),
+    [(torch.optim.SGD, {"momentum": 0.9}), (torch.optim.Adam, {}), (torch.optim.AdamW, {"betas": (0.8, 0.99)})],
+)
+def test_running_directions_are_the_optimizers_own_steps(optimizer_class, options, generator):
+    """Times the learning rate they are what the last step subtracted: alpha / learning rate counts steps."""
+    parameter = nn.Parameter(torch.randn(5, generator=generator, dtype=torch.float64))
+    optimizer = optimizer_class([parameter], lr=0.01, weight_decay=0.0, **options)
+    assert running_directions(optimizer) == {}
+    for _ in range(3):
+        before = parameter.detach().clone()
+        parameter.grad = torch.randn(5, generator=generator, dtype=torch.float64)
+        optimizer.step()
+        assert_close(0.01 * running_directions(optimizer)[parameter], before - parameter.detach())
 
 
-def test_running_gradients_need_a_running_gradient():
+def test_running_directions_need_a_running_gradient():
     with pytest.raises(ValueError, match="momentum=0.9"):
-        running_gradients(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+        running_directions(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adamax([parameter])  # betas, but no second moment
+    parameter.grad = torch.ones(1)
+    optimizer.step()
+    with pytest.raises(ValueError, match="Adamax"):
+        running_directions(optimizer)
 
 
 def test_look_ahead_moves_and_restores_bitwise():
@@ -168,7 +175,7 @@ def diverges(curvature, *, look, rate=0.05, momentum=0.9, steps=1500):
     optimizer = torch.optim.SGD([theta], lr=rate, momentum=momentum)
     for _ in range(steps):
         optimizer.zero_grad()
-        with look_ahead(running_gradients(optimizer), lr=look):
+        with look_ahead(running_directions(optimizer), lr=look):
             (curvature * theta.square() / 2).backward()
         optimizer.step()
         if theta.detach().abs() > 1e6:
