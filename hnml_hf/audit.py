@@ -33,6 +33,7 @@ MAX_SUSPECTS = 2_000
 FEWEST_SUSPECTS = 48
 SHARPEST = 20.0  # exponent at which a prediction is a vote
 FIT_ON = 50_000  # samples that the channel is estimated on; all are scored
+FEWEST_HELD_OUT = 100  # labels that no loss saw, for the rate to be estimated on them alone
 REPLICATES = 20
 MARKS = ("wrong", "right", "unsure")
 FORMATS = ("csv", "cleanlab", "fiftyone", "datumaro")
@@ -60,8 +61,10 @@ def noise_scores(
     A network trained on noisy labels is less sure than it is right, so b must not come from the given labels. It comes
     from the student's votes: b is such that the mean of max_c pi_c equals the mean share of the most frequent vote of
     a sample. That votes of one run are as often of one opinion as they are right is the observation of Jiang et al.
-    (ICLR 2022, "Assessing generalization via disagreement"); that it serves here is ours. Without votes (a single
-    visit) b is the value of highest likelihood, which errs towards fewer wrong labels.
+    (ICLR 2022, "Assessing generalization via disagreement"); that it serves here is ours. Where the run kept labels
+    from every loss, at least 100 of them, b, T and the rate are estimated on these alone, which no prediction knows by
+    heart, and the log odds of all samples are shifted by one number so that their mean is that rate. Without votes (a
+    single visit) b is the value of highest likelihood, which errs towards fewer wrong labels.
 
     Args:
         records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`].
@@ -92,11 +95,20 @@ def noise_scores(
     sharpness, other_sharpness = _sharpness(fit_on)
     channel, offsets = fit_on.fit_channel(sharpness)
     log_odds, slot = opinions.log_odds(sharpness, channel, offsets)
-    score = 1 / (1 + np.exp(-log_odds))
-    rate = float(score.mean())
-    rates, channels = _replicates(fit_on, channel, offsets, sharpness, other_sharpness, generator)
-    correction = rate - fit_on.rate(sharpness, channel, offsets)  # of the subsample
-    interval = np.quantile(rates, [0.025, 0.975]) + correction
+    unknown = np.flatnonzero(records["held_out"][seen])
+    if len(unknown) < FEWEST_HELD_OUT:
+        rate = float(_probability(log_odds).mean())
+        rates, channels = _replicates(fit_on, channel, offsets, sharpness, other_sharpness, generator)
+        rates += rate - fit_on.rate(sharpness, channel, offsets)  # of the subsample
+    else:
+        judged = opinions.take(unknown)
+        own_sharpness, other_sharpness = _sharpness(judged)
+        channel, offsets = judged.fit_channel(own_sharpness)
+        rate = judged.rate(own_sharpness, channel, offsets)
+        rates, channels = _replicates(judged, channel, offsets, own_sharpness, other_sharpness, generator)
+        log_odds = log_odds + _shift_to(rate, log_odds)
+    score = _probability(log_odds)
+    interval = np.quantile(rates, [0.025, 0.975])
     interval = [float(min(interval[0], rate)), float(max(interval[1], rate))]
     bounds = np.quantile(channels, [0.025, 0.975], axis=0)
     bounds = np.stack([np.minimum(bounds[0], channel), np.maximum(bounds[1], channel)])
@@ -143,6 +155,19 @@ def noise_scores(
         **facts,
     }
     return table
+
+
+def _probability(log_odds: np.ndarray | float) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(log_odds, -700, 700)))
+
+
+def _shift_to(rate: float, log_odds: np.ndarray) -> float:
+    """What to add to all log odds so that the mean probability is `rate`."""
+    low, high = -100.0, 100.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _probability(log_odds + middle).mean() < rate else (low, middle)
+    return middle
 
 
 def labels_fingerprint(index: np.ndarray, labels: np.ndarray, num_labels: int) -> str:

@@ -20,6 +20,7 @@ def record_type(num_labels: int) -> np.dtype:
         [
             ("index", "<i8"),  # sample id
             ("label", "<i4"),  # given label
+            ("held_out", "?"),  # whether no loss saw the label, so that no prediction knows it by heart
             ("times_seen", "<i4"),  # visits, at most one an epoch
             ("last_epoch", "<i4"),  # epoch of the last visit
             ("given", "<f4"),  # running probability of the given label
@@ -54,6 +55,7 @@ class SampleStatistics:
         path (`str` or `Path`, *optional*): where the table will be saved; one of more than `in_memory` bytes is mapped
             from a file beside it until then, which has no name and vanishes with the process.
         in_memory (`int`): that limit.
+        held_out (`np.ndarray` of shape `(n,)`, bool, *optional*): which labels no loss sees; default: none.
 
     Raises:
         ValueError: if two samples have one id, or a label is none of the k classes.
@@ -67,6 +69,7 @@ class SampleStatistics:
         *,
         path: str | os.PathLike | None = None,
         in_memory: int = IN_MEMORY,
+        held_out: np.ndarray | None = None,
     ):
         index, labels = np.asarray(index, dtype=np.int64), np.asarray(labels, dtype=np.int64)
         order = np.argsort(index, kind="stable")
@@ -90,6 +93,7 @@ class SampleStatistics:
             self.records = np.zeros(len(index), dtype=kind)
         self.ids = index[order]
         self.records["index"], self.records["label"] = self.ids, labels[order]
+        self.records["held_out"] = False if held_out is None else np.asarray(held_out)[order]
         self.records["candidate_labels"] = -1
         for name in ("last_epoch", "first_learned", "last_learned"):
             self.records[name] = NEVER

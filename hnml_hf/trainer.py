@@ -96,21 +96,28 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
                 device=args.device,
                 folder=args.output_dir,
             )
-        self.gauge = None
-        if train_dataset is not None and args.objective == "hnml" and args.gauge_fraction != 0:
-            samples = len(train_dataset)
-            fraction = args.gauge_fraction or default_fraction(samples)
-            self.gauge = MemorizationGauge(fraction=fraction, seed=args.seed, samples=samples)
         self.class_prior = None
         if train_dataset is not None:
             shares = np.bincount(train_dataset.labels, minlength=self.model.config.num_labels) / len(train_dataset)
             self.class_prior = torch.tensor(shares, dtype=torch.float32, device=args.device)
         self._teacher_looks = args.objective in TEACHER_OBJECTIVES and not from_memory
+        self.gauge = None
+        if train_dataset is not None and args.objective == "hnml" and args.gauge_fraction != 0:
+            samples = len(train_dataset)
+            fraction = args.gauge_fraction or default_fraction(samples)
+            self.gauge = MemorizationGauge(fraction=fraction, seed=args.seed, samples=samples)
         self.statistics_path = os.path.join(args.output_dir, AUDIT_FOLDER, STATISTICS_FILE)
         self.statistics = None
         if train_dataset is not None and self.is_world_process_zero():
+            held_out = None
+            if self.gauge is not None:
+                held_out = self.gauge.held_out(torch.as_tensor(train_dataset.index)).numpy()
             self.statistics = SampleStatistics(
-                train_dataset.index, train_dataset.labels, self.model.config.num_labels, path=self.statistics_path
+                train_dataset.index,
+                train_dataset.labels,
+                self.model.config.num_labels,
+                path=self.statistics_path,
+                held_out=held_out,
             )
         self._visits: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._taught: torch.Tensor | None = None

@@ -55,7 +55,6 @@ from hnml_hf import (
 
 
 RECIPES = Path(__file__).parent / "recipes"
-MEMORIZED = 0.1  # share of labels known by heart from which on the audit's estimate is too low; see docs/audit.md
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -321,12 +320,6 @@ def write_audit(trainer: HNMLTrainer, data_args: DataArguments, dataset, transfo
     estimate = f"{table.attrs['noise_rate']:.1%} ({low:.1%} to {high:.1%})"
     trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {estimate}"
     print(f"Wrong labels: {estimate}, see {folder / 'report.html'}")
-    if trainer.gauge is not None and (memorized := trainer.gauge.memorized_share()) > MEMORIZED:
-        print(
-            f"The model knows {memorized:.0%} of the labels by heart that it cannot predict, and takes wrong ones "
-            "among them for right: that estimate is too low. Train for fewer epochs, or with `--augmentation "
-            "randaugment` or `--strong_view true`."
-        )
 
 
 def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArguments, data, argv: list[str]):

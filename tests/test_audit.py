@@ -46,11 +46,12 @@ from hnml_hf.sample_statistics import SampleStatistics
 NAMES = ["left", "right", "bottom"]
 
 
-def simulate(rate, *, n=3000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0):
+def simulate(rate, *, n=3000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0, memorized=0.0, held_out=0.0):
     """Noisy labels, a teacher that did not learn them by heart, and a student right as often as of one mind.
 
     Each sample has a true posterior from a softmax of Gaussian logits around its class. The teacher sees it tempered
-    by half (a network on noisy labels is less sure than right); the student votes from it.
+    by half (a network on noisy labels is less sure than right); the student votes from it. Both repeat the given label
+    of a share `memorized` of what they say, but not of the samples held out.
     """
     generator = np.random.default_rng(seed)
     clean = generator.integers(0, k, n)
@@ -68,10 +69,31 @@ def simulate(rate, *, n=3000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0
     labels = np.where(wrong, (clean + shift) % k, clean)
     soft = posterior**0.5
     soft /= soft.sum(-1, keepdims=True)
-    statistics = SampleStatistics(np.arange(n) * 3 + 7, labels, k)
+    spared = np.arange(n) < held_out * n
+    known = memorized * ~spared[:, None]
+    soft = (1 - known) * soft + known * np.eye(k)[labels]
+    statistics = SampleStatistics(np.arange(n) * 3 + 7, labels, k, held_out=spared)
     for epoch in range(epochs):
-        statistics.update(statistics.ids, soft, epoch=epoch, voted=draw())
+        voted = np.where(np.random.default_rng(epoch).random(n) < known[:, 0], labels, draw())
+        statistics.update(statistics.ids, soft, epoch=epoch, voted=voted)
     return statistics.records, clean, labels
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.4])
+def test_labels_held_out_tell_the_rate_of_a_run_that_knows_the_others_by_heart(rate):
+    records, clean, labels = simulate(rate, memorized=0.6, held_out=0.15)
+    wrong = clean != labels
+    table = noise_scores(records, list("abcde"))
+    low, high = table.attrs["noise_rate_interval"]
+    assert abs(table.attrs["noise_rate"] - wrong.mean()) < 0.06 and low <= wrong.mean() <= high
+    assert abs(table["noise_score"].mean() - table.attrs["noise_rate"]) < 1e-6
+    matrix = np.array(table.attrs["transition_matrix"])
+    assert abs(1 - matrix.diagonal().mean() - wrong.mean()) < 0.08
+    blind = records.copy()
+    blind["held_out"] = False
+    fooled = noise_scores(blind, list("abcde"))
+    assert fooled.attrs["noise_rate"] < wrong.mean() - 0.1
+    assert (fooled["rank"] == table["rank"]).all()  # the order is the same, what it means is not
 
 
 @pytest.mark.parametrize(("rate", "pair"), [(0.0, False), (0.2, False), (0.5, False), (0.35, True)])
@@ -194,6 +216,7 @@ def test_a_run_leaves_statistics_and_they_survive_a_kill(tiny_dataset, tmp_path)
             disable_tqdm=True,
             use_cpu=True,
             dataloader_num_workers=0,
+            gauge_fraction=0,  # the mask level from the first step
         )
         trainer = HNMLTrainer(
             model=model,
