@@ -23,7 +23,6 @@ from torch.utils.data import Dataset
 from hnml_hf import (
     HNMLTrainer,
     HNMLTrainingArguments,
-    SampleStatistics,
     TimmCAMForImageClassification,
     add_noise,
     collate_images,
@@ -46,7 +45,6 @@ DATASETS = {
     "imagenette-noisy 25 %": (("imagenette224-noisy-2k", "noisy_labels_25"), 64, 30),
     "quickstart 0 %": (None, 28, 20),
 }
-CE_COST = {"hnml": 4 / 3, "ce": 1.0}  # a teacher's forward is a third of a step; `docs/results` has the measurement
 NOT_KNOWN = 1e-7  # float16 cannot tell smaller probabilities from 0
 
 
@@ -91,17 +89,14 @@ class MemoryImages(Dataset):
 
 
 class RecordingTrainer(HNMLTrainer):
-    """Keeps what teacher and student said of each sample in each epoch: arrays of shape `(epochs, n, k)`, float16."""
+    """Keeps what the student said of each sample in each epoch: an array of shape `(epochs, n, k)`, float16."""
 
     def record(self, epochs: int, samples: int):
-        self.said = {name: np.zeros((epochs, samples, NUM_LABELS), np.float16) for name in ("teacher", "student")}
+        self.said = np.zeros((epochs, samples, NUM_LABELS), np.float16)
 
     def _watch(self, terms, monitors, inputs):
         epoch, index = int(self.state.epoch or 0), inputs["index"].cpu().numpy()
-        said = {"student": monitors["logits"], "teacher": self._taught}
-        for name, logits in said.items():
-            if logits is not None:
-                self.said[name][epoch, index] = logits.detach().float().softmax(-1).cpu().numpy()
+        self.said[epoch, index] = monitors["logits"].detach().float().softmax(-1).cpu().numpy()
         super()._watch(terms, monitors, inputs)
 
 
@@ -151,7 +146,13 @@ def train(images: MemoryImages, objective: str, epochs: int, output_dir: Path, h
         final = torch.cat(
             [evaluated(pixel_values=batch.to(args.device)).logits.softmax(-1).cpu() for batch in batches]
         )
-    return {"T": trainer.said["teacher"], "S": trainer.said["student"], "wall": wall, "final": final.numpy()}
+    return {
+        "S": trainer.said,
+        "wall": wall,
+        "final": final.numpy(),
+        "records": np.array(trainer.statistics.records),
+        "cost": trainer.cost_meter.cost,
+    }
 
 
 def runs(name: str, images: MemoryImages, work_dir: Path, only_existing: bool = False) -> dict[str, dict]:
@@ -206,16 +207,12 @@ def compare(images: MemoryImages, found: dict[str, dict]) -> list[dict]:
             }
         )
 
-    for objective in [name for name in CE_COST if name in found]:
+    for objective in [name for name in ("hnml", "ce") if name in found]:
         said = found[objective]
-        statistics = SampleStatistics(everyone, labels, NUM_LABELS)
-        teachers = said["T"] if objective == "hnml" else said["S"]
-        for epoch, (teacher, student) in enumerate(zip(teachers, said["S"], strict=True)):
-            statistics.update(everyone, teacher.astype(np.float32), epoch=epoch, voted=student.argmax(-1))
-        table = noise_scores(statistics.records, [str(i) for i in range(NUM_LABELS)])
+        table = noise_scores(said["records"], [str(i) for i in range(NUM_LABELS)])
         score, estimate = table["noise_score"].to_numpy(), table.attrs["noise_rate"]
         name, rank = f"hnml_hf, objective {objective}", -table["rank"].to_numpy()
-        add(name, rank, CE_COST[objective], probability=score, rate=estimate)
+        add(name, rank, float(said["cost"]), probability=score, rate=estimate)
         rows[-1]["estimated_rate_interval"] = [round(bound, 4) for bound in table.attrs["noise_rate_interval"]]
 
     if "ce" not in found:

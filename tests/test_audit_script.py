@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from hnml_hf import load_audit, load_noisy_dataset
+from hnml_hf import SampleStatistics, load_audit, load_noisy_dataset
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -165,9 +165,15 @@ def test_the_benchmark_compares_scorers_on_one_dataset(scripts):
         said[..., np.arange(n), images.clean_labels] += 0.7
         return said.astype(np.float16)
 
-    found = {"hnml": {"T": say((epochs, n)), "S": say((epochs, n))}}
+    def run(cost):
+        said, statistics = say((epochs, n)), SampleStatistics(images.index, images.labels, 10)
+        for epoch, probabilities in enumerate(said):
+            statistics.update(images.index, probabilities.astype(np.float32), epoch=epoch)
+        return {"S": said, "final": say((n,)), "records": statistics.records, "cost": cost}
+
+    found = {"hnml": run(1.25)}
     assert [row["scorer"] for row in benchmark_audit.compare(images, found)] == ["hnml_hf, objective hnml"]
-    found["ce"] = {"T": np.zeros((epochs, n, 10)), "S": say((epochs, n)), "final": say((n,))}
+    found["ce"] = run(1.0)
     folds = np.array_split(generator.permutation(n), 5)
     found |= {f"fold{i}": {"rows": rows, "final": say((n,))[rows]} for i, rows in enumerate(folds)}
     with warnings.catch_warnings():
