@@ -107,7 +107,8 @@ class ResumableTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:  # resumed at the very end: the parent would do a step more
             self.control.should_training_stop = True
             return
-        self.train_dataset.set_epoch(epoch)
+        if hasattr(self.train_dataset, "set_epoch"):  # without augmentation there is no need for one
+            self.train_dataset.set_epoch(epoch)
         set_sampler_epoch(train_dataloader, epoch)
         super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
 

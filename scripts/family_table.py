@@ -231,6 +231,8 @@ def training_step(model, pixel_values, labels, *, inner_direction: str, meta_sco
                 wanted={"base", "consistency", "mask_guided"},
                 teacher=torch.no_grad()(lambda: teacher(pixel_values, cam_classes="predicted")),
                 generator=torch.Generator().manual_seed(0),
+                class_prior=None,
+                consistency_form="additive",
                 inner_direction=inner_direction,
                 meta_scope=meta_scope,
                 second_order=second_order,

@@ -52,7 +52,7 @@ def test_figures_are_those_of_the_cost_table(measured):
 
 def test_figures_carry_where_they_come_from(measured):
     assert measured["command"].startswith("python scripts/benchmark.py") and measured["hardware"]
-    assert measured["threads"] == 1 and {"torch", "transformers", "timm", "accelerate", "python"} == set(
+    assert measured["threads"] == 1 and {"torch", "transformers", "timm", "datasets", "accelerate", "python"} == set(
         measured["versions"]
     )
     assert measured["settings"]["rounds"] == 2

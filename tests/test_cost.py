@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,6 +200,7 @@ def test_sharded_weights_are_refused(monkeypatch):
 
     def sharded(self, *args, **kwargs):
         self.is_fsdp_enabled, self.is_deepspeed_enabled = True, False
+        self.callback_handler = SimpleNamespace(add_callback=lambda callback: None)
 
     monkeypatch.setattr(Trainer, "__init__", sharded)
     with pytest.raises(ValueError, match="FSDP and DeepSpeed"):
