@@ -209,7 +209,7 @@ def accuracy(args: argparse.Namespace):
     path = args.work_dir / RUNS
     done = finished(path)
     waiting = [] if args.only_existing else [cell for cell in cells if cell.name not in done]
-    print(f"{len(cells)} runs, {len(cells) - len(waiting)} of them finished before", flush=True)
+    print(f"{len(cells)} runs, {sum(cell.name in done for cell in cells)} of them finished before", flush=True)
 
     def run(cell: Cell) -> dict:
         return run_cell(cell, args.work_dir, shlex.split(args.launcher), args.threads)
