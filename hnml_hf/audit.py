@@ -765,13 +765,17 @@ def read_marks(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFrame:
     known, num_labels, marks = set(table["index"].tolist()), len(table.attrs["class_names"]), {}
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        missing = {"index", "mark", "new_label"} - set(reader.fieldnames or ())
+        try:
+            columns, rows = reader.fieldnames or (), [(reader.line_num, row) for row in reader]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}:{reader.line_num + 1}: no CSV in UTF-8 ({error}).") from error
+        missing = {"index", "mark", "new_label"} - set(columns)
         if missing:
             raise ValueError(
                 f"{path}:1: no column {', '.join(sorted(missing))}; a file of marks comes from the report."
             )
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
+        for line, row in rows:
+            where = f"{path}:{line}"
             try:
                 index, label = int(row["index"]), int(row["new_label"])
             except (TypeError, ValueError) as error:

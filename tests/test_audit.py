@@ -477,6 +477,16 @@ def write_marks(path, rows, header="index,mark,new_label,new_label_name"):
     return path
 
 
+def test_marks_that_are_no_text_are_named_by_line(table, tmp_path):
+    path = tmp_path / "marks.csv"
+    path.write_bytes(b"index,mark,new_label\n\xff\xfe,wrong,1\n")
+    with pytest.raises(ValueError, match=r"marks.csv:1: no CSV in UTF-8"):
+        read_marks(path, table)
+    path.write_text("index,mark,new_label\n" + "1" * 200_000 + ",wrong,1\n")
+    with pytest.raises(ValueError, match=r"marks.csv:2: no CSV in UTF-8"):
+        read_marks(path, table)
+
+
 def test_marks_are_checked(table, tmp_path):
     good = int(table["index"][0])
     marks = read_marks(write_marks(tmp_path / "m.csv", [(good, "wrong", 2, "bottom")]), table)
