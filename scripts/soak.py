@@ -31,7 +31,7 @@ from hnml_hf import EXIT_CODE, load_audit
 
 STEPS, SAVE_STEPS, BATCH, PROCESSES = 60, 6, 16, 2
 OPTIONS = [
-    *("--recipe", train.QUICKSTART, "--class_balanced_samples", 400, "--augmentation", "standard"),
+    *("--recipe", "quickstart", "--class_balanced_samples", 400, "--augmentation", "standard"),
     *("--max_steps", STEPS, "--per_device_train_batch_size", BATCH, "--save_strategy", "steps"),
     *("--save_steps", SAVE_STEPS, "--save_total_limit", 3, "--eval_strategy", "steps", "--eval_steps", 20),
     *("--logging_strategy", "steps", "--logging_steps", 7, "--use_cpu", "true", "--disable_tqdm", "true"),
