@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -155,13 +156,16 @@ def train(images: MemoryImages, objective: str, epochs: int, output_dir: Path, h
     }
 
 
-def runs(name: str, images: MemoryImages, work_dir: Path, only_existing: bool = False) -> dict[str, dict]:
-    """HNML, cross-entropy and the folds, each trained once."""
+RUNS = ("hnml", "ce", *(f"fold{fold}" for fold in range(FOLDS)))
+
+
+def runs(name: str, images: MemoryImages, work_dir: Path, wanted: Sequence[str]) -> dict[str, dict]:
+    """HNML, cross-entropy and the folds, each trained once; what is not wanted is used if it is there."""
     found, epochs, short = {}, DATASETS[name][2], name.replace(" ", "_").replace("%", "percent")
     order = np.random.default_rng(0).permutation(len(images))
-    for run in ("hnml", "ce", *(f"fold{fold}" for fold in range(FOLDS))):
+    for run in RUNS:
         path = work_dir / f"{short}-{run}.npz"
-        if not path.exists() and only_existing:
+        if not path.exists() and run not in wanted:
             continue
         if not path.exists():
             print(f"{name}: training {run}", flush=True)
@@ -245,7 +249,7 @@ def add_parser(subparsers):
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/audit_benchmark"))
     parser.add_argument("--output", type=Path, default=Path("audit_benchmark.json"))
-    parser.add_argument("--only_existing", action="store_true", help="train nothing; use what is in --work_dir")
+    parser.add_argument("--runs", nargs="*", choices=RUNS, default=list(RUNS), help="train these, where not yet done")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.set_defaults(run=run, batch_size=None, memory_batch_size=None)
 
@@ -255,7 +259,7 @@ def run(args: argparse.Namespace):
     results = []
     for name in args.datasets:
         images = load_images(name, args.data_root)
-        for row in compare(images, runs(name, images, args.work_dir, args.only_existing)):
+        for row in compare(images, runs(name, images, args.work_dir, args.runs)):
             results.append({"dataset": name, **row})
             print(json.dumps(results[-1]), flush=True)
         content = {"settings": settings(), "results": results}
