@@ -80,7 +80,7 @@ def write_marks(path: Path, run: Path, truth: dict[str, int], looked_at: int) ->
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/walkthrough"), help="Gets all files.")
-    parser.add_argument("--images", type=int, default=800, help="Training images.")
+    parser.add_argument("--images", type=int, default=2000, help="Training images.")
     parser.add_argument("--num_train_epochs", type=int, default=10, help="Of each of the two trainings.")
     parser.add_argument("--hub_model_id", help="Publish the result under this name, privately.")
     options = parser.parse_args(argv)
