@@ -22,8 +22,11 @@ class MemorizationGauge:
     With f the share of the taught labels that the network predicts and g that of the labels held out, r = (f - g) /
     (1 - g) is the share of the labels that cannot be predicted, be they wrong or hard, which it knows by heart. The
     strength of the meta terms is 0 until r is significant, then grows in proportion, and is 1 at `FULL_AT` above.
-    Nothing is asked of the user, and nothing of a clean label. The construction is ours; that the gap between fit on
-    training and held-out noisy labels tells memorisation is from Arpit et al., ICML 2017.
+    Nothing is asked of the user, and nothing of a clean label. The construction is ours. That networks first learn
+    what generalises and then by heart is the observation of Arpit et al., ICML 2017.
+
+    With `inner_direction="synthetic"` the held-out labels still are among those that neighbours pass on to the virtual
+    step; the losses that move the weights do not see them.
 
     Args:
         fraction (`float`): share of the samples held out, in (0, 1).

@@ -193,6 +193,13 @@ class HNMLTrainingArguments(TrainingArguments):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("mask_temperature", self.mask_temperature > 0, "above 0")
         self._require("meta_lr", self.meta_lr is None or self.meta_lr >= 0, "at least 0")
+        if self.consistency_form not in ("additive", "refurbished"):
+            raise ValueError(f"`consistency_form={self.consistency_form!r}` is neither `additive` nor `refurbished`.")
+        if self.consistency_form == "refurbished" and self.consistency_weight > 1:
+            raise ValueError(
+                f"`consistency_form='refurbished'` with `consistency_weight={self.consistency_weight}` would train "
+                "against the given labels: it takes their place by that share. Set `consistency_weight` to at most 1."
+            )
         if self.objective not in HNMLTrainingArguments.__annotations__["objective"].__args__:
             raise ValueError(
                 f"`objective={self.objective!r}` is none of "

@@ -418,6 +418,8 @@ def test_a_column_that_is_missing_is_named(tiny_dataset):
         ({"cam_threshold": 1.5}, "`cam_threshold=1.5` must be between 0 and 1"),
         ({"gce_q": 0.0}, "above 0"),
         ({"meta_lr": -1.0}, "`meta_lr=-1.0` must be at least 0"),
+        ({"consistency_form": "refurbished", "consistency_weight": 3.0}, "against the given labels"),
+        ({"consistency_form": "both"}, "neither `additive` nor `refurbished`"),
         ({"num_meta_draws": 0}, "at least 1"),
         ({"mask_temperature": 0.0}, "above 0"),
         ({"inner_direction": "synthetic", "num_neighbors": 12}, "`num_neighbors=12` needs a batch of more images"),

@@ -145,7 +145,7 @@ class TransformedDataset(torch.utils.data.Dataset):
     Args:
         dataset (`datasets.Dataset`): columns `image`, `label`, `clean_label`, `index`.
         transform (`Callable`): from an RGB image to a tensor.
-        seed (`int`): of the augmentation, together with epoch, sample id and view.
+        seed (`int`): of the augmentation, together with epoch and sample id.
         strong_transform (`Callable`, *optional*): gives a second view, `strong_pixel_values`. Both views draw from the
             same seed, so that transforms that start alike cut out the same part of the image.
         cache (`"images"` or `"tensors"`, *optional*): keep what was read in memory, in each worker: decoded images, at
