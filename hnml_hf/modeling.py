@@ -595,6 +595,14 @@ class BatchView:
             self._trunk = TrunkReplay(self.model.timm_model, parameters.values())
         return parameters
 
+    def masked(self, region: torch.Tensor) -> TimmCAMOutput:
+        """Forward the batch with all but a region, `(b, h, w)` in [0, 1], set to the mean colour.
+
+        Batch-norm statistics stay those of whole images.
+        """
+        region = F.interpolate(region[:, None], self.pixel_values.shape[-2:], mode="bilinear", align_corners=False)
+        return BatchView(self.model, self.pixel_values * region)({})
+
     def look(self, output: TimmCAMOutput, **requests) -> TimmCAMOutput:
         """Add `cam_classes` and `region_masks` to the output of a pass that is over."""
         return self.model.look(output, **requests)

@@ -75,8 +75,12 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
         self.objective, self.provided = partial(objective, **options), [name for name in provided if name in needs]
         if train_dataset is not None:
             self._check_training_data(train_dataset)
-        if getattr(self.data_collator, "mixup", None) and args.objective != "ce":
-            raise ValueError(f"Mixup makes soft labels, which objective `{args.objective}` does not take; use `ce`.")
+        mixes = getattr(self.data_collator, "mixup", None) is not None
+        if mixes and not args.takes_soft_labels():
+            raise ValueError(
+                f"Mixup makes soft labels, which objective `{args.objective}` does not take as it is set. Use `ce`, "
+                "or `hnml` with `inner_direction='momentum'` and `consistency_form='additive'`."
+            )
         if self._mask_wanted():
             self.model.check_spatial_evidence()
 
@@ -108,7 +112,7 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
             self.gauge = MemorizationGauge(fraction=fraction, seed=args.seed, samples=samples)
         self.statistics_path = os.path.join(args.output_dir, AUDIT_FOLDER, STATISTICS_FILE)
         self.statistics = None
-        if train_dataset is not None and self.is_world_process_zero():
+        if train_dataset is not None and self.is_world_process_zero() and not mixes:  # a mixed image is no sample
             held_out = None
             if self.gauge is not None:
                 held_out = self.gauge.held_out(torch.as_tensor(train_dataset.index)).numpy()
@@ -227,6 +231,8 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
         terms, monitors = model(pixel_values=view, step=step)
         if self.gauge is not None:  # the mask-guided term has no use for the given labels
             taught = (~self.gauge.held_out(inputs["index"])) / (1 - self.gauge.fraction)
+            if "soft_labels" in inputs:  # neither of two labels that are mixed may be one held out
+                taught = taught * taught.flip(0)
             terms |= {name: taught * terms[name] for name in ("base", "consistency") if name in terms}
         self._watch(terms, monitors, inputs)
         return sum(weights[name] * term.mean() for name, term in terms.items())
@@ -267,8 +273,6 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
     def _visit(self, inputs, logits, voted, foreground_logits):
         """Keep what the teacher (or, without one, the student) says of each sample, and how the student votes."""
         self._taught = None
-        if "soft_labels" in inputs:  # a mixed image is no sample
-            return
         index = inputs["index"]
         epoch = torch.full_like(index, int(self.state.epoch or 0))
         alone = torch.full_like(index, -1) if foreground_logits is None else foreground_logits.argmax(-1)

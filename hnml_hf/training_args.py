@@ -1,7 +1,7 @@
 """Options of [`HNMLTrainer`]."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 import torch
 from transformers import TrainingArguments
@@ -55,6 +55,13 @@ class HNMLTrainingArguments(TrainingArguments):
         },
     )
     num_meta_draws: int = field(default=1, metadata={"help": "Synthetic label sets per step (MLNT has 10)."})
+    label_draw: Literal["neighbors", "uniform", "confusion"] = field(
+        default="neighbors",
+        metadata={
+            "help": "What a relabelled sample's synthetic label is: a nearest neighbour's (MLNT), that of any other "
+            "class, or of one with which the teacher confuses its class in the batch (ours)."
+        },
+    )
     perturb_ratio: float = field(default=0.5, metadata={"help": "Share of the batch that a draw relabels (MLNT)."})
     num_neighbors: int = field(
         default=10,
@@ -77,6 +84,13 @@ class HNMLTrainingArguments(TrainingArguments):
         },
     )
     mask_weight: float = field(default=1.0, metadata={"help": "Weight of the mask-guided self-learning (ours)."})
+    mask_level: Literal["feature", "image"] = field(
+        default="feature",
+        metadata={
+            "help": "Cut the foreground out of the feature map, at no cost, or out of the image, for one more pass "
+            "(`inner_direction=momentum` only) (ours)."
+        },
+    )
     cam_weight: float = field(default=0.5, metadata={"help": "Weight of the map agreement within it (ours)."})
     background_weight: float = field(
         default=0.0, metadata={"help": "Weight of the background's uniformity within it (ours)."}
@@ -193,17 +207,13 @@ class HNMLTrainingArguments(TrainingArguments):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("mask_temperature", self.mask_temperature > 0, "above 0")
         self._require("meta_lr", self.meta_lr is None or self.meta_lr >= 0, "at least 0")
-        if self.consistency_form not in ("additive", "refurbished"):
-            raise ValueError(f"`consistency_form={self.consistency_form!r}` is neither `additive` nor `refurbished`.")
+        for name, kind in HNMLTrainingArguments.__annotations__.items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise ValueError(f"`{name}={getattr(self, name)!r}` is none of {', '.join(get_args(kind))}.")
         if self.consistency_form == "refurbished" and self.consistency_weight > 1:
             raise ValueError(
                 f"`consistency_form='refurbished'` with `consistency_weight={self.consistency_weight}` would train "
                 "against the given labels: it takes their place by that share. Set `consistency_weight` to at most 1."
-            )
-        if self.objective not in HNMLTrainingArguments.__annotations__["objective"].__args__:
-            raise ValueError(
-                f"`objective={self.objective!r}` is none of "
-                f"{', '.join(HNMLTrainingArguments.__annotations__['objective'].__args__)}."
             )
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` is not part of these objectives; leave it at 0.")
@@ -214,6 +224,11 @@ class HNMLTrainingArguments(TrainingArguments):
                 "activations of the virtual weights with the real ones and give wrong gradients without notice. Use "
                 "`meta_scope='head'`, `inner_direction='momentum'` or a smaller batch with "
                 "`gradient_accumulation_steps`."
+            )
+        if synthetic and self.mask_level == "image":
+            raise ValueError(
+                "`mask_level='image'` looks at the batch again at the network's own weights, which a synthetic step "
+                "moves. Use `inner_direction='momentum'`, or `mask_level='feature'`."
             )
         if self.meta_lr is None:
             self.meta_lr = DEFAULT_META_LR[self.meta_scope] if synthetic else HORIZON * self.learning_rate
@@ -234,6 +249,11 @@ class HNMLTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is nothing to pin it for, and PyTorch would warn
         super().__post_init__()
+
+    def takes_soft_labels(self) -> bool:
+        """Whether the objective has a meaning for images, and labels, that are mixed."""
+        additive = self.inner_direction == "momentum" and self.consistency_form == "additive"
+        return self.objective == "ce" or (self.objective == "hnml" and additive)
 
     def memory_advice(self) -> str:
         """What to change when a training step does not fit into memory, the mildest change first."""

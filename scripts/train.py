@@ -161,7 +161,9 @@ class DataArguments:
     cache_images: bool = field(
         default=False, metadata={"help": "Keep what was read in memory, in each worker; for small images."}
     )
-    mixup_alpha: float = field(default=0.0, metadata={"help": "Mixup, for objective `ce`; 0 is off."})
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "Mixup, for `ce` and `hnml`; mixed images leave no audit. 0 is off."}
+    )
     cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix, for objective `ce`; 0 is off."})
 
 
@@ -400,7 +402,9 @@ def main(argv: list[str] | None = None):
         trainer.save_metrics("all", metrics, combined=False)
         trainer.save_state()
         print_table(f"Saved to {args.output_dir}", metrics)
-        if data_args.audit:
+        if data_args.audit and trainer.statistics is None:
+            print("No audit: mixed images tell nothing of one label. `scripts/audit.py --model` scores the dataset.")
+        elif data_args.audit:
             write_audit(trainer, data_args, data["train"], eval_transform)
     publish(trainer, model_args, data_args, data, sys.argv[1:] if argv is None else argv)
 

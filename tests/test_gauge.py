@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from test_trainer import build_trainer, logged, weights_of
 from torch.testing import assert_close
 
-from hnml_hf import create_transforms
+from hnml_hf import MixupCollator, collate_images, create_transforms
 from hnml_hf.gauge import FULL_AT, MemorizationGauge, default_fraction
 
 
@@ -101,15 +101,20 @@ def test_state_goes_on_where_it_was():
     assert after.state_dict() == whole.state_dict()
 
 
-def test_labels_held_out_teach_nothing(tiny_dataset, tmp_path):
-    """Other labels on the samples held out change no weight, though the meta terms are at full strength."""
+@pytest.mark.parametrize(
+    "collator, form", [(collate_images, "refurbished"), (MixupCollator(3, mixup_alpha=1.0), "additive")]
+)
+def test_labels_held_out_teach_nothing(collator, form, tiny_dataset, tmp_path):
+    """Other labels on the samples held out change no weight, though the meta terms are at full strength; also if they
+    are mixed with others."""
 
     def trained(folder, dataset, fraction=0.3):
-        options = {"objective": "hnml", "consistency_form": "refurbished", "gauge_fraction": fraction}
-        trainer = build_trainer(tmp_path / folder, dataset, **options)
+        options = {"objective": "hnml", "consistency_form": form, "gauge_fraction": fraction}
+        trainer = build_trainer(tmp_path / folder, dataset, collator=collator, **options)
         if trainer.gauge is not None:
             trainer.gauge.strength = 1.0
         trainer.train()
+        assert (trainer.statistics is None) == (collator is not collate_images)  # a mixed image is no sample
         return weights_of(trainer.model)
 
     held_out = gauge(fraction=0.3, seed=42).held_out(torch.tensor(tiny_dataset["index"])).tolist()

@@ -13,7 +13,8 @@ from hnml_hf.objectives.cross_entropy import cross_entropy
 from hnml_hf.objectives.elr import early_learning_regularizer
 from hnml_hf.objectives.gce import generalized_cross_entropy
 from hnml_hf.objectives.hnml import mask_guided_loss
-from hnml_hf.objectives.mean_teacher import balance_loss, consistency_loss, label_trust, refurbishment
+from hnml_hf.objectives.mean_teacher import Evidence, balance_loss, consistency_loss, label_trust, refurbishment
+from hnml_hf.objectives.mlnt import batch_confusion, draw_synthetic_labels
 
 
 # p = (3/4, 1/4) everywhere below
@@ -100,6 +101,25 @@ def test_consistency_is_a_divergence(seed, scale):
 
 def test_consistency_with_a_certain_teacher_is_finite():
     assert_close(consistency_loss(LOGITS, torch.tensor([[0.0, 1.0]])), torch.tensor([math.log(4)]))
+
+
+def test_batch_confusion_by_hand():
+    """Class 0: q sums to (1.1, 0.6, 0.3), of which (0, 2/3, 1/3) is other; class 1 is taken for 1 alone."""
+    q = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.3, 0.2], [0.0, 1.0, 0.0]])
+    expected = torch.tensor([[0, 2 / 3, 1 / 3], [0.5, 0, 0.5], [0.5, 0.5, 0]], dtype=torch.float64)
+    assert_close(batch_confusion(q, torch.tensor([0, 0, 1])), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("label_draw", ["uniform", "confusion"])
+def test_drawn_labels_are_other_ones_of_the_share_asked_for(label_draw, generator):
+    labels = torch.arange(40) % 4
+    q = torch.full((40, 4), 0.2).scatter(1, ((labels + 1) % 4)[:, None], 0.4)
+    q[:, 3] = 0  # the teacher takes nothing for class 3
+    options = {"num_neighbors": 1, "perturb_ratio": 0.5, "num_draws": 3, "generator": generator}
+    drawn = draw_synthetic_labels(Evidence(q, None, None), labels, label_draw=label_draw, **options)
+    assert drawn.shape == (3, 40) and ((drawn != labels).sum(1) == 20).all()
+    assert not torch.equal(drawn[0], drawn[1])
+    assert bool((drawn[drawn != labels] == 3).any()) == (label_draw == "uniform")
 
 
 def test_rampup_by_hand():

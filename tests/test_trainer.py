@@ -36,6 +36,7 @@ FORMS = {
     "head": {"objective": "hnml", "inner_direction": "synthetic", "meta_scope": "head", "num_meta_draws": 3},
     "last_stage": {"objective": "hnml", "inner_direction": "synthetic", "meta_scope": "last_stage"},
     "full": {"objective": "hnml", "inner_direction": "synthetic", "meta_scope": "full", "background_weight": 0.5},
+    "image mask": {"objective": "hnml", "mask_level": "image", "background_weight": 0.5},
 }
 
 
@@ -91,7 +92,7 @@ def test_every_objective_trains_and_logs_its_parts(form, tiny_dataset, tmp_path)
     for name in ("timm_model.conv1.0.weight", "timm_model.layer2.0.downsample.1.weight", "timm_model.fc.bias"):
         assert not torch.equal(after[name], before[name])
     parts = {"base"}
-    if form in ("mean_teacher", "mlnt", "momentum", "head", "last_stage", "full"):
+    if form in ("mean_teacher", "mlnt", "momentum", "head", "last_stage", "full", "image mask"):
         parts |= {"consistency"}
     if FORMS[form]["objective"] == "hnml":
         parts |= {"mask_guided"}
@@ -380,12 +381,13 @@ def test_the_monitor_averages_what_is_there():
     assert monitor.averages() == {}
 
 
-def test_mixup_trains_cross_entropy_only(tiny_dataset, tmp_path):
+def test_mixup_is_refused_where_soft_labels_mean_nothing(tiny_dataset, tmp_path):
     collator = MixupCollator(3, mixup_alpha=0.4)
     trainer = build_trainer(tmp_path, tiny_dataset, collator=collator, objective="ce")
     trainer.train()
-    with pytest.raises(ValueError, match="objective `elr` does not take"):
-        build_trainer(tmp_path, tiny_dataset, collator=collator, objective="elr")
+    for options in ({"objective": "elr"}, FORMS["full"], {"consistency_form": "refurbished"}):
+        with pytest.raises(ValueError, match="`(elr|hnml)` does not take as it is set"):
+            build_trainer(tmp_path, tiny_dataset, collator=collator, **options)
 
 
 # -- bad input, before training starts --
@@ -419,7 +421,8 @@ def test_a_column_that_is_missing_is_named(tiny_dataset):
         ({"gce_q": 0.0}, "above 0"),
         ({"meta_lr": -1.0}, "`meta_lr=-1.0` must be at least 0"),
         ({"consistency_form": "refurbished", "consistency_weight": 3.0}, "against the given labels"),
-        ({"consistency_form": "both"}, "neither `additive` nor `refurbished`"),
+        ({"consistency_form": "both"}, "`consistency_form=.both.` is none of additive, refurbished"),
+        ({"inner_direction": "synthetic", "mask_level": "image"}, "looks at the batch again"),
         ({"num_meta_draws": 0}, "at least 1"),
         ({"mask_temperature": 0.0}, "above 0"),
         ({"inner_direction": "synthetic", "num_neighbors": 12}, "`num_neighbors=12` needs a batch of more images"),

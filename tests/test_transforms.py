@@ -116,6 +116,16 @@ def test_collate_keeps_ids_and_clean_labels(tiny_dataset):
         assert batch[name].tolist() == [tiny_dataset[5][column], tiny_dataset[0][column]]
 
 
+def test_mixup_mixes_both_views_alike(tiny_dataset):
+    """A strong view that is twice the weak one stays so."""
+    dataset = TransformedDataset(tiny_dataset, create_transforms(SMALL)[1])
+    samples = [dataset[row] for row in range(6)]
+    samples = [{**sample, "strong_pixel_values": 2 * sample["pixel_values"]} for sample in samples]
+    batch = MixupCollator(3, mixup_alpha=1.0, seed=0)(samples)
+    assert_close(batch["strong_pixel_values"], 2 * batch["pixel_values"])
+    assert not torch.equal(batch["pixel_values"], torch.stack([sample["pixel_values"] for sample in samples]))
+
+
 def test_mixup_keeps_the_mass_and_repeats(tiny_dataset):
     dataset = TransformedDataset(tiny_dataset, create_transforms(SMALL)[1])
     samples = [dataset[row] for row in range(6)]

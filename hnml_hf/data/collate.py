@@ -22,10 +22,11 @@ def collate_images(samples: list[dict]) -> dict[str, torch.Tensor]:
 
 
 class MixupCollator:
-    """Collates, then mixes the batch with timm's `Mixup`, for objectives that take soft labels (`ce`).
+    """Collates, then mixes the batch with timm's `Mixup`, for objectives that take soft labels (`ce` and `hnml`).
 
-    Adds `soft_labels` of shape `(b, k)`. What is mixed with what follows from the sample ids of the batch, so a
-    resumed run mixes alike. A batch with an odd number of images, as the last one may be, stays unmixed.
+    Adds `soft_labels` of shape `(b, k)`. Image i is mixed with image b - 1 - i; both views of an image alike. How much
+    follows from the sample ids of the batch, so a resumed run mixes alike. A batch with an odd number of images, as
+    the last one may be, stays unmixed.
 
     Args:
         num_labels (`int`): number of classes k.
@@ -46,5 +47,7 @@ class MixupCollator:
             return batch
         with preserved_generators():
             seed_generators(self.seed, *batch["index"].tolist())
-            batch["pixel_values"], batch["soft_labels"] = self.mixup(batch["pixel_values"], batch["labels"])
+            views = [name for name in ("pixel_values", "strong_pixel_values") if name in batch]
+            mixed, batch["soft_labels"] = self.mixup(torch.cat([batch[name] for name in views], 1), batch["labels"])
+            batch |= dict(zip(views, mixed.chunk(len(views), 1), strict=True))
         return batch

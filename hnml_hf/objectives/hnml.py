@@ -7,10 +7,9 @@ levels; their form here is ours, built on the parents MLNT (CVPR 2019) and SANM 
 import torch
 
 from ..cam import foreground_mask, normalize_cams
-from ..noise import neighbor_labels
 from .cross_entropy import cross_entropy
 from .mean_teacher import balance_loss, consistency_loss, label_trust, own_evidence, refurbishment, teacher_evidence
-from .mlnt import VirtualPredictions, first_pass, virtual_predictions
+from .mlnt import VirtualPredictions, draw_synthetic_labels, first_pass, virtual_predictions
 
 
 def mask_guided_loss(
@@ -69,10 +68,12 @@ def hnml(
     second_order: bool,
     meta_lr: float,
     num_meta_draws: int,
+    label_draw: str,
     perturb_ratio: float,
     num_neighbors: int,
     inner_consistency_weight: float,
     consistency_form: str,
+    mask_level: str,
     cam_weight: float,
     background_weight: float,
     cam_threshold: float,
@@ -87,6 +88,9 @@ def hnml(
 
     Without a teacher the targets are the samples' running averages and the maps the student's own, detached: the map
     agreement then only asks that a virtual step leaves the map where it is, and is 0 with `"momentum"`.
+
+    With `mask_level="image"` the regions are cut out of the image, not of the feature map, and the network looks at
+    each again: a pass more for each region.
     """
     if wanted == {"base"}:
         logits = student().logits
@@ -104,20 +108,26 @@ def hnml(
         teacher_maps = normalize_cams(evidence.cams)
         foreground = foreground_mask(teacher_maps, threshold=cam_threshold)
         regions = [foreground, 1 - foreground] if background_weight else [foreground]
-        requests = {"region_masks": torch.stack(regions), "cam_classes": probabilities.argmax(-1)}
+        requests = {"cam_classes": probabilities.argmax(-1)}
+        if mask_level == "feature":
+            requests["region_masks"] = torch.stack(regions)
 
     monitors = {}
     if inner_direction == "momentum":
         output = student(**requests) if passed is None else student.look(passed[1], **requests)
+        region_logits = output.region_logits
+        if requests and mask_level == "image":
+            region_logits = torch.stack([student.masked(region).logits for region in regions])
         virtual = VirtualPredictions(
             output.logits[None],
-            output.region_logits[None] if requests else None,
+            region_logits[None] if requests else None,
             output.cams[None] if requests else None,
         )
     else:
-        synthetic_labels = neighbor_labels(
-            evidence.features,
+        synthetic_labels = draw_synthetic_labels(
+            evidence,
             labels,
+            label_draw=label_draw,
             num_neighbors=num_neighbors,
             perturb_ratio=perturb_ratio,
             num_draws=num_meta_draws,

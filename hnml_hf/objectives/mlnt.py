@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from ..meta import (
     gradient_step,
@@ -12,9 +13,9 @@ from ..meta import (
     label_residuals,
     swapped_label_loss_drop,
 )
-from ..noise import neighbor_labels
+from ..noise import corrupt_labels_exact, neighbor_labels, symmetric_transition_matrix
 from .cross_entropy import cross_entropy
-from .mean_teacher import consistency_loss, own_evidence, teacher_evidence
+from .mean_teacher import Evidence, consistency_loss, own_evidence, teacher_evidence
 
 
 class VirtualPredictions(NamedTuple):
@@ -23,6 +24,63 @@ class VirtualPredictions(NamedTuple):
     logits: torch.Tensor  # (m, b, k)
     region_logits: torch.Tensor | None  # (m, r, b, k), if regions were asked for
     cams: torch.Tensor | None  # (m, b, h, w), if classes were asked for
+
+
+def batch_confusion(teacher_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """What the teacher takes the images of a given class for, other than that class: row c is the mean of q over the
+    batch's images with label c, without q_c, scaled to sum to 1. The form is ours; of the batch, so nothing is stored.
+
+    Args:
+        teacher_probabilities (`torch.Tensor` of shape `(b, k)`): q.
+        labels (`torch.LongTensor` of shape `(b,)`): given labels.
+
+    Returns:
+        `torch.Tensor` of shape `(k, k)`, float64. A class that is not in the batch, or taken for no other, has a
+        uniform row.
+    """
+    num_classes = teacher_probabilities.shape[-1]
+    sums = F.one_hot(labels, num_classes).double().T @ teacher_probabilities.double()
+    sums.fill_diagonal_(0)
+    uniform = symmetric_transition_matrix(num_classes, 1.0, include_true=False).to(sums.device)
+    return torch.where(sums.sum(-1, keepdim=True) > 0, sums / sums.sum(-1, keepdim=True).clamp_min(1e-300), uniform)
+
+
+def draw_synthetic_labels(
+    evidence: Evidence,
+    labels: torch.Tensor,
+    *,
+    label_draw: str,
+    num_neighbors: int,
+    perturb_ratio: float,
+    num_draws: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Labels of the virtual steps: a random part of the batch takes a neighbour's label (MLNT), that of any other
+    class, or that of a class with which the teacher confuses its own.
+
+    Args:
+        evidence ([`Evidence`]), labels (`torch.LongTensor` of shape `(b,)`): of the batch.
+        label_draw (`str`): `neighbors`, `uniform` or `confusion`.
+        num_neighbors, perturb_ratio, num_draws, generator: see [`~hnml_hf.noise.neighbor_labels`].
+
+    Returns:
+        `torch.LongTensor` of shape `(num_draws, b)`.
+    """
+    if label_draw == "neighbors":
+        return neighbor_labels(
+            evidence.features,
+            labels,
+            num_neighbors=num_neighbors,
+            perturb_ratio=perturb_ratio,
+            num_draws=num_draws,
+            generator=generator,
+        )
+    if label_draw == "uniform":
+        flips = symmetric_transition_matrix(evidence.probabilities.shape[-1], 1.0, include_true=False)
+    else:
+        flips = batch_confusion(evidence.probabilities, labels)
+    draws = [corrupt_labels_exact(labels, flips, rate=perturb_ratio, generator=generator) for _ in range(num_draws)]
+    return torch.stack(draws)
 
 
 def first_pass(student, scope: str):
@@ -109,6 +167,7 @@ def mlnt(
     second_order: bool,
     meta_lr: float,
     num_meta_draws: int,
+    label_draw: str,
     perturb_ratio: float,
     num_neighbors: int,
     remember=None,
@@ -119,9 +178,10 @@ def mlnt(
         return {"base": cross_entropy(logits, labels)}, {"logits": logits}
     passed = None if teacher is not None else first_pass(student, meta_scope)
     evidence = teacher_evidence(teacher) if passed is None else own_evidence(student, passed[1], remember)
-    synthetic_labels = neighbor_labels(
-        evidence.features,
+    synthetic_labels = draw_synthetic_labels(
+        evidence,
         labels,
+        label_draw=label_draw,
         num_neighbors=num_neighbors,
         perturb_ratio=perturb_ratio,
         num_draws=num_meta_draws,
