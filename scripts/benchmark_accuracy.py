@@ -261,7 +261,7 @@ def grouped(records: list[dict]) -> dict[tuple, list[dict]]:
 def table(records: list[dict]) -> str:
     """Mean and spread over the seeds, as Markdown."""
     columns = ["noise", "backbone", "method", "seeds", "last", "best", "student last / best", "teacher last / best"]
-    columns += ["memorized", "AUROC", "cost"]
+    columns += ["validation", "memorized", "AUROC", "cost"]
     lines = []
     for (noise, backbone, method), group in grouped(records).items():
         lines.append(
@@ -273,6 +273,7 @@ def table(records: list[dict]) -> str:
                 )
                 for model in ("student", "teacher")
             ]
+            + [mean_spread([record["curve"][-1].get("validation") for record in group])]
             + [mean_spread([record["memorized"] for record in group])]
             + [mean_spread([record["auroc"] for record in group], percent=False)]
             + [f"{statistics.mean(record['cost_ce'] for record in group):.2f}"]

@@ -37,6 +37,7 @@ def write(tmp_path):
 
 def record(cell, *, last, method="CE", seed=0, **more):
     figures = {"best": last + 0.1, "memorized": None, "auroc": None, "cost_ce": 1.0}
+    figures["curve"] = [{"validation": 0.1}, {"validation": 0.2}]
     return {"cell": cell, "noise": "half", "method": method, "seed": seed, "last": last, **figures, **more}
 
 
@@ -126,15 +127,15 @@ def test_mean_and_spread_by_hand(script):
 
 def test_table_by_hand(script):
     records = [
-        record("a", last=0.6, auroc=0.9, last_student=0.5, best_student=0.55),
-        record("b", last=0.8, auroc=0.8, last_student=0.7, best_student=0.75, seed=1),
+        record("a", last=0.6, auroc=0.9, last_student=0.5, best_student=0.5),
+        record("b", last=0.8, auroc=0.8, last_student=0.5, best_student=0.5, seed=1),
         record("c", last=0.9, method="HNML", cost_ce=1.333),
     ]
     assert script.table(records).splitlines() == [
-        "| noise | method | seeds | last | best | student last / best | AUROC | cost |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| half | CE | 2 | 70.0 ± 14.1 | 80.0 ± 14.1 | 60.0 ± 14.1 / 65.0 ± 14.1 | 0.850 ± 0.071 | 1.00 |",
-        "| half | HNML | 1 | 90.0 | 100.0 |  /  |  | 1.33 |",
+        "| noise | method | seeds | last | best | student last / best | validation | AUROC | cost |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| half | CE | 2 | 70.0 ± 14.1 | 80.0 ± 14.1 | 50.0 ± 0.0 / 50.0 ± 0.0 | 20.0 ± 0.0 | 0.850 ± 0.071 | 1.00 |",
+        "| half | HNML | 1 | 90.0 | 100.0 |  /  | 20.0 |  | 1.33 |",
     ]
 
 
