@@ -169,17 +169,20 @@ def test_the_benchmark_compares_scorers_on_one_dataset(scripts):
         said, statistics = say((epochs, n)), SampleStatistics(images.index, images.labels, 10)
         for epoch, probabilities in enumerate(said):
             statistics.update(images.index, probabilities.astype(np.float32), epoch=epoch)
-        return {"S": said, "final": say((n,)), "records": statistics.records, "cost": cost}
+        return {"S": said, "final": say((n,)), "records": statistics.records, "cost": cost, "commit": "c"}
 
     found = {"hnml": run(1.25)}
     assert [row["scorer"] for row in benchmark_audit.compare(images, found)] == ["hnml_hf, objective hnml"]
     found["ce"] = run(1.0)
     folds = np.array_split(generator.permutation(n), 5)
-    found |= {f"fold{i}": {"rows": rows, "final": say((n,))[rows]} for i, rows in enumerate(folds)}
+    found |= {f"fold{i}": {"rows": rows, "final": say((n,))[rows], "commit": "c"} for i, rows in enumerate(folds)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rows = {row["scorer"]: row for row in benchmark_audit.compare(images, found)}
     assert len(rows) == 8
     assert all(row["auroc"] > 0.9 and abs(row["true_rate"] - 0.27) < 0.05 for row in rows.values())
     assert rows["cleanlab 5-fold, self_confidence"]["cost_ce"] == 4 and rows["AUM"]["cost_ce"] == 1
+    ours, theirs = rows["hnml_hf, objective hnml"], rows["cleanlab 5-fold, self_confidence"]
+    low, high = ours["auroc_lead_interval"]
+    assert low <= ours["auroc_lead"] <= high and abs(ours["auroc_lead"] - (ours["auroc"] - theirs["auroc"])) < 1e-3
     assert rows["AUM"]["ece"] is None and 0 <= rows["hnml_hf, objective ce"]["ece"] < 0.5
