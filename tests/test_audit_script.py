@@ -91,6 +91,19 @@ def test_marks_become_a_dataset_that_training_takes(run, scripts, tmp_path):
         scripts[1](["--run", str(run / "out"), "--apply", str(tmp_path / "marks.csv"), "--clean_output", str(where)])
 
 
+def test_weights_of_the_audit_reach_the_loss(run, scripts, tmp_path, caplog):
+    """They are found by themselves in a cleaned dataset; `audit` then reads the second run like any other."""
+    where = str(tmp_path / "weighted")
+    scripts[1](["--run", str(run / "out"), "--clean", "weight", "--clean_output", where])
+    table = load_audit(run / "out").set_index("index")
+    data = load_noisy_dataset(where)["train"].to_pandas().set_index("index")
+    np.testing.assert_allclose(data["weight"], 1 - table.loc[data.index, "noise_score"])
+    assert "labels count as far as the column `weight` says" in caplog.text
+    scripts[0]([*TRAIN, "--dataset", where, "--output_dir", str(tmp_path / "second"), "--max_steps", "2"])
+    scripts[1](["--run", str(tmp_path / "second")])
+    assert len(load_audit(tmp_path / "second")) == 48
+
+
 def test_a_dataset_that_has_changed_is_refused(run, scripts, tiny_dataset, tmp_path):
     tiny_dataset.select(range(40)).save_to_disk(tmp_path / "less")
     with pytest.raises(ValueError, match="has changed since it was scored: 8 scored rows are gone"):
