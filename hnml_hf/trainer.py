@@ -70,7 +70,7 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
             )
         objective = OBJECTIVES[args.objective]
         needs = [p.name for p in inspect.signature(objective).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        provided = ("wanted", "teacher", "generator", "remember", "class_prior")
+        provided = ("wanted", "teacher", "generator", "remember", "class_prior", "sample_weights")
         options = {name: getattr(args, name) for name in needs if name not in provided}
         self.objective, self.provided = partial(objective, **options), [name for name in provided if name in needs]
         if train_dataset is not None:
@@ -81,6 +81,8 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
                 f"Mixup makes soft labels, which objective `{args.objective}` does not take as it is set. Use `ce`, "
                 "or `hnml` with `inner_direction='momentum'` and `consistency_form='additive'`."
             )
+        if getattr(train_dataset, "weights", None) is not None:
+            self._check_weights(train_dataset, mixes)
         if self._mask_wanted():
             self.model.check_spatial_evidence()
 
@@ -158,6 +160,20 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
                 f"All {len(dataset)} training samples have the one label {labels[0]}; there is nothing to learn. "
                 "Check `--label_column`."
             )
+
+    def _check_weights(self, dataset, mixes: bool):
+        if "sample_weights" not in self.provided:
+            raise ValueError(f"Objective `{self.args.objective}` takes no weights of samples; leave them out.")
+        if mixes:
+            raise ValueError("A mixed image has two labels and no weight: leave out Mixup, or the weights of samples.")
+        bad = np.flatnonzero(~((dataset.weights >= 0) & (dataset.weights <= 1)))
+        if len(bad):
+            raise ValueError(
+                f"Training sample {dataset.index[bad[0]]} has the weight {dataset.weights[bad[0]]}; weights say how "
+                "far a label is believed, from 0 to 1."
+            )
+        if not dataset.weights.any():
+            raise ValueError(f"All {len(dataset)} training samples have weight 0; there is nothing to learn.")
 
     # -- one training step --------------------------------------------------------------------------------------------
 
@@ -248,7 +264,10 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
             "remember": partial(self._remember, index),
             "class_prior": self.class_prior,
         }
-        return self.objective(student, labels, **{name: providers[name] for name in self.provided})
+        if "sample_weights" in inputs:
+            providers["sample_weights"] = inputs["sample_weights"]
+        chosen = {name: value for name, value in providers.items() if name in self.provided}
+        return self.objective(student, labels, **chosen)
 
     @torch.no_grad()
     def _teach(self, pixel_values, *, with_cams: bool):

@@ -111,6 +111,13 @@ class DataArguments:
     test_label_column: str | None = field(
         default=None, metadata={"help": "Label column of the other splits, if it has another name there."}
     )
+    weight_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column that says how far each training label is believed, from 0 to 1; it scales the loss on the "
+            "given label. Default: `weight` of a dataset that `scripts/audit.py` has cleaned."
+        },
+    )
     noise: str | None = field(
         default=None,
         metadata={"help": "Corrupt the training labels: symmetric, asymmetric, pairflip, instance, matrix."},
@@ -203,7 +210,7 @@ def parse_arguments(argv: list[str], doc: str = __doc__):
 
 def load_data(data_args: DataArguments):
     """The dataset with its splits; noise, if asked for, is drawn on the whole training set before the split."""
-    columns = ("image_column", "label_column", "clean_label_column", "index_column", "test_label_column")
+    columns = [f"{name}_column" for name in ("image", "label", "clean_label", "index", "test_label", "weight")]
     data = load_noisy_dataset(
         data_args.dataset,
         config=data_args.dataset_config,

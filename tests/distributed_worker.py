@@ -39,6 +39,8 @@ SYNTHETIC = {"objective": "hnml", "inner_direction": "synthetic"}
 
 CASES = {
     "ce": {"objective": "ce"},
+    "weighted": {"objective": "ce"},
+    "weighted momentum": {"objective": "hnml", "inner_direction": "momentum", "meta_lr": 0.3},
     "gce": {"objective": "gce"},
     "elr": {"objective": "elr"},
     "mean_teacher": {"objective": "mean_teacher"},
@@ -98,9 +100,11 @@ def make_model(backbone: dict) -> TimmCAMForImageClassification:
 
 
 def make_trainer(
-    backbone: dict, options: dict, trainer_class=HNMLTrainer, num_images: int = NUM_IMAGES
+    backbone: dict, options: dict, trainer_class=HNMLTrainer, num_images: int = NUM_IMAGES, weighted: bool = False
 ) -> HNMLTrainer:
-    model = make_model(backbone)
+    model, dataset = make_model(backbone), make_dataset().select(range(num_images))
+    if weighted:
+        dataset = dataset.add_column("weight", np.linspace(0, 1, num_images))
     transform, _ = create_transforms(model.config.pretrained_cfg)
     defaults = {
         "output_dir": tempfile.mkdtemp(),
@@ -122,7 +126,7 @@ def make_trainer(
     return trainer_class(
         model=model,
         args=HNMLTrainingArguments(**{**defaults, **options}),
-        train_dataset=TransformedDataset(make_dataset().select(range(num_images)), transform),
+        train_dataset=TransformedDataset(dataset, transform),
         data_collator=collate_images,
     )
 
@@ -186,6 +190,7 @@ def run_cases(output: Path, accumulation: int, names) -> dict:
             VIT,
             {**options, "gradient_accumulation_steps": accumulation, "rank_sync_steps": 1},
             num_images=2 if few else NUM_IMAGES,
+            weighted=name.startswith("weighted"),
         )
         trainer.train()
         if trainer.is_world_process_zero():

@@ -91,6 +91,19 @@ def test_marks_become_a_dataset_that_training_takes(run, scripts, tmp_path):
         scripts[1](["--run", str(run / "out"), "--apply", str(tmp_path / "marks.csv"), "--clean_output", str(where)])
 
 
+def test_weights_of_the_audit_reach_the_loss(run, scripts, tmp_path, caplog):
+    """They are found by themselves in a cleaned dataset; `audit` then reads the second run like any other."""
+    where = str(tmp_path / "weighted")
+    scripts[1](["--run", str(run / "out"), "--clean", "weight", "--clean_output", where])
+    table = load_audit(run / "out").set_index("index")
+    data = load_noisy_dataset(where)["train"].to_pandas().set_index("index")
+    np.testing.assert_allclose(data["weight"], 1 - table.loc[data.index, "noise_score"])
+    assert "labels count as far as the column `weight` says" in caplog.text
+    scripts[0]([*TRAIN, "--dataset", where, "--output_dir", str(tmp_path / "second"), "--max_steps", "2"])
+    scripts[1](["--run", str(tmp_path / "second")])
+    assert len(load_audit(tmp_path / "second")) == 48
+
+
 def test_a_dataset_that_has_changed_is_refused(run, scripts, tiny_dataset, tmp_path):
     tiny_dataset.select(range(40)).save_to_disk(tmp_path / "less")
     with pytest.raises(ValueError, match="has changed since it was scored: 8 scored rows are gone"):
@@ -169,17 +182,20 @@ def test_the_benchmark_compares_scorers_on_one_dataset(scripts):
         said, statistics = say((epochs, n)), SampleStatistics(images.index, images.labels, 10)
         for epoch, probabilities in enumerate(said):
             statistics.update(images.index, probabilities.astype(np.float32), epoch=epoch)
-        return {"S": said, "final": say((n,)), "records": statistics.records, "cost": cost}
+        return {"S": said, "final": say((n,)), "records": statistics.records, "cost": cost, "commit": "c"}
 
     found = {"hnml": run(1.25)}
     assert [row["scorer"] for row in benchmark_audit.compare(images, found)] == ["hnml_hf, objective hnml"]
     found["ce"] = run(1.0)
     folds = np.array_split(generator.permutation(n), 5)
-    found |= {f"fold{i}": {"rows": rows, "final": say((n,))[rows]} for i, rows in enumerate(folds)}
+    found |= {f"fold{i}": {"rows": rows, "final": say((n,))[rows], "commit": "c"} for i, rows in enumerate(folds)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rows = {row["scorer"]: row for row in benchmark_audit.compare(images, found)}
     assert len(rows) == 8
     assert all(row["auroc"] > 0.9 and abs(row["true_rate"] - 0.27) < 0.05 for row in rows.values())
     assert rows["cleanlab 5-fold, self_confidence"]["cost_ce"] == 4 and rows["AUM"]["cost_ce"] == 1
+    ours, theirs = rows["hnml_hf, objective hnml"], rows["cleanlab 5-fold, self_confidence"]
+    low, high = ours["auroc_lead_interval"]
+    assert low <= ours["auroc_lead"] <= high and abs(ours["auroc_lead"] - (ours["auroc"] - theirs["auroc"])) < 1e-3
     assert rows["AUM"]["ece"] is None and 0 <= rows["hnml_hf, objective ce"]["ece"] < 0.5

@@ -178,14 +178,16 @@ def test_digests_tell_single_bits_apart():
         check_ranks_agree(["a", "b"], torch.stack([tensor_digests(same), tensor_digests(other)]), step=7)
 
 
-@pytest.mark.parametrize("case", ["ce", "gce", "elr"])
+@pytest.mark.parametrize("case", ["ce", "weighted", "gce", "elr"])
 def test_a_batch_of_eight_is_two_of_four(case):
     """Per-sample objectives do not care how a batch is cut; HNML and MLNT do: neighbours are those of a batch."""
     trained = []
     for size, accumulation in ((8, 1), (4, 2)):
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
         trainer = distributed_worker.make_trainer(
-            distributed_worker.VIT, {**distributed_worker.CASES[case], **options}
+            distributed_worker.VIT,
+            {**distributed_worker.CASES[case], **options},
+            weighted=case == "weighted",
         )
         trainer.train()
         trained.append(distributed_worker.weights_of(trainer))

@@ -25,6 +25,16 @@ def test_cross_entropy_by_hand():
     assert_close(cross_entropy(LOGITS, torch.tensor([1])), torch.tensor([math.log(4)]))
 
 
+def test_weights_of_samples_scale_the_loss_on_the_label():
+    """1/4 log 4, and 1/4 of GCE's (1 - 1/2) / (1/2); ELR's regulariser, which asks for no label, stays."""
+    labels, weights = torch.tensor([1]), torch.tensor([0.25])
+    assert_close(cross_entropy(LOGITS, labels, weights), torch.tensor([math.log(4) / 4]))
+    assert_close(generalized_cross_entropy(LOGITS, labels, weights, q=0.5), torch.tensor([0.25]))
+    remember = {"remember": lambda probabilities: torch.tensor([[1.0, 0.0]]), "elr_weight": 2.0}
+    terms, _ = OBJECTIVES["elr"](student_of(LOGITS), labels, **remember, sample_weights=weights)
+    assert_close(terms["base"], torch.tensor([math.log(4) / 4 - 2 * math.log(4)]))
+
+
 def test_gce_by_hand():
     """q = 1/2, p_y = 1/4: (1 - 1/2) / (1/2) = 1. q = 1: 1 - 1/4."""
     labels = torch.tensor([1])

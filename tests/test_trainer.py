@@ -138,6 +138,48 @@ def test_without_meta_terms_it_is_the_plain_trainer(form, tiny_dataset, tmp_path
     assert_close(logged(plain, "loss"), logged(trainer, "loss"), rtol=1e-6, atol=0)  # another order of summation
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_of_one_are_no_weights(form, tiny_dataset, tmp_path):
+    """Bit for bit, whatever the objective; and weights below one do change what is learned."""
+    trained = []
+    for weights in (None, np.ones(48), np.linspace(0, 1, 48)):
+        weighted = tiny_dataset if weights is None else tiny_dataset.add_column("weight", weights)
+        trainer = build_trainer(tmp_path, weighted, max_steps=2, **FORMS[form])
+        trainer.train()
+        trained.append(weights_of(trainer.model))
+    plain, ones, others = trained
+    assert all(torch.equal(value, ones[name]) for name, value in plain.items())
+    assert not torch.equal(plain["timm_model.fc.weight"], others["timm_model.fc.weight"])
+
+
+def test_weights_by_hand(tiny_dataset, tmp_path):
+    """The loss of a step is the plain mean of w_i l_i."""
+    weights = np.linspace(0, 1, 48)
+    trainer = build_trainer(tmp_path, tiny_dataset.add_column("weight", weights), objective="ce", max_steps=1)
+    batches, compute_loss = [], trainer.compute_loss
+    trainer.compute_loss = lambda model, inputs, **kw: batches.append(inputs) or compute_loss(model, inputs, **kw)
+    trainer.train()
+    (batch,) = batches
+    rows = [trainer.train_dataset.index.tolist().index(index) for index in batch["index"].tolist()]
+    assert_close(batch["sample_weights"], torch.tensor(weights[rows], dtype=torch.float32))
+    losses = F.cross_entropy(build_model().train()(batch["pixel_values"]).logits, batch["labels"], reduction="none")
+    expected = (batch["sample_weights"] * losses).sum() / 12
+    assert_close(logged(trainer, "loss")[0], expected.item(), rtol=1e-4, atol=0)
+
+
+def test_weights_that_cannot_be_used(tiny_dataset, tmp_path):
+    for weights, message in (
+        (np.full(48, 1.5), "sample 1[0-9]+ has the weight 1.5; .* from 0 to 1"),
+        (np.full(48, np.nan), "has the weight nan"),
+        (np.zeros(48), "All 48 training samples have weight 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_trainer(tmp_path, tiny_dataset.add_column("weight", weights))
+    weighted = tiny_dataset.add_column("weight", np.ones(48))
+    with pytest.raises(ValueError, match="A mixed image has two labels and no weight"):
+        build_trainer(tmp_path, weighted, objective="ce", collator=MixupCollator(3, mixup_alpha=0.5))
+
+
 def test_balance_is_a_term_of_its_own(tiny_dataset, tmp_path):
     """It starts from the shares of the given labels, and 0 leaves it out."""
     trainer = build_trainer(tmp_path, tiny_dataset, objective="hnml", balance_weight=2.0, max_steps=1)

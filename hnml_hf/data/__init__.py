@@ -39,6 +39,7 @@ def load_noisy_dataset(
     clean_label_column: str | None = None,
     index_column: str | None = None,
     test_label_column: str | None = None,
+    weight_column: str | None = None,
     label_names: Sequence[str] | None = None,
     splits: Mapping[str, str] | None = None,
     partial: bool = False,
@@ -64,7 +65,8 @@ def load_noisy_dataset(
         images (`DatasetDict` or `Dataset`):
             CIFAR images from elsewhere, as the Hub's `uoft-cs/cifar10`, for CIFAR-N; `data_dir` then holds the
             official label file. A `Dataset` is the training set.
-        image_column, label_column, clean_label_column, index_column, test_label_column, label_names, splits:
+        image_column, label_column, clean_label_column, index_column, test_label_column, weight_column, label_names,
+        splits:
             for your own data and Hub data sets, see `hnml_hf.data.generic`.
         partial (`bool`): the folder holds a part of a known data set: do not compare sizes with the published ones.
         on_missing (`"error"` or `"skip"`): a listed image that is not there is an error, or left out and counted.
@@ -78,6 +80,7 @@ def load_noisy_dataset(
         "clean_label_column": clean_label_column,
         "index_column": index_column,
         "test_label_column": test_label_column,
+        "weight_column": weight_column,
         "label_names": label_names,
         "splits": splits,
     }

@@ -12,12 +12,14 @@ def collate_images(samples: list[dict]) -> dict[str, torch.Tensor]:
     Returns:
         `dict` with `pixel_values` of shape `(b, channels, height, width)`, `strong_pixel_values` likewise if the
         samples have a second view, and `labels`, `clean_labels` (-1 = unknown) and `index` (stable sample ids) of
-        shape `(b,)`, int64.
+        shape `(b,)`, int64; `sample_weights` of shape `(b,)`, float32, if the samples have weights.
     """
     views = [name for name in ("pixel_values", "strong_pixel_values") if name in samples[0]]
     batch = {name: torch.stack([sample[name] for sample in samples]) for name in views}
     for name in ("labels", "clean_labels", "index"):
         batch[name] = torch.tensor([sample[name] for sample in samples], dtype=torch.int64)
+    if "weight" in samples[0]:
+        batch["sample_weights"] = torch.tensor([sample["weight"] for sample in samples], dtype=torch.float32)
     return batch
 
 

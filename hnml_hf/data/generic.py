@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from hnml_hf.data.schema import (
     IMAGE_SUFFIXES,
@@ -64,6 +64,7 @@ class ColumnOptions:
         clean: the true label where it is known (`clean_label` if there is such a column; empty or -1 = unknown).
         index: a unique integer per row (`index` if there is such a column, else the row position).
         test_label: the label of the validation and test split, where it has another name than in `train`.
+        weight: how far each label of `train` is believed, from 0 to 1 (`weight` of a data set that an audit cleaned).
     """
 
     image: str | None = None
@@ -71,9 +72,10 @@ class ColumnOptions:
     clean: str | None = None
     index: str | None = None
     test_label: str | None = None
+    weight: str | None = None
 
     def pick(self, names: Sequence[str], split: str, source: str) -> dict[str, str]:
-        """The column for each role (`image`, `label`, `clean`, `index`) among `names`; the last two may be absent."""
+        """The column for each role among `names`; `clean`, `index` and `weight` may be absent."""
         evaluation = split != "train"
         picked = {"image": self._find(names, self.image, IMAGE_COLUMNS, "image", source)}
         if evaluation and self.test_label is not None:
@@ -92,6 +94,11 @@ class ColumnOptions:
             picked["index"] = self._find(names, self.index, (), "index", source)
         elif "index" in names:
             picked["index"] = "index"
+        if self.weight is not None and not evaluation:
+            picked["weight"] = self._find(names, self.weight, (), "weight", source)
+        elif {"weight", "audit_action"} <= set(names) and not evaluation:  # not any `weight`: it may be one in kg
+            logger.warning("%s: labels count as far as the column `weight` says.", source)
+            picked["weight"] = "weight"
         return picked
 
     @staticmethod
@@ -114,7 +121,7 @@ class RawSplit:
 
     Args:
         images: paths below the root, or an iterable over embedded images for each file.
-        label, clean, index: raw values; `clean` and `index` are `None` where there is no such column.
+        label, clean, index, weight: raw values; the last three are `None` where there is no such column.
         names: class names that came with the data, or `None`.
         by_name: a label is a class name even if it is made of digits (class folders).
         where: names a row for a message.
@@ -129,6 +136,7 @@ class RawSplit:
     lines: np.ndarray | None = None
     source: str = ""
     by_name: bool = False
+    weight: list | None = None
 
 
 # -- labels -----------------------------------------------------------------------------------------------------------
@@ -237,6 +245,17 @@ def _encode_index(raw: RawSplit) -> np.ndarray:
         first, second = order[twins[0]], order[twins[0] + 1]
         raise ValueError(f"{raw.where(second)}: the index {index[first]} is also that of {raw.where(first)}.")
     return index
+
+
+def _encode_weight(raw: RawSplit) -> np.ndarray:
+    """Weights as float64; 1 where there is no such column."""
+    weights = np.ones(len(raw.label))
+    for row, value in enumerate(raw.weight or []):
+        try:
+            weights[row] = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{raw.where(row)}: the weight {value!r} is not a number.") from None
+    return weights
 
 
 def check_classes(labels: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
@@ -374,6 +393,7 @@ def read_text_table(path: str, split: str, columns: ColumnOptions, root: str) ->
         lambda row: f"{path}:{lines[row]}",
         np.array(lines, dtype=np.int64),
         path,
+        weight=values.get("weight"),
     )
 
 
@@ -403,6 +423,7 @@ def read_parquet_table(path: str, split: str, columns: ColumnOptions, root: str)
         lambda row: f"{path}:{row + 1}",
         np.arange(1, table.num_rows + 1),
         path,
+        weight=values.get("weight"),
     )
 
 
@@ -415,7 +436,8 @@ class TableConfig(NoisyLabelConfig):
     Args:
         tables (`dict`): split -> list of files.
         label_names (`list[str]`): class names in id order.
-        image_column, label_column, clean_label_column, index_column, test_label_column: see [`ColumnOptions`].
+        image_column, label_column, clean_label_column, index_column, test_label_column, weight_column: see
+            [`ColumnOptions`].
     """
 
     tables: dict | None = None
@@ -425,10 +447,16 @@ class TableConfig(NoisyLabelConfig):
     clean_label_column: str | None = None
     index_column: str | None = None
     test_label_column: str | None = None
+    weight_column: str | None = None
 
     def columns(self) -> ColumnOptions:
         return ColumnOptions(
-            self.image_column, self.label_column, self.clean_label_column, self.index_column, self.test_label_column
+            self.image_column,
+            self.label_column,
+            self.clean_label_column,
+            self.index_column,
+            self.test_label_column,
+            self.weight_column,
         )
 
 
@@ -455,7 +483,8 @@ class UserBuilder(NoisyLabelBuilder):
             by_name=train[0].by_name,
         )
         names = _class_names(merged, self.config.label_names)
-        self.info.features = noisy_features(names)
+        weighted = any(part.weight is not None for part in train)
+        self.info.features = Features({**noisy_features(names), **({"weight": Value("float64")} if weighted else {})})
         splits: dict[str, list[Rows]] = {}
         for split, parts in raw.items():
             splits[split] = []
@@ -465,7 +494,8 @@ class UserBuilder(NoisyLabelBuilder):
                 if part.index is None:
                     index = index + start
                 start += len(index)
-                rows = Rows(part.images, labels, clean_labels, index, root, part.source, part.lines)
+                extra = {"weight": _encode_weight(part)} if weighted else {}
+                rows = Rows(part.images, labels, clean_labels, index, root, part.source, part.lines, extra)
                 embedded = isinstance(part.images, ParquetImages)
                 splits[split] += [rows] if embedded else self.on_disk(rows)
             labels, clean_labels = (
@@ -638,6 +668,7 @@ def load_generic(
     clean_label_column: str | None = None,
     index_column: str | None = None,
     test_label_column: str | None = None,
+    weight_column: str | None = None,
     label_names: Sequence[str] | None = None,
     splits: Mapping[str, str] | None = None,
     on_missing: str = "error",
@@ -658,6 +689,7 @@ def load_generic(
         "clean_label_column": clean_label_column,
         "index_column": index_column,
         "test_label_column": test_label_column,
+        "weight_column": weight_column,
     }
     if splits is not None and not set(splits) <= set(SPLITS):
         raise ValueError(f"`splits` maps {', '.join(SPLITS)} to names of the source; got {', '.join(splits)}.")
@@ -736,13 +768,14 @@ def _canonical(loaded: DatasetDict, source: str, columns: dict, label_names, spl
         columns["clean_label_column"],
         columns["index_column"],
         columns["test_label_column"],
+        columns["weight_column"],
     )
     raw, picked = {}, {}
     for split, name in found.items():
         dataset = loaded[name]
         picked[split] = options.pick(dataset.column_names, split, f"{source} ({name})")
         feature = dataset.features[picked[split]["image"]]
-        if not isinstance(feature, Image) and feature != datasets.Value("string"):
+        if not isinstance(feature, Image) and feature != Value("string"):
             raise ValueError(f"{source} ({name}): column `{picked[split]['image']}` holds no images but {feature}.")
         raw[split] = _raw_columns(dataset, picked[split], f"{source} ({name})")
     names = _class_names(raw["train"], label_names)
@@ -753,6 +786,8 @@ def _canonical(loaded: DatasetDict, source: str, columns: dict, label_names, spl
         encoded[split] = labels
         warn_noisy_evaluation(split, labels, clean_labels)
         result[split] = assemble(loaded[name], picked[split]["image"], labels, clean_labels, index, names)
+        if raw[split].weight is not None:
+            result[split] = result[split].add_column("weight", _encode_weight(raw[split]), feature=Value("float64"))
     check_classes(encoded, names)
     return result
 
@@ -770,4 +805,5 @@ def _raw_columns(dataset: Dataset, picked: Mapping[str, str], source: str) -> Ra
         feature.names if isinstance(feature, ClassLabel) else None,
         lambda row: f"{source} row {row}",
         source=source,
+        weight=values.get("weight"),
     )

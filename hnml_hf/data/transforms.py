@@ -143,7 +143,8 @@ class TransformedDataset(torch.utils.data.Dataset):
     """A dataset with the four features of this package, as samples for training.
 
     Args:
-        dataset (`datasets.Dataset`): columns `image`, `label`, `clean_label`, `index`.
+        dataset (`datasets.Dataset`): columns `image`, `label`, `clean_label`, `index`; and `weight` (0 to 1) where
+            some labels are to count less than others.
         transform (`Callable`): from an RGB image to a tensor.
         seed (`int`): of the augmentation, together with epoch and sample id.
         strong_transform (`Callable`, *optional*): gives a second view, `strong_pixel_values`. Both views draw from the
@@ -152,8 +153,8 @@ class TransformedDataset(torch.utils.data.Dataset):
             three bytes a pixel, or, of transforms that draw nothing, their results, at twelve. For small images, whose
             preparation costs as much as a step of a small network.
 
-    A sample is a `dict` with `pixel_values`, `labels`, `clean_labels` and `index`. `labels`, `clean_labels` and
-    `index` are also there as arrays of all rows.
+    A sample is a `dict` with `pixel_values`, `labels`, `clean_labels`, `index` and, if there is such a column,
+    `weight`. `labels`, `clean_labels`, `index` and `weights` (or None) are also there as arrays of all rows.
 
     Raises:
         UnreadableImageError: when a bad image is reached; a row is never replaced by another one.
@@ -185,6 +186,8 @@ class TransformedDataset(torch.utils.data.Dataset):
             columns["clean_label"][:],
             columns["index"][:],
         )
+        weighted = "weight" in dataset.column_names
+        self.weights = dataset.select_columns(["weight"]).with_format("numpy")["weight"][:] if weighted else None
         if cache not in (None, "images", "tensors"):
             raise ValueError(f"`cache={cache!r}` is neither `images` nor `tensors`.")
         self._decoded: dict[int, PIL.Image.Image] | None = {} if cache == "images" else None
@@ -248,6 +251,8 @@ class TransformedDataset(torch.utils.data.Dataset):
             "labels": int(self.labels[row]),
             "clean_labels": int(self.clean_labels[row]),
         }
+        if self.weights is not None:
+            sample["weight"] = float(self.weights[row])
         for name, transform in self.views.items():
             seed_generators(self.seed, int(self._epoch), sample["index"])
             sample[name] = transform(image)

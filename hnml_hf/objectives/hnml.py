@@ -79,6 +79,7 @@ def hnml(
     cam_threshold: float,
     mask_temperature: float,
     remember=None,
+    sample_weights=None,
 ):
     """Objective `hnml`.
 
@@ -94,7 +95,7 @@ def hnml(
     """
     if wanted == {"base"}:
         logits = student().logits
-        return {"base": cross_entropy(logits, labels)}, {"logits": logits}
+        return {"base": cross_entropy(logits, labels, sample_weights)}, {"logits": logits}
 
     passed = None
     if teacher is None:
@@ -146,7 +147,7 @@ def hnml(
             passed=passed,
         )
 
-    terms = {"base": cross_entropy(output.logits, labels)}
+    terms = {"base": cross_entropy(output.logits, labels, sample_weights)}
     if "consistency" in wanted:
         consistencies = consistency_loss(virtual.logits, probabilities).mean(0)
         if consistency_form == "refurbished":

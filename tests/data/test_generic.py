@@ -297,6 +297,24 @@ def test_shards_are_put_together_in_order(tmp_path, load, pictures):
     assert column(dataset, "index").tolist() == [*range(6)]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_weights_of_a_table(images, load, suffix):
+    """A column named for them; one that happens to be called `weight` says nothing of labels."""
+    root, names = images
+    rows = [(names[0], "a", 0.25, 7.5), (names[1], "b", 1, 7.5)]
+    write_table(root / f"train{suffix}", ["image", "label", "trust", "weight"], rows)
+    write_table(root / f"test{suffix}", ["image", "label"], [row[:2] for row in rows])
+    dataset = load(str(root), weight_column="trust")
+    assert column(dataset["train"], "weight").tolist() == [0.25, 1.0]
+    assert column(dataset["test"], "weight").tolist() == [1.0, 1.0]
+    assert tuple(load(str(root))["train"].column_names) == COLUMNS
+    with pytest.raises(ValueError, match="no weight column `w`"):
+        load(str(root), weight_column="w")
+    write_table(root / "train.csv", ["image", "label", "trust"], [(*rows[0][:2], "much"), rows[1][:3]])
+    with pytest.raises(ValueError, match="train.csv:2: the weight 'much' is not a number"):
+        load(str(root / "train.csv"), weight_column="trust")
+
+
 @pytest.mark.parametrize("as_dict", [True, False])
 def test_saved_to_disk(tmp_path, load, pictures, as_dict):
     features = Features({"img": Image(), "fine_label": ClassLabel(names=["x", "y"])})
