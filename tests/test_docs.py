@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -167,3 +168,9 @@ def test_the_index_names_every_page():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in sorted((ROOT / "docs").glob("*.md")):
         assert f"(docs/{path.name})" in readme, path.name
+
+
+def test_the_figures_of_two_processes_come_from_two():
+    """A launch command may quietly start only one."""
+    for processes, name in ((1, "cost-one-process"), (2, "cost-two-processes")):
+        assert json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())["processes"] == processes
