@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -115,6 +116,11 @@ class ResumableTrainer(Trainer):
                 "where that one ended, use `--resume_from_checkpoint true`."
             )
         return start
+
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
+        loader.worker_init_fn = partial(leave_process_group, loader.worker_init_fn)
+        return loader
 
     def _run_epoch(self, *, epoch, train_dataloader, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed at the very end: the parent would do a step more
@@ -281,6 +287,18 @@ class SaveWhenTheEpochIsOver(TrainerCallback):
         self.trainer._epoch_ends = False
         if self.waiting:
             control.should_save, self.waiting = True, False
+
+
+def leave_process_group(initialize: Callable | None, worker: int):
+    """Start of a loader worker, before its own one.
+
+    A signal to the process group, as a terminal and some launchers send it, must not take the data away from the step
+    that is to be finished. PyTorch ends a worker by SIGTERM, and it notices by itself that its parent is gone.
+    """
+    if os.name == "posix":
+        os.setpgrp()
+    if initialize is not None:
+        initialize(worker)
 
 
 def set_sampler_epoch(dataloader, epoch: int):
