@@ -19,6 +19,7 @@ from datasets import ClassLabel, Dataset, Image, Value
 from PIL import Image as Pillow
 
 from .cam import normalize_cams
+from .files import whole_file
 from .report import Evidence, render_report
 from .sample_statistics import SampleStatistics, read_records
 
@@ -332,14 +333,15 @@ def score_predictions(
 def write_audit(folder: str | os.PathLike, table: pd.DataFrame) -> Path:
     """Write `noise_scores.parquet`, with the summary in its metadata, and `summary.json` into a folder; returns it."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     summary = json.dumps(table.attrs)
     plain = table.copy(deep=False)
     plain.attrs = {}
     content = pa.Table.from_pandas(plain, preserve_index=False)
     content = content.replace_schema_metadata({**(content.schema.metadata or {}), b"noise_audit": summary.encode()})
-    pq.write_table(content, folder / TABLE_FILE)
-    (folder / SUMMARY_FILE).write_text(json.dumps(table.attrs, indent=1) + "\n", encoding="utf-8")
+    with whole_file(folder / TABLE_FILE) as unfinished:
+        pq.write_table(content, unfinished)
+    with whole_file(folder / SUMMARY_FILE) as unfinished:
+        unfinished.write_text(json.dumps(table.attrs, indent=1) + "\n", encoding="utf-8")
     return folder
 
 

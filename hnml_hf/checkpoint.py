@@ -36,16 +36,17 @@ class CheckpointError(RuntimeError):
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def seal(folder: str | os.PathLike, facts: Mapping, *, order: int = 0):
-    """List all files of a folder, with the facts of the run, in its manifest, and flush all of it to the disk.
+def seal(folder: str | os.PathLike, facts: Mapping, settings: Mapping, *, order: int = 0):
+    """List all files of a folder in its manifest, and flush all of it to the disk.
 
-    `order` counts the checkpoints that were written to one output folder, whatever their steps.
+    `facts` and `settings` of the run are for [`require_same_run`]; `order` counts the checkpoints that were written to
+    one output folder, whatever their steps.
     """
     folder = Path(folder)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     listed = {name: {"bytes": path.stat().st_size, "blake2b": _digest(path)} for name, path in files.items()}
     manifest = folder / MANIFEST
-    content = {"order": order, "facts": dict(facts), "files": listed}
+    content = {"order": order, "facts": dict(facts), "settings": dict(settings), "files": listed}
     manifest.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for path in (*files.values(), manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         _flush(path)
@@ -92,7 +93,7 @@ def check(checkpoint: str | os.PathLike) -> dict:
     if not checkpoint.is_dir():
         raise CheckpointError(f"The checkpoint `{checkpoint}` is not there. Was it moved or deleted?")
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest = _manifest(checkpoint)
         facts, files = manifest["facts"], manifest["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -124,7 +125,7 @@ def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
 
 def _order(checkpoint: Path) -> float:
     try:
-        return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["order"]
+        return _manifest(checkpoint)["order"]
     except (OSError, ValueError, KeyError, TypeError):
         return math.inf
 
@@ -197,18 +198,45 @@ def resolve(resume_from_checkpoint: str | bool | None, output_dir: str | os.Path
     return str(wanted)
 
 
-def require_same_run(checkpoint: str | os.PathLike, facts: Mapping):
-    """Raise `ValueError` if a checkpoint was written with other facts than these: the run could not go on exactly."""
-    stored = json.loads(Path(checkpoint, MANIFEST).read_text(encoding="utf-8"))["facts"]
-    changed = [
-        f"`{name}` was {stored.get(name)} and is {value}" for name, value in facts.items() if stored.get(name) != value
-    ]
+def require_same_run(checkpoint: str | os.PathLike, facts: Mapping, settings: Mapping):
+    """Compare a run with the one that wrote a checkpoint.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): a whole one.
+        facts (`Mapping`): what the saved state is made of or belongs to, by name; JSON values.
+        settings (`Mapping`): what may be changed; each change is named in one warning.
+
+    Raises:
+        ValueError: naming the facts that are not the same: the run could not go on exactly.
+    """
+    changed = _changes(_manifest(checkpoint)["facts"], facts)
     if changed:
         raise ValueError(
-            f"`{checkpoint}` cannot be resumed exactly: {', '.join(changed)}. Batches, random draws and what is "
-            "averaged over them would be others than those of one uninterrupted run. Resume as it was started, or "
-            f"start a new run from its weights: `--weights {checkpoint}/model.safetensors`."
+            f"`{checkpoint}` cannot be resumed exactly: {changed}. Batches, random draws, what is averaged over them "
+            "or the optimizer's state would be others than those of one uninterrupted run. Resume as it was started, "
+            f"or start a new run from its weights: `--weights {checkpoint}/model.safetensors`."
         )
+    changed = _changes(_manifest(checkpoint)["settings"], settings)
+    if changed:
+        logger.warning(
+            f"`{checkpoint}` is resumed with other settings: {changed}. The run ends neither as it would have ended "
+            "nor as one of the new settings alone."
+        )
+
+
+def settings(checkpoint: str | os.PathLike) -> dict:
+    """Those that a whole checkpoint was written with."""
+    return _manifest(checkpoint)["settings"]
+
+
+def _manifest(checkpoint: str | os.PathLike) -> dict:
+    return json.loads(Path(checkpoint, MANIFEST).read_text(encoding="utf-8"))
+
+
+def _changes(stored: Mapping, wanted: Mapping) -> str:
+    wanted = json.loads(json.dumps(wanted))  # as they were stored: tuples become lists
+    pairs = {name: (stored.get(name), wanted.get(name)) for name in {**stored, **wanted}}
+    return ", ".join(f"`{name}` was {before} and is {now}" for name, (before, now) in pairs.items() if before != now)
 
 
 # -- the output folder ------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """SIGTERM and SIGINT as a wish to stop: remembered until the trainer has finished its step."""
 
-import os
 import signal
 import threading
 import time
@@ -17,19 +16,16 @@ class TrainingInterrupted(RuntimeError):
 class StopSignals:
     """While it is entered, the first SIGTERM or SIGINT is kept in `received`, and the second one ends at once.
 
-    Loader processes that are forked meanwhile take over the handlers, so that a signal to the whole process group does
-    not take the data away from the step that is to be finished.
-
     Outside the main thread Python allows no handlers, and signals do what they did before.
     """
 
     def __init__(self):
         self.received: signal.Signals | None = None
-        self._since, self._process = 0.0, os.getpid()
+        self._since = 0.0
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self):
-        self.received, self._process = None, os.getpid()
+        self.received = None
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
@@ -42,6 +38,6 @@ class StopSignals:
     def _take(self, number, frame):
         if self.received is None:
             self.received, self._since = signal.Signals(number), time.monotonic()
-        elif os.getpid() != self._process or time.monotonic() - self._since > PATIENCE:
+        elif time.monotonic() - self._since > PATIENCE:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

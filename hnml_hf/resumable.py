@@ -5,12 +5,14 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler, SkipBatchSampler
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
@@ -24,12 +26,24 @@ from .interrupt import StopSignals, TrainingInterrupted
 
 logger = logging.get_logger(__name__)
 
+# options of transformers that make batches, or that come back with the optimizer's state, where another value is lost
+FIXED_OPTIONS = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last", "train_sampling_strategy"),
+    *("seed", "data_seed", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+)
+# those that take effect from here on; the learning rate by [`ResumableTrainer`]
+FREE_OPTIONS = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps"),
+    *("max_grad_norm", "bf16", "fp16", "tf32", "torch_compile", "ignore_data_skip", "eval_strategy", "eval_steps"),
+)
+
 
 class ResumableTrainer(Trainer):
     """Checkpoints that are whole or not there, resumed exactly; SIGTERM and SIGINT finish the step and save.
 
     One run at a time may train in an output folder. All processes resume from the checkpoint that the first one found.
-    A subclass says by `run_facts` what must not change between runs, and adds to `progress` what else the log needs.
+    A subclass says by `run_facts` and `run_settings` what must not change between runs, and what not without notice,
+    and adds to `progress` what else the log needs.
     """
 
     def __init__(self, model, args, **kwargs):
@@ -45,14 +59,13 @@ class ResumableTrainer(Trainer):
 
     def run_facts(self) -> dict:
         """What a run that goes on must have in common with the one that it continues; JSON values."""
-        args = self.args
-        return {
-            "processes": args.world_size,
-            "per_device_train_batch_size": args.per_device_train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "seed": args.seed,
-            "data_seed": args.data_seed,
-        }
+        options = self.args.to_dict()
+        return {"processes": self.args.world_size, **{name: options[name] for name in FIXED_OPTIONS}}
+
+    def run_settings(self) -> dict:
+        """What else its course depends on, and may be changed for the rest of it; JSON values."""
+        options = self.args.to_dict()
+        return {name: options[name] for name in FREE_OPTIONS}
 
     def on_first_process(self, function: Callable, *arguments):
         """Call it on the first process alone; its result, or its error, reaches all of them."""
@@ -78,7 +91,8 @@ class ResumableTrainer(Trainer):
             TrainingInterrupted: after SIGTERM or SIGINT, when the checkpoint is written. Runs that save none
                 (`save_strategy="no"`) leave both signals alone.
             RuntimeError: another run is writing to the output folder.
-            ValueError: the checkpoint belongs to a run with other processes, batches, seed or data.
+            ValueError: the checkpoint belongs to a run with other [`run_facts`]. Other [`run_settings`] are named in a
+                warning, and take effect.
         """
         with ExitStack() as held:
             start = self.on_first_process(self._start, held, resume_from_checkpoint)
@@ -94,7 +108,7 @@ class ResumableTrainer(Trainer):
         held.enter_context(checkpoints.run_lock(folder))
         start = checkpoints.resolve(resume_from_checkpoint, folder)
         if start is not None:
-            checkpoints.require_same_run(start, self.run_facts())
+            checkpoints.require_same_run(start, self.run_facts(), self.run_settings())
         others = [path.name for path in checkpoints.checkpoints(folder) if str(path) != start]
         if start is None and others:
             logger.warning(
@@ -102,6 +116,11 @@ class ResumableTrainer(Trainer):
                 "where that one ended, use `--resume_from_checkpoint true`."
             )
         return start
+
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
+        loader.worker_init_fn = partial(leave_process_group, loader.worker_init_fn)
+        return loader
 
     def _run_epoch(self, *, epoch, train_dataloader, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed at the very end: the parent would do a step more
@@ -170,7 +189,7 @@ class ResumableTrainer(Trainer):
     def _publish(self, folder: str, checkpoint: str):
         unfinished = Path(folder, UNFINISHED_FOLDER, os.path.basename(checkpoint))
         self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))  # again: it names the best checkpoint
-        checkpoints.seal(unfinished, self.run_facts(), order=checkpoints.next_order(folder))
+        checkpoints.seal(unfinished, self.run_facts(), self.run_settings(), order=checkpoints.next_order(folder))
         checkpoints.publish(unfinished, checkpoint)
         unfinished.parent.rmdir()
         protected = (checkpoint, self.state.best_model_checkpoint)
@@ -179,6 +198,18 @@ class ResumableTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder):
         if not self._writing_aside:
             super()._push_from_checkpoint(checkpoint_folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """transformers restores the learning rate too, so that another one in the command would change nothing."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        before = self.args.learning_rate if checkpoint is None else checkpoints.settings(checkpoint)["learning_rate"]
+        if self.args.learning_rate == before:
+            return
+        scale = self.args.learning_rate / before
+        for group in self.optimizer.param_groups:
+            group |= {name: scale * group[name] for name in ("lr", "initial_lr") if name in group}
+        if isinstance(self.lr_scheduler, LambdaLR):  # the others go on from the rates in the groups
+            self.lr_scheduler.base_lrs = [scale * rate for rate in self.lr_scheduler.base_lrs]
 
     # -- the sums behind the log: a resumed run logs what an uninterrupted one would --------------------------------
 
@@ -256,6 +287,18 @@ class SaveWhenTheEpochIsOver(TrainerCallback):
         self.trainer._epoch_ends = False
         if self.waiting:
             control.should_save, self.waiting = True, False
+
+
+def leave_process_group(initialize: Callable | None, worker: int):
+    """Start of a loader worker, before its own one.
+
+    A signal to the process group, as a terminal and some launchers send it, must not take the data away from the step
+    that is to be finished. PyTorch ends a worker by SIGTERM, and it notices by itself that its parent is gone.
+    """
+    if os.name == "posix":
+        os.setpgrp()
+    if initialize is not None:
+        initialize(worker)
 
 
 def set_sampler_epoch(dataloader, epoch: int):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import whole_file
+
 
 CANDIDATES = 9  # labels that are followed beside the given one; with up to ten classes that is all of them
 DECAY = 0.9  # of the running probabilities, per visit: a memory of about ten epochs
@@ -200,12 +202,8 @@ class SampleStatistics:
 
     def save(self, path: str | os.PathLike):
         """Write the records to a `.npy` file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        with open(unfinished, "wb") as file:
+        with whole_file(path) as unfinished, open(unfinished, "wb") as file:
             np.save(file, self.records, allow_pickle=False)
-        unfinished.replace(path)
 
     def load(self, path: str | os.PathLike):
         """Go on from saved records. Raises `ValueError` if they belong to other samples or to other labels."""

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -397,10 +398,23 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
         return {
             **super().run_facts(),
             "objective": self.args.objective,
+            "gauge_fraction": 0.0 if self.gauge is None else self.gauge.fraction,
+            **{name: getattr(self.args, name) for name in ("teacher_source", "memory_top_k", "eval_teacher")},
+            "backbone": self.model.config.architecture,
+            "data_collator": described(self.data_collator),
             "training samples": len(data),
             "their ids and labels": hashlib.blake2b(
                 data.index.tobytes() + data.labels.tobytes(), digest_size=8
             ).hexdigest(),
+        }
+
+    def run_settings(self):
+        options, own = self.args.to_dict(), HNMLTrainingArguments.__annotations__.keys() - self.run_facts().keys()
+        return {
+            **super().run_settings(),
+            **{name: options[name] for name in sorted(own)},
+            "model_args": self.model.config.model_args,
+            **{f"transform to {name}": described(view) for name, view in self.train_dataset.views.items()},
         }
 
     def progress(self):
@@ -522,3 +536,8 @@ def batch_generator(seed: int, step: int, index: torch.Tensor) -> torch.Generato
     key = repr((seed, step, index.tolist())).encode()
     digest = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
     return torch.Generator().manual_seed(digest % 2**63)
+
+
+def described(part) -> str:
+    """Its `repr` on one line and without addresses in memory, which differ from run to run."""
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(part).split()))

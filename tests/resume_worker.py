@@ -18,12 +18,12 @@ import traceback
 from pathlib import Path
 
 import distributed_worker
-import numpy as np
 import torch
 import transformers
 from datasets import Dataset, Image
 from safetensors.torch import save_file
 
+import hnml_hf.audit
 import hnml_hf.checkpoint
 from hnml_hf import (
     EXIT_CODE,
@@ -32,10 +32,10 @@ from hnml_hf import (
     TimmCAMForImageClassification,
     TrainingInterrupted,
     TransformedDataset,
+    audit_run,
     collate_images,
     compute_metrics,
     create_transforms,
-    noise_scores,
 )
 
 
@@ -57,6 +57,7 @@ DEFAULTS = {
     "dataloader_pin_memory": False,
     "log_level": "error",
 }
+OWNERS = (HNMLTrainer, hnml_hf.checkpoint, hnml_hf.audit, Path)  # of what a run may be killed in
 TIMES = ("runtime", "per_second", "peak_memory")  # what no two runs have in common
 
 
@@ -81,15 +82,16 @@ def build_trainer(folder: Path, options: dict, broken: int | None = None) -> HNM
 
 
 def die_at(place: str, count: int, number: str = "SIGKILL"):
-    """Signal this process at the count-th call of a method of the trainer or of a function of `hnml_hf.checkpoint`."""
-    owner = HNMLTrainer if hasattr(HNMLTrainer, place) else hnml_hf.checkpoint
+    """Signal the process group, as a terminal does, at the count-th call of a function of `OWNERS`."""
+    os.setpgrp()  # the other processes of the test are spared
+    owner = next(owner for owner in OWNERS if hasattr(owner, place))
     original = getattr(owner, place)
 
     def deadly(*args, **kwargs):
         nonlocal count
         count -= 1
         if count == 0:
-            os.kill(os.getpid(), signal.Signals[number])
+            os.killpg(0, signal.Signals[number])
         return original(*args, **kwargs)
 
     setattr(owner, place, deadly)
@@ -101,8 +103,15 @@ def record(trainer: HNMLTrainer, folder: Path):
     for number, state in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value.clone() for name, value in state.items() if value is not None}
     save_file(tensors, folder / "final.safetensors")
-    noise_scores(trainer.statistics.records, ["a", "b", "c"]).to_csv(folder / "scores.csv", index=False)
-    np.save(folder / "statistics.npy", trainer.statistics.records)
+    assert trainer.statistics.records["times_seen"].min() >= 1
+    audit_run(
+        folder,
+        trainer.statistics.records,
+        trainer.train_dataset.dataset,
+        transform=trainer.eval_dataset.views["pixel_values"],
+        model=trainer.evaluated_model(),
+        curves=trainer.state.log_history,
+    )
     history = [
         {name: value for name, value in entry.items() if not any(time in name for time in TIMES)}
         for entry in trainer.state.log_history
@@ -110,9 +119,9 @@ def record(trainer: HNMLTrainer, folder: Path):
     facts = {
         "num_processes": trainer.accelerator.num_processes,
         "steps": trainer.state.global_step,
-        "epoch_of_the_data": int(trainer.train_dataset._epoch),
         "history": history,
     }
+    (folder / "epoch_of_the_data.txt").write_text(str(int(trainer.train_dataset._epoch)))
     (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
 
 

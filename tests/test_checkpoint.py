@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from test_trainer import build_trainer
 from transformers import TrainerCallback
 
 import hnml_hf.checkpoint as checkpoints
-from hnml_hf import CheckpointError, NonFiniteError, TrainingInterrupted, interrupt
+from hnml_hf import CheckpointError, MixupCollator, NonFiniteError, TrainingInterrupted, interrupt
 from hnml_hf.checkpoint import LOCK_FILE, MANIFEST, UNFINISHED_FOLDER, run_lock
 from hnml_hf.interrupt import StopSignals
 
@@ -48,7 +49,7 @@ def make(folder, step, *, order, content="x"):
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     (path / "model.safetensors").write_text(content)
-    checkpoints.seal(path, {}, order=order)
+    checkpoints.seal(path, {}, {}, order=order)
     return path
 
 
@@ -183,11 +184,66 @@ def test_best_checkpoint_survives_rotation_and_a_move(tiny_dataset, tmp_path):
         ({"gradient_accumulation_steps": 2}, "`gradient_accumulation_steps` was 1 and is 2"),
         ({"seed": 7}, "`seed` was 42 and is 7"),
         ({"objective": "gce"}, "`objective` was ce and is gce"),
+        ({"weight_decay": 0.1}, "`weight_decay` was 0.0 and is 0.1"),
+        ({"optim_args": "momentum=0.5"}, "`optim_args` was momentum=0.9 and is momentum=0.5"),
+        ({"dataloader_drop_last": True}, "`dataloader_drop_last` was False and is True"),
+        ({"eval_teacher": True}, "`eval_teacher` was False and is True"),
+        ({"collator": MixupCollator(3)}, "`data_collator` was <function collate_images> and is MixupCollator"),
     ],
 )
 def test_a_run_that_would_not_go_on_exactly_is_refused(options, message, written, tiny_dataset):
     with pytest.raises(ValueError, match=message):
         build_trainer(written, tiny_dataset, **{**SAVING, **options}).train(resume_from_checkpoint=True)
+
+
+def test_another_share_held_out_is_refused(tiny_dataset, tmp_path):
+    """Labels that were held out have been taught, or the other way round; the default depends on the data."""
+    options = {**SAVING, "objective": "hnml", "max_steps": 2}
+    build_trainer(tmp_path, tiny_dataset, **options, gauge_fraction=None).train()
+    with pytest.raises(ValueError, match="`gauge_fraction` was 0.1 and is 0.2"):
+        build_trainer(tmp_path, tiny_dataset, **options, gauge_fraction=0.2).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="`gauge_fraction` was 0.1 and is 0.0"):
+        build_trainer(tmp_path, tiny_dataset, **options, gauge_fraction=0).train(resume_from_checkpoint=True)
+    build_trainer(tmp_path, tiny_dataset, **options, gauge_fraction=0.1).train(resume_from_checkpoint=True)
+
+
+def resume_and_listen(monkeypatch, folder, dataset, **options):
+    """A run that goes on from its second step: the warnings and the learning rates of its steps."""
+    warnings, rates = [], []
+    monkeypatch.setattr(checkpoints.logger, "warning", warnings.append)
+    trainer = build_trainer(folder, dataset, **{**SAVING, **options})
+    trainer.add_callback(Watch(on_step_begin=lambda state: rates.append(trainer.optimizer.param_groups[0]["lr"])))
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    return warnings, rates
+
+
+def test_a_changed_setting_is_named_and_takes_effect(written, tiny_dataset, monkeypatch):
+    """transformers takes the learning rate back from the checkpoint, whatever the command says."""
+    assert resume_and_listen(monkeypatch, written, tiny_dataset)[0] == []
+    options = {"learning_rate": 0.01, "teacher_decay": 0.9, "augmentation": "randaugment"}
+    warnings, rates = resume_and_listen(monkeypatch, written, tiny_dataset, **options)
+    cosine = [0.01 * (1 + math.cos(math.pi * step / 6)) / 2 for step in (2, 3, 4, 5)]
+    assert rates == pytest.approx(cosine)
+    assert len(warnings) == 1 and "checkpoint-2` is resumed with other settings" in warnings[0]
+    for change in (
+        "`learning_rate` was 0.02 and is 0.01",
+        "`teacher_decay` was 0.99 and is 0.9",
+        "`transform to pixel_values` was Compose( Resize(",
+        "RandAugment(n=2",
+    ):
+        assert change in warnings[0]
+    for option in ("mask_weight", "model_args", "optim"):
+        assert f"`{option}`" not in warnings[0]
+    again = resume_and_listen(monkeypatch, written, tiny_dataset, learning_rate=0.01, lr_scheduler_type="constant")
+    assert again[1] == pytest.approx([0.01 * 0.75] + 3 * [0.01]) and "is constant" in again[0][0]
+
+
+def test_settings_that_came_or_went_are_named_too(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(checkpoints.logger, "warning", warnings.append)
+    checkpoints.seal(tmp_path, {}, {"strong view": "x", "same": (1, 2)})
+    checkpoints.require_same_run(tmp_path, {}, {"same": (1, 2), "new": 3})
+    assert len(warnings) == 1 and ": `strong view` was x and is None, `new` was None and is 3." in warnings[0]
 
 
 def test_other_data_is_refused(written, tiny_dataset):

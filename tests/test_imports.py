@@ -21,7 +21,7 @@ ALLOWED = {
     "memory": set(),
     "monitor": set(),
     "gauge": set(),
-    "sample_statistics": set(),
+    "sample_statistics": {"files"},
     "sync": set(),
     "backbones": set(),
     "training_args": set(),
@@ -55,6 +55,7 @@ ALLOWED = {
         "cost",
         "audit",
     },
+    "files": set(),
     "checkpoint": set(),
     "interrupt": set(),
     "resumable": {"checkpoint", "interrupt"},
@@ -66,8 +67,8 @@ ALLOWED = {
     "cost": set(),
     "probe": {"data.collate"},
     "__main__": set(),
-    "report": set(),
-    "audit": {"cam", "report", "sample_statistics"},
+    "report": {"files"},
+    "audit": {"cam", "files", "report", "sample_statistics"},
 }
 
 MATHS = {"noise", "cam", "objectives", "meta"}  # public too, reached by module

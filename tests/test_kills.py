@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import resume_worker
 from safetensors.torch import load_file
@@ -31,11 +30,17 @@ ORDINARY = {
             ["training_step", 6, 0, "SIGKILL"],  # in the second epoch
             ["prediction_step", 2, 0, "SIGKILL"],  # in the evaluation
             ["training_step", 3, 0, "SIGTERM"],
+            ["render_report", 1, 0, "SIGKILL"],  # trained; the scores are there, the report is not
+            ["replace", 4, 0, "SIGKILL"],  # after statistics, scores and summary: the report is written, not renamed
         ]
     },
     "one killed, loaders": {
         "options": {"dataloader_num_workers": 2},
-        "kills": [["training_step", 14, 0, "SIGKILL"], ["training_step", 1, 0, "SIGINT"]],
+        "kills": [
+            ["training_step", 14, 0, "SIGKILL"],
+            ["training_step", 1, 0, "SIGINT"],
+            ["training_step", 2, 0, "SIGTERM"],
+        ],
     },
     "two": TWO,
     "two killed": {
@@ -64,6 +69,9 @@ FORMS = {
 }
 
 
+AUDIT = ("noise_scores.parquet", "summary.json", "report.html", "sample_statistics.npy")
+
+
 def work(folder: Path, runs: dict) -> dict:
     command = [sys.executable, resume_worker.__file__, str(folder), json.dumps(runs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -83,10 +91,10 @@ def assert_same_end(folder: Path, one: str, other: str):
     assert any(name.startswith("optimizer.") for name in tensors) and tensors.keys() == others.keys()
     different = [name for name, value in tensors.items() if not value.equal(others[name])]
     assert not different
-    records, other_records = (np.load(folder / name / "statistics.npy") for name in (one, other))
-    assert records["times_seen"].min() >= 1 and records.tobytes() == other_records.tobytes()
-    for file in ("scores.csv", "facts.json"):
-        assert (folder / one / file).read_text() == (folder / other / file).read_text()
+    assert (folder / one / "facts.json").read_text() == (folder / other / "facts.json").read_text()
+    audits = [{path.name: path.read_bytes() for path in (folder / name / "_audit").iterdir()} for name in (one, other)]
+    assert audits[0].keys() == audits[1].keys() == set(AUDIT)  # no half-written file is left either
+    assert not [name for name in AUDIT if audits[0][name] != audits[1][name]]
 
 
 EXPECTED_CODE = {"SIGKILL": -9, "SIGTERM": EXIT_CODE, "SIGINT": EXIT_CODE}
@@ -109,7 +117,7 @@ def test_killed_and_resumed_is_uninterrupted(whole, killed, ordinary):
 
 @pytest.mark.parametrize("run", ["one", "two"])
 def test_every_epoch_has_its_own_augmentation(run, ordinary):
-    assert json.loads((ordinary[0] / run / "facts.json").read_text())["epoch_of_the_data"] == 1
+    assert (ordinary[0] / run / "epoch_of_the_data.txt").read_text() == "1"
 
 
 @pytest.mark.parametrize("run", ["one killed", "two killed"])
@@ -152,4 +160,15 @@ def test_every_form_resumes_exactly(form, processes, tmp_path):
     assert all(-9 in codes for codes in report["killed"]["exit_codes"][:-1])
     facts = json.loads((tmp_path / "killed" / "facts.json").read_text())
     assert facts["num_processes"] == processes
+    assert_same_end(tmp_path, "whole", "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["spawn", "forkserver"])
+def test_a_signal_leaves_loader_workers_that_are_not_forked_at_work(start, tmp_path):
+    options = {"max_steps": 6, "eval_strategy": "no"}
+    loaders = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": start}
+    killed = {"options": {**options, **loaders}, "kills": [["training_step", 3, 0, "SIGINT"]]}
+    report = work(tmp_path, {"whole": {"options": options}, "killed": killed})
+    assert report["killed"]["exit_codes"] == [[EXIT_CODE], [0]]
     assert_same_end(tmp_path, "whole", "killed")

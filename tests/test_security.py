@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def test_a_hostile_checkpoint_does_not_run(name, hostile, tiny_dataset, tmp_path
     with pytest.raises(CheckpointError, match=f"`{name}` has"):
         resumed.train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / "manifest.json").unlink()
-    seal(checkpoint, resumed.run_facts(), order=1)
+    seal(checkpoint, resumed.run_facts(), resumed.run_settings(), order=1)
     with pytest.raises(pickle.UnpicklingError):
         resumed.train(resume_from_checkpoint=str(checkpoint))
     assert not trace.exists()
@@ -204,7 +205,7 @@ def test_statistics_hold_no_objects(tmp_path):
 
 def test_installed_versions_satisfy_the_floors():
     """Those of the tests' own environment; on the floors and on the newest releases alike this must pass."""
-    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [Requirement(text) for text in project["dependencies"]]
     assert {"torch", "timm", "transformers", "filelock"} <= {floor.name for floor in needed}
     for floor in needed:

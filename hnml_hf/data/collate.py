@@ -42,6 +42,9 @@ class MixupCollator:
         self.mixup = Mixup(mixup_alpha, cutmix_alpha, label_smoothing=0.0, num_classes=num_labels)
         self.num_labels, self.seed = num_labels, seed
 
+    def __repr__(self) -> str:
+        return f"MixupCollator(mixup_alpha={self.mixup.mixup_alpha}, cutmix_alpha={self.mixup.cutmix_alpha})"
+
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         batch = collate_images(samples)
         if len(samples) % 2:

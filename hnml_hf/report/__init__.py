@@ -14,6 +14,8 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from ..files import whole_file
+
 
 MATRIX_CLASSES = 20  # a larger heat map is a texture, not a table
 LISTED = 8  # classes and pairs that the summary names
@@ -109,10 +111,9 @@ def render_report(
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    with whole_file(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+    return Path(path)
 
 
 class _Trusted(str):
