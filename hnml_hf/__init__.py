@@ -3,16 +3,7 @@
 from importlib.metadata import version
 
 from . import backbones as _register_backbones  # noqa: F401 (registers with timm)
-from .audit import (
-    audit_run,
-    clean_dataset,
-    export_audit,
-    load_audit,
-    noise_scores,
-    read_marks,
-    run_records,
-    score_model,
-)
+from .audit import audit_run, clean_dataset, export_audit, load_audit, noise_scores, read_marks, score_model
 from .checkpoint import CheckpointError
 from .cost import peak_tensor_bytes, tensor_bytes
 from .data import CIFARN, Animal10N, Clothing1M, Food101N, WebVision, class_balanced, load_noisy_dataset
@@ -37,7 +28,7 @@ from .modeling import TimmCAMForImageClassification
 from .monitor import NonFiniteError
 from .probe import LinearProbe, fit_linear_probe, pooled_features, set_head
 from .report import render_report
-from .sample_statistics import SampleStatistics
+from .sample_statistics import SampleStatistics, run_records
 from .trainer import HNMLTrainer
 from .training_args import HNMLTrainingArguments
 

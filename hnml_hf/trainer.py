@@ -26,7 +26,7 @@ from .monitor import NonFiniteError, StepMonitor, label_fit, non_finite_error
 from .objectives import OBJECTIVES, sigmoid_rampup
 from .publishing import PublishingMixin
 from .resumable import ResumableTrainer, any_process
-from .sample_statistics import SampleStatistics
+from .sample_statistics import AUDIT_FOLDER, STATISTICS_FILE, SampleStatistics
 from .sync import check_ranks_agree, tensor_digests
 from .training_args import TEACHER_OBJECTIVES, HNMLTrainingArguments
 
@@ -37,8 +37,6 @@ TEACHER_FOLDER = "teacher"
 LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loaded at the end
 MEMORY_FILE = "target_memory.safetensors"
 GAUGE_FILE = "memorization_gauge.json"
-AUDIT_FOLDER = "_audit"
-STATISTICS_FILE = "sample_statistics.npy"
 VISITS_KEPT = 32  # steps whose predictions wait on the device before they enter the statistics
 MAPS = ["features", "feature_maps", "last_hidden_state"]  # outputs that evaluation must not gather
 

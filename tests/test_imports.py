@@ -53,7 +53,6 @@ ALLOWED = {
         "publishing",
         "resumable",
         "cost",
-        "audit",
     },
     "checkpoint": set(),
     "interrupt": set(),
@@ -67,7 +66,14 @@ ALLOWED = {
     "probe": {"data.collate"},
     "__main__": set(),
     "report": set(),
-    "audit": {"cam", "report", "sample_statistics"},
+    "audit.estimate": set(),
+    "audit.table": {"audit.estimate", "data.schema", "sample_statistics"},
+    "audit.evidence": {"cam", "data.schema", "report"},
+    "audit.single_pass": {"audit.evidence", "data.schema", "sample_statistics"},
+    "audit.export": {"audit.table"},
+    "audit.cleaning": {"audit.table", "data.schema"},
+    "audit": {f"audit.{name}" for name in ("cleaning", "evidence", "export", "single_pass", "table")}
+    | {"report", "sample_statistics"},
 }
 
 MATHS = {"noise", "cam", "objectives", "meta"}  # public too, reached by module

@@ -47,6 +47,18 @@ def column(dataset: Dataset, name: str) -> np.ndarray:
     return dataset.select_columns([name]).with_format("numpy")[:][name]
 
 
+def labels_fingerprint(index: np.ndarray, labels: np.ndarray, num_classes: int) -> str:
+    """A hash of the number of classes and of the id and label of each row, whatever the order of the rows.
+
+    Unlike the cache fingerprint of `datasets` it depends on the content alone: it is the same on every machine.
+    """
+    order = np.argsort(index, kind="stable")
+    digest = hashlib.sha256(str(num_classes).encode())
+    for values in (index, labels):
+        digest.update(values[order].astype("<i8").tobytes())
+    return digest.hexdigest()[:32]
+
+
 def class_balanced(
     dataset: Dataset,
     num_samples: int | None = None,

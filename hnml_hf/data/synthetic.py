@@ -10,7 +10,6 @@ labels (as in ELR and Co-teaching); the evaluation splits stay clean.
 
 import copy
 import csv
-import hashlib
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ from datasets import Dataset
 from PIL import Image
 
 from hnml_hf import noise
-from hnml_hf.data.schema import COLUMNS, UNKNOWN, column
+from hnml_hf.data.schema import COLUMNS, UNKNOWN, column, labels_fingerprint
 
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ class NoiseManifest:
     Labels that were drawn for a dataset, with all that is needed to know how and for which.
 
     Args:
-        dataset_fingerprint (`str`): hash of ids, true labels and number of classes (see `dataset_fingerprint`).
+        dataset_fingerprint (`str`): hash of ids, true labels and number of classes (see `labels_fingerprint`).
         num_classes (`int`): number of classes.
         noise (`dict`): kind, rate, seed and the options of the kind.
         actual_rate (`float`): share of labels that differ from the true one.
@@ -147,7 +146,7 @@ def draw_noise(
     noisy = noisy.numpy()
     order = np.argsort(index)
     manifest = NoiseManifest(
-        dataset_fingerprint=_fingerprint(index, clean, num_classes),
+        dataset_fingerprint=labels_fingerprint(index, clean, num_classes),
         num_classes=num_classes,
         noise={"kind": kind, "seed": seed, **settings},
         actual_rate=float((noisy != clean).mean()),
@@ -180,7 +179,7 @@ def apply_manifest(dataset: Dataset, manifest: NoiseManifest) -> Dataset:
         `ValueError`: if the manifest was drawn for another dataset, or the labels are not the true ones.
     """
     clean, index = _clean_labels(dataset), _unique_index(dataset)
-    found = _fingerprint(index, clean, dataset.features["label"].num_classes)
+    found = labels_fingerprint(index, clean, dataset.features["label"].num_classes)
     if found != manifest.dataset_fingerprint:
         raise ValueError(
             f"The noise manifest was drawn for another dataset: its fingerprint is {manifest.dataset_fingerprint} "
@@ -191,16 +190,6 @@ def apply_manifest(dataset: Dataset, manifest: NoiseManifest) -> Dataset:
     # ids and true labels agree, so every id is found
     positions = np.searchsorted(manifest.index, index)
     return _replace_columns(dataset, {"label": manifest.labels[positions], "clean_label": clean})
-
-
-def dataset_fingerprint(dataset: Dataset) -> str:
-    """
-    A hash of (`index`, true label) of all rows and the number of classes, whatever the order of the rows.
-
-    Unlike the cache fingerprint of `datasets` it depends on the content alone: it is the same on every machine.
-    """
-    clean, index = _clean_labels(dataset), _unique_index(dataset)
-    return _fingerprint(index, clean, dataset.features["label"].num_classes)
 
 
 def save_manifest(path: str | os.PathLike, manifest: NoiseManifest) -> None:
@@ -386,14 +375,6 @@ def _unique_index(dataset: Dataset) -> np.ndarray:
             "kept by it. Draw the noise before any over-sampling."
         )
     return index
-
-
-def _fingerprint(index: np.ndarray, clean: np.ndarray, num_classes: int) -> str:
-    order = np.argsort(index)
-    digest = hashlib.sha256(str(num_classes).encode())
-    digest.update(index[order].astype("<i8").tobytes())
-    digest.update(clean[order].astype("<i8").tobytes())
-    return digest.hexdigest()[:32]
 
 
 def _replace_columns(dataset: Dataset, columns: dict[str, np.ndarray]) -> Dataset:

@@ -315,7 +315,8 @@ def test_manifest_of_another_dataset_is_refused(dataset):
 
 def test_fingerprint_is_the_same_everywhere():
     """sha256 of "4", the ids 100..103 and the labels 0..3 as little-endian int64, first 32 hex digits."""
-    assert synthetic.dataset_fingerprint(make_dataset([0, 1, 2, 3])) == "95c821245735f0243b5dc3484eb2564f"
+    index, labels = np.array([103, 100, 101, 102]), np.array([3, 0, 1, 2])
+    assert schema.labels_fingerprint(index, labels, 4) == "95c821245735f0243b5dc3484eb2564f"
 
 
 @pytest.mark.parametrize(
