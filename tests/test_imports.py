@@ -9,9 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hnml_hf"
 
-DATASETS = {
-    f"data.{name}" for name in ("clothing1m", "webvision", "cifar_n", "animal10n", "food101n", "generic", "quickstart")
-}
+DATASETS = {f"data.{name}" for name in ("clothing1m", "webvision", "cifar_n", "animal10n", "food101n", "quickstart")}
 OBJECTIVES = {f"objectives.{name}" for name in ("cross_entropy", "gce", "elr", "mean_teacher", "mlnt", "hnml")}
 
 ALLOWED = {
@@ -35,12 +33,21 @@ ALLOWED = {
     "objectives.hnml": {"cam", "noise", "objectives.cross_entropy", "objectives.mean_teacher", "objectives.mlnt"},
     "objectives": OBJECTIVES,
     "data.schema": set(),
+    "data.files": set(),
+    "data.columns": set(),
     "data.collate": {"data.transforms"},
     "data.transforms": set(),
-    **{name: {"data.schema"} for name in DATASETS},
     "data.splits": {"data.schema"},
-    "data.preflight": {"data.schema"},
     "data.synthetic": {"data.schema", "noise"},
+    "data.preflight": {"data.files", "data.schema"},
+    "data.builder": {"data.files", "data.schema"},
+    **{name: {"data.builder", "data.files", "data.schema"} for name in DATASETS},
+    "data.labels": {"data.columns", "data.files", "data.schema"},
+    "data.tables": {"data.builder", "data.columns", "data.files", "data.splits"},
+    "data.own_data": {"data.builder", "data.columns", "data.files", "data.labels", "data.schema"}
+    | {"data.splits", "data.tables"},
+    "data.generic": {"data.builder", "data.columns", "data.labels", "data.own_data", "data.schema"}
+    | {"data.splits", "data.tables"},
     "trainer": {
         "gauge",
         "monitor",

@@ -16,17 +16,9 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 
-from hnml_hf.data.schema import (
-    NoisyLabelBuilder,
-    NoisyLabelConfig,
-    ParquetImages,
-    Rows,
-    assemble,
-    column,
-    encode_png,
-    file_names,
-    read_parquet,
-)
+from .builder import NoisyLabelBuilder, NoisyLabelConfig, ParquetImages, Rows, encode_png, read_parquet
+from .files import file_names
+from .schema import assemble, column
 
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,8 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict
 from datasets.utils import tqdm
 
-from hnml_hf.data.schema import COLUMNS, IMAGE_SUFFIXES, UNKNOWN
+from .files import IMAGE_SUFFIXES
+from .schema import COLUMNS, UNKNOWN
 
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from hnml_hf import noise
-from hnml_hf.data.schema import COLUMNS, UNKNOWN, column, labels_fingerprint
+from .. import noise
+from .schema import COLUMNS, UNKNOWN, column, labels_fingerprint
 
 
 logger = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
 from hnml_hf.data import load_noisy_dataset
+from hnml_hf.data.builder import encode_png
 from hnml_hf.data.cifar_n import (
     CIFARN,
     CLASSES_10,
@@ -17,7 +18,7 @@ from hnml_hf.data.cifar_n import (
     read_batch,
     read_human_labels,
 )
-from hnml_hf.data.schema import column, encode_png
+from hnml_hf.data.schema import column
 
 
 HUB_ORDER = (3, 2, 4, 1, 0)
