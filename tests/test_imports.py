@@ -48,7 +48,11 @@ ALLOWED = {
     | {"data.splits", "data.tables"},
     "data.generic": {"data.builder", "data.columns", "data.labels", "data.own_data", "data.schema"}
     | {"data.splits", "data.tables"},
+    "visits": {"gauge", "sample_statistics"},
+    "evaluation": set(),
     "trainer": {
+        "evaluation",
+        "visits",
         "gauge",
         "monitor",
         "objectives",
