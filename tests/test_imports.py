@@ -42,7 +42,12 @@ ALLOWED = {
     "data.transforms": set(),
     "data.splits": {"data.schema"},
     "data.synthetic": {"data.schema", "noise"},
-    "data.preflight": {"data.files", "data.schema"},
+    "data.preflight.images": set(),
+    "data.preflight.report": {"data.preflight.images"},
+    "data.preflight.quarantine": {"data.preflight.images", "data.preflight.report", "data.schema"},
+    "data.preflight.rows": {"data.schema"},
+    "data.preflight": {f"data.preflight.{name}" for name in ("images", "quarantine", "report", "rows")}
+    | {"data.files", "data.schema"},
     "data.builder": {"data.files", "data.schema"},
     **{name: {"data.builder", "data.files", "data.schema"} for name in DATASETS},
     "data.labels": {"data.columns", "data.files", "data.schema"},

@@ -11,6 +11,7 @@ from .builder import prepare
 from .cifar_n import CIFARN, HUMAN_LABELS, attach_human_labels, clean_split, find_labels_file
 from .clothing1m import Clothing1M
 from .columns import ColumnOptions
+from .files import refuse_archive
 from .food101n import Food101N
 from .generic import load_generic
 from .quickstart import Quickstart
@@ -77,7 +78,14 @@ def load_noisy_dataset(
         builder_options (`dict`): further options of a known dataset, as `imagenet_dir` of WebVision.
         class_balanced_samples (`int`): keep that many training rows, the same number of each class, drawn by `seed`.
         num_proc (`int`): processes that write the cache.
+
+    Raises:
+        `ValueError`: on options that do not fit the dataset, on archives, and on what is wrong in its lists and
+            tables, naming file and line.
+        `FileNotFoundError`: if there is no such file, folder or dataset.
     """
+    for path in filter(None, (name_or_path, data_dir)):
+        refuse_archive(path)
     columns = ColumnOptions(image_column, label_column, clean_label_column, index_column, test_label_column)
     own = {**asdict(columns), "label_names": label_names, "splits": splits}
     if name_or_path == "cifar10n":

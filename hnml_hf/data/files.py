@@ -2,6 +2,8 @@
 
 import os
 import re
+import tarfile
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -124,3 +126,29 @@ def folder_names(folder: str) -> list[str]:
 def image_names(folder: str) -> list[str]:
     """Sorted names of the image files in `folder`, by suffix: a listing has no order of its own."""
     return sorted(name for name in file_names(folder) if name.lower().endswith(IMAGE_SUFFIXES))
+
+
+def refuse_archive(path: str | os.PathLike) -> None:
+    """
+    Raises if `path` is a tar or zip archive: the package reads folders and unpacks nothing.
+
+    Raises:
+        `ValueError`: saying so, and naming a member that would be written outside the folder if there is one.
+    """
+    if not os.path.isfile(path):
+        return
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+    elif tarfile.is_tarfile(path):
+        with tarfile.open(path) as archive:
+            members = archive.getnames()
+    else:
+        return
+    unsafe = [name for name in members if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/")]
+    if unsafe:
+        raise ValueError(
+            f"{path} is an archive with members that lead outside of it, such as {unsafe[0]!r}. It is refused: do not "
+            "unpack it, and get the data from a source you trust."
+        )
+    raise ValueError(f"{path} is an archive; unpack it and pass the folder.")

@@ -1,7 +1,10 @@
+import tarfile
+import zipfile
+
 import pytest
 
-from hnml_hf.data import files
-from hnml_hf.data.files import missing_files, parse_integer, parse_path, read_lines
+from hnml_hf.data import files, load_noisy_dataset
+from hnml_hf.data.files import missing_files, parse_integer, parse_path, read_lines, refuse_archive
 
 
 def test_lines_end_at_line_feeds_only(tmp_path):
@@ -58,3 +61,27 @@ def test_missing_files_lists_each_folder_once(tmp_path, monkeypatch):
     names = ["a/1.jpg", "2.jpg", "a/folder.jpg", "a/3.jpg", "b/1.jpg", "a/1.jpg"]
     assert missing_files(str(tmp_path), names).tolist() == [False, False, True, True, True, False]
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize("member", ["../x.jpg", "a/../../x.jpg", "/x.jpg", "..\\x.jpg"])
+def test_archives_that_climb_out_are_refused(tmp_path, member):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr(member, b"x")
+    with tarfile.open(tmp_path / "data.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo(member))
+    for name in ("data.zip", "data.tar.gz"):
+        with pytest.raises(ValueError, match="members that lead outside"):
+            refuse_archive(tmp_path / name)
+
+
+def test_other_archives_are_to_be_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr("a..b/x.jpg", b"x")
+    with pytest.raises(ValueError, match="unpack it and pass the folder"):
+        load_noisy_dataset(str(tmp_path / "data.zip"))
+    with pytest.raises(ValueError, match="unpack it and pass the folder"):
+        load_noisy_dataset("imagefolder", data_dir=tmp_path / "data.zip")
+    (tmp_path / "table.csv").write_text("image,label\n")
+    refuse_archive(tmp_path / "table.csv")
+    refuse_archive(tmp_path)
+    refuse_archive("imagefolder")
