@@ -8,9 +8,10 @@ from .checkpoint import CheckpointError
 from .cost import peak_tensor_bytes, tensor_bytes
 from .data import CIFARN, Animal10N, Clothing1M, Food101N, WebVision, class_balanced, load_noisy_dataset
 from .data.collate import MixupCollator, collate_images
+from .data.manifest import apply_manifest, load_manifest, save_manifest
 from .data.preflight import apply_quarantine, check_dataset, load_quarantine
 from .data.splits import split_validation
-from .data.synthetic import add_noise, apply_manifest, draw_noise, load_manifest, save_manifest
+from .data.synthetic import add_noise, draw_noise
 from .data.transforms import (
     TransformedDataset,
     UnreadableImageError,

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hnml_hf"
 
-DATASETS = {f"data.{name}" for name in ("clothing1m", "webvision", "cifar_n", "animal10n", "food101n", "quickstart")}
+DATASETS = {f"data.{name}" for name in ("clothing1m", "webvision", "animal10n", "food101n", "quickstart")}
 OBJECTIVES = {f"objectives.{name}" for name in ("cross_entropy", "gce", "elr", "mean_teacher", "mlnt", "hnml")}
 
 ALLOWED = {
@@ -46,7 +46,8 @@ ALLOWED = {
     "data.collate": {"data.transforms"},
     "data.transforms": set(),
     "data.splits": {"data.schema"},
-    "data.synthetic": {"data.schema", "noise"},
+    "data.manifest": {"data.schema"},
+    "data.synthetic": {"data.manifest", "data.schema", "noise"},
     "data.preflight.images": set(),
     "data.preflight.report": {"data.preflight.images"},
     "data.preflight.quarantine": {"data.preflight.images", "data.preflight.report", "data.schema"},
@@ -55,6 +56,8 @@ ALLOWED = {
     | {"data.files", "data.schema"},
     "data.builder": {"data.files", "data.schema"},
     **{name: {"data.builder", "data.files", "data.schema"} for name in DATASETS},
+    "data.cifar_files": {"data.builder"},
+    "data.cifar_n": {"data.builder", "data.cifar_files", "data.files", "data.schema"},
     "data.labels": {"data.columns", "data.files", "data.schema"},
     "data.tables": {"data.builder", "data.columns", "data.files", "data.splits"},
     "data.own_data": {"data.builder", "data.columns", "data.files", "data.labels", "data.schema"}

@@ -8,7 +8,8 @@ from datasets import Dataset, DatasetDict
 
 from .animal10n import Animal10N
 from .builder import prepare
-from .cifar_n import CIFARN, HUMAN_LABELS, attach_human_labels, clean_split, find_labels_file
+from .cifar_files import HUMAN_LABELS
+from .cifar_n import CIFARN, attach_human_labels, clean_split, find_labels_file
 from .clothing1m import Clothing1M
 from .columns import ColumnOptions
 from .files import refuse_archive

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import datasets
@@ -86,18 +87,23 @@ def encode_png(pixels: np.ndarray) -> dict:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def read_parquet(path: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Whole integer columns of a parquet file as int64; a `ValueError` with the file for anything else."""
+@contextmanager
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """A parquet file, closed in the end; a `ValueError` with its name if it cannot be read."""
     try:
         with pq.ParquetFile(path) as file:
-            absent = [name for name in columns if name not in file.schema_arrow.names]
-            if absent:
-                raise ValueError(
-                    f"{path}: no column {', '.join(absent)}; it has {', '.join(file.schema_arrow.names)}."
-                )
-            table = file.read(columns=list(columns))
+            yield file
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable parquet file ({error}).") from None
+
+
+def read_parquet(path: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Whole integer columns of a parquet file as int64; a `ValueError` with the file for anything else."""
+    with open_parquet(path) as file:
+        absent = [name for name in columns if name not in file.schema_arrow.names]
+        if absent:
+            raise ValueError(f"{path}: no column {', '.join(absent)}; it has {', '.join(file.schema_arrow.names)}.")
+        table = file.read(columns=list(columns))
     arrays = {}
     for name in columns:
         values = table[name]

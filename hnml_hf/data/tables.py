@@ -9,10 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 
-from .builder import ParquetImages
+from .builder import ParquetImages, open_parquet
 from .columns import ColumnOptions, RawSplit
 from .files import file_names, parse_path, read_lines
 from .splits import SPLITS
@@ -54,14 +53,11 @@ def read_table(path: str, split: str, columns: ColumnOptions, root: str) -> RawS
 
 
 def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> RawSplit:
-    try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            picked = columns.pick(schema.names, split, path)
-            paths = pa.types.is_string(schema.field(picked["image"]).type)
-            table = file.read(columns=[name for role, name in picked.items() if paths or role != "image"])
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a readable parquet file ({error}).") from None
+    with open_parquet(path) as file:
+        schema = file.schema_arrow
+        picked = columns.pick(schema.names, split, path)
+        paths = pa.types.is_string(schema.field(picked["image"]).type)
+        table = file.read(columns=[name for role, name in picked.items() if paths or role != "image"])
     feature = Features.from_arrow_schema(schema).get(picked["label"])
     values = {role: table[name].to_pylist() for role, name in picked.items() if paths or role != "image"}
     if paths:
