@@ -251,7 +251,7 @@ def add_parser(subparsers):
     parser.add_argument("--output", type=Path, default=Path("audit_benchmark.json"))
     parser.add_argument("--runs", nargs="*", choices=RUNS, default=list(RUNS), help="train these, where not yet done")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.set_defaults(run=run, batch_size=None, memory_batch_size=None)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace):
