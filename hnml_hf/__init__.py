@@ -3,23 +3,15 @@
 from importlib.metadata import version
 
 from . import backbones as _register_backbones  # noqa: F401 (registers with timm)
-from .audit import (
-    audit_run,
-    clean_dataset,
-    export_audit,
-    load_audit,
-    noise_scores,
-    read_marks,
-    run_records,
-    score_model,
-)
+from .audit import audit_run, clean_dataset, export_audit, load_audit, noise_scores, read_marks, score_model
 from .checkpoint import CheckpointError
 from .cost import peak_tensor_bytes, tensor_bytes
 from .data import CIFARN, Animal10N, Clothing1M, Food101N, WebVision, class_balanced, load_noisy_dataset
 from .data.collate import MixupCollator, collate_images
+from .data.manifest import apply_manifest, load_manifest, save_manifest
 from .data.preflight import apply_quarantine, check_dataset, load_quarantine
 from .data.splits import split_validation
-from .data.synthetic import add_noise, apply_manifest, draw_noise, load_manifest, save_manifest
+from .data.synthetic import add_noise, draw_noise
 from .data.transforms import (
     TransformedDataset,
     UnreadableImageError,
@@ -37,7 +29,7 @@ from .modeling import TimmCAMForImageClassification
 from .monitor import NonFiniteError
 from .probe import LinearProbe, fit_linear_probe, pooled_features, set_head
 from .report import render_report
-from .sample_statistics import SampleStatistics
+from .sample_statistics import SampleStatistics, run_records
 from .trainer import HNMLTrainer
 from .training_args import HNMLTrainingArguments
 

@@ -4,34 +4,21 @@ What it saves is an ordinary checkpoint: timm (`local-dir:`), `AutoModelForImage
 same folder without this package.
 """
 
-import inspect
-import os
-import tempfile
-from collections.abc import Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from timm.models import group_parameters
 from torch import nn
 from torch.nn import functional as F
 from transformers import TimmWrapperConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
-from transformers.utils import logging
 
+from .batch_view import BatchView
 from .cam import class_activation_maps, head_gradient_activation
-from .hub import check_folder, check_safetensors, push_to_hub
-
-
-logger = logging.get_logger(__name__)
-
-PREFIX = "timm_model."
-WEIGHTS_FILE = "model.safetensors"
+from .saved_model import PREFIX, SavedModelMixin
+from .timm_backbone import backbone_config, classifiers, pretrained_state, require_linear_classifier
 
 
 @dataclass
@@ -59,13 +46,12 @@ class TimmCAMOutput(ModelOutput):
     region_logits: torch.Tensor | None = None
 
 
-class TimmCAMForImageClassification(TimmWrapperForImageClassification):
+class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassification):
     """A whole timm classifier that also returns its feature map, its pooled features and class activation maps.
 
     The configuration is transformers' own [`TimmWrapperConfig`]; there is no parameter beside timm's own. Use
     [`~TimmCAMForImageClassification.from_timm`] to start from a timm name and `from_pretrained` for a saved folder or
-    a
-    Hub id (`timm/...` or one trained here).
+    a Hub id (`timm/...` or one trained here).
 
     Raises:
         ValueError: if the architecture has no single final linear layer, so that no class activation map is defined.
@@ -77,12 +63,12 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
             k: v for k, v in (config.model_args or {}).items() if k not in ("num_classes", "label_names")
         }
         super().__init__(config)
-        _require_linear_classifier(self.timm_model, config.architecture)
+        require_linear_classifier(self.timm_model, config.architecture)
         self._pool_is_mean: bool | None = None
 
     def post_init(self):
         # timm has initialised its parameters already; the inherited initialisation would draw them again from N(0,
-        # 0.02). # Marked ones are left alone; what a checkpoint lacks (on the meta device here) is still initialised.
+        # 0.02). Marked ones are left alone; what a checkpoint lacks (on the meta device here) is still initialised.
         for parameter in self.parameters():
             if not parameter.is_meta:
                 parameter._is_hf_initialized = True
@@ -116,71 +102,20 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         Raises:
             ValueError: unknown name, no linear classifier, or a feature map of one cell at this image size.
         """
-        if not timm.is_model(architecture):
-            close = ", ".join(f"`{name}`" for name in timm.list_models(f"*{architecture.split('_')[0]}*")[:8])
-            raise ValueError(
-                f"`{architecture}` is not a timm {timm.__version__} model. "
-                + (f"Similar names: {close}. " if close else "")
-                + "`timm.list_models()` gives all of them."
-            )
         if id2label is not None and num_labels not in (None, len(id2label)):
             raise ValueError(
                 f"`num_labels={num_labels}` but `id2label` has {len(id2label)} entries; give one of them."
             )
-        num_labels = len(id2label) if id2label is not None else num_labels
-        id2label = {
-            int(i): str(name) for i, name in (id2label or dict(enumerate(map(str, range(num_labels or 0))))).items()
-        }
+        num_labels = num_labels if id2label is None else len(id2label)
         if not num_labels or num_labels < 2:
             raise ValueError(f"`num_labels={num_labels}`: a classifier needs at least two classes.")
-
-        if in_chans != 3:
-            model_args["in_chans"] = in_chans
-        with torch.device("meta"):
-            probe = timm.create_model(architecture, num_classes=num_labels, **model_args)
-        _require_linear_classifier(probe, architecture)
-        accepted = inspect.signature(type(probe).__init__).parameters
-        if getattr(probe, "global_pool", None) == "token" and "global_pool" not in model_args:
-            # a class token hides where the evidence is: average the patch tokens, keep the norm where it was trained
-            averaged = {"global_pool": "avg", **({"fc_norm": False} if "fc_norm" in accepted else {})}
-            if _builds(architecture, num_classes=num_labels, **model_args, **averaged):
-                model_args.update(averaged)
-                logger.info(
-                    f"`{architecture}` is built with average pooling of its patch tokens, not the class token."
-                )
-        if image_size is not None and "img_size" in accepted and image_size != probe.pretrained_cfg["input_size"][-1]:
-            model_args.setdefault("img_size", image_size)
-
-        pretrained_cfg = {k: v for k, v in probe.pretrained_cfg.items() if v is not None}
-        for key in ("num_classes", "label_names", "label_descriptions"):
-            pretrained_cfg.pop(key, None)
-        if image_size is not None:
-            pretrained_cfg["input_size"] = (pretrained_cfg["input_size"][0], image_size, image_size)
-            pretrained_cfg["crop_pct"] = 1.0 if image_size <= 64 else pretrained_cfg.get("crop_pct", 0.875)
-        if in_chans != 3:
-            pretrained_cfg["input_size"] = (in_chans, *pretrained_cfg["input_size"][1:])
-        config = TimmWrapperConfig(
-            architecture=architecture.split(".")[0],
-            model_args=model_args,
-            pretrained_cfg=pretrained_cfg,
-            id2label=id2label,
-            label2id={name: i for i, name in id2label.items()},
+        id2label = {int(i): str(name) for i, name in (id2label or dict(enumerate(range(num_labels)))).items()}
+        config = backbone_config(
+            architecture, id2label=id2label, in_chans=in_chans, image_size=image_size, model_args=model_args
         )
         model = cls(config)
         if pretrained:
-            overlay, head_size = {}, probe.pretrained_cfg.get("num_classes")
-            if pretrained is not True:
-                path = Path(pretrained) / WEIGHTS_FILE if Path(pretrained).is_dir() else Path(pretrained)
-                head_size = _stored_head_size(path, probe.pretrained_cfg["classifier"])
-                overlay = {"file": str(path), "num_classes": head_size}
-            source = timm.create_model(
-                architecture, pretrained=True, num_classes=num_labels, pretrained_cfg_overlay=overlay, **model_args
-            )
-            model.timm_model.load_state_dict(source.state_dict())
-            if head_size != num_labels:
-                logger.warning(
-                    f"The pretrained head of `{architecture}` is replaced by a fresh one for {num_labels} classes."
-                )
+            model.timm_model.load_state_dict(pretrained_state(architecture, config, pretrained))
         model.check_spatial_evidence()
         return model
 
@@ -240,7 +175,7 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
     @property
     def classifiers(self) -> tuple[nn.Module, ...]:
         """The last linear layer; two of them where timm averages the outputs of two heads on the same features."""
-        return _classifiers(self.timm_model)
+        return classifiers(self.timm_model)
 
     @property
     def class_weights(self) -> torch.Tensor:
@@ -409,121 +344,6 @@ class TimmCAMForImageClassification(TimmWrapperForImageClassification):
         last = [groups[key] for key in sorted(groups)][-2:]
         return {PREFIX + name: named[PREFIX + name] for group in last for name in group}
 
-    # -- loading and saving --
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """Load a saved folder or a Hub id: as in transformers, but no weight is left at random unasked.
-
-        With `num_labels` or `id2label` of another size than the checkpoint's, the classifier is replaced by a fresh
-        one.
-
-        Raises:
-            ValueError: no model there, weights that are cut off or a pickle, an unknown architecture, or weights that
-                do not fit the configuration.
-            OSError: the Hub has no such model, or did not answer.
-        """
-        source = str(pretrained_model_name_or_path)
-        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        if folder.is_dir():
-            check_folder(folder)
-        elif folder.is_file():
-            raise ValueError(f"`{source}` is a file; give the folder that holds it and `config.json`.")
-        if kwargs.pop("use_safetensors", True) is False:
-            raise ValueError("`use_safetensors=False`: pickles are not loaded, since they can run code.")
-        new_head = bool({"num_labels", "id2label"} & set(kwargs))
-        kwargs = {"ignore_mismatched_sizes": new_head, **kwargs}
-        try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
-            )
-        except SafetensorError as error:
-            raise ValueError(f"The weights of `{source}` are cut off, or no safetensors file: {error}.") from error
-        except (ImportError, RuntimeError, TypeError, AttributeError, StrictDataclassError) as error:
-            reason = " ".join(str(error).split())[:500]
-            unknown = "not supported in your version" in reason or "Unknown model" in reason
-            advice = (
-                "Check its name, or import the package that registers it."
-                if unknown
-                else ("Correct `config.json`, or give `num_labels` to put a fresh classifier on the backbone.")
-            )
-            raise ValueError(f"`{source}` does not load: {reason} {advice}") from error
-        mismatched = {name for name, *_ in info["mismatched_keys"]}
-        head = set(model.scope_parameters("head")) if new_head else set()
-        left_over = sorted((set(info["missing_keys"]) | mismatched) - head)
-        if left_over:
-            raise ValueError(
-                f"The weights of `{source}` do not fit `{model.config.architecture}` with {model.config.model_args}: "
-                f"{len(left_over)} are missing or have another size, among them {', '.join(left_over[:5])}."
-            )
-        if mismatched:
-            logger.warning(f"The head of `{source}` is replaced by a fresh one for {model.config.num_labels} classes.")
-        return (model, info) if output_loading_info else model
-
-    def save_pretrained(self, save_directory, *args, state_dict=None, push_to_hub: bool = False, **kwargs):
-        """Save an ordinary checkpoint of timm and of transformers: keys without the wrapper's prefix.
-
-        The files are written aside and then moved, the weights last: a folder holds a whole model, or the one before.
-        """
-        if push_to_hub:
-            raise ValueError("Save first, then push: `model.push_to_hub(repo_id)`.")
-        target = Path(save_directory)
-        if target.is_file():
-            raise ValueError(f"`{target}` is a file; give a folder.")
-        state_dict = self.state_dict() if state_dict is None else state_dict
-        state_dict = {name.removeprefix(PREFIX): value for name, value in state_dict.items()}
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix="_saving-") as aside:
-            super().save_pretrained(aside, *args, state_dict=state_dict, **kwargs)
-            written = sorted(Path(aside).iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name))
-            for path in written:
-                os.replace(path, target / path.name)
-        if WEIGHTS_FILE in {path.name for path in written}:  # shards of an earlier save would be loaded as well
-            for stale in (target / f"{WEIGHTS_FILE}.index.json", *target.glob("model-?????-of-?????.safetensors")):
-                stale.unlink(missing_ok=True)
-
-    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs):
-        """Upload weights and configuration to the Hub; a new repository is private.
-
-        The configuration also tells timm and transformers how to prepare images. For a trained folder with its card
-        use [`~hnml_hf.push_to_hub`], which takes the same arguments: `token`, `revision`, `create_pr`,
-        `commit_message`.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return push_to_hub(folder, repo_id, private=private, **kwargs)
-
-
-def _builds(architecture: str, **arguments) -> bool:
-    """Whether timm takes these arguments."""
-    try:
-        with torch.device("meta"):
-            timm.create_model(architecture, **arguments)
-    except (AssertionError, TypeError, ValueError):
-        return False
-    return True
-
-
-def _classifiers(timm_model: nn.Module) -> tuple[nn.Module, ...]:
-    classifier = timm_model.get_classifier()
-    return classifier if isinstance(classifier, tuple) else (classifier,)
-
-
-def _require_linear_classifier(timm_model: nn.Module, architecture: str):
-    layers, ending = _classifiers(timm_model), None
-    for layer in layers:
-        pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
-        if not (isinstance(layer, nn.Linear) or pointwise):
-            ending = f"`{type(layer).__name__}`"
-    if len(layers) > 1 and getattr(timm_model, "global_pool", None) == "token":
-        ending = "two heads on two class tokens"
-    if ending:
-        raise ValueError(
-            f"Backbone `{architecture}` ends in {ending}, not in one linear layer, so it has no activation maps. "
-            "Choose a backbone whose `get_classifier()` is `nn.Linear`, for example `resnet50`, `convnext_tiny` or "
-            "`vit_small_patch16_224`."
-        )
-
 
 def _bias(layer: nn.Module) -> torch.Tensor:
     return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
@@ -531,159 +351,3 @@ def _bias(layer: nn.Module) -> torch.Tensor:
 
 def _mean(values: list[torch.Tensor]) -> torch.Tensor:
     return values[0] if len(values) == 1 else torch.stack(values).mean(0)
-
-
-def _stored_head_size(path: Path, classifier: str) -> int:
-    """Number of classes of the classifier in a safetensors file."""
-    if path.suffix != ".safetensors":
-        raise ValueError(f"`{path}`: local weights must be a `.safetensors` file; pickles are not loaded.")
-    if not path.is_file():
-        raise ValueError(f"`{path}` is not there; give a safetensors file, or a folder with `{WEIGHTS_FILE}`.")
-    check_safetensors(path)
-    with safe_open(path, framework="pt") as weights:
-        name = f"{classifier if isinstance(classifier, str) else classifier[0]}.weight"
-        if name not in weights.keys():
-            raise ValueError(
-                f"`{path}` has no `{name}`; it does not hold weights of this architecture with timm's names."
-            )
-        return weights.get_slice(name).get_shape()[0]
-
-
-class PlainPass(nn.Module):
-    """A pass through the model without what a trainer wrapped around its `forward`.
-
-    Steps run inside the wrapped `forward` already. Accelerate's wrapper holds one autocast context; entering it a
-    second time inside itself would leave autocast on for good.
-    """
-
-    def __init__(self, model: TimmCAMForImageClassification):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args, **kwargs) -> TimmCAMOutput:
-        return type(self.model).forward(self.model, *args, **kwargs)
-
-
-class BatchView:
-    """One batch as a training step sees it: the model's output with its own weights or with others.
-
-    Passes with other weights leave batch-norm statistics untouched. Where they move only a last part of the network,
-    the trunk before it is not run again: its activations of the first pass are used, so its backward runs once.
-    """
-
-    def __init__(self, model: TimmCAMForImageClassification, pixel_values: torch.Tensor):
-        self.model, self.pixel_values = model, pixel_values
-        self._trunk: TrunkReplay | None = None
-
-    def __call__(self, weights: dict[str, torch.Tensor] | None = None, **requests) -> TimmCAMOutput:
-        """Forward the batch; `requests` are `cam_classes` and `region_masks`. Without `weights`: the model's own."""
-        plain = PlainPass(self.model)
-        if weights is None:
-            with self._trunk.recording() if self._trunk else _nothing():
-                return plain(self.pixel_values, **requests)
-        moved = {f"model.{name}": weight for name, weight in weights.items()}
-        buffers = {name: buffer.clone() for name, buffer in plain.named_buffers()}
-        with self._trunk.replaying() if self._trunk else _nothing():
-            return torch.func.functional_call(
-                plain, {**moved, **buffers}, (self.pixel_values,), requests, strict=False
-            )
-
-    def parameters(self, scope: str) -> dict[str, nn.Parameter]:
-        """Parameters of a scope. Call it before the first pass: it decides what part of that pass is kept."""
-        parameters = self.model.scope_parameters(scope)
-        if scope != "full":
-            self._trunk = TrunkReplay(self.model.timm_model, parameters.values())
-        return parameters
-
-    def masked(self, region: torch.Tensor) -> TimmCAMOutput:
-        """Forward the batch with all but a region, `(b, h, w)` in [0, 1], set to the mean colour.
-
-        Batch-norm statistics stay those of whole images.
-        """
-        region = F.interpolate(region[:, None], self.pixel_values.shape[-2:], mode="bilinear", align_corners=False)
-        return BatchView(self.model, self.pixel_values * region)({})
-
-    def look(self, output: TimmCAMOutput, **requests) -> TimmCAMOutput:
-        """Add `cam_classes` and `region_masks` to the output of a pass that is over."""
-        return self.model.look(output, **requests)
-
-    def class_activation_maps(self, output: TimmCAMOutput, class_weights: torch.Tensor) -> torch.Tensor:
-        return self.model.class_activation_maps(output, class_weights)
-
-    @property
-    def class_weights(self) -> torch.Tensor:
-        return self.model.class_weights
-
-
-@contextmanager
-def _nothing():
-    yield
-
-
-class TrunkReplay:
-    """Keeps the outputs of all modules that run before the first one with a moved parameter, and hands them out again.
-
-    Works on any module tree: the largest modules without a moved parameter are recorded in the order in which they are
-    called, until a module with a moved parameter of its own runs. On replay they return what they returned, graph
-    included; everything after runs anew.
-    """
-
-    def __init__(self, root: nn.Module, moved: Iterable[nn.Parameter]):
-        self.moved = {id(parameter) for parameter in moved}
-        self.trunk: list[nn.Module] = []
-        self.tail: list[nn.Module] = []
-        self._split(root)
-        self.outputs: dict[nn.Module, list] = {}
-        self.tail_reached = False
-
-    def _split(self, module: nn.Module):
-        moved = [id(parameter) in self.moved for parameter in module.parameters()]
-        if not any(moved):  # also without parameters: an in-place activation run twice would spoil what was kept
-            self.trunk.append(module)
-        elif all(moved):
-            self.tail.append(module)
-        else:
-            for child in module.children():
-                self._split(child)
-
-    @contextmanager
-    def recording(self):
-        self.outputs, self.tail_reached = {module: [] for module in self.trunk}, False
-
-        def keep(module, args, output):
-            if not self.tail_reached:
-                self.outputs[module].append(output)
-
-        def stop(module, args):
-            self.tail_reached = True
-
-        handles = [module.register_forward_hook(keep) for module in self.trunk]
-        handles += [module.register_forward_pre_hook(stop) for module in self.tail]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def replaying(self):
-        pending = {module: iter(outputs) for module, outputs in self.outputs.items() if outputs}
-
-        def replay(module, original):
-            def forward(*args, **kwargs):
-                kept = next(pending[module], None)
-                return original(*args, **kwargs) if kept is None else kept
-
-            return forward
-
-        shadowed = {module: module.__dict__.get("forward") for module in pending}
-        for module in pending:
-            module.forward = replay(module, module.forward)
-        try:
-            yield
-        finally:
-            for module, forward in shadowed.items():
-                if forward is None:
-                    del module.forward
-                else:
-                    module.forward = forward

@@ -13,6 +13,8 @@ CANDIDATES = 9  # labels that are followed beside the given one; with up to ten 
 DECAY = 0.9  # of the running probabilities, per visit: a memory of about ten epochs
 IN_MEMORY = 256 * 2**20  # bytes; a larger table lives in a mapped file
 NEVER = -1
+AUDIT_FOLDER = "_audit"  # of a run, in its `output_dir`
+STATISTICS_FILE = "sample_statistics.npy"
 
 
 def record_type(num_labels: int) -> np.dtype:
@@ -232,3 +234,20 @@ def read_records(path: str | os.PathLike) -> np.ndarray:
     if not isinstance(records, np.ndarray) or "candidate_labels" not in (records.dtype.names or ()):
         raise ValueError(f"{path} holds no statistics of samples: it has no field `candidate_labels`.")
     return records
+
+
+def run_records(run: str | os.PathLike) -> np.ndarray:
+    """The records that a training run left in its `output_dir`; see [`read_records`].
+
+    Raises:
+        FileNotFoundError: if it left none.
+        ValueError: if the file holds something else.
+    """
+    path = Path(run) / AUDIT_FOLDER / STATISTICS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{run} holds no scores of samples (no `{AUDIT_FOLDER}/{STATISTICS_FILE}`). Name the `output_dir` of a "
+            "training run that has finished, or give `--model` and `--dataset` to score any dataset with any "
+            "classifier."
+        )
+    return read_records(path)

@@ -1,13 +1,23 @@
-"""Whether all processes hold the same weights: distributed training that loses a gradient goes on silently."""
+"""Whether all processes hold the same weights: training that loses a gradient on one of them goes on silently."""
 
 import hashlib
 from collections.abc import Mapping
 
 import torch
+from accelerate.utils import broadcast
 
 
 class RanksDifferError(RuntimeError):
     """The processes of one run hold different weights. What was trained since the last check is not to be trusted."""
+
+
+def broadcast_buffers(model: torch.nn.Module):
+    """Give all processes the floating-point buffers (batch-norm statistics) of the first one."""
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if buffers:  # in one message: there are a hundred small ones
+        together = broadcast(torch.cat([buffer.flatten() for buffer in buffers]))
+        for buffer, part in zip(buffers, together.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
 
 
 def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

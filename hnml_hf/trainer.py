@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast, gather, gather_object, pad_across_processes
+from accelerate.utils import gather, gather_object
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .cost import CostMeter, peak_memory_mib
+from .evaluation import EvaluationMixin
 from .gauge import UPDATE_EVERY, MemorizationGauge, default_fraction
 from .memory import create_memory
 from .meta import look_ahead, running_directions
@@ -27,24 +28,23 @@ from .monitor import NonFiniteError, StepMonitor, label_fit, non_finite_error
 from .objectives import OBJECTIVES, sigmoid_rampup
 from .publishing import PublishingMixin
 from .resumable import ResumableTrainer, any_process
-from .sample_statistics import SampleStatistics
-from .sync import check_ranks_agree, tensor_digests
+from .sample_statistics import AUDIT_FOLDER, STATISTICS_FILE, SampleStatistics
+from .sync import broadcast_buffers, check_ranks_agree, tensor_digests
 from .training_args import TEACHER_OBJECTIVES, HNMLTrainingArguments
+from .visits import VisitLog
 
 
 logger = logging.get_logger(__name__)
 
 TEACHER_FOLDER = "teacher"
-LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loaded at the end
 MEMORY_FILE = "target_memory.safetensors"
 GAUGE_FILE = "memorization_gauge.json"
-AUDIT_FOLDER = "_audit"
-STATISTICS_FILE = "sample_statistics.npy"
-VISITS_KEPT = 32  # steps whose predictions wait on the device before they enter the statistics
-MAPS = ["features", "feature_maps", "last_hidden_state"]  # outputs that evaluation must not gather
+# what a step gives its objective
+PROVIDED = ("wanted", "teacher", "generator", "remember", "class_prior", "sample_weights")
+VISITS_KEPT = 32  # batches whose predictions wait on the device, at most
 
 
-class HNMLTrainer(PublishingMixin, ResumableTrainer):
+class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
     """Trains a [`TimmCAMForImageClassification`] on noisy labels by HNML or one of its baselines.
 
     Takes transformers' own arguments. `train_dataset` is a [`TransformedDataset`]; `compute_metrics` and
@@ -69,78 +69,83 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
                 "FSDP and DeepSpeed hold a part of the weights on each process, but the teacher and the virtual step "
                 "need all of them. Start with `accelerate launch --multi_gpu` instead."
             )
-        objective = OBJECTIVES[args.objective]
-        needs = [p.name for p in inspect.signature(objective).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        provided = ("wanted", "teacher", "generator", "remember", "class_prior", "sample_weights")
-        options = {name: getattr(args, name) for name in needs if name not in provided}
-        self.objective, self.provided = partial(objective, **options), [name for name in provided if name in needs]
         if train_dataset is not None:
             self._check_training_data(train_dataset)
-        mixes = getattr(self.data_collator, "mixup", None) is not None
-        if mixes and not args.takes_soft_labels():
-            raise ValueError(
-                f"Mixup makes soft labels, which objective `{args.objective}` does not take as it is set. Use `ce`, "
-                "or `hnml` with `inner_direction='momentum'` and `consistency_form='additive'`."
-            )
+        self._bind_objective()
         if getattr(train_dataset, "weights", None) is not None:
-            self._check_weights(train_dataset, mixes)
-        if self._mask_wanted():
-            self.model.check_spatial_evidence()
-
-        from_memory = args.teacher_source == "memory" and args.objective in TEACHER_OBJECTIVES
-        has_teacher = args.eval_teacher or (args.objective in TEACHER_OBJECTIVES and not from_memory)
-        self.teacher = ModelEmaV3(self.model, decay=args.teacher_decay) if has_teacher else None
-        if self.teacher is not None:
-            self.teacher.module.requires_grad_(False)
-        self.memory = None
-        if train_dataset is not None and (from_memory or args.objective == "elr"):
-            os.makedirs(args.output_dir, exist_ok=True)
-            self.memory = create_memory(
-                train_dataset.index,
-                self.model.config.num_labels,
-                decay=args.elr_decay,
-                top_k=args.memory_top_k,
-                device=args.device,
-                folder=args.output_dir,
-            )
-        self.class_prior = None
-        if train_dataset is not None:
-            shares = np.bincount(train_dataset.labels, minlength=self.model.config.num_labels) / len(train_dataset)
-            self.class_prior = torch.tensor(shares, dtype=torch.float32, device=args.device)
-        self._teacher_looks = args.objective in TEACHER_OBJECTIVES and not from_memory
-        self.gauge = None
-        if train_dataset is not None and args.objective == "hnml" and args.gauge_fraction != 0:
-            samples = len(train_dataset)
-            fraction = args.gauge_fraction or default_fraction(samples)
-            self.gauge = MemorizationGauge(fraction=fraction, seed=args.seed, samples=samples)
-        self.statistics_path = os.path.join(args.output_dir, AUDIT_FOLDER, STATISTICS_FILE)
-        self.statistics = None
-        if train_dataset is not None and self.is_world_process_zero() and not mixes:  # a mixed image is no sample
-            held_out = None
-            if self.gauge is not None:
-                held_out = self.gauge.held_out(torch.as_tensor(train_dataset.index)).numpy()
-            self.statistics = SampleStatistics(
-                train_dataset.index,
-                train_dataset.labels,
-                self.model.config.num_labels,
-                path=self.statistics_path,
-                held_out=held_out,
-            )
-        self._visits: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._taught: torch.Tensor | None = None
-        self._second_order_attention = args.second_order and args.meta_scope != "head" and "second_order" in options
-        if self._second_order_attention:
-            logger.info(
-                "Second-order virtual steps run attention by the math kernel; fused ones have no second derivative."
-            )
+            self._check_weights(train_dataset)
+        self._create_teacher_and_memory()
+        self._create_gauge_and_statistics()
         self._evaluated = "teacher" if args.eval_teacher else "student"
         self.cost_meter = CostMeter()
         self.gradient_norm: torch.Tensor | None = None
         self.monitor = StepMonitor()
         self.add_callback(StepCallback(self))
 
-    def _mask_wanted(self) -> bool:
-        return self.args.objective == "hnml" and self.args.mask_weight > 0
+    def _mixes(self) -> bool:
+        return getattr(self.data_collator, "mixup", None) is not None
+
+    def _bind_objective(self):
+        """`objective`, with its options, and `provided`: what each step has to give it besides."""
+        args, function = self.args, OBJECTIVES[self.args.objective]
+        if self._mixes() and not args.takes_soft_labels():
+            raise ValueError(
+                f"Mixup makes soft labels, which objective `{args.objective}` does not take as it is set. Use `ce`, "
+                "or `hnml` with `inner_direction='momentum'` and `consistency_form='additive'`."
+            )
+        if args.objective == "hnml" and args.mask_weight > 0:
+            self.model.check_spatial_evidence()
+        needs = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        options = {name: getattr(args, name) for name in needs if name not in PROVIDED}
+        self.objective, self.provided = partial(function, **options), [name for name in PROVIDED if name in needs]
+        self._second_order_attention = args.second_order and args.meta_scope != "head" and "second_order" in options
+        if self._second_order_attention:
+            logger.info(
+                "Second-order virtual steps run attention by the math kernel; fused ones have no second derivative."
+            )
+
+    def _create_teacher_and_memory(self):
+        """Where targets come from: the moving average of the weights, or of each sample's predictions."""
+        args, data = self.args, self.train_dataset
+        from_memory = args.teacher_source == "memory" and args.objective in TEACHER_OBJECTIVES
+        self._teacher_looks = args.objective in TEACHER_OBJECTIVES and not from_memory
+        self._taught: torch.Tensor | None = None
+        self.teacher = self.memory = self.class_prior = None
+        if args.eval_teacher or self._teacher_looks:
+            self.teacher = ModelEmaV3(self.model, decay=args.teacher_decay)
+            self.teacher.module.requires_grad_(False)
+        if data is None:
+            return
+        num_labels = self.model.config.num_labels
+        if from_memory or args.objective == "elr":
+            self.memory = create_memory(
+                data.index,
+                num_labels,
+                decay=args.elr_decay,
+                top_k=args.memory_top_k,
+                device=args.device,
+                folder=args.output_dir,
+            )
+        shares = np.bincount(data.labels, minlength=num_labels) / len(data)
+        self.class_prior = torch.tensor(shares, dtype=torch.float32, device=args.device)
+
+    def _create_gauge_and_statistics(self):
+        """Who learns what training sees of each sample: the dial of the meta terms, and the records of the audit."""
+        args, data = self.args, self.train_dataset
+        self.gauge = self.statistics = None
+        self.statistics_path = os.path.join(args.output_dir, AUDIT_FOLDER, STATISTICS_FILE)
+        if data is not None and args.objective == "hnml" and args.gauge_fraction != 0:
+            fraction = args.gauge_fraction or default_fraction(len(data))
+            self.gauge = MemorizationGauge(fraction=fraction, seed=args.seed, samples=len(data))
+        if data is not None and self.is_world_process_zero() and not self._mixes():  # a mixed image is no sample
+            self.statistics = SampleStatistics(
+                data.index,
+                data.labels,
+                self.model.config.num_labels,
+                path=self.statistics_path,
+                held_out=None if self.gauge is None else self.gauge.held_out(torch.as_tensor(data.index)).numpy(),
+            )
+        self.visits = VisitLog(gauge=self.gauge, statistics=self.statistics)
 
     def _check_training_data(self, dataset):
         if not all(hasattr(dataset, name) for name in ("labels", "clean_labels", "index")):
@@ -162,10 +167,10 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
                 "Check `--label_column`."
             )
 
-    def _check_weights(self, dataset, mixes: bool):
+    def _check_weights(self, dataset):
         if "sample_weights" not in self.provided:
             raise ValueError(f"Objective `{self.args.objective}` takes no weights of samples; leave them out.")
-        if mixes:
+        if self._mixes():
             raise ValueError("A mixed image has two labels and no weight: leave out Mixup, or the weights of samples.")
         bad = np.flatnonzero(~((dataset.weights >= 0) & (dataset.weights <= 1)))
         if len(bad):
@@ -264,11 +269,9 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
             "generator": batch_generator(self.args.seed, self.state.global_step, index),
             "remember": partial(self._remember, index),
             "class_prior": self.class_prior,
+            "sample_weights": inputs.get("sample_weights"),
         }
-        if "sample_weights" in inputs:
-            providers["sample_weights"] = inputs["sample_weights"]
-        chosen = {name: value for name, value in providers.items() if name in self.provided}
-        return self.objective(student, labels, **chosen)
+        return self.objective(student, labels, **{name: providers[name] for name in self.provided})
 
     @torch.no_grad()
     def _teach(self, pixel_values, *, with_cams: bool):
@@ -283,38 +286,25 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
 
     def _watch(self, terms, monitors, inputs):
         """Keep what the log, the check for finite values and the statistics need, without waiting for the device."""
-        logits, foreground = monitors["logits"].detach(), monitors.get("foreground_logits")
+        logits = monitors["logits"].detach()
         predicted = logits.argmax(-1)
         figures = {name: value for name, value in monitors.items() if value.ndim == 0}
         figures |= label_fit(predicted, inputs["labels"], inputs["clean_labels"])
         self.monitor.watch(inputs["index"], terms, figures)
-        self._visit(inputs, logits if self._taught is None else self._taught, predicted, foreground)
-
-    def _visit(self, inputs, logits, voted, foreground_logits):
-        """Keep what the teacher (or, without one, the student) says of each sample, and how the student votes."""
-        self._taught = None
-        index = inputs["index"]
-        epoch = torch.full_like(index, int(self.state.epoch or 0))
-        alone = torch.full_like(index, -1) if foreground_logits is None else foreground_logits.argmax(-1)
-        step = torch.full_like(index, self.state.global_step)
-        visits = torch.stack([step, index, epoch, voted, alone, (voted == inputs["labels"]).long()], dim=-1)
-        self._visits.append((visits, logits.float().softmax(-1)))
+        said, self._taught = logits if self._taught is None else self._taught, None
+        self.visits.add(
+            inputs["index"],
+            inputs["labels"],
+            logits=said,
+            voted=predicted,
+            foreground_logits=monitors.get("foreground_logits"),
+            step=self.state.global_step,
+            epoch=int(self.state.epoch or 0),
+        )
 
     def update_statistics(self):
-        """Take the visits of the last steps, of all processes, into the statistics. All processes must call it."""
-        if not self._visits:
-            return
-        visits, self._visits = self._visits, []
-        parts = [pad_across_processes(torch.cat(part), pad_index=-1) for part in zip(*visits, strict=True)]
-        who, probabilities = (gather(part).cpu().numpy() for part in parts)
-        in_order = who[:, 0].argsort(kind="stable")  # of steps: which copy of a sample counts is then no matter of how
-        _, index, epoch, voted, alone, fitted = who[in_order].T  # many steps waited, so that a resumed run does alike
-        probabilities = probabilities[in_order]
-        if self.gauge is not None:
-            held_out = self.gauge.held_out(torch.from_numpy(index)).numpy()
-            self.gauge.count(held_out[index >= 0], fitted[index >= 0] == 1)
-        if self.statistics is not None:
-            self.statistics.update(index, probabilities, epoch=epoch, voted=voted, foreground=alone)
+        """Take what was seen of samples since the last time into gauge and statistics. All processes must call it."""
+        self.visits.flush()
 
     def _get_grad_norm(self, model, grad_norm=None):
         """The parent has to go through all gradients anyway; the check for finite values takes the norm from here."""
@@ -326,11 +316,7 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
         if self.teacher is None:
             return
         if self.args.world_size > 1:  # each process has its own batch-norm statistics; those of the first one count
-            buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
-            if buffers:  # in one message: there are a hundred small ones
-                together = broadcast(torch.cat([buffer.flatten() for buffer in buffers]))
-                for buffer, part in zip(buffers, together.split([b.numel() for b in buffers]), strict=True):
-                    buffer.copy_(part.view_as(buffer))
+            broadcast_buffers(self.model)
         self.teacher.update(self.model)
 
     def check_ranks(self):
@@ -353,43 +339,6 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
             logs["cost_ce"] = round(self.cost_meter.cost, 3)
             logs["peak_memory_mib"] = round(peak_memory_mib(self.args.device), 1)
         super().log(logs, start_time)
-
-    # -- evaluation: what is measured is what is saved ----------------------------------------------------------------
-
-    def evaluated_model(self):
-        """The model that `evaluate` measures and `save_model` writes."""
-        return self.teacher.module if self._evaluated == "teacher" else self.model
-
-    @contextmanager
-    def _evaluating(self, which: str):
-        self._evaluated, before = which, self._evaluated
-        try:
-            yield
-        finally:
-            self._evaluated = before
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if self._evaluated == "teacher":
-            model = self.teacher.module
-        inputs = {name: inputs[name] for name in ("pixel_values", "labels")}
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=(ignore_keys or []) + MAPS)
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Metrics of the evaluated model and, under `<prefix>_student_` or `<prefix>_teacher_`, of the other one."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        one_dataset = not isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
-        if self.teacher is not None and one_dataset:
-            other = "student" if self._evaluated == "teacher" else "teacher"
-            with self._evaluating(other):
-                output = self.evaluation_loop(
-                    self.get_eval_dataloader(eval_dataset),
-                    f"Evaluation of the {other}",
-                    metric_key_prefix=f"{metric_key_prefix}_{other}",
-                )
-            others = {name: value for name, value in output.metrics.items() if "preparation" not in name}
-            self.log(others)
-            metrics.update(others)
-        return metrics
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -474,14 +423,8 @@ class HNMLTrainer(PublishingMixin, ResumableTrainer):
     train.__doc__ = ResumableTrainer.train.__doc__
 
     def _load_best_model(self):
-        self.save_model(os.path.join(self.args.output_dir, LAST_FOLDER), _internal_call=True)
         super()._load_best_model()
         self._load_teacher_and_memory(self.state.best_model_checkpoint)
-
-    def load_last_weights(self):
-        """Put the last epoch's weights, kept when the best epoch's were loaded, into the evaluated model."""
-        weights = os.path.join(self.args.output_dir, LAST_FOLDER, "model.safetensors")
-        self.evaluated_model().load_state_dict(load_file(weights))
 
     def _load_teacher_and_memory(self, checkpoint: str):
         if self.teacher is not None:
@@ -515,7 +458,7 @@ class StepCallback(TrainerCallback):
         self.trainer.check_ranks()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if len(self.trainer._visits) >= VISITS_KEPT:  # between steps, where a checkpoint would take them in too
+        if len(self.trainer.visits) >= VISITS_KEPT:  # between steps, where a checkpoint would take them in too
             self.trainer.update_statistics()
         if self.trainer.gauge is not None and state.global_step % UPDATE_EVERY == 0:
             self.trainer.update_statistics()

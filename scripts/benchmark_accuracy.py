@@ -333,4 +333,4 @@ def add_parser(subparsers):
     parser.add_argument("--threads", type=int, default=1, help="threads of each run on a CPU")
     parser.add_argument("--launcher", default=sys.executable, help="for example `accelerate launch --multi_gpu`")
     parser.add_argument("--only_existing", action="store_true", help="train nothing; show what is in --work_dir")
-    parser.set_defaults(run=accuracy, batch_size=None, memory_batch_size=None)
+    parser.set_defaults(run=accuracy)

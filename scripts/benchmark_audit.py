@@ -277,7 +277,7 @@ def add_parser(subparsers):
     parser.add_argument("--runs", nargs="*", choices=RUNS, default=list(RUNS), help="train these, where not yet done")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of weights, order of samples, augmentation")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.set_defaults(run=run, batch_size=None, memory_batch_size=None)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace):

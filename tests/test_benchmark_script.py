@@ -1,27 +1,17 @@
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
+import benchmark
+import benchmark_cost
 import pytest
+import torch
+from benchmark_steps import StepClock
 
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
 TINY = ["--backbone", "test_resnet", "--image_size", "64", "--device", "cpu", "--batch_size", "4", "--steps", "1"]
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    sys.path.insert(0, str(SCRIPT.parent))  # as if it were started: scripts import their neighbours
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.remove(str(SCRIPT.parent))
-    return module
-
-
-@pytest.fixture(scope="module")
-def measured(benchmark, tmp_path_factory):
+def measured(tmp_path_factory):
     output = tmp_path_factory.mktemp("cost") / "cost.json"
     cases = ["plain trainer", "momentum", "head, 10 sets, memory", "full, 1 set, first order, every 4 steps"]
     benchmark.main(["cost", *TINY, "--warmup", "1", "--rounds", "2", "--cases", *cases, "--output", str(output)])
@@ -58,28 +48,28 @@ def test_figures_carry_where_they_come_from(measured):
     assert measured["settings"]["rounds"] == 2
 
 
-def test_table_and_plot(benchmark, measured, tmp_path):
-    lines = benchmark.table(measured["rows"]).splitlines()
+def test_table_and_plot(measured, tmp_path):
+    lines = benchmark_cost.table(measured["rows"]).splitlines()
     assert len(lines) == 2 + len(measured["rows"]) and len({len(line) for line in lines}) == 1
     pytest.importorskip("matplotlib")
-    benchmark.plot(measured, str(tmp_path / "cost.svg"))
+    benchmark_cost.plot(measured, str(tmp_path / "cost.svg"))
     assert "momentum" in (tmp_path / "cost.svg").read_text()
 
 
-def test_ratios_pair_the_rounds(benchmark):
+def test_ratios_pair_the_rounds():
     """3/2, 8/4, 5/5: a slow round is slow for both."""
-    found = benchmark.ratios("x", [3.0, 8.0, 5.0], [2.0, 4.0, 5.0])
+    found = benchmark_cost.ratios("x", [3.0, 8.0, 5.0], [2.0, 4.0, 5.0])
     assert found == {"x": 1.5, "x_min": 1.0, "x_max": 2.0}
 
 
-def test_unlike_steps_are_taken_together(benchmark):
+def test_unlike_steps_are_taken_together():
     """Two warm-up steps of 1 s; cycles of (4, 2) and (6, 2) seconds, 3 and 4 a step; the median is 3.5."""
-    clock = benchmark.StepClock(benchmark.torch.device("cpu"))
+    clock = StepClock(torch.device("cpu"))
     clock.marks = clock.processor = [1, 2, 6, 8, 14, 16]
     assert clock.seconds(2, 2) == (3.5, 3.5)
     assert clock.seconds(2) == (3.0, 3.0)  # of 4, 2, 6, 2
 
 
-def test_profile_lists_operators(benchmark, capsys):
+def test_profile_lists_operators(capsys):
     benchmark.main(["profile", *TINY, "--warmup", "1", "--case", "ce", "--rows", "5"])
     assert "convolution" in capsys.readouterr().out

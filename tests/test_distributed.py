@@ -18,8 +18,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from hnml_hf.batch_view import BatchView
 from hnml_hf.data.collate import collate_images
-from hnml_hf.modeling import BatchView
 from hnml_hf.objectives import OBJECTIVES
 from hnml_hf.sync import RanksDifferError, check_ranks_agree, tensor_digests
 from hnml_hf.trainer import batch_generator

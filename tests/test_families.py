@@ -1,9 +1,9 @@
 """Backbones of many families through a training step, maps, saving and loading; see scripts/family_table.py."""
 
-import importlib.util
 import json
 from pathlib import Path
 
+import family_table
 import pytest
 import timm
 import torch
@@ -16,10 +16,6 @@ ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT.parent / "shared" / "data" / "weights" / "tf_efficientnet_lite0.in1k.safetensors"
 IMAGENETTE = ROOT.parent / "shared" / "data" / "imagenette224-noisy-2k" / "validation.parquet"
 IMAGENETTE_IDS = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
-
-specification = importlib.util.spec_from_file_location("family_table", ROOT / "scripts" / "family_table.py")
-family_table = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(family_table)
 
 
 def name(row):

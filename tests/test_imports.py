@@ -9,13 +9,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hnml_hf"
 
-DATASETS = {
-    f"data.{name}" for name in ("clothing1m", "webvision", "cifar_n", "animal10n", "food101n", "generic", "quickstart")
-}
+DATASETS = {f"data.{name}" for name in ("clothing1m", "webvision", "animal10n", "food101n", "quickstart")}
 OBJECTIVES = {f"objectives.{name}" for name in ("cross_entropy", "gce", "elr", "mean_teacher", "mlnt", "hnml")}
 
 ALLOWED = {
-    "noise": set(),
+    "noise.checks": set(),
+    "noise.transitions": {"noise.checks"},
+    "noise.draws": {"noise.checks", "noise.transitions"},
+    "noise.neighbors": {"noise.checks"},
+    "noise.instance": {"noise.checks", "noise.draws"},
+    "noise": {f"noise.{name}" for name in ("draws", "instance", "neighbors", "transitions")},
     "cam": set(),
     "metrics": set(),
     "memory": set(),
@@ -25,23 +28,47 @@ ALLOWED = {
     "sync": set(),
     "backbones": set(),
     "training_args": set(),
-    "modeling": {"cam", "hub"},
-    "meta": {"noise"},
+    "batch_view": set(),
+    "saved_model": {"hub"},
+    "timm_backbone": {"hub", "saved_model"},
+    "modeling": {"batch_view", "cam", "saved_model", "timm_backbone"},
+    "meta": set(),
     "objectives.cross_entropy": set(),
     "objectives.gce": set(),
     "objectives.elr": {"objectives.cross_entropy"},
     "objectives.mean_teacher": {"objectives.cross_entropy"},
     "objectives.mlnt": {"meta", "noise", "objectives.cross_entropy", "objectives.mean_teacher"},
-    "objectives.hnml": {"cam", "noise", "objectives.cross_entropy", "objectives.mean_teacher", "objectives.mlnt"},
+    "objectives.hnml": {"cam", "objectives.cross_entropy", "objectives.mean_teacher", "objectives.mlnt"},
     "objectives": OBJECTIVES,
     "data.schema": set(),
+    "data.files": set(),
+    "data.columns": set(),
     "data.collate": {"data.transforms"},
     "data.transforms": set(),
-    **{name: {"data.schema"} for name in DATASETS},
     "data.splits": {"data.schema"},
-    "data.preflight": {"data.schema"},
-    "data.synthetic": {"data.schema", "noise"},
+    "data.manifest": {"data.schema"},
+    "data.synthetic": {"data.manifest", "data.schema", "noise"},
+    "data.preflight.images": set(),
+    "data.preflight.report": {"data.preflight.images"},
+    "data.preflight.quarantine": {"data.preflight.images", "data.preflight.report", "data.schema"},
+    "data.preflight.rows": {"data.schema"},
+    "data.preflight": {f"data.preflight.{name}" for name in ("images", "quarantine", "report", "rows")}
+    | {"data.files", "data.schema"},
+    "data.builder": {"data.files", "data.schema"},
+    **{name: {"data.builder", "data.files", "data.schema"} for name in DATASETS},
+    "data.cifar_files": {"data.builder"},
+    "data.cifar_n": {"data.builder", "data.cifar_files", "data.files", "data.schema"},
+    "data.labels": {"data.columns", "data.files", "data.schema"},
+    "data.tables": {"data.builder", "data.columns", "data.files", "data.splits"},
+    "data.own_data": {"data.builder", "data.columns", "data.files", "data.labels", "data.schema"}
+    | {"data.splits", "data.tables"},
+    "data.generic": {"data.builder", "data.columns", "data.labels", "data.own_data", "data.schema"}
+    | {"data.splits", "data.tables"},
+    "visits": {"gauge", "sample_statistics"},
+    "evaluation": set(),
     "trainer": {
+        "evaluation",
+        "visits",
         "gauge",
         "monitor",
         "objectives",
@@ -53,7 +80,6 @@ ALLOWED = {
         "publishing",
         "resumable",
         "cost",
-        "audit",
     },
     "files": set(),
     "checkpoint": set(),
@@ -68,7 +94,14 @@ ALLOWED = {
     "probe": {"data.collate"},
     "__main__": set(),
     "report": {"files"},
-    "audit": {"cam", "files", "report", "sample_statistics"},
+    "audit.estimate": set(),
+    "audit.table": {"audit.estimate", "data.schema", "files", "sample_statistics"},
+    "audit.evidence": {"cam", "data.schema", "report"},
+    "audit.single_pass": {"audit.evidence", "data.schema", "sample_statistics"},
+    "audit.export": {"audit.table"},
+    "audit.cleaning": {"audit.table", "data.schema"},
+    "audit": {f"audit.{name}" for name in ("cleaning", "evidence", "export", "single_pass", "table")}
+    | {"report", "sample_statistics"},
 }
 
 MATHS = {"noise", "cam", "objectives", "meta"}  # public too, reached by module

@@ -5,8 +5,8 @@ from distributed_worker import CASES, VIT, make_trainer, weights_of
 from torch.testing import assert_close
 
 from hnml_hf import collate_images
+from hnml_hf.batch_view import BatchView
 from hnml_hf.memory import DENSE_BYTES, TargetMemory, TopKMemory, create_memory
-from hnml_hf.modeling import BatchView
 
 
 IDS = np.array([7, 3, 100, 42])

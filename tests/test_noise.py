@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnml_hf import noise
+from hnml_hf.noise.draws import invert_cdf
 
 
 def make_generator(seed=0):
@@ -317,14 +318,14 @@ def test_inverse_cdf_by_hand():
     """
     probabilities = torch.tensor([0, 0.25, 0, 0.75, 0], dtype=torch.float64)
     uniform = torch.tensor([0, 0.2, 0.25, 1 - 2**-53], dtype=torch.float64)
-    assert noise._invert_cdf(probabilities, uniform).tolist() == [1, 1, 3, 3]
+    assert invert_cdf(probabilities, uniform).tolist() == [1, 1, 3, 3]
 
 
 def test_rounding_never_draws_an_impossible_class():
     """Ten times 0.1 adds up to 1 - 2^-53 in floating point; the last class, of probability 0, stays out."""
     probabilities = torch.tensor([0.1] * 10 + [0.0], dtype=torch.float64)
     assert probabilities.cumsum(0)[-1] < 1
-    assert noise._invert_cdf(probabilities, torch.tensor([1 - 2**-53], dtype=torch.float64)).item() == 9
+    assert invert_cdf(probabilities, torch.tensor([1 - 2**-53], dtype=torch.float64)).item() == 9
 
 
 def test_fixed_seed_gives_these_labels():

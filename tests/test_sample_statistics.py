@@ -1,7 +1,20 @@
+import socket
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import torch
 
-from hnml_hf.sample_statistics import CANDIDATES, SampleStatistics, read_records
+from hnml_hf import (
+    HNMLTrainer,
+    HNMLTrainingArguments,
+    TimmCAMForImageClassification,
+    TransformedDataset,
+    collate_images,
+    create_transforms,
+)
+from hnml_hf.sample_statistics import CANDIDATES, SampleStatistics, read_records, run_records
 
 
 def weights(visits: int, decay: float = 0.9) -> np.ndarray:
@@ -145,3 +158,93 @@ def test_millions_are_mapped(tmp_path):
     assert read_records(tmp_path / "checkpoint" / "s.npy")["times_seen"].sum() == 1
     assert read_records(path)["times_seen"].sum() == 2
     assert isinstance(read_records(path), np.memmap)
+
+
+# -- in a run ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_statistics_and_they_survive_a_kill(tiny_dataset, tmp_path):
+    """Interrupted after an odd step and resumed, every sample is seen once an epoch, with the same statistics."""
+
+    def train(folder, resume=None, stop=None):
+        torch.manual_seed(0)
+        model = TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=32, output_stride=8)
+        transform, _ = create_transforms(model.config.pretrained_cfg, augmentation="none")
+        args = HNMLTrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=20,  # the last batch of an epoch is smaller
+            num_train_epochs=3,
+            save_strategy="steps",
+            save_steps=4,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            dataloader_num_workers=0,
+            gauge_fraction=0,  # the mask level from the first step
+        )
+        trainer = HNMLTrainer(
+            model=model,
+            args=args,
+            train_dataset=TransformedDataset(tiny_dataset, transform),
+            data_collator=collate_images,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = train(tmp_path / "whole")
+    records = run_records(tmp_path / "whole")
+    assert (records["times_seen"] == 3).all() and (records["last_epoch"] == 2).all()
+    assert sorted(records["index"]) == sorted(tiny_dataset["index"])
+    assert (records["foreground_seen"] == 3).all()
+    total = records["given"] + records["candidates"].sum(-1)
+    np.testing.assert_allclose(total, 1, rtol=1e-4)
+    resumed = train(tmp_path / "resumed", resume=str(tmp_path / "whole" / "checkpoint-4"))
+    assert (resumed.statistics.records["times_seen"] == 3).all()
+    for name in records.dtype.names:
+        np.testing.assert_allclose(resumed.statistics.records[name], whole.statistics.records[name], atol=1e-5)
+
+
+WORKER = """
+import sys
+import numpy as np, torch
+from datasets import load_from_disk
+from hnml_hf import *
+
+torch.manual_seed(0)
+model = TimmCAMForImageClassification.from_timm("test_vit", num_labels=3, image_size=32, patch_size=8)
+transform, _ = create_transforms(model.config.pretrained_cfg, augmentation="none")
+args = HNMLTrainingArguments(
+    output_dir=sys.argv[1] + "/out", per_device_train_batch_size=4, num_train_epochs=3, save_strategy="no",
+    report_to="none", disable_tqdm=True, use_cpu=True,
+)
+data = TransformedDataset(load_from_disk(sys.argv[1] + "/data"), transform)
+trainer = HNMLTrainer(model=model, args=args, train_dataset=data, data_collator=collate_images)
+trainer.train()
+assert args.world_size == 2 and (trainer.statistics is not None) == trainer.is_world_process_zero()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_see_every_sample_once_an_epoch(tiny_dataset, tmp_path):
+    """29 images in batches of 2 x 4: the last batch is filled up with 3 images that came before."""
+    tiny_dataset.select(range(29)).save_to_disk(tmp_path / "data")
+    (tmp_path / "worker.py").write_text(WORKER)
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --mixed_precision no --dynamo_backend no"
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        *launch.split(),
+        "--main_process_port",
+        str(port),
+        tmp_path / "worker.py",
+        tmp_path,
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = run_records(tmp_path / "out")
+    assert sorted(records["index"]) == sorted(tiny_dataset["index"][:29])
+    assert (records["times_seen"] == 3).all() and (records["foreground_seen"] == 3).all()
+    np.testing.assert_allclose(records["given"] + records["candidates"].sum(-1), 1, rtol=1e-4)

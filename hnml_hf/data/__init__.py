@@ -1,18 +1,23 @@
-"""Data sets with noisy labels, all with the features `image`, `label`, `clean_label` and `index`."""
+"""Datasets with noisy labels, all with the features `image`, `label`, `clean_label` and `index`."""
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from datasets import Dataset, DatasetDict
 
-from hnml_hf.data.animal10n import Animal10N
-from hnml_hf.data.cifar_n import CIFARN, HUMAN_LABELS, attach_human_labels, clean_split, find_labels_file
-from hnml_hf.data.clothing1m import Clothing1M
-from hnml_hf.data.food101n import Food101N
-from hnml_hf.data.generic import find_splits, load_generic, prepare
-from hnml_hf.data.quickstart import Quickstart
-from hnml_hf.data.schema import class_balanced
-from hnml_hf.data.webvision import WebVision
+from .animal10n import Animal10N
+from .builder import prepare
+from .cifar_files import HUMAN_LABELS
+from .cifar_n import CIFARN, attach_human_labels, clean_split, find_labels_file
+from .clothing1m import Clothing1M
+from .columns import ColumnOptions
+from .files import refuse_archive
+from .food101n import Food101N
+from .generic import load_generic
+from .quickstart import Quickstart
+from .splits import class_balanced, find_splits
+from .webvision import WebVision
 
 
 # Name -> builder and its config; `None` = the default, or the one given by `config`.
@@ -51,7 +56,7 @@ def load_noisy_dataset(
     num_proc: int | None = None,
 ) -> DatasetDict:
     """
-    Loads any data set with the features `image`, `label` (given, maybe wrong), `clean_label` (-1 = unknown) and
+    Loads any dataset with the features `image`, `label` (given, maybe wrong), `clean_label` (-1 = unknown) and
     `index` (a stable id), and the splits `train`, `validation`, `test` as far as it has them.
 
     Args:
@@ -59,31 +64,34 @@ def load_noisy_dataset(
             `quickstart` (comes with the package), `clothing1m`, `webvision`, `mini-webvision`,
             `cifar10n-{aggre,rand1,rand2,rand3,worse}` (or `cifar10n` with `config`), `cifar100n`, `animal10n`,
             `food101n`: see the builder of that name. `imagefolder` with `data_dir`. Else a local folder, table or
-            saved data set, else the id of a Hub data set.
-        config (`str`): a config of the builder (`double_labelled` of `clothing1m`) or of the Hub data set.
+            saved dataset, else the id of a Hub dataset.
+        config (`str`): a config of the builder (`double_labelled` of `clothing1m`) or of the Hub dataset.
         data_dir: the folder that holds the data; for a table, where its image paths start.
         images (`DatasetDict` or `Dataset`):
             CIFAR images from elsewhere, as the Hub's `uoft-cs/cifar10`, for CIFAR-N; `data_dir` then holds the
             official label file. A `Dataset` is the training set.
-        image_column, label_column, clean_label_column, index_column, test_label_column, weight_column, label_names,
-        splits:
-            for your own data and Hub data sets, see `hnml_hf.data.generic`.
-        partial (`bool`): the folder holds a part of a known data set: do not compare sizes with the published ones.
+        image_column, label_column, clean_label_column, index_column, test_label_column, weight_column (`str`):
+            for your own data and Hub datasets, see [`~hnml_hf.data.columns.ColumnOptions`].
+        label_names (`Sequence[str]`): for your own data: class names in id order, where the data do not say.
+        splits (`dict`): for your own data: our split name (`train`, `validation`, `test`) -> the name or table file
+            in the source.
+        partial (`bool`): the folder holds a part of a known dataset: do not compare sizes with the published ones.
         on_missing (`"error"` or `"skip"`): a listed image that is not there is an error, or left out and counted.
-        builder_options (`dict`): further options of a known data set, as `imagenet_dir` of WebVision.
+        builder_options (`dict`): further options of a known dataset, as `imagenet_dir` of WebVision.
         class_balanced_samples (`int`): keep that many training rows, the same number of each class, drawn by `seed`.
         num_proc (`int`): processes that write the cache.
+
+    Raises:
+        `ValueError`: on options that do not fit the dataset, on archives, and on what is wrong in its lists and
+            tables, naming file and line.
+        `FileNotFoundError`: if there is no such file, folder or dataset.
     """
-    own = {
-        "image_column": image_column,
-        "label_column": label_column,
-        "clean_label_column": clean_label_column,
-        "index_column": index_column,
-        "test_label_column": test_label_column,
-        "weight_column": weight_column,
-        "label_names": label_names,
-        "splits": splits,
-    }
+    for path in filter(None, (name_or_path, data_dir)):
+        refuse_archive(path)
+    columns = ColumnOptions(
+        image_column, label_column, clean_label_column, index_column, test_label_column, weight_column
+    )
+    own = {**asdict(columns), "label_names": label_names, "splits": splits}
     if name_or_path == "cifar10n":
         if f"cifar10n-{config}" not in BUILDERS:
             raise ValueError(f"`cifar10n` needs `config`: one of aggre, rand1, rand2, rand3, worse; got {config!r}.")
@@ -110,17 +118,17 @@ def load_noisy_dataset(
     else:
         for name, value in (("images", images), ("partial", partial or None), ("builder_options", builder_options)):
             if value is not None:
-                raise ValueError(
-                    f"`{name}` is for known data sets ({', '.join(DATASET_NAMES)}), not {name_or_path!r}."
-                )
+                raise ValueError(f"`{name}` is for known datasets ({', '.join(DATASET_NAMES)}), not {name_or_path!r}.")
         dataset = load_generic(
             name_or_path,
+            columns=columns,
+            label_names=label_names,
+            splits=splits,
             config=config,
             data_dir=data_dir,
             on_missing=on_missing,
             cache_dir=cache_dir,
             num_proc=num_proc,
-            **own,
         )
     if class_balanced_samples is not None:
         dataset["train"] = class_balanced(dataset["train"], class_balanced_samples, seed=seed)

@@ -7,16 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hnml_hf.data.schema import (
-    UNKNOWN,
-    NoisyLabelBuilder,
-    NoisyLabelConfig,
-    Rows,
-    encode_png,
-    file_names,
-    folder_names,
-    image_names,
-)
+from .builder import NoisyLabelBuilder, NoisyLabelConfig, Rows, encode_png
+from .files import file_names, folder_names, image_names
+from .schema import UNKNOWN
 
 
 CLASSES = "Cat,Lynx,Wolf,Coyote,Cheetah,Jaguar,Chimpanzee,Orangutan,Hamster,Guinea pig".split(",")

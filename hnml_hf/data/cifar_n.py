@@ -1,109 +1,26 @@
 """CIFAR-10N and CIFAR-100N (Wei et al., "Learning with Noisy Labels Revisited", ICLR 2022)."""
 
-import _codecs
 import logging
 import os
 import re
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pickle import UnpicklingError  # the exception alone: no file is ever unpickled here
-from pickletools import genops
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from datasets import Dataset
 
-from hnml_hf.data.schema import (
-    NoisyLabelBuilder,
-    NoisyLabelConfig,
-    ParquetImages,
-    Rows,
-    assemble,
-    column,
-    encode_png,
-    file_names,
-    read_parquet,
-)
+from .builder import NoisyLabelBuilder, NoisyLabelConfig, ParquetImages, Rows, open_parquet, read_parquet
+from .cifar_files import HUMAN_LABELS, BatchImages, class_names, read_batch, read_human_labels
+from .files import file_names
+from .schema import assemble, column
 
 
 logger = logging.getLogger(__name__)
 
-CLASSES_10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
-CLASSES_100 = (
-    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel "
-    "can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur "
-    "dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion "
-    "lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree "
-    "pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea "
-    "seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank "
-    "telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
-).split()
-HUMAN_LABELS = {
-    "cifar10n-aggre": "aggre_label",
-    "cifar10n-rand1": "random_label1",
-    "cifar10n-rand2": "random_label2",
-    "cifar10n-rand3": "random_label3",
-    "cifar10n-worse": "worse_label",  # "worst" in the paper
-    "cifar100n": "noisy_label",
-}
 SIZES = {"train": 50_000, "test": 10_000}
 BLOCK = 10_000  # rows of one official CIFAR-10 batch
-SIDE = 32
-
-# What a failed `torch.load` raises depends on where in the file the damage is; it documents no type.
-LOAD_ERRORS = (
-    UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, OSError, struct.error,
-    OverflowError, MemoryError, AssertionError,
-)  # fmt: skip
-
-
-def read_human_labels(path: str | os.PathLike, config: str) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Reads `CIFAR-10_human.pt` or `CIFAR-100_human.pt` of https://github.com/UCSC-REAL/cifar-10-100n.
-
-    The files hold numpy arrays, which `torch.load` reads with an allow-list of the five names that they need; nothing
-    else in the file can be executed.
-
-    Returns:
-        `tuple`: clean labels and human labels of shape `(num_rows,)`, in the order of the official training batches.
-    """
-    allowed = [
-        (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-        np._core.multiarray._reconstruct,
-        np.ndarray,
-        np.dtype,
-        type(np.dtype("int64")),
-        _codecs.encode,
-    ]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, weights_only=True, map_location="cpu")
-    except LOAD_ERRORS as error:
-        # The message of `torch.load` is left out: it advises to load the file without the allow-list.
-        raise ValueError(
-            f"{path}: not a CIFAR-N label file ({type(error).__name__}): it is damaged, or holds more than arrays of "
-            "integers. Download it again."
-        ) from None
-    names = ("clean_label", HUMAN_LABELS[config])
-    if not isinstance(content, dict) or any(name not in content for name in names):
-        found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path}: `{config}` needs the keys {', '.join(names)}; the file has {found}.")
-    num_classes = len(_classes(config))
-    labels = []
-    for name in names:
-        values = content[name]
-        if not isinstance(values, list | np.ndarray) or np.ndim(values) != 1:
-            raise ValueError(f"{path}: `{name}` must be a list of labels, got {type(values).__name__}.")
-        values = np.asarray(values)
-        if values.dtype.kind not in "iu" or len(values) == 0 or values.min() < 0 or values.max() >= num_classes:
-            raise ValueError(f"{path}: `{name}` must hold integers 0..{num_classes - 1}, got {values.dtype} values.")
-        labels.append(values.astype(np.int64))
-    if len(labels[0]) != len(labels[1]):
-        raise ValueError(f"{path}: {len(labels[0])} clean labels, but {len(labels[1])} human labels.")
-    return labels[0], labels[1]
+FOLDERS = ("cifar-10-batches-py", "cifar-100-python", "cifar-10-batches-bin", "cifar-100-binary")
+IMAGE_COLUMNS = ("image", "img")
+CLEAN_COLUMNS = {False: ("clean_label", "label"), True: ("clean_label", "fine_label", "label")}  # of CIFAR-100: True
 
 
 def official_order(labels: np.ndarray, official: np.ndarray, *, block: int = BLOCK) -> np.ndarray:
@@ -167,7 +84,7 @@ def attach_human_labels(
         _check_order(clean_labels, official, order, str(labels_file))
     else:
         order = official_order(clean_labels, official)
-    return assemble(images, image_column, human[order], official[order], order, _classes(config))
+    return assemble(images, image_column, human[order], official[order], order, class_names(config))
 
 
 def clean_split(
@@ -178,11 +95,7 @@ def clean_split(
     label_column = label_column or _pick(images.column_names, CLEAN_COLUMNS[config == "cifar100n"], "clean label")
     labels = column(images, label_column).astype(np.int64)
     index = column(images, "index") if "index" in images.column_names else np.arange(len(images))
-    return assemble(images, image_column, labels, labels, index.astype(np.int64), _classes(config))
-
-
-IMAGE_COLUMNS = ("image", "img")
-CLEAN_COLUMNS = {False: ("clean_label", "label"), True: ("clean_label", "fine_label", "label")}
+    return assemble(images, image_column, labels, labels, index.astype(np.int64), class_names(config))
 
 
 def find_labels_file(data_dir: str | os.PathLike | None, config: str) -> str:
@@ -204,10 +117,6 @@ def _pick(names: list[str], candidates: tuple[str, ...], what: str) -> str:
     raise ValueError(f"No {what} column ({' or '.join(candidates)}) among {', '.join(names)}.")
 
 
-def _classes(config: str) -> list[str]:
-    return CLASSES_100 if config == "cifar100n" else CLASSES_10
-
-
 def _check_order(clean_labels: np.ndarray, official: np.ndarray, order: np.ndarray, path: str) -> None:
     """The clean labels of a source with official positions must be those of the label file."""
     if order.min(initial=0) < 0 or order.max(initial=0) >= len(official):
@@ -218,78 +127,6 @@ def _check_order(clean_labels: np.ndarray, official: np.ndarray, order: np.ndarr
             f"{path}: the clean label differs from that of the images in {len(differ):,} of {len(order):,} rows, "
             f"first at index {order[differ[0]]}: the column `index` is not the official position."
         )
-
-
-# -- official batches -------------------------------------------------------------------------------------------------
-
-
-def read_batch(path: str, fine: bool) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Reads one batch of the official "python" or "binary" (`.bin`) release.
-
-    Args:
-        fine (`bool`): CIFAR-100.
-
-    Returns:
-        `tuple`: labels of shape `(num_rows,)` and pixels of shape `(num_rows, 3, 32, 32)`, uint8.
-    """
-    labels, pixels = _read_binary(path, fine) if path.endswith(".bin") else _read_python(path, fine)
-    num_classes = 100 if fine else 10
-    if len(labels) == 0 or pixels.size != len(labels) * 3 * SIDE * SIDE:
-        raise ValueError(f"{path}: {len(labels):,} labels and {pixels.size:,} pixel values do not fit together.")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"{path}: label {labels.max()} is out of range, expected 0..{num_classes - 1}.")
-    return labels, pixels.reshape(-1, 3, SIDE, SIDE)
-
-
-def _read_binary(path: str, fine: bool) -> tuple[np.ndarray, np.ndarray]:
-    data = np.fromfile(path, dtype=np.uint8)
-    head = 2 if fine else 1  # coarse and fine label, or the label
-    if len(data) % (head + 3 * SIDE * SIDE):
-        raise ValueError(f"{path}: {len(data):,} bytes are not a whole number of CIFAR records: the file is cut off.")
-    records = data.reshape(-1, head + 3 * SIDE * SIDE)
-    return records[:, head - 1].astype(np.int64), records[:, head:]
-
-
-def _read_python(path: str, fine: bool) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Takes labels and pixels from the instructions of a pickled batch without carrying them out.
-
-    The file is a `dict` with a list of integers after the string `labels` (`fine_labels`) and one array of pixels,
-    which is by far the longest string in it. So nothing in the file can be executed.
-    """
-    key = "fine_labels" if fine else "labels"
-    labels: list[int] = []
-    pixels: bytes | str = b""
-    collecting = False
-    try:
-        with open(path, "rb") as file:
-            for opcode, argument, _ in genops(file):
-                if isinstance(argument, str | bytes):
-                    if len(argument) > len(pixels):
-                        pixels = argument
-                    collecting = argument in (key, key.encode())
-                elif collecting and "INT" in opcode.name:
-                    labels.append(argument)
-                elif opcode.name in ("GLOBAL", "STACK_GLOBAL", "SETITEM", "SETITEMS"):
-                    collecting = False
-    except (ValueError, struct.error, OverflowError, LookupError) as error:
-        raise ValueError(f"{path}: not a CIFAR python batch: {error}.") from None
-    if isinstance(pixels, str):
-        pixels = pixels.encode("latin-1", errors="replace")
-    return np.array(labels, dtype=np.int64), np.frombuffer(pixels, dtype=np.uint8)
-
-
-@dataclass
-class BatchImages:
-    """The images of an official batch, as PNG, read each time it is iterated."""
-
-    path: str
-    fine: bool
-
-    def __iter__(self) -> Iterator[dict]:
-        for pixels in read_batch(self.path, self.fine)[1]:
-            yield encode_png(pixels.transpose(1, 2, 0))
 
 
 # -- the builder ------------------------------------------------------------------------------------------------------
@@ -350,7 +187,7 @@ and one of
         return self.config.name == "cifar100n"
 
     def class_names(self) -> list[str]:
-        return _classes(self.config.name)
+        return class_names(self.config.name)
 
     def read_splits(self, root: str) -> dict[str, list[Rows]]:
         train, test = (self._find_images(root, split) for split in SIZES)
@@ -411,7 +248,8 @@ and one of
     def _read_parquets(self, paths: list[str], split: str) -> Source:
         source = Source([], [], paths)
         for path in paths:
-            names = _parquet_columns(path)
+            with open_parquet(path) as file:
+                names = file.schema_arrow.names
             clean = _pick(names, CLEAN_COLUMNS[self.fine], f"{path}: clean label")
             wanted = [clean]
             if split == "train" and HUMAN_LABELS[self.config.name] in names:
@@ -431,14 +269,3 @@ and one of
 
     def _check(self, source: Source, split: str) -> None:
         self.check_size(f"CIFAR {split}", sum(map(len, source.clean_labels)), SIZES[split])
-
-
-FOLDERS = ("cifar-10-batches-py", "cifar-100-python", "cifar-10-batches-bin", "cifar-100-binary")
-
-
-def _parquet_columns(path: str) -> list[str]:
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.schema_arrow.names
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a readable parquet file ({error}).") from None

@@ -4,15 +4,9 @@ import os
 
 import numpy as np
 
-from hnml_hf.data.schema import (
-    UNKNOWN,
-    NoisyLabelBuilder,
-    NoisyLabelConfig,
-    Rows,
-    parse_keyed_label,
-    parse_path,
-    read_lines,
-)
+from .builder import NoisyLabelBuilder, NoisyLabelConfig, Rows
+from .files import parse_keyed_label, parse_path, read_lines
+from .schema import UNKNOWN
 
 
 # In id order. `category_names_eng.txt` says the same; it is not read, and neither is the Chinese list, whose encoding

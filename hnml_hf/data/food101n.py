@@ -6,15 +6,9 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 
-from hnml_hf.data.schema import (
-    UNKNOWN,
-    NoisyLabelBuilder,
-    NoisyLabelConfig,
-    Rows,
-    parse_integer,
-    parse_path,
-    read_lines,
-)
+from .builder import NoisyLabelBuilder, NoisyLabelConfig, Rows
+from .files import parse_integer, parse_path, read_lines
+from .schema import UNKNOWN
 
 
 NUM_CLASSES = 101

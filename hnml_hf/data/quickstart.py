@@ -1,8 +1,8 @@
-"""A data set that comes with the package: 5,000 Fashion-MNIST images (MIT), to try things without a download."""
+"""A dataset that comes with the package: 5,000 Fashion-MNIST images (MIT), to try things without a download."""
 
 import os
 
-from hnml_hf.data.schema import NoisyLabelBuilder, ParquetImages, Rows, read_parquet
+from .builder import NoisyLabelBuilder, ParquetImages, Rows, read_parquet
 
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fashion_mnist")

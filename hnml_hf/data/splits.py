@@ -1,15 +1,37 @@
-"""A validation set cut from the training data, noisy labels included: model selection without clean labels."""
+"""Which rows train and which evaluate: names of splits, a validation set cut from train, class-balanced samples."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 from datasets import Dataset
 from sklearn.model_selection import train_test_split
 
-from hnml_hf.data.schema import column
+from .schema import column
 
 
 logger = logging.getLogger(__name__)
+
+# Our names of the splits, and those that sources use for them.
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+def find_splits(names: Sequence[str]) -> dict[str, str]:
+    """Our split names -> the names that a source uses for them."""
+    found = {}
+    for split, spellings in SPLITS.items():
+        present = [name for name in spellings if name in names]
+        if len(present) > 1:
+            raise ValueError(
+                f"Both `{present[0]}` and `{present[1]}` could be the split {split}; name it by `splits`."
+            )
+        if present:
+            found[split] = present[0]
+    return found
 
 
 def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -64,3 +86,46 @@ def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[D
         logger.warning("%d classes are too small to have an image in the validation set.", absent)
     logger.info("Split %d rows into %d for training and %d for validation.", len(dataset), len(train), len(validation))
     return dataset.select(train), dataset.select(validation)
+
+
+def class_balanced(
+    dataset: Dataset,
+    num_samples: int | None = None,
+    *,
+    per_class: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """
+    Draws the same number of rows from every class, by the given (noisy) label and without replacement.
+
+    This is the sampling of the Clothing1M protocols (DivideMix, ICLR 2020: 64,000 rows an epoch). Call it with another
+    seed for another epoch. `index` keeps the ids of the full set; the stored order is kept too.
+
+    Args:
+        num_samples (`int`): rows in all, split evenly; a remainder of the division is left out.
+        per_class (`int`): rows of each class, instead of `num_samples`. A class with fewer rows gives all it has, with
+            a warning in the log.
+        seed (`int`): of the draw.
+
+    Raises:
+        `ValueError`: unless one of `num_samples` and `per_class` is given, and is enough for a row of each class.
+    """
+    num_classes = dataset.features["label"].num_classes
+    if (num_samples is None) == (per_class is None):
+        raise ValueError("`class_balanced` needs either `num_samples` or `per_class`, and not both.")
+    quota = per_class if per_class is not None else num_samples // num_classes
+    if quota < 1:
+        raise ValueError(
+            f"`class_balanced` needs at least one row for each of the {num_classes} classes; got {quota}."
+        )
+    labels = column(dataset, "label")
+    generator = np.random.default_rng(seed)
+    picked, short = [], []
+    for label in range(num_classes):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < quota:
+            short.append(f"{dataset.features['label'].int2str(label)} ({len(rows)})")
+        picked.append(generator.permutation(rows)[:quota])
+    if short:
+        logger.warning("class_balanced: fewer than %d rows in: %s; all of them are taken.", quota, ", ".join(short))
+    return dataset.select(np.sort(np.concatenate(picked)))

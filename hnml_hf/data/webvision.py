@@ -8,17 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hnml_hf.data.schema import (
-    UNKNOWN,
-    NoisyLabelBuilder,
-    NoisyLabelConfig,
-    Rows,
-    folder_names,
-    image_names,
-    parse_integer,
-    parse_keyed_label,
-    read_lines,
-)
+from .builder import NoisyLabelBuilder, NoisyLabelConfig, Rows
+from .files import folder_names, image_names, parse_integer, parse_keyed_label, read_lines
+from .schema import UNKNOWN
 
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Small fake trees of the data sets in their official layouts, with the Fashion-MNIST images of the package."""
+"""Small fake trees of the datasets in their official layouts, with the Fashion-MNIST images of the package."""
 
 import io
 import shutil

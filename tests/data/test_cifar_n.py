@@ -7,17 +7,10 @@ import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
 from hnml_hf.data import load_noisy_dataset
-from hnml_hf.data.cifar_n import (
-    CIFARN,
-    CLASSES_10,
-    CLASSES_100,
-    HUMAN_LABELS,
-    attach_human_labels,
-    official_order,
-    read_batch,
-    read_human_labels,
-)
-from hnml_hf.data.schema import column, encode_png
+from hnml_hf.data.builder import encode_png
+from hnml_hf.data.cifar_files import CLASSES_10, CLASSES_100, HUMAN_LABELS, read_batch, read_human_labels
+from hnml_hf.data.cifar_n import CIFARN, attach_human_labels, official_order
+from hnml_hf.data.schema import column
 
 
 HUB_ORDER = (3, 2, 4, 1, 0)

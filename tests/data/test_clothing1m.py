@@ -214,7 +214,7 @@ def test_a_changed_list_is_prepared_anew_and_an_unchanged_one_is_not(clothing1m,
 
 
 def test_two_processes_write_the_same_rows(clothing1m, prepare, tmp_path, monkeypatch):
-    monkeypatch.setattr("hnml_hf.data.schema.ROWS_PER_SHARD", 50)
+    monkeypatch.setattr("hnml_hf.data.builder.ROWS_PER_SHARD", 50)
     expected = prepare(Clothing1M, clothing1m.root, partial=True)["train"]
     builder = Clothing1M(data_dir=str(clothing1m.root), cache_dir=str(tmp_path / "other"), partial=True)
     builder.download_and_prepare(num_proc=2)

@@ -414,9 +414,9 @@ def test_image_folder_without_images(tmp_path, load):
 
 
 def test_names_that_lead_nowhere(load, tmp_path):
-    with pytest.raises(ConnectionError, match="'some/thing' is no data set name .* no local file .* Hub could not be"):
+    with pytest.raises(ConnectionError, match="'some/thing' is no dataset name .* no local file .* Hub could not be"):
         load("some/thing")
-    with pytest.raises(FileNotFoundError, match="cannot be the id of a Hub data set"):
+    with pytest.raises(FileNotFoundError, match="cannot be the id of a Hub dataset"):
         load(str(tmp_path / "nowhere"))
 
 
@@ -428,7 +428,7 @@ def test_real_subset_by_columns(shared_data, load):
     assert np.array_equal(column(dataset["test"], "label"), column(dataset["test"], "clean_label"))
 
 
-def test_hub_data_set(load, monkeypatch, pictures):
+def test_hub_dataset(load, monkeypatch, pictures):
     """The id, the config and the cache reach `load_dataset`; what comes back gets the common features."""
     features = Features({"img": Image(), "fine_label": ClassLabel(names=["x", "cra"]), "coarse_label": Value("int64")})
     content = {"img": pictures.images[:3], "fine_label": [1, 0, 1], "coarse_label": [0, 0, 0]}
@@ -448,10 +448,10 @@ def test_hub_data_set(load, monkeypatch, pictures):
     assert np.array_equal(np.asarray(dataset["train"][1]["image"]), np.asarray(pictures.images[1]))
 
 
-def test_hub_data_set_that_does_not_exist(load, monkeypatch):
+def test_hub_dataset_that_does_not_exist(load, monkeypatch):
     def load_dataset(*args, **options):
         raise DatasetNotFoundError("Dataset 'some/thing' doesn't exist on the Hub or cannot be accessed.")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(FileNotFoundError, match="no data set name .* the Hub has no such data set .* doesn't exist"):
+    with pytest.raises(FileNotFoundError, match="no dataset name .* the Hub has no such dataset .* doesn't exist"):
         load("some/thing")

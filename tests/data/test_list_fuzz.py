@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hnml_hf.data.animal10n import Animal10N
 from hnml_hf.data.clothing1m import Clothing1M
 from hnml_hf.data.food101n import Food101N
-from hnml_hf.data.generic import Table
+from hnml_hf.data.own_data import Table
 from hnml_hf.data.preflight import load_quarantine
 from hnml_hf.data.webvision import WebVision
 
@@ -39,7 +39,7 @@ def damaged(content: bytes, seed: int) -> bytes:
 
 
 def check(builder_class, root, file, seed, **options):
-    """Builds the data set from a copy with one damaged file, up to the writing of rows."""
+    """Builds the dataset from a copy with one damaged file, up to the writing of rows."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "tree"
         copy.mkdir()

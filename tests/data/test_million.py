@@ -1,4 +1,4 @@
-"""A million rows become a data set in minutes and in well under a gigabyte; few files stand behind them."""
+"""A million rows become a dataset in minutes and in well under a gigabyte; few files stand behind them."""
 
 import json
 import os

@@ -6,7 +6,9 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hnml_hf.data.splits import split_validation
+from hnml_hf.data import load_noisy_dataset
+from hnml_hf.data.schema import column
+from hnml_hf.data.splits import class_balanced, split_validation
 
 
 def make_dataset(labels, num_classes=10):
@@ -97,3 +99,45 @@ def test_a_view_is_split_by_its_own_rows():
 def test_refusals(labels, fraction, message):
     with pytest.raises(ValueError, match=message):
         split_validation(make_dataset(labels), fraction=fraction, seed=0)
+
+
+# -- class-balanced samples -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    return load_noisy_dataset("quickstart", cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+def test_class_balanced_by_hand(quickstart):
+    train = quickstart["train"].filter(lambda label: label != 3, input_columns="label")
+    train = train.select([i for i, label in enumerate(column(train, "label")) if label != 5 or i % 40 == 0])
+    drawn = class_balanced(train, per_class=50, seed=1)
+    counts = np.bincount(column(drawn, "label"), minlength=10)
+    few = int((column(train, "label") == 5).sum())
+    assert counts.tolist() == [50, 50, 50, 0, 50, few, 50, 50, 50, 50] and few < 50
+    index = column(drawn, "index")
+    assert len(set(index)) == len(index) and set(index) <= set(column(train, "index"))
+    assert (np.diff(index) > 0).all()  # the stored order is kept
+    again = class_balanced(train, per_class=50, seed=1)
+    other = class_balanced(train, per_class=50, seed=2)
+    assert column(again, "index").tolist() == index.tolist() != column(other, "index").tolist()
+
+
+def test_class_balanced_warns_and_refuses(quickstart, caplog):
+    train = quickstart["train"]
+    assert len(class_balanced(train, 99)) == 90
+    with caplog.at_level(logging.WARNING):
+        assert len(class_balanced(train, per_class=401)) == 4_000
+    assert "T-shirt/top (400)" in caplog.text
+    for options in ({}, {"num_samples": 10, "per_class": 1}):
+        with pytest.raises(ValueError, match="either `num_samples` or `per_class`"):
+            class_balanced(train, **options)
+    with pytest.raises(ValueError, match="at least one row for each of the 10 classes"):
+        class_balanced(train, 9)
+
+
+def test_class_balanced_as_an_option_of_the_loader(tmp_path):
+    dataset = load_noisy_dataset("quickstart", class_balanced_samples=100, seed=3, cache_dir=tmp_path)
+    assert np.bincount(column(dataset["train"], "label")).tolist() == [10] * 10
+    assert len(dataset["test"]) == 1_000

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
+from hnml_hf.data import manifest as manifests
 from hnml_hf.data import schema, synthetic
 
 
@@ -277,12 +278,12 @@ def test_bad_matrix_files(tmp_path, content, message):
 )
 def test_manifest_round_trip(dataset, tmp_path, options):
     for name in ("a.json", "b.json"):
-        synthetic.save_manifest(tmp_path / name, synthetic.draw_noise(dataset, seed=4, **options))
+        manifests.save_manifest(tmp_path / name, synthetic.draw_noise(dataset, seed=4, **options))
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
-    manifest = synthetic.load_manifest(tmp_path / "a.json")
+    manifest = manifests.load_manifest(tmp_path / "a.json")
     expected = synthetic.add_noise(dataset, seed=4, **options)
-    assert synthetic.apply_manifest(dataset, manifest)["label"][:] == expected["label"][:]
+    assert manifests.apply_manifest(dataset, manifest)["label"][:] == expected["label"][:]
     assert manifest.noise["kind"] == options["kind"]
     assert manifest.noise["seed"] == 4
     wrong = np.mean(np.array(expected["label"][:]) != np.array(expected["clean_label"][:]))
@@ -292,8 +293,8 @@ def test_manifest_round_trip(dataset, tmp_path, options):
 def test_manifest_is_keyed_by_index(dataset):
     """The same rows in another order get the same label for the same id."""
     manifest = synthetic.draw_noise(dataset, kind="symmetric", rate=0.5, seed=0)
-    straight = synthetic.apply_manifest(dataset, manifest)
-    shuffled = synthetic.apply_manifest(dataset.shuffle(seed=1), manifest)
+    straight = manifests.apply_manifest(dataset, manifest)
+    shuffled = manifests.apply_manifest(dataset.shuffle(seed=1), manifest)
     assert shuffled["index"][:] != straight["index"][:]
     by_id = dict(zip(straight["index"], straight["label"], strict=True))
     assert [by_id[i] for i in shuffled["index"]] == shuffled["label"][:]
@@ -310,12 +311,13 @@ def test_manifest_of_another_dataset_is_refused(dataset):
     ]
     for other in others:
         with pytest.raises(ValueError, match="drawn for another dataset"):
-            synthetic.apply_manifest(other, manifest)
+            manifests.apply_manifest(other, manifest)
 
 
 def test_fingerprint_is_the_same_everywhere():
     """sha256 of "4", the ids 100..103 and the labels 0..3 as little-endian int64, first 32 hex digits."""
-    assert synthetic.dataset_fingerprint(make_dataset([0, 1, 2, 3])) == "95c821245735f0243b5dc3484eb2564f"
+    index, labels = np.array([103, 100, 101, 102]), np.array([3, 0, 1, 2])
+    assert schema.labels_fingerprint(index, labels, 4) == "95c821245735f0243b5dc3484eb2564f"
 
 
 @pytest.mark.parametrize(
@@ -331,10 +333,10 @@ def test_fingerprint_is_the_same_everywhere():
 )
 def test_broken_manifests_are_refused(tmp_path, change):
     path = tmp_path / "noise.json"
-    synthetic.save_manifest(path, synthetic.draw_noise(make_dataset([0, 1, 2, 3]), kind="symmetric", rate=0.5, seed=0))
+    manifests.save_manifest(path, synthetic.draw_noise(make_dataset([0, 1, 2, 3]), kind="symmetric", rate=0.5, seed=0))
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match="noise.json is not a noise manifest"):
-        synthetic.load_manifest(path)
+        manifests.load_manifest(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1, 2]", b"\xff\xfe\x00"])
@@ -342,7 +344,7 @@ def test_files_that_are_no_manifest_are_refused(tmp_path, content):
     path = tmp_path / "noise.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="noise.json is not a noise manifest"):
-        synthetic.load_manifest(path)
+        manifests.load_manifest(path)
 
 
 # ---- real images ----------------------------------------------------------------------------------------------------

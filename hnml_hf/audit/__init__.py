@@ -1,0 +1,67 @@
+"""Which labels are wrong: scores, evidence, a report, exports and a cleaned dataset.
+
+From the records of a run come an estimate of its noise (`estimate`), a table with a row per sample (`table`), pictures
+for the report (`evidence`), files for other tools (`export`) and a cleaned dataset (`cleaning`). `single_pass` makes
+records from any classifier.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from ..report import render_report
+from ..sample_statistics import AUDIT_FOLDER
+from .cleaning import clean_dataset, read_marks
+from .evidence import MAX_SUSPECTS, collect_evidence, num_suspects
+from .export import export_audit
+from .single_pass import score_model
+from .table import check_unchanged, image_paths, load_audit, noise_scores, write_audit
+
+
+REPORT_FILE = "report.html"
+
+
+def audit_run(
+    output_dir: str | os.PathLike,
+    records: np.ndarray,
+    dataset: Dataset,
+    *,
+    transform: Callable,
+    model=None,
+    crop_pct: float = 1.0,
+    curves: Sequence[Mapping] = (),
+    max_suspects: int = MAX_SUSPECTS,
+    **facts,
+) -> pd.DataFrame:
+    """Score, then write table, summary and report into `<output_dir>/_audit`.
+
+    Args:
+        output_dir (`str` or `Path`): of the run.
+        records (structured `np.ndarray` of shape `(n,)`): of [`run_records`] or [`score_model`].
+        dataset (`datasets.Dataset`): that the records are of, rows in any order.
+        transform, model, crop_pct: see [`~hnml_hf.audit.evidence.collect_evidence`].
+        curves (`Sequence[Mapping]`): the trainer's `log_history`, for the report.
+        max_suspects (`int`): how many the report shows at most.
+        facts: further entries of the summary, as `source` and `provenance`.
+
+    Returns:
+        `pd.DataFrame`: of [`noise_scores`], with `path` filled in.
+
+    Raises:
+        ValueError: if the dataset is not the one that the records are of.
+    """
+    table = noise_scores(records, dataset.features["label"].names, **facts)
+    check_unchanged(table, dataset)
+    table["path"] = image_paths(dataset)
+    folder = write_audit(Path(output_dir) / AUDIT_FOLDER, table)
+    suspects = table.nsmallest(num_suspects(table, max_suspects), "rank")
+    evidence = collect_evidence(dataset, suspects, transform=transform, model=model, crop_pct=crop_pct)
+    render_report(table, table.attrs, folder / REPORT_FILE, evidence=evidence, curves=curves)
+    return table
+
+
+__all__ = ["audit_run", "clean_dataset", "export_audit", "load_audit", "noise_scores", "read_marks", "score_model"]

@@ -1,0 +1,151 @@
+"""The scores in the formats of other tools: spreadsheets, cleanlab, FiftyOne, Datumaro (also CVAT)."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, Image
+
+from .table import check_unchanged
+
+
+FORMATS = ("csv", "cleanlab", "fiftyone", "datumaro")
+
+
+def export_audit(
+    table: pd.DataFrame, dataset: Dataset, folder: str | os.PathLike, formats: Sequence[str] = FORMATS
+) -> list[Path]:
+    """Write the scores for other tools into a folder; returns the files.
+
+    Args:
+        formats (`Sequence[str]`): of `csv` (for a spreadsheet), `cleanlab` (columns of its `Datalab`), `fiftyone` and
+            `datumaro` (also CVAT); these two also write images that are part of the dataset.
+
+    Raises:
+        ValueError: on another format, or a dataset that has changed.
+    """
+    unknown = set(formats) - set(FORMATS)
+    if unknown:
+        raise ValueError(f"Formats {sorted(unknown)} are none of {', '.join(FORMATS)}.")
+    check_unchanged(table, dataset)
+    folder, files = Path(folder), []
+    folder.mkdir(parents=True, exist_ok=True)
+    if "csv" in formats:
+        files.append(export_csv(table, folder / "noise_scores.csv"))
+    if "cleanlab" in formats:
+        files.append(folder / "cleanlab_issues.csv")
+        cleanlab_issues(table).to_csv(files[-1])
+    if {"fiftyone", "datumaro"} & set(formats):
+        images = export_images(dataset, table, folder / "images")
+        if "fiftyone" in formats:
+            files.append(export_fiftyone(table, images, folder / "fiftyone"))
+        if "datumaro" in formats:
+            files.append(export_datumaro(table, images, folder / "datumaro" / "annotations" / "default.json"))
+    return files
+
+
+def export_csv(table: pd.DataFrame, path: str | os.PathLike) -> Path:
+    """The table, most suspect first, for a spreadsheet."""
+    safe = table.sort_values("rank").copy()
+    for name in ("path", "label_name", "suggested_name"):
+        safe[name] = safe[name].map(escape_formula)
+    safe.to_csv(path, index=False)
+    return Path(path)
+
+
+def escape_formula(value: object) -> object:
+    """Text that a spreadsheet would run, behind an apostrophe."""
+    risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if risky else value
+
+
+def cleanlab_issues(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of cleanlab's `Datalab.get_issues("label")`, by `index`; in them a low score means a wrong label."""
+    wrong = (table["noise_score"] >= 0.5).to_numpy()
+    return pd.DataFrame(
+        {
+            "is_label_issue": wrong,
+            "label_score": 1 - table["noise_score"].to_numpy(),
+            "given_label": table["label"].to_numpy(),
+            "predicted_label": np.where(wrong, table["suggested_label"], table["label"]),
+        },
+        index=pd.Index(table["index"], name="index"),
+    )
+
+
+def export_images(dataset: Dataset, table: pd.DataFrame, folder: str | os.PathLike) -> dict[int, str]:
+    """Absolute path of each sample's image; those that are part of the dataset are written into `folder`."""
+    folder, paths = Path(folder), {}
+    at = dict(zip(table["index"].tolist(), table["path"], strict=True))
+    undecoded = dataset.select_columns(["image", "index"]).cast_column("image", Image(decode=False))
+    for row in undecoded:
+        index, path = int(row["index"]), at[int(row["index"])]
+        if not path or not os.path.isfile(path):
+            content = row["image"]["bytes"] if row["image"] else None
+            if content is None:
+                continue  # a missing file: nothing to show
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{index}{'.jpg' if content[:2] == bytes([255, 216]) else '.png'}"
+            path.write_bytes(content)
+        paths[index] = os.path.abspath(path)
+    return paths
+
+
+def export_fiftyone(table: pd.DataFrame, images: Mapping[int, str], folder: str | os.PathLike) -> Path:
+    """A folder for `fiftyone.Dataset.from_dir(dataset_type=fiftyone.types.FiftyOneImageClassificationDataset)`.
+
+    `labels.json` holds the given label of each sample, with 1 - score as confidence and the other columns as
+    attributes; `data.json` says where the images are (`data_path="data.json"`).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = {}
+    for row in table.to_dict("records"):
+        if row["index"] in images:
+            kept = {name: row[name] for name in ("index", "suggested_name", "noise_score", "rank")}
+            labels[str(row["index"])] = {
+                "label": row["label"],
+                "confidence": 1 - row["noise_score"],
+                "attributes": kept,
+            }
+    _write_json(folder / "labels.json", {"classes": table.attrs["class_names"], "labels": labels})
+    _write_json(folder / "data.json", {str(index): path for index, path in images.items()})
+    return folder
+
+
+def export_datumaro(table: pd.DataFrame, images: Mapping[int, str], path: str | os.PathLike) -> Path:
+    """A file of Datumaro's own format (`annotations/<subset>.json`), for Datumaro and CVAT: the given label of each
+    sample with score, rank and suggestion as attributes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    items = [
+        {
+            "id": str(row["index"]),
+            "annotations": [
+                {
+                    "id": 0,
+                    "type": "label",
+                    "group": 0,
+                    "label_id": row["label"],
+                    "attributes": {name: row[name] for name in ("suggested_name", "noise_score", "rank")},
+                }
+            ],
+            "image": {"path": images[row["index"]]},
+        }
+        for row in table.to_dict("records")
+        if row["index"] in images
+    ]
+    names = [{"name": name, "parent": "", "attributes": []} for name in table.attrs["class_names"]]
+    categories = {"label": {"labels": names, "attributes": []}}
+    _write_json(
+        path,
+        {"dm_format_version": "1.0", "media_type": 2, "info": {}, "categories": categories, "items": items},
+    )
+    return path
+
+
+def _write_json(path: Path, content: object):
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")

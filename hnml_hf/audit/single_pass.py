@@ -1,0 +1,108 @@
+"""Records for the noise scores from one pass of any classifier, for models and datasets without a training run."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..data.schema import column
+from ..sample_statistics import SampleStatistics
+from .evidence import decode_images
+
+
+logger = logging.getLogger(__name__)
+
+
+def score_model(
+    dataset: Dataset, model: Callable, transform: Callable, model_names: Sequence[str], *, batch_size: int = 64
+) -> np.ndarray:
+    """Records for [`noise_scores`] by one pass of any classifier over any dataset.
+
+    Args:
+        dataset (`datasets.Dataset`): columns `image`, `label`, `index`.
+        model (`Callable`): from a batch of `transform`ed images, stacked, to logits of shape `(b, len(model_names))`.
+        transform (`Callable`): from an RGB image to a tensor.
+        model_names (`Sequence[str]`): the model's classes, in the order of its outputs; it may have more.
+
+    Returns:
+        structured `np.ndarray` of shape `(n,)`, in the order of `index`.
+
+    Raises:
+        ValueError: if the model does not know a class of the dataset, or ids are not unique.
+    """
+    columns = align_classes(model_names, dataset.features["label"].names)
+    probabilities, seen = predict_probabilities(dataset, model, transform, len(model_names), batch_size=batch_size)
+    probabilities = probabilities[:, columns]
+    probabilities = probabilities / probabilities.sum(-1, keepdims=True).clip(1e-12)
+    return score_predictions(column(dataset, "index"), column(dataset, "label"), probabilities, seen=seen)
+
+
+def align_classes(model_names: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Which output of a model is which class of a dataset, by name; by position if the model's names say nothing.
+
+    Returns:
+        `np.ndarray` of shape `(k,)`: the model's output for each class of the dataset.
+
+    Raises:
+        ValueError: if the model does not know a class.
+    """
+    model_names, names = list(map(str, model_names)), list(map(str, names))
+    nameless = model_names in (
+        [str(i) for i in range(len(model_names))],
+        [f"LABEL_{i}" for i in range(len(model_names))],
+    )
+    if nameless and len(model_names) == len(names):
+        return np.arange(len(names))
+    at = {name: i for i, name in enumerate(model_names)}
+    unknown = [name for name in names if name not in at]
+    if unknown:
+        raise ValueError(
+            f"The model does not know {len(unknown)} of the dataset's {len(names)} classes: {unknown[:5]}. Its own "
+            f"are {model_names[:5]} ... ({len(model_names)}). Rename the classes, or take a model trained on them."
+        )
+    return np.array([at[name] for name in names])
+
+
+@torch.no_grad()
+def predict_probabilities(
+    dataset: Dataset, model: Callable, transform: Callable, num_labels: int, *, batch_size: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """One pass over a dataset; arguments as in [`score_model`], for a model of `num_labels` classes.
+
+    Returns:
+        Probabilities of shape `(n, num_labels)`, and which images could be read, of shape `(n,)`.
+    """
+    probabilities = np.full((len(dataset), num_labels), 1 / num_labels, dtype=np.float32)
+    seen = np.zeros(len(dataset), dtype=bool)
+    for start in range(0, len(dataset), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(dataset)))
+        images = decode_images(dataset, rows)
+        readable = [number for number, image in enumerate(images) if not isinstance(image, str)]
+        if readable:
+            logits = model(torch.stack([transform(images[number]) for number in readable]))
+            probabilities[rows[readable]] = logits.float().softmax(-1).cpu().numpy()
+            seen[rows[readable]] = True
+    if not seen.all():
+        logger.warning("%d of %d images could not be read; they have no score of their own.", (~seen).sum(), len(seen))
+    return probabilities, seen
+
+
+def score_predictions(
+    index: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, *, seen: np.ndarray | None = None
+) -> np.ndarray:
+    """Records for [`noise_scores`] from one pass of any classifier.
+
+    Args:
+        index, labels (`np.ndarray` of shape `(n,)`): sample ids and given labels.
+        probabilities (`np.ndarray` of shape `(n, k)`): what the classifier says.
+        seen (boolean `np.ndarray` of shape `(n,)`, *optional*): which images it could see; default: all.
+
+    Returns:
+        structured `np.ndarray` of shape `(n,)`, in the order of `index`.
+    """
+    statistics = SampleStatistics(index, labels, probabilities.shape[-1])
+    there = slice(None) if seen is None else seen
+    statistics.update(np.asarray(index)[there], probabilities[there], epoch=0)
+    return statistics.records

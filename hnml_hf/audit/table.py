@@ -1,0 +1,192 @@
+"""The table of noise scores: a row per training sample and a summary; its files, and the dataset that it is of."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset, Image
+
+from ..data.schema import column, labels_fingerprint
+from ..files import whole_file
+from ..sample_statistics import AUDIT_FOLDER
+from .estimate import estimate_noise
+
+
+TABLE_FILE, SUMMARY_FILE = "noise_scores.parquet", "summary.json"
+FORMAT = "hnml_hf noise audit 1"
+
+
+def noise_scores(records: np.ndarray, class_names: Sequence[str], *, seed: int = 0, **facts) -> pd.DataFrame:
+    """Estimate for every sample the probability that its label is wrong, and how noisy the labels are as a whole.
+
+    Two readings of the same run are compared, the teacher's running probabilities and the student's votes, and a
+    noise channel is fitted to the given labels: formulas and sources are in
+    [`~hnml_hf.audit.estimate.estimate_noise`].
+
+    Args:
+        records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`].
+        class_names (`Sequence[str]`): k names in id order.
+        seed (`int`): of the resampling behind the intervals.
+        facts: further entries of the summary, as `source` and `provenance`.
+
+    Returns:
+        `pd.DataFrame`: `index, path` (empty until someone fills it in), `label, label_name, suggested_label,
+        suggested_name, noise_score` in [0, 1], `rank` (1 = most suspect) and the parts `given_probability,
+        suggested_probability, margin, foreground_agreement` (nan without a mask level), `times_seen,
+        first_epoch_learned, last_epoch_learned` (-1 = never), in the order of `index`. Its `attrs` hold the summary:
+        `noise_rate` and `noise_rate_interval` (95 %), `transition_matrix` with `[i, j] = P(given j | true i)` and its
+        interval `(low, high)`, `class_names`, `dataset_fingerprint`, `facts`. A sample that was never seen has the
+        estimated rate as its score.
+
+    Raises:
+        ValueError: if no sample was seen, ids are not unique, or a label is none of the classes.
+    """
+    num_labels, labels = len(class_names), records["label"].astype(np.int64)
+    _check_records(records, labels, num_labels)
+    seen = records["times_seen"] > 0
+    estimate = estimate_noise(records[seen], num_labels, seed=seed)
+
+    suggested, suggested_probability = labels.copy(), np.full(len(records), np.nan)
+    suggested[seen], suggested_probability[seen] = estimate.suggested_label, estimate.suggested_probability
+    scores, odds = np.full(len(records), estimate.noise_rate), np.full(len(records), -np.inf)
+    scores[seen], odds[seen] = estimate.scores, estimate.log_odds
+    rank = np.empty(len(records), dtype=np.int64)
+    rank[np.lexsort((records["index"], -odds))] = np.arange(1, len(records) + 1)
+    names = np.asarray(class_names, dtype=object)
+    asked = records["foreground_seen"] > 0
+    table = pd.DataFrame(
+        {
+            "index": records["index"].astype(np.int64),
+            "path": [""] * len(records),
+            "label": labels,
+            "label_name": names[labels],
+            "suggested_label": suggested,
+            "suggested_name": names[suggested],
+            "noise_score": scores,
+            "rank": rank,
+            "given_probability": np.where(seen, records["given"], np.nan).astype(np.float64),
+            "suggested_probability": suggested_probability,
+            "margin": np.where(seen, records["margin"], np.nan).astype(np.float64),
+            "foreground_agreement": np.where(asked, records["foreground_agreement"], np.nan).astype(np.float64),
+            "times_seen": records["times_seen"].astype(np.int64),
+            "first_epoch_learned": records["first_learned"].astype(np.int64),
+            "last_epoch_learned": records["last_learned"].astype(np.int64),
+        }
+    )
+    table.attrs = {
+        "format": FORMAT,
+        "class_names": list(map(str, class_names)),
+        "num_samples": len(records),
+        "noise_rate": estimate.noise_rate,
+        "noise_rate_interval": estimate.noise_rate_interval,
+        "transition_matrix": estimate.transition_matrix.tolist(),
+        "transition_matrix_interval": estimate.transition_matrix_interval.tolist(),
+        "sharpness": estimate.sharpness,
+        "dataset_fingerprint": labels_fingerprint(records["index"], labels, num_labels),
+        **facts,
+    }
+    return table
+
+
+def _check_records(records: np.ndarray, labels: np.ndarray, num_labels: int):
+    if len(records) == 0 or not (records["times_seen"] > 0).any():
+        raise ValueError("The run has scores of no sample: not one was seen in training. Train for at least one step.")
+    index = np.sort(records["index"])
+    twins = index[1:][index[1:] == index[:-1]]
+    if len(twins):
+        raise ValueError(f"Sample id {twins[0]} occurs more than once; ids must be unique.")
+    bad = (labels < 0) | (labels >= num_labels)
+    if bad.any():
+        raise ValueError(
+            f"Sample {records['index'][bad][0]} has label {labels[bad][0]}, but the model knows {num_labels} classes."
+        )
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_audit(folder: str | os.PathLike, table: pd.DataFrame) -> Path:
+    """Write `noise_scores.parquet`, with the summary in its metadata, and `summary.json` into a folder; returns it."""
+    folder = Path(folder)
+    summary = json.dumps(table.attrs)
+    plain = table.copy(deep=False)
+    plain.attrs = {}
+    content = pa.Table.from_pandas(plain, preserve_index=False)
+    content = content.replace_schema_metadata({**(content.schema.metadata or {}), b"noise_audit": summary.encode()})
+    with whole_file(folder / TABLE_FILE) as unfinished:
+        pq.write_table(content, unfinished)
+    with whole_file(folder / SUMMARY_FILE) as unfinished:
+        unfinished.write_text(json.dumps(table.attrs, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def load_audit(path: str | os.PathLike) -> pd.DataFrame:
+    """The scores of a run.
+
+    Args:
+        path (`str` or `Path`): a run's `output_dir`, its `_audit` folder, or the parquet file.
+
+    Returns:
+        `pd.DataFrame`: as [`noise_scores`] made it; the summary is in `attrs`.
+
+    Raises:
+        FileNotFoundError: if there are no scores.
+        ValueError: if the file holds something else.
+    """
+    path = Path(path)
+    for file in (path, path / TABLE_FILE, path / AUDIT_FOLDER / TABLE_FILE):
+        if file.is_file():
+            break
+    else:
+        raise FileNotFoundError(
+            f"{path} has no `{AUDIT_FOLDER}/{TABLE_FILE}`. Training writes it at its end; for a run that has only "
+            "statistics or for another model run `python scripts/audit.py`."
+        )
+    try:
+        content = pq.read_table(file)
+        summary = json.loads(content.schema.metadata[b"noise_audit"])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is not a table of noise scores ({type(error).__name__}: {error}).") from error
+    table = content.to_pandas()
+    table.attrs = summary
+    return table
+
+
+# -- the dataset ------------------------------------------------------------------------------------------------------
+
+
+def check_unchanged(table: pd.DataFrame, dataset: Dataset):
+    """Raise `ValueError` if ids, given labels or classes of a dataset are not those that were scored."""
+    index, labels = column(dataset, "index"), column(dataset, "label")
+    names, known = dataset.features["label"].names, table.attrs["class_names"]
+    if labels_fingerprint(index, labels, len(names)) == table.attrs["dataset_fingerprint"] and names == known:
+        return
+    if names != known:
+        what = f"its classes are {names[:5]}, scored were {known[:5]}"
+    else:
+        scored = table.set_index("index")["label"]
+        lost = len(scored.index.difference(index))
+        there = pd.Series(labels, index=index)
+        there = there[there.index.isin(scored.index)]
+        changed = int((there != scored.reindex(there.index)).sum())
+        what = f"{lost} scored rows are gone, {len(index) - len(there)} are new, {changed} have another label"
+    raise ValueError(
+        f"The dataset has changed since it was scored: {what}. Load it as the run did (columns, noise, seed, split), "
+        "or score it anew."
+    )
+
+
+def image_paths(dataset: Dataset) -> list[str]:
+    """Where each image lies, by `index`; empty for images that are part of the dataset."""
+    order = np.argsort(column(dataset, "index"), kind="stable")
+    paths: list[str] = []
+    images = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format("arrow")
+    for batch in images.iter(10_000):
+        paths += pc.struct_field(batch.column("image").combine_chunks(), "path").to_pylist()
+    return [paths[row] or "" for row in order]

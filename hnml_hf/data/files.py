@@ -1,0 +1,154 @@
+"""List files and folders: readers that check what they read and name file and line of what is wrong."""
+
+import os
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SHOWN = 5  # how many offending keys an error lists
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    """
+    Yields `(line number, text)` of a UTF-8 list file, without line end and byte-order mark.
+
+    Lines end at LF or CRLF only: `str.splitlines` would also cut at characters that may be part of a file name. Blank
+    lines at the end of the file are dropped, a blank line elsewhere is an error.
+    """
+    blank = None
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+            if not raw.strip():
+                blank = blank or number
+                continue
+            if blank:
+                raise ValueError(f"{path}:{blank}: blank line inside the list; remove it.")
+            try:
+                yield number, raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: not UTF-8 text ({error.reason}): {raw[:80]!r}.") from None
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text has no control characters and can be written as UTF-8."""
+    return not re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", text)
+
+
+def parse_path(text: str, path: str | os.PathLike, number: int) -> str:
+    """Checks a file name of a list: relative, inside the data folder, without control characters."""
+    climbs = ".." in text and ".." in re.split(r"[/\\]", text)
+    if not text or text[0] in "/\\" or text[1:2] == ":" or climbs:
+        raise ValueError(
+            f"{path}:{number}: the path {text[:200]!r} is not a relative path inside the data folder; "
+            "absolute paths and `..` are refused."
+        )
+    if not is_plain(text):
+        raise ValueError(f"{path}:{number}: control character in the path {text[:200]!r}.")
+    if text.endswith(("/", "\\", "/.")) or text == ".":
+        raise ValueError(f"{path}:{number}: the path {text[:200]!r} names no file.")
+    return text
+
+
+def parse_integer(text: str, path: str | os.PathLike, number: int, what: str, low: int, high: int) -> int:
+    """Parses plain decimal digits; `low <= value < high`, else a `ValueError` with file and line."""
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise ValueError(f"{path}:{number}: {what} must be an integer, got {text[:80]!r}.")
+    value = int(text)
+    if not low <= value < high:
+        raise ValueError(f"{path}:{number}: {what} {value} is out of range, expected {low}..{high - 1}.")
+    return value
+
+
+def parse_keyed_label(
+    line: str, path: str | os.PathLike, number: int, num_classes: int, *, allow_missing: bool = False
+) -> tuple[str, int | None]:
+    """
+    Parses `<file name> <label>`, split at the last blank (names may hold commas and blanks).
+
+    Returns:
+        `tuple`: the checked file name and the label, `None` for a line that ends after the name if `allow_missing`.
+    """
+    key, blank, label = line.rpartition(" ")
+    if not blank or not label:
+        if not allow_missing:
+            raise ValueError(f"{path}:{number}: no label after the file name in {line[:200]!r}.")
+        return parse_path(line.rstrip(" "), path, number), None
+    return parse_path(key, path, number), parse_integer(label, path, number, "label", 0, num_classes)
+
+
+def shown(items: Iterable[object]) -> str:
+    """The first few offenders of an error message."""
+    items = list(items)
+    return ", ".join(str(item) for item in items[:SHOWN]) + (", ..." if len(items) > SHOWN else "")
+
+
+def missing_files(root: str, names: Sequence[str]) -> np.ndarray:
+    """
+    Which of `names` (relative to `root`) are no files, as a boolean array of shape `(len(names),)`.
+
+    Lists each folder once instead of asking for each file: a million names cost a thousand folder listings.
+    """
+    by_folder: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        by_folder.setdefault(name.rpartition("/")[0], []).append(row)
+    missing = np.zeros(len(names), dtype=bool)
+    for folder, rows in by_folder.items():
+        present = file_names(f"{root}/{folder}" if folder else root)
+        for row in rows:
+            missing[row] = names[row].rpartition("/")[2] not in present
+    return missing
+
+
+def file_names(folder: str) -> set[str]:
+    """Names of the files (not folders) in `folder`; empty if there is no such folder."""
+    if not os.path.isdir(folder):
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if not entry.is_dir()}
+
+
+def folder_names(folder: str) -> list[str]:
+    """Sorted names of the folders in `folder`; empty if there is no such folder."""
+    if not os.path.isdir(folder):
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
+
+
+def image_names(folder: str) -> list[str]:
+    """Sorted names of the image files in `folder`, by suffix: a listing has no order of its own."""
+    return sorted(name for name in file_names(folder) if name.lower().endswith(IMAGE_SUFFIXES))
+
+
+def refuse_archive(path: str | os.PathLike) -> None:
+    """
+    Raises if `path` is a tar or zip archive: the package reads folders and unpacks nothing.
+
+    Raises:
+        `ValueError`: saying so, and naming a member that would be written outside the folder if there is one.
+    """
+    if not os.path.isfile(path):
+        return
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+    elif tarfile.is_tarfile(path):
+        with tarfile.open(path) as archive:
+            members = archive.getnames()
+    else:
+        return
+    unsafe = [name for name in members if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/")]
+    if unsafe:
+        raise ValueError(
+            f"{path} is an archive with members that lead outside of it, such as {unsafe[0]!r}. It is refused: do not "
+            "unpack it, and get the data from a source you trust."
+        )
+    raise ValueError(f"{path} is an archive; unpack it and pass the folder.")

@@ -1,0 +1,101 @@
+"""One image: whether it is there, is an image, and decodes to the last pixel."""
+
+import hashlib
+import struct
+import zipfile
+import zlib
+from io import BytesIO
+from typing import NamedTuple
+
+import fsspec
+import PIL.Image
+
+
+MAX_PIXELS = 64_000_000
+
+IMAGE_DEFECTS = {
+    "missing_image": "rows without image",
+    "missing_file": "rows whose image file does not exist",
+    "unreadable_file": "image files that cannot be read",
+    "empty_file": "image files of zero bytes",
+    "html_file": "web pages saved as images",
+    "truncated": "images that end early",
+    "undecodable": "images that cannot be decoded",
+    "too_many_pixels": "images above the pixel limit",
+}
+
+# what Pillow's decoders are known to raise on broken files
+DECODE_ERRORS = (
+    OSError,  # also PIL.UnidentifiedImageError
+    SyntaxError,  # broken PNG
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    PIL.Image.DecompressionBombError,
+    Warning,  # where warnings are errors
+)
+
+
+class ImageCheck(NamedTuple):
+    """What was found out about one image. `kind` and `reason` are None for a good one."""
+
+    kind: str | None = None
+    reason: str | None = None
+    digest: int = 0
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+
+
+def check_image(image: dict | None, *, max_pixels: int = MAX_PIXELS) -> ImageCheck:
+    """
+    Reads, hashes and fully decodes one image.
+
+    Args:
+        image (`dict`): an undecoded image of `datasets`, `{"bytes": ..., "path": ...}`, one of them may be None.
+        max_pixels (`int`): larger images are not decoded and count as bad.
+    """
+    if image is None or (image["bytes"] is None and not image["path"]):
+        return ImageCheck("missing_image", "the cell is empty")
+    try:
+        data = image["bytes"] if image["bytes"] is not None else _read(image["path"])
+    except (FileNotFoundError, NotADirectoryError):
+        return ImageCheck("missing_file", "no such file")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:  # ValueError: a null byte in the path
+        return ImageCheck("unreadable_file", f"{type(error).__name__}: {error}")
+    if not data:
+        return ImageCheck("empty_file", "0 bytes")
+    if data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head")):
+        return ImageCheck("html_file", "a web page, probably the error message of a download")
+
+    digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+    try:
+        with PIL.Image.open(BytesIO(data)) as opened:
+            width, height = opened.size
+            if width * height > max_pixels:
+                return ImageCheck("too_many_pixels", f"{width} x {height} pixels, the limit is {max_pixels}")
+            opened.load()
+            mode, is_png = opened.mode, opened.format == "PNG"
+        if is_png:  # decoding skips the checksums
+            with PIL.Image.open(BytesIO(data)) as opened:
+                opened.verify()
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        return ImageCheck("too_many_pixels", str(error))
+    except DECODE_ERRORS as error:
+        if isinstance(error, PIL.UnidentifiedImageError):
+            return ImageCheck("undecodable", f"no image format that Pillow knows, starts with {data[:8]!r}")
+        kind = "truncated" if "truncated" in str(error).lower() else "undecodable"
+        return ImageCheck(kind, f"{type(error).__name__}: {error}")
+    return ImageCheck(None, None, digest, width, height, mode)
+
+
+def _read(path: str) -> bytes:
+    # an image inside an archive or on a remote store has an URL, which only fsspec can open
+    with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
+        return file.read()

@@ -1,0 +1,68 @@
+"""What the steps of training saw of each sample: it waits on the device, then goes to those who keep account of it."""
+
+import torch
+from accelerate.utils import gather, pad_across_processes
+
+from .gauge import MemorizationGauge
+from .sample_statistics import SampleStatistics
+
+
+class VisitLog:
+    """The visits of training samples that nobody has taken in yet.
+
+    They stay on their device, so that no step waits for it, until [`~VisitLog.flush`] gathers those of all processes.
+
+    Args:
+        gauge ([`MemorizationGauge`], *optional*): counts how well held-out and taught labels are fitted; on every
+            process.
+        statistics ([`SampleStatistics`], *optional*): keeps a record of each sample; on the first process.
+    """
+
+    def __init__(self, *, gauge: MemorizationGauge | None, statistics: SampleStatistics | None):
+        self.gauge, self.statistics = gauge, statistics
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __len__(self) -> int:
+        """Batches that wait."""
+        return len(self._waiting)
+
+    def add(
+        self,
+        index: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        logits: torch.Tensor,
+        voted: torch.Tensor,
+        foreground_logits: torch.Tensor | None,
+        step: int,
+        epoch: int,
+    ):
+        """Take in one batch.
+
+        Args:
+            index, labels (`torch.LongTensor` of shape `(b,)`): sample ids and given labels.
+            logits (`torch.Tensor` of shape `(b, k)`): what the teacher says or, without one, the student.
+            voted (`torch.LongTensor` of shape `(b,)`): class that the student predicts.
+            foreground_logits (`torch.Tensor` of shape `(b, k)`, *optional*): what is said of the foreground alone.
+            step, epoch (`int`): of training.
+        """
+        alone = torch.full_like(index, -1) if foreground_logits is None else foreground_logits.argmax(-1)
+        when = [torch.full_like(index, number) for number in (step, epoch)]
+        visits = torch.stack([when[0], index, when[1], voted, alone, (voted == labels).long()], dim=-1)
+        self._waiting.append((visits, logits.float().softmax(-1)))
+
+    def flush(self):
+        """Hand the visits that wait, of all processes, to gauge and statistics. All processes must call it."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        parts = [pad_across_processes(torch.cat(part), pad_index=-1) for part in zip(*waiting, strict=True)]
+        visits, probabilities = (gather(part).cpu().numpy() for part in parts)
+        # by step: which copy of a sample counts must not depend on how many steps waited, or a resumed run differs
+        in_order = visits[:, 0].argsort(kind="stable")
+        _, index, epoch, voted, alone, fitted = visits[in_order].T
+        if self.gauge is not None:
+            held_out = self.gauge.held_out(torch.from_numpy(index)).numpy()
+            self.gauge.count(held_out[index >= 0], fitted[index >= 0] == 1)
+        if self.statistics is not None:
+            self.statistics.update(index, probabilities[in_order], epoch=epoch, voted=voted, foreground=alone)

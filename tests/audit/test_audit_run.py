@@ -1,0 +1,105 @@
+"""`audit_run`: the table, its files, the evidence and the report of a dataset with scores."""
+
+import json
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hnml_hf import TimmCAMForImageClassification, audit_run, create_transforms, load_audit, noise_scores, run_records
+from hnml_hf.audit.evidence import collect_evidence, num_suspects
+from hnml_hf.audit.table import check_unchanged
+
+
+NAMES = ["left", "right", "bottom"]
+
+
+def build_model():
+    torch.manual_seed(0)
+    return TimmCAMForImageClassification.from_timm(
+        "test_resnet", id2label=dict(enumerate(NAMES)), image_size=32, output_stride=8
+    )
+
+
+def test_audit_of_a_run_and_its_report(tiny_dataset, scored, tmp_path):
+    model = build_model()
+    _, transform = create_transforms(model.config.pretrained_cfg)
+    table = audit_run(
+        tmp_path, scored, tiny_dataset, transform=transform, model=model, source="tiny", provenance="test"
+    )
+    wrong = set(
+        np.array(tiny_dataset["index"])[np.array(tiny_dataset["label"]) != np.array(tiny_dataset["clean_label"])]
+    )
+    assert set(table.loc[table["noise_score"] >= 0.5, "index"]) == wrong
+    assert {p.name for p in (tmp_path / "_audit").iterdir()} == {"noise_scores.parquet", "summary.json", "report.html"}
+    loaded = load_audit(tmp_path)
+    pd.testing.assert_frame_equal(loaded, table)
+    assert loaded.attrs == table.attrs == json.loads((tmp_path / "_audit" / "summary.json").read_text())
+    pd.testing.assert_frame_equal(load_audit(tmp_path / "_audit" / "noise_scores.parquet"), table)
+    page = (tmp_path / "_audit" / "report.html").read_text()
+    assert page.count('"given_map"') == 48 and "tiny" in page
+
+
+def test_evidence_follows_the_order_and_survives_bad_images(tiny_dataset, scored, tmp_path):
+    for row, image in enumerate(tiny_dataset["image"]):
+        image.save(tmp_path / f"{row}.png")
+    (tmp_path / "1.png").write_bytes(b"no image")
+    (tmp_path / "2.png").unlink()
+    (tmp_path / "3.png").write_bytes((tmp_path / "4.png").read_bytes()[:200])
+    paths = [str(tmp_path / f"{row}.png") for row in range(48)]
+    dataset = tiny_dataset.remove_columns("image").add_column("image", paths).cast_column("image", datasets.Image())
+    model = build_model()
+    _, transform = create_transforms(model.config.pretrained_cfg)
+    table = audit_run(tmp_path, scored, dataset, transform=transform, model=model)
+    assert table.set_index("index").loc[dataset["index"][5], "path"] == paths[5]
+    evidence = collect_evidence(dataset, table, transform=transform, model=model, batch_size=7)
+    at = dict(zip(table["index"], evidence, strict=True))
+    for row, reason in ((1, "UnidentifiedImageError"), (2, "FileNotFoundError"), (3, "")):
+        assert at[dataset["index"][row]].image is None and reason in at[dataset["index"][row]].reason
+    good = at[dataset["index"][5]]
+    assert np.array_equal(np.asarray(good.image), np.asarray(tiny_dataset[5]["image"]))
+    model.eval()
+    with torch.no_grad():
+        given = torch.tensor([tiny_dataset[5]["label"]])
+        cams = model(pixel_values=transform(tiny_dataset[5]["image"])[None], cam_classes=given).cams[0].relu()
+    np.testing.assert_allclose(good.given_map, cams / (cams.max() + 1e-5), atol=1e-5)
+    page = (tmp_path / "_audit" / "report.html").read_text()
+    assert page.count("FileNotFoundError") == 1
+
+
+def test_a_dataset_that_has_changed_is_refused(tiny_dataset, scored, tmp_path):
+    table = noise_scores(scored, NAMES)
+    check_unchanged(table, tiny_dataset)
+    check_unchanged(table, tiny_dataset.shuffle(seed=1))
+    with pytest.raises(ValueError, match="has changed since it was scored: 2 scored rows are gone, 0 are new"):
+        check_unchanged(table, tiny_dataset.select(range(46)))
+    labels = [(tiny_dataset[0]["label"] + 1) % 3, *tiny_dataset["label"][1:]]
+    other = tiny_dataset.remove_columns("label").add_column("label", labels, feature=tiny_dataset.features["label"])
+    with pytest.raises(ValueError, match="0 are new, 1 have another label"):
+        check_unchanged(table, other)
+    renamed = tiny_dataset.cast_column("label", datasets.ClassLabel(names=["x", "y", "z"]))
+    with pytest.raises(ValueError, match="its classes are"):
+        check_unchanged(table, renamed)
+    with pytest.raises(ValueError, match="has changed"):
+        audit_run(tmp_path, scored, other, transform=lambda image: image)
+
+
+def test_files_that_are_no_audit(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no `_audit/noise_scores.parquet`"):
+        load_audit(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no scores of samples"):
+        run_records(tmp_path)
+    (tmp_path / "noise_scores.parquet").write_bytes(b"x")
+    with pytest.raises(ValueError, match="is not a table of noise scores"):
+        load_audit(tmp_path)
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "noise_scores.parquet")
+    with pytest.raises(ValueError, match="is not a table of noise scores"):
+        load_audit(tmp_path)
+
+
+def test_number_of_suspects():
+    table = pd.DataFrame({"noise_score": np.linspace(0, 1, 1000)})
+    assert num_suspects(table) == 500 and num_suspects(table, 100) == 100
+    assert num_suspects(table.head(30)) == 30 and num_suspects(table.head(300)) == 48

@@ -1,0 +1,140 @@
+"""Rates, channels and scores on simulated runs whose wrong labels are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from hnml_hf import SampleStatistics, noise_scores
+
+
+def simulate(rate, *, n=3000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0, memorized=0.0, held_out=0.0):
+    """Noisy labels, a teacher that did not learn them by heart, and a student right as often as of one mind.
+
+    Each sample has a true posterior from a softmax of Gaussian logits around its class. The teacher sees it tempered
+    by half (a network on noisy labels is less sure than right); the student votes from it. Both repeat the given label
+    of a share `memorized` of what they say, but not of the samples held out.
+    """
+    generator = np.random.default_rng(seed)
+    clean = generator.integers(0, k, n)
+    logits = generator.normal(size=(n, k)) * 1.2 * difficulty
+    logits[np.arange(n), clean] += 4 * generator.random(n) ** 0.5
+    posterior = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    cumulated = posterior.cumsum(-1)[:, :-1]
+
+    def draw():
+        return (generator.random((n, 1)) > cumulated).sum(-1)
+
+    clean = draw()
+    wrong = generator.random(n) < rate
+    shift = np.ones(n, int) if pair else generator.integers(1, k, n)
+    labels = np.where(wrong, (clean + shift) % k, clean)
+    soft = posterior**0.5
+    soft /= soft.sum(-1, keepdims=True)
+    spared = np.arange(n) < held_out * n
+    known = memorized * ~spared[:, None]
+    soft = (1 - known) * soft + known * np.eye(k)[labels]
+    statistics = SampleStatistics(np.arange(n) * 3 + 7, labels, k, held_out=spared)
+    for epoch in range(epochs):
+        voted = np.where(np.random.default_rng(epoch).random(n) < known[:, 0], labels, draw())
+        statistics.update(statistics.ids, soft, epoch=epoch, voted=voted)
+    return statistics.records, clean, labels
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.4])
+def test_labels_held_out_tell_the_rate_of_a_run_that_knows_the_others_by_heart(rate):
+    records, clean, labels = simulate(rate, memorized=0.6, held_out=0.15)
+    wrong = clean != labels
+    table = noise_scores(records, list("abcde"))
+    low, high = table.attrs["noise_rate_interval"]
+    assert abs(table.attrs["noise_rate"] - wrong.mean()) < 0.06 and low <= wrong.mean() <= high
+    assert abs(table["noise_score"].mean() - table.attrs["noise_rate"]) < 1e-6
+    matrix = np.array(table.attrs["transition_matrix"])
+    assert abs(1 - matrix.diagonal().mean() - wrong.mean()) < 0.08
+    blind = records.copy()
+    blind["held_out"] = False
+    fooled = noise_scores(blind, list("abcde"))
+    assert fooled.attrs["noise_rate"] < wrong.mean() - 0.1
+    assert (fooled["rank"] == table["rank"]).all()  # the order is the same, what it means is not
+
+
+@pytest.mark.parametrize(("rate", "pair"), [(0.0, False), (0.2, False), (0.5, False), (0.35, True)])
+def test_rate_matrix_and_scores_are_right_without_being_told_a_rate(rate, pair):
+    records, clean, labels = simulate(rate, pair=pair)
+    table = noise_scores(records, list("abcde"))
+    wrong = clean != labels
+    low, high = table.attrs["noise_rate_interval"]
+    assert abs(table.attrs["noise_rate"] - wrong.mean()) < 0.06
+    assert low <= table.attrs["noise_rate"] <= high
+    matrix = np.array(table.attrs["transition_matrix"])
+    true = np.stack([np.bincount(labels[clean == c], minlength=5) / (clean == c).sum() for c in range(5)])
+    np.testing.assert_allclose(matrix.sum(-1), 1)
+    assert np.abs(matrix - true).max() < 0.12
+    bounds = np.array(table.attrs["transition_matrix_interval"])
+    assert (bounds[0] <= matrix).all() and (matrix <= bounds[1]).all()
+    score = table["noise_score"].to_numpy()
+    assert ((score >= 0) & (score <= 1)).all()
+    assert sorted(table["rank"]) == list(range(1, len(table) + 1))
+    bins = np.minimum((score * 10).astype(int), 9)
+    calibration = sum(abs(score[bins == b].mean() - wrong[bins == b].mean()) * (bins == b).mean() for b in set(bins))
+    assert calibration < 0.08
+    if rate:
+        margin = records["candidates"].max(-1) - records["given"]
+        ours = roc_auc_score(wrong, -table["rank"])
+        assert ours > 0.85 and ours >= roc_auc_score(wrong, margin) - 0.01
+
+
+def test_the_channel_beats_the_margin_where_one_class_is_renamed():
+    """Half of class 0 is called 1: the channel learns that a 1 may be a 0, the margin does not know."""
+    records, clean, labels = simulate(0.4, pair=True, seed=1)
+    table = noise_scores(records, list("abcde"))
+    margin = records["candidates"].max(-1) - records["given"]
+    wrong = clean != labels
+    assert roc_auc_score(wrong, -table["rank"]) > roc_auc_score(wrong, margin)
+    found = table["suggested_label"].to_numpy()[wrong] == clean[wrong]
+    assert found.mean() > 0.7
+
+
+def test_scores_do_not_depend_on_the_order_of_rows_and_repeat():
+    records, _, _ = simulate(0.3, n=400)
+    one, two = noise_scores(records, list("abcde")), noise_scores(records, list("abcde"))
+    pd.testing.assert_frame_equal(one, two)
+    assert one.attrs == two.attrs
+    assert (one.sort_values("rank")["noise_score"].diff().dropna() <= 1e-12).all()
+
+
+def test_unseen_samples_get_the_rate_and_the_last_ranks():
+    records, _, _ = simulate(0.3, n=400)
+    records = records.copy()
+    records["times_seen"][:5] = 0
+    table = noise_scores(records, list("abcde"))
+    assert (table["noise_score"][:5] == table.attrs["noise_rate"]).all()
+    assert set(table["rank"][:5]) == set(range(396, 401))
+    assert table["given_probability"][:5].isna().all()
+    assert (table["suggested_label"][:5] == table["label"][:5]).all()
+
+
+def test_more_classes_than_are_followed():
+    generator = np.random.default_rng(0)
+    k, n = 40, 800
+    clean = generator.integers(0, k, n)
+    labels = np.where(generator.random(n) < 0.25, generator.integers(0, k, n), clean)
+    statistics = SampleStatistics(np.arange(n), labels, k)
+    for epoch in range(6):
+        p = generator.dirichlet(np.full(k, 0.3), n) * 0.5
+        p[np.arange(n), clean] += 0.5
+        statistics.update(np.arange(n), p, epoch=epoch)
+    table = noise_scores(statistics.records, [str(i) for i in range(k)])
+    assert roc_auc_score(labels != clean, table["noise_score"]) > 0.95
+    assert abs(table.attrs["noise_rate"] - (labels != clean).mean()) < 0.06
+
+
+def test_runs_without_scores_and_bad_records():
+    records, _, _ = simulate(0.3, n=50)
+    with pytest.raises(ValueError, match="not one was seen"):
+        noise_scores(SampleStatistics(np.arange(3), np.zeros(3, int), 2).records, ["a", "b"])
+    with pytest.raises(ValueError, match="has label 4, but the model knows 3 classes|has label 3, but"):
+        noise_scores(records, ["a", "b", "c"])
+    twice = np.concatenate([records, records[:1]])
+    with pytest.raises(ValueError, match="Sample id 7 occurs more than once"):
+        noise_scores(twice, list("abcde"))
