@@ -142,8 +142,10 @@ def plot(result: dict, path: str):
 
 def cost(args):
     args.memory_batch_size = args.memory_batch_size or args.batch_size
+    # before anything else asks for the state: several processes on a CPU would each take themselves for the only one
+    state = PartialState(cpu=args.device == "cpu")
     result = measure_cost(args)
-    if not PartialState().is_main_process:
+    if not state.is_main_process:
         return
     print(table(result["rows"]))
     if args.output:

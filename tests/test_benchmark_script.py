@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import benchmark
 import benchmark_cost
@@ -54,6 +58,18 @@ def test_table_and_plot(measured, tmp_path):
     pytest.importorskip("matplotlib")
     benchmark_cost.plot(measured, str(tmp_path / "cost.svg"))
     assert "momentum" in (tmp_path / "cost.svg").read_text()
+
+
+def test_two_processes_are_two(tmp_path):
+    """On CPUs each process would take itself for the only one, if the state were asked for before the device is told."""
+    output, script = tmp_path / "cost.json", Path(benchmark.__file__)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += [script, "cost", *TINY, "--warmup", "1", "--rounds", "1", "--cases", "momentum", "--output", output]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(output.read_text())["processes"] == 2 and done.stdout.count("| momentum") == 1
 
 
 def test_ratios_pair_the_rounds():
