@@ -61,7 +61,7 @@ def test_table_and_plot(measured, tmp_path):
 
 
 def test_two_processes_are_two(tmp_path):
-    """On CPUs each process would take itself for the only one, if the state were asked for before the device is told."""
+    """On CPUs each would take itself for the only one, if the state were asked for before the device is told."""
     output, script = tmp_path / "cost.json", Path(benchmark.__file__)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
