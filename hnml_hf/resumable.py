@@ -176,11 +176,14 @@ class ResumableTrainer(Trainer):
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
+            room = ""
+            if os.path.isdir(folder):  # `torch.save` does not say that the disk is full
+                room = f", where {shutil.disk_usage(folder).free / 2**20:.1f} MiB are left"
             if self.args.should_save:
                 shutil.rmtree(unfinished, ignore_errors=True)  # half a checkpoint must not fill the disk
             raise CheckpointError(
-                f"The checkpoint of step {self.state.global_step} could not be written to `{folder}`: {error}. Those "
-                "written before are as they were. Make room there, or give it back, and resume with "
+                f"The checkpoint of step {self.state.global_step} could not be written to `{folder}`{room}: {error}. "
+                "Those written before are as they were. Make room there, or give it back, and resume with "
                 "`--resume_from_checkpoint true`."
             ) from error
         finally:
