@@ -269,9 +269,12 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
             "generator": batch_generator(self.args.seed, self.state.global_step, index),
             "remember": partial(self._remember, index),
             "class_prior": self.class_prior,
-            "sample_weights": inputs.get("sample_weights"),
         }
-        return self.objective(student, labels, **{name: providers[name] for name in self.provided})
+        if "sample_weights" in inputs:
+            providers["sample_weights"] = inputs["sample_weights"]
+        return self.objective(
+            student, labels, **{name: providers[name] for name in self.provided if name in providers}
+        )
 
     @torch.no_grad()
     def _teach(self, pixel_values, *, with_cams: bool):
