@@ -3,7 +3,16 @@
 from importlib.metadata import version
 
 from . import backbones as _register_backbones  # noqa: F401 (registers with timm)
-from .audit import audit_run, clean_dataset, export_audit, load_audit, noise_scores, read_marks, score_model
+from .audit import (
+    audit_run,
+    clean_dataset,
+    escape_formula,
+    export_audit,
+    load_audit,
+    noise_scores,
+    read_marks,
+    score_model,
+)
 from .checkpoint import CheckpointError
 from .cost import peak_tensor_bytes, tensor_bytes
 from .data import CIFARN, Animal10N, Clothing1M, Food101N, WebVision, class_balanced, load_noisy_dataset
@@ -73,6 +82,7 @@ __all__ = [
     "create_strong_transform",
     "create_transforms",
     "draw_noise",
+    "escape_formula",
     "export_audit",
     "export_program",
     "export_to_onnx",

@@ -260,14 +260,14 @@ def run_lock(output_dir: str | os.PathLike):
     """Keep the output folder for one run. The operating system lets go of it when the process ends, however it ends.
 
     Raises:
-        RuntimeError: if another run has it, naming that one's host and process.
+        CheckpointError: if another run has it, naming that one's host and process.
     """
     path = Path(output_dir, LOCK_FILE)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RuntimeError(
+        raise CheckpointError(
             f"Another run is writing to `{output_dir}` ({path.read_text(encoding='utf-8').strip() or 'just started'})."
             " Wait for it, end it, or give another `--output_dir`."
         ) from error

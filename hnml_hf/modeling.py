@@ -129,15 +129,20 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         """Return the height and width of the feature map, or say why this backbone can give no activation maps.
 
         Raises:
-            ValueError: if the map has a single cell, or the head ignores the map (class-token pooling).
+            ValueError: if the backbone takes no images of this size, the map has a single cell, or the head ignores
+                the map (class-token pooling).
         """
-        was_training = self.training
+        was_training, name, (_, height, width) = self.training, self.config.architecture, self.input_size
         self.eval()
-        native = self.timm_model.forward_features(
-            torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype)
-        )
+        try:
+            native = self.timm_model.forward_features(
+                torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype)
+            )
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"Backbone `{name}` takes no images of {height}x{width} pixels: {error} Choose another `image_size`."
+            ) from error
         self.train(was_training)
-        name, (_, height, width) = self.config.architecture, self.input_size
         grid = tuple(self.to_feature_maps(native).shape[-2:])
         if grid == (1, 1):
             raise ValueError(

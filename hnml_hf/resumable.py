@@ -87,10 +87,10 @@ class ResumableTrainer(Trainer):
         """As in transformers, with `resume_from_checkpoint` as in [`~checkpoint.resolve`].
 
         Raises:
-            CheckpointError: nothing whole to resume from, or a checkpoint that cannot be written.
+            CheckpointError: nothing whole to resume from, a checkpoint that cannot be written, or another run that is
+                writing to the output folder.
             TrainingInterrupted: after SIGTERM or SIGINT, when the checkpoint is written. Runs that save none
                 (`save_strategy="no"`) leave both signals alone.
-            RuntimeError: another run is writing to the output folder.
             ValueError: the checkpoint belongs to a run with other [`run_facts`]. Other [`run_settings`] are named in a
                 warning, and take effect.
         """

@@ -1,5 +1,6 @@
 """From a timm name to a configuration and weights, and what this package asks of a timm classifier."""
 
+import difflib
 import inspect
 from pathlib import Path
 
@@ -24,20 +25,23 @@ def backbone_config(
     [`~hnml_hf.TimmCAMForImageClassification.from_timm`].
 
     Raises:
-        ValueError: unknown name, or no linear classifier.
+        ValueError: unknown name, arguments that timm refuses, or no linear classifier.
     """
     if not timm.is_model(architecture):
-        close = ", ".join(f"`{name}`" for name in timm.list_models(f"*{architecture.split('_')[0]}*")[:8])
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=5)
         raise ValueError(
             f"`{architecture}` is not a timm {timm.__version__} model. "
-            + (f"Similar names: {close}. " if close else "")
-            + "`timm.list_models()` gives all of them."
+            + (f"Did you mean {', '.join(f'`{name}`' for name in close)}? " if close else "")
+            + "`timm.list_models()` gives all names."
         )
     model_args = dict(model_args)
     if in_chans != 3:
         model_args["in_chans"] = in_chans
-    with torch.device("meta"):
-        probe = timm.create_model(architecture, num_classes=len(id2label), **model_args)
+    try:
+        with torch.device("meta"):
+            probe = timm.create_model(architecture, num_classes=len(id2label), **model_args)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"timm cannot build `{architecture}` with the arguments {model_args}: {error}") from error
     require_linear_classifier(probe, architecture)
     accepted = inspect.signature(type(probe).__init__).parameters
     if getattr(probe, "global_pool", None) == "token" and "global_pool" not in model_args:

@@ -205,6 +205,7 @@ class HNMLTrainingArguments(TrainingArguments):
             "memory_top_k",
         ):
             self._require(name, getattr(self, name) >= 0, "at least 0")
+        self._require("learning_rate", self.learning_rate >= 0, "at least 0")
         self._require("mask_temperature", self.mask_temperature > 0, "above 0")
         self._require("meta_lr", self.meta_lr is None or self.meta_lr >= 0, "at least 0")
         for name, kind in HNMLTrainingArguments.__annotations__.items():

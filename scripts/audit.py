@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from train import DataArguments, HelpFormatter, load_data
+from options import DataArguments, HelpFormatter, load_data, parse_all, plain_errors
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
 
 from hnml_hf import (
@@ -63,8 +63,9 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
         description=__doc__,
         formatter_class=HelpFormatter,
         usage="%(prog)s (--run FOLDER | --model NAME --dataset DATASET --output_dir FOLDER) [options]",
+        allow_abbrev=False,
     )
-    audit_args, data_args = parser.parse_args_into_dataclasses(argv)
+    audit_args, data_args = parse_all(parser, argv)
     if (audit_args.run is None) == (audit_args.model is None):
         parser.error("give --run (a finished training run) or --model (any classifier), one of them")
     if audit_args.model and not (data_args.dataset and audit_args.output_dir):
@@ -104,6 +105,7 @@ def report_facts(audit_args: AuditArguments) -> dict:
     return {"curves": curves, "provenance": before.get("provenance", "Scored from the statistics of a training run.")}
 
 
+@plain_errors()
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     transformers.utils.logging.disable_progress_bar()

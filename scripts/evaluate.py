@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from options import plain_errors
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -22,7 +23,6 @@ from transformers import EvalPrediction
 from hnml_hf import (
     TimmCAMForImageClassification,
     TransformedDataset,
-    UnreadableImageError,
     collate_images,
     compute_metrics,
     create_transforms,
@@ -57,6 +57,7 @@ def logits_of(model, dataset: TransformedDataset, batch_size: int, workers: int)
     return torch.cat(logits).numpy(), torch.cat(labels).numpy()
 
 
+@plain_errors()
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
@@ -73,10 +74,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--output", type=Path, help="JSON file to write.")
     options = parser.parse_args(argv)
     transformers.utils.logging.disable_progress_bar()
-    try:
-        model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"The model does not load. {error}") from error
+    model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
     data = load_noisy_dataset(options.dataset, config=options.dataset_config, data_dir=options.data_dir)
     if options.split not in data:
         raise SystemExit(f"No split `{options.split}`; there are {', '.join(f'`{name}`' for name in data)}.")
@@ -84,10 +82,7 @@ def main(argv: list[str] | None = None):
     check_classes(model, names)
     _, transform = create_transforms(model.config.pretrained_cfg)
     dataset = TransformedDataset(data[options.split], transform)
-    try:
-        logits, labels = logits_of(model.eval().to(options.device), dataset, options.batch_size, options.num_workers)
-    except UnreadableImageError as error:
-        raise SystemExit(str(error)) from error
+    logits, labels = logits_of(model.eval().to(options.device), dataset, options.batch_size, options.num_workers)
 
     right = logits.argmax(-1) == labels
     metrics = {

@@ -8,10 +8,12 @@ import argparse
 from pathlib import Path
 
 import transformers
+from options import plain_errors
 
-from hnml_hf import ExportError, TimmCAMForImageClassification, export_program, export_to_onnx
+from hnml_hf import TimmCAMForImageClassification, export_program, export_to_onnx
 
 
+@plain_errors()
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
@@ -22,12 +24,9 @@ def main(argv: list[str] | None = None):
     if options.output.suffix not in (".onnx", ".pt2"):
         parser.error(f"--output {options.output}: the name must end in .onnx or .pt2")
     transformers.utils.logging.disable_progress_bar()
-    try:
-        model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision).eval()
-        export = export_to_onnx if options.output.suffix == ".onnx" else export_program
-        path = export(model, options.output, with_cams=options.with_cams)
-    except (ValueError, OSError, ImportError, ExportError) as error:
-        raise SystemExit(f"Not exported. {error}") from error
+    model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision).eval()
+    export = export_to_onnx if options.output.suffix == ".onnx" else export_program
+    path = export(model, options.output, with_cams=options.with_cams)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, checked against the model")
 
 

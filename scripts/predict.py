@@ -20,14 +20,21 @@ from pathlib import Path
 
 import torch
 import transformers
+from options import plain_errors
 from PIL import Image
 from tqdm import tqdm
 
-from hnml_hf import NotAnImageError, TimmCAMForImageClassification, load_noisy_dataset, open_image, predict
+from hnml_hf import (
+    NotAnImageError,
+    TimmCAMForImageClassification,
+    escape_formula,
+    load_noisy_dataset,
+    open_image,
+    predict,
+)
 
 
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that starts so
 
 
 def find_images(inputs: list[Path]) -> list[Path]:
@@ -57,12 +64,6 @@ def readable(paths: list[Path], skip: bool) -> Iterator[Path | Image.Image]:
             yield None
 
 
-def cell(value: object) -> str:
-    """A CSV cell that no spreadsheet takes for a formula."""
-    text = str(value)
-    return f"'{text}" if text.startswith(FORMULA) else text
-
-
 def write_aside(path: Path, text: str):
     """All of the file, or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,18 +79,19 @@ def as_csv(rows: list[dict], top_k: int) -> str:
     writer = csv.writer(table)
     writer.writerow(["image", *(f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "score"))])
     for row in rows:
-        pairs = zip(row["labels"], row["scores"], strict=True)
-        writer.writerow(
-            [cell(row["image"]), *(item for label, score in pairs for item in (cell(label), f"{score:.6f}"))]
-        )
+        cells = [escape_formula(row["image"])]
+        for label, score in zip(row["labels"], row["scores"], strict=True):
+            cells += [escape_formula(label), f"{score:.6f}"]
+        writer.writerow(cells)
     return table.getvalue()
 
 
+@plain_errors()
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", type=Path, help="Image files and folders of them.")
     parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
-    parser.add_argument("--revision", help="Commit or branch of the repository.")
+    parser.add_argument("--revision", default="main", help="Commit or branch of the repository.")
     parser.add_argument("--dataset", help="Instead of files: a dataset as in scripts/train.py.")
     parser.add_argument("--data_dir", help="Where the dataset lies.")
     parser.add_argument("--split", default="test", help="Split of the dataset.")
@@ -109,10 +111,7 @@ def main(argv: list[str] | None = None):
     if options.top_k < 1 or options.batch_size < 1:
         parser.error("--top_k and --batch_size must be at least 1")
     transformers.utils.logging.disable_progress_bar()
-    try:
-        model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision or "main")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"The model does not load. {error}") from error
+    model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
     model.eval().to(options.device)
 
     if options.dataset:

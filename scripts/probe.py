@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 import transformers
-from train import build_model, load_data, parse_arguments, print_table
+from options import build_model, load_data, parse_arguments, plain_errors
+from train import print_table
 
 from hnml_hf import (
     HNMLTrainer,
@@ -30,6 +31,7 @@ from hnml_hf import (
 )
 
 
+@plain_errors()
 def main(argv: list[str] | None = None):
     model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv, doc=__doc__)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)

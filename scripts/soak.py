@@ -62,7 +62,8 @@ def start(output_dir: Path) -> list[int]:
             train.main([str(option) for option in options])
             code = 0
         except SystemExit as end:
-            code = end.code
+            print(end.code)
+            code = end.code if isinstance(end.code, int) else 1  # else it is the message of an error
         except BaseException:  # this process must not go on as its parent
             traceback.print_exc()
         finally:

@@ -1,7 +1,6 @@
 """A suite is a grid of runs; what is finished is kept, whatever happens, and the table is arithmetic."""
 
 import json
-import sys
 
 import pytest
 import yaml
@@ -20,9 +19,7 @@ SUITE = {
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(SCRIPT.parent))  # as if it were started: scripts import their neighbours
-    yield load_script("benchmark_accuracy")
-    sys.path.remove(str(SCRIPT.parent))
+    return load_script("benchmark_accuracy")
 
 
 @pytest.fixture

@@ -94,12 +94,10 @@ COMMANDS_BY_DOCUMENT = [(path, command) for path in DOCUMENTS for command in com
 def test_a_command_has_options_that_exist(path, command, request, tmp_path, monkeypatch):
     needs_run = "--run" in command
     monkeypatch.chdir(request.getfixturevalue("quickstart")[0] if needs_run else tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     parse(command, monkeypatch)
 
 
 def test_an_option_that_does_not_exist_is_seen(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     with pytest.raises((SystemExit, ValueError)):
         parse("python scripts/evaluate.py --model a --dataset b --no_such_option 1", monkeypatch)
     with pytest.raises((SystemExit, ValueError)):
@@ -122,7 +120,6 @@ def test_blocks_have_a_language_that_is_checked(path):
 @pytest.mark.parametrize("name", [*COMMANDS, "walkthrough"])
 def test_help_explains_every_option_of_ours(name, monkeypatch, capfd):
     """`--help` ends well, opens with the commands of the script, and no option of ours is without a word."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     parsers, print_help = [], argparse.ArgumentParser.print_help
 
     def note(self, file=None):

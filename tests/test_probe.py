@@ -94,7 +94,6 @@ def test_a_probe_is_the_head_of_an_ordinary_model(tiny_dataset, tmp_path):
 
 def test_the_script_writes_what_training_writes(tmp_path, monkeypatch, capsys):
     """Weights from a file, noise by the options of training, results in the same file."""
-    monkeypatch.syspath_prepend("scripts")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     script = load_script("probe")
     torch.manual_seed(0)

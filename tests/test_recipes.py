@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
-from test_train_script import load_script
+from options import find_recipe, parse_arguments
 
 from hnml_hf.data import DATASET_NAMES
 
@@ -24,17 +24,12 @@ def header(path: Path) -> str:
     return "\n".join(line.lstrip("#")[1:] for line in lines[:end])
 
 
-@pytest.fixture(scope="module")
-def train():
-    return load_script("train")
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_is_complete(path, train):
+def test_recipe_is_complete(path):
     options = yaml.safe_load(path.read_text(encoding="utf-8"))
     given = [] if "output_dir" in options else ["--output_dir", "outputs/recipe"]
     given += ["--use_cpu", "true"]  # bf16 asks for a GPU otherwise
-    model_args, data_args, args = train.parse_arguments(["--recipe", str(path), *given])
+    model_args, data_args, args = parse_arguments(["--recipe", str(path), *given])
     assert data_args.dataset in DATASET_NAMES or BUILT_FROM_FILES.match(data_args.dataset)
     assert timm.is_model(model_args.backbone)
     assert (args.num_train_epochs, args.learning_rate) == (options["num_train_epochs"], options["learning_rate"])
@@ -42,7 +37,7 @@ def test_recipe_is_complete(path, train):
 
 
 @pytest.mark.parametrize("path", [*RECIPES, SCRIPTS / "suites" / "full.yaml"], ids=lambda path: path.stem)
-def test_header_says_what_is_needed(path, train):
+def test_header_says_what_is_needed(path):
     text = header(path)
     for part in ("Data", "Command", "Hardware", "Expected"):
         assert re.search(rf"^{part}: +\S", text, re.M), part
@@ -50,13 +45,13 @@ def test_header_says_what_is_needed(path, train):
     words = shlex.split(command)
     assert any((SCRIPTS.parent / word).is_file() for word in words if word.startswith("scripts/"))
     if "--recipe" in words:
-        assert train.find_recipe(words[words.index("--recipe") + 1]).samefile(path)
+        assert find_recipe(words[words.index("--recipe") + 1]).samefile(path)
 
 
-def test_a_recipe_is_found_by_name_and_by_path(train, tmp_path):
-    assert train.find_recipe("cifar10n").name == "cifar10n.yaml"
+def test_a_recipe_is_found_by_name_and_by_path(tmp_path):
+    assert find_recipe("cifar10n").name == "cifar10n.yaml"
     (tmp_path / "mine.yaml").write_text("dataset: quickstart\nbackbone: resnet10t\noutput_dir: out\n")
-    model_args, _, _ = train.parse_arguments([f"--recipe={tmp_path / 'mine.yaml'}"])
+    model_args, _, _ = parse_arguments([f"--recipe={tmp_path / 'mine.yaml'}"])
     assert model_args.backbone == "resnet10t"
     with pytest.raises(SystemExit, match="Known: animal10n, .*quickstart"):
-        train.parse_arguments(["--recipe", "my_dreams"])
+        parse_arguments(["--recipe", "my_dreams"])

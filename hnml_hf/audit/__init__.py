@@ -17,7 +17,7 @@ from ..report import render_report
 from ..sample_statistics import AUDIT_FOLDER
 from .cleaning import clean_dataset, read_marks
 from .evidence import MAX_SUSPECTS, collect_evidence, num_suspects
-from .export import export_audit
+from .export import escape_formula, export_audit
 from .single_pass import score_model
 from .table import check_unchanged, image_paths, load_audit, noise_scores, write_audit
 
@@ -64,4 +64,13 @@ def audit_run(
     return table
 
 
-__all__ = ["audit_run", "clean_dataset", "export_audit", "load_audit", "noise_scores", "read_marks", "score_model"]
+__all__ = [
+    "audit_run",
+    "clean_dataset",
+    "escape_formula",
+    "export_audit",
+    "load_audit",
+    "noise_scores",
+    "read_marks",
+    "score_model",
+]

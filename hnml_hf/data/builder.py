@@ -145,7 +145,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
     LICENSE = ""
     CITATION = ""
     TREE = ""  # the expected folder, shown when something is missing
-    REQUEST = ""  # where the data can be had
+    REQUEST = ""  # where the data can be had, if they are not the user's own
 
     def __init__(self, *args, data_dir: str | None = None, **kwargs):
         if data_dir is None:
@@ -178,7 +178,8 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
     @classmethod
     def help(cls) -> str:
         """The expected tree and the place to ask for the data."""
-        return f"Expected below `data_dir`:\n{cls.TREE}\nWhere to get it: {cls.REQUEST}"
+        source = f"\nWhere to get it: {cls.REQUEST}" if cls.REQUEST else ""
+        return f"Expected below `data_dir`:\n{cls.TREE}{source}"
 
     @classmethod
     def need(cls, root: str, *names: str) -> list[str]:

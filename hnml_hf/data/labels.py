@@ -43,7 +43,7 @@ def class_names(train: Sequence[RawSplit], label_names: Sequence[str] | None = N
             for row, value in enumerate(part.label if what == "label" else part.clean or []):
                 if _is_missing(value):
                     if what == "label":
-                        raise ValueError(f"{part.where(row)}: the label is missing.")
+                        raise ValueError(f"{part.where(row)}: the label is missing; fill it in, or leave the row out.")
                     continue
                 label = value if part.by_name else _parse_label(value, part, row, what)
                 if label == UNKNOWN and what == "clean label":
@@ -103,7 +103,7 @@ def encode_labels(raw: RawSplit, names: Sequence[str], split: str) -> tuple[np.n
     labels = np.empty(len(raw.label), dtype=np.int64)
     for row, value in enumerate(raw.label):
         if _is_missing(value):
-            raise ValueError(f"{raw.where(row)}: the label is missing.")
+            raise ValueError(f"{raw.where(row)}: the label is missing; fill it in, or leave the row out.")
         labels[row] = encode(value, row, "label")
     clean_labels = np.full(len(labels), UNKNOWN)
     for row, value in enumerate(raw.clean or []):

@@ -40,7 +40,6 @@ class OwnDataBuilder(NoisyLabelBuilder):
 
     BUILDER_CONFIG_CLASS = OwnDataConfig
     DESCRIPTION = "A dataset of the user."
-    REQUEST = "it is your own data."
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(description=self.DESCRIPTION)

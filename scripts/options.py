@@ -1,0 +1,277 @@
+"""The options that train, probe and audit share, and what is made of them: data and a model."""
+
+import argparse
+import difflib
+import json
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+
+from hnml_hf import (
+    CheckpointError,
+    ExportError,
+    HNMLTrainingArguments,
+    HubError,
+    NonFiniteError,
+    TimmCAMForImageClassification,
+    UnreadableImageError,
+    apply_manifest,
+    apply_quarantine,
+    draw_noise,
+    load_manifest,
+    load_noisy_dataset,
+    load_quarantine,
+    save_manifest,
+    split_validation,
+)
+
+
+RECIPES = Path(__file__).parent / "recipes"
+MISTAKES = (
+    *(ValueError, OSError, ImportError),
+    *(CheckpointError, ExportError, HubError, NonFiniteError, UnreadableImageError),
+)
+
+
+@contextmanager
+def plain_errors():
+    """What a user can mend ends a script with its message alone; `--log_level debug` shows where it happened."""
+    try:
+        yield
+    except MISTAKES as error:
+        logging.getLogger("hnml_hf.scripts").debug("The error in full:", exc_info=True)
+        raise SystemExit(f"error: {error}") from error
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Descriptions as they are written, and the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+@dataclass
+class ModelArguments:
+    _argument_group_name = "model"
+
+    backbone: str = field(default=None, metadata={"help": "A timm model name, for example `resnet50`."})
+    pretrained: bool = field(default=False, metadata={"help": "Start from timm's pretrained weights (from the Hub)."})
+    weights: str | None = field(
+        default=None, metadata={"help": "Start from this local safetensors file with timm's names."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the input in pixels; default: the backbone's."}
+    )
+    model_args: str = field(default="{}", metadata={"help": "Other arguments of `timm.create_model`, as JSON."})
+    channels_last: bool = field(
+        default=False, metadata={"help": "Keep images as (height, width, channels) in memory: faster convolutions."}
+    )
+
+
+@dataclass
+class DataArguments:
+    _argument_group_name = "data"
+
+    dataset: str = field(
+        default=None, metadata={"help": "`quickstart`, `imagefolder`, a known dataset, a table, a folder or a Hub id."}
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the dataset, if it has several."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Where the dataset lies, if it is not downloaded."})
+    dataset_options: str = field(
+        default="{}", metadata={"help": "Further options of a known dataset, as JSON: `imagenet_dir` of WebVision."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column with images or paths."})
+    label_column: str | None = field(default=None, metadata={"help": "Column with the given, maybe wrong, labels."})
+    splits: str | None = field(
+        default=None,
+        metadata={"help": 'Splits under other names, as JSON: \'{"train": "train.csv", "test": "val.csv"}\'.'},
+    )
+    clean_label_column: str | None = field(
+        default=None, metadata={"help": "Column with true labels, if there is one."}
+    )
+    index_column: str | None = field(
+        default=None, metadata={"help": "Column with stable sample ids, if there is one."}
+    )
+    test_label_column: str | None = field(
+        default=None, metadata={"help": "Label column of the other splits, if it has another name there."}
+    )
+    weight_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column that says how far each training label is believed, from 0 to 1; it scales the loss on the "
+            "given label. Default: `weight` of a dataset that `scripts/audit.py` has cleaned."
+        },
+    )
+    noise: str | None = field(
+        default=None,
+        metadata={"help": "Corrupt the training labels: symmetric, asymmetric, pairflip, instance, matrix."},
+    )
+    noise_rate: float | None = field(default=None, metadata={"help": "Rate of the corruption, in [0, 1]."})
+    noise_draw: str = field(default="per_sample", metadata={"help": "`per_sample`, or `exact` for an exact count."})
+    noise_seed: int = field(default=0, metadata={"help": "Seed of the corruption."})
+    noise_include_true: bool = field(
+        default=False, metadata={"help": "Symmetric: a redrawn label may be the true one."}
+    )
+    noise_scheme: str | None = field(default=None, metadata={"help": "Asymmetric: which classes are confused."})
+    noise_matrix: str | None = field(default=None, metadata={"help": "CSV file: row i holds P(given = j | true = i)."})
+    noise_pixel_scaling: str = field(default="raw", metadata={"help": "Instance: raw, unit or standardized pixels."})
+    noise_image_size: int | None = field(
+        default=None, metadata={"help": "Instance: side to which images are resized."}
+    )
+    noise_output: str | None = field(default=None, metadata={"help": "Save the drawn labels to this file (JSON)."})
+    noise_manifest: str | None = field(default=None, metadata={"help": "Apply the labels saved in this file instead."})
+    validation_fraction: float = field(
+        default=0.0,
+        metadata={"help": "Share of the noisy training data to hold out, if the dataset has no validation."},
+    )
+    eval_test: bool = field(
+        default=False,
+        metadata={"help": "Measure the test set at every evaluation too, for curves; it chooses nothing."},
+    )
+    quarantine: str | None = field(
+        default=None, metadata={"help": "List of bad rows from `scripts/audit_data.py`; they are left out."}
+    )
+    partial: bool = field(
+        default=False, metadata={"help": "The folder holds a part of a known dataset: skip its size checks."}
+    )
+    on_missing: str = field(
+        default="error", metadata={"help": "A listed image that is not there: `error`, or `skip` and count."}
+    )
+    class_balanced_samples: int | None = field(
+        default=None, metadata={"help": "Keep so many training images, the same number of each class."}
+    )
+    audit: bool = field(
+        default=True,
+        metadata={"help": "At the end score every training label and write a report, to `_audit/`."},
+    )
+    augmentation: str = field(default="standard", metadata={"help": "none, standard or randaugment."})
+    strong_view: bool = field(
+        default=False,
+        metadata={"help": "Change colours and erase a part of what the student sees; the teacher sees it without."},
+    )
+    cache_images: bool = field(
+        default=False, metadata={"help": "Keep what was read in memory, in each worker; for small images."}
+    )
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "Mixup, for `ce` and `hnml`; mixed images leave no audit. 0 is off."}
+    )
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix, for objective `ce`; 0 is off."})
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe by its path, or by its name among those that come with the scripts."""
+    candidates = [Path(name), RECIPES / f"{name}.yaml"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise SystemExit(f"--recipe {name}: there is no such file, nor a recipe of that name. Known: {known}.")
+
+
+def parse_all(parser: HfArgumentParser, argv: list[str]) -> list:
+    """The dataclasses of a parser; an option that none of them has is an error that names the likeliest ones."""
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings if "-" not in name[2:]]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=3)
+        parser.error(f"there is no option {unknown[0]}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+    return parsed
+
+
+def from_json(option: str, text: str | None):
+    """The value of an option that is given as JSON."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise SystemExit(f"error: --{option} {text!r} is not valid JSON: {error}.") from error
+
+
+def parse_arguments(argv: list[str], doc: str = ""):
+    """Options of the recipe, overridden by those of the command line; none at all mean the quickstart."""
+    recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipes.add_argument("--recipe", type=find_recipe, default=None if argv else find_recipe("quickstart"))
+    recipe, argv = recipes.parse_known_args(argv)
+    options = []
+    for name, value in (yaml.safe_load(recipe.recipe.read_text("utf-8")) if recipe.recipe else {}).items():
+        options += [f"--{name}", json.dumps(value) if isinstance(value, (dict, bool)) else str(value)]
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, HNMLTrainingArguments),
+        description=doc,
+        formatter_class=HelpFormatter,
+        usage="%(prog)s [--recipe FILE_OR_NAME] [options]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", help="YAML file of options, or its name in scripts/recipes; others override it.")
+    model_args, data_args, args, _ = parse_all(parser, options + argv)
+    for name, value in (("--backbone", model_args.backbone), ("--dataset", data_args.dataset)):
+        if value is None:
+            parser.error(
+                f"{name} is needed, from the command line or from a --recipe; without any option the quickstart runs"
+            )
+    return model_args, data_args, args
+
+
+def load_data(data_args: DataArguments):
+    """The dataset with its splits; noise, if asked for, is drawn on the whole training set before the split."""
+    columns = [f"{name}_column" for name in ("image", "label", "clean_label", "index", "test_label", "weight")]
+    data = load_noisy_dataset(
+        data_args.dataset,
+        config=data_args.dataset_config,
+        data_dir=data_args.data_dir,
+        splits=from_json("splits", data_args.splits),
+        builder_options=from_json("dataset_options", data_args.dataset_options) or None,
+        partial=data_args.partial,
+        on_missing=data_args.on_missing,
+        class_balanced_samples=data_args.class_balanced_samples,
+        **{name: getattr(data_args, name) for name in columns},
+    )
+    names = data["train"].features["label"].names
+    if len(names) < 2:
+        raise ValueError(
+            f"The training data have one class, `{names[0]}`; a classifier needs at least two. In an image folder "
+            "each class is a folder (`train/<class>/*.jpg`); in a table `--label_column` names the column of the "
+            "classes."
+        )
+    if data_args.noise_manifest:
+        data["train"] = apply_manifest(data["train"], load_manifest(data_args.noise_manifest))
+    elif data_args.noise:
+        manifest = draw_noise(
+            data["train"],
+            kind=data_args.noise,
+            rate=data_args.noise_rate,
+            seed=data_args.noise_seed,
+            draw=data_args.noise_draw,
+            include_true=data_args.noise_include_true,
+            asymmetric_scheme=data_args.noise_scheme,
+            transition_matrix=data_args.noise_matrix,
+            pixel_scaling=data_args.noise_pixel_scaling,
+            image_size=data_args.noise_image_size,
+        )
+        data["train"] = apply_manifest(data["train"], manifest)
+        if data_args.noise_output:
+            save_manifest(data_args.noise_output, manifest)
+    if data_args.quarantine:
+        data = apply_quarantine(data, load_quarantine(data_args.quarantine))
+    if data_args.validation_fraction and "validation" not in data:
+        data["train"], data["validation"] = split_validation(
+            data["train"], fraction=data_args.validation_fraction, seed=data_args.noise_seed
+        )
+    return data
+
+
+def build_model(model_args: ModelArguments, id2label: dict[int, str]) -> TimmCAMForImageClassification:
+    model = TimmCAMForImageClassification.from_timm(
+        model_args.backbone,
+        id2label=id2label,
+        pretrained=model_args.weights or model_args.pretrained,
+        image_size=model_args.image_size,
+        **from_json("model_args", model_args.model_args),
+    )
+    return model.to(memory_format=torch.channels_last) if model_args.channels_last else model
