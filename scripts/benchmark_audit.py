@@ -194,7 +194,8 @@ def calibration_error(probability: np.ndarray, wrong: np.ndarray, bins: int = 15
 def compare(images: MemoryImages, found: dict[str, dict]) -> list[dict]:
     """A row per scorer. A higher score means wrong; only probabilities have a calibration error.
 
-    Ours have the lead over cleanlab's cross-validated self-confidence, if that is there, with a 95 % interval.
+    Cross-validated predictions are judged on the images of the folds that are there. Ours have the lead over them,
+    on the same images and by self-confidence, with a 95 % interval.
     """
     from cleanlab.count import estimate_joint
     from cleanlab.rank import get_label_quality_scores
@@ -203,21 +204,23 @@ def compare(images: MemoryImages, found: dict[str, dict]) -> list[dict]:
     wrong = labels != images.clean_labels
     rows, scores = [], {}
 
-    def add(scorer, run, score, cost, *, probability=None, rate=None):
-        count = int(wrong.sum())
-        mixed = 0 < count < len(wrong)
-        top = np.argsort(-score, kind="stable")[:count]
+    def add(scorer, run, score, cost, *, probability=None, rate=None, judged=everyone):
         scores[scorer] = score
+        score, bad = score[judged], wrong[judged]
+        count = int(bad.sum())
+        mixed = 0 < count < len(bad)
+        top = np.argsort(-score, kind="stable")[:count]
         rows.append(
             {
                 "scorer": scorer,
-                "auroc": round(float(roc_auc_score(wrong, score)), 4) if mixed else None,
-                "average_precision": round(float(average_precision_score(wrong, score)), 4) if mixed else None,
-                "precision_at_n": round(float(wrong[top].mean()), 4) if mixed else None,
-                "ece": None if probability is None else round(calibration_error(probability, wrong), 4),
+                "images": len(bad),
+                "auroc": round(float(roc_auc_score(bad, score)), 4) if mixed else None,
+                "average_precision": round(float(average_precision_score(bad, score)), 4) if mixed else None,
+                "precision_at_n": round(float(bad[top].mean()), 4) if mixed else None,
+                "ece": None if probability is None else round(calibration_error(probability[judged], bad), 4),
                 "cost_ce": round(cost, 2),
                 "estimated_rate": None if rate is None else round(float(rate), 4),
-                "true_rate": round(float(wrong.mean()), 4),
+                "true_rate": round(float(bad.mean()), 4),
                 "commit": str(found[run]["commit"]),
             }
         )
@@ -231,19 +234,21 @@ def compare(images: MemoryImages, found: dict[str, dict]) -> list[dict]:
         rows[-1]["estimated_rate_interval"] = [round(bound, 4) for bound in table.attrs["noise_rate_interval"]]
 
     predictions = {}
-    if all(f"fold{fold}" in found for fold in range(FOLDS)):
-        crossed = np.zeros((len(images), NUM_LABELS))
-        for fold in range(FOLDS):
-            crossed[found[f"fold{fold}"]["rows"]] = found[f"fold{fold}"]["final"]
-        predictions[f"{FOLDS}-fold"] = ("fold0", crossed, FOLDS * (1 - 1 / FOLDS))
+    folds = [run for run in found if run.startswith("fold")]
+    crossed, held_out = np.ones((len(images), NUM_LABELS)), everyone[:0]
+    if folds:
+        held_out = np.concatenate([found[fold]["rows"] for fold in folds])
+        crossed[held_out] = np.concatenate([found[fold]["final"] for fold in folds])
+        predictions[f"{FOLDS}-fold"] = (folds[-1], crossed, FOLDS * (1 - 1 / FOLDS), held_out)
     if "ce" in found:
-        predictions["in-sample"] = ("ce", found["ce"]["final"], 1.0)
-    for name, (source, probabilities, cost) in predictions.items():
+        predictions["in-sample"] = ("ce", found["ce"]["final"], 1.0, everyone)
+    for name, (source, probabilities, cost, judged) in predictions.items():
         probabilities = probabilities / probabilities.sum(-1, keepdims=True)
-        rate = 1 - np.trace(estimate_joint(labels, probabilities))
+        rate = 1 - np.trace(estimate_joint(labels[judged], probabilities[judged]))
         for method in ("self_confidence", "normalized_margin"):
-            quality = get_label_quality_scores(labels, probabilities, method=method)
-            add(f"cleanlab {name}, {method}", source, 1 - quality, cost, probability=1 - quality, rate=rate)
+            doubt = 1 - get_label_quality_scores(labels, probabilities, method=method)
+            scorer = f"cleanlab {name}, {method}"
+            add(scorer, source, doubt, cost, probability=doubt, rate=rate, judged=judged)
 
     if "ce" in found:
         log_p = np.log(found["ce"]["S"].astype(np.float32).clip(NOT_KNOWN))
@@ -252,11 +257,13 @@ def compare(images: MemoryImages, found: dict[str, dict]) -> list[dict]:
         add("loss of the last epoch", "ce", -given[-1], 1.0)
         add("AUM", "ce", -(given - log_p.max(-1)).mean(0), 1.0)
 
-    crossed = scores.get(f"cleanlab {FOLDS}-fold, self_confidence")
-    if crossed is not None and wrong.any() and not wrong.all():
+    if 0 < wrong[held_out].sum() < len(held_out):
+        theirs = scores[f"cleanlab {FOLDS}-fold, self_confidence"][held_out]
         for row in rows:
             if row["scorer"].startswith("hnml_hf"):
-                row["auroc_lead"], row["auroc_lead_interval"] = lead(wrong, scores[row["scorer"]], crossed)
+                ours = scores[row["scorer"]][held_out]
+                row["auroc_lead"], row["auroc_lead_interval"] = lead(wrong[held_out], ours, theirs)
+                row["auroc_lead_images"] = len(held_out)
     return rows
 
 

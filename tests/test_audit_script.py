@@ -191,4 +191,7 @@ def test_the_benchmark_compares_scorers_on_one_dataset(scripts):
     ours, theirs = rows["hnml_hf, objective hnml"], rows["cleanlab 5-fold, self_confidence"]
     low, high = ours["auroc_lead_interval"]
     assert low <= ours["auroc_lead"] <= high and abs(ours["auroc_lead"] - (ours["auroc"] - theirs["auroc"])) < 1e-3
+    some = {name: run for name, run in found.items() if name not in ("ce", "fold0", "fold1")}
+    theirs = benchmark_audit.compare(images, some)[1]
+    assert theirs["scorer"] == "cleanlab 5-fold, self_confidence" and theirs["images"] == 240
     assert rows["AUM"]["ece"] is None and 0 <= rows["hnml_hf, objective ce"]["ece"] < 0.5

@@ -22,7 +22,7 @@ def export_audit(
 
     Args:
         formats (`Sequence[str]`): of `csv` (for a spreadsheet), `cleanlab` (columns of its `Datalab`), `fiftyone` and
-            `datumaro` (also CVAT); these two also write images that are part of the dataset.
+            `datumaro`; these two also write images that are part of the dataset.
 
     Raises:
         ValueError: on another format, or a dataset that has changed.
@@ -117,8 +117,8 @@ def export_fiftyone(table: pd.DataFrame, images: Mapping[int, str], folder: str 
 
 
 def export_datumaro(table: pd.DataFrame, images: Mapping[int, str], path: str | os.PathLike) -> Path:
-    """A file of Datumaro's own format (`annotations/<subset>.json`), for Datumaro and CVAT: the given label of each
-    sample with score, rank and suggestion as attributes."""
+    """A file of Datumaro's own format (`annotations/<subset>.json`): the given label of each sample with score, rank
+    and suggestion as attributes. Images stay outside the folder, which Datumaro has to be told to allow."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     items = [
@@ -142,7 +142,7 @@ def export_datumaro(table: pd.DataFrame, images: Mapping[int, str], path: str | 
     categories = {"label": {"labels": names, "attributes": []}}
     _write_json(
         path,
-        {"dm_format_version": "1.0", "media_type": 2, "info": {}, "categories": categories, "items": items},
+        {"dm_format_version": "1.0", "media_type": 2, "infos": {}, "categories": categories, "items": items},
     )
     return path
 

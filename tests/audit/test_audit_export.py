@@ -63,6 +63,6 @@ def test_cleanlab_columns_are_those_of_datalab(tiny_dataset, scored):
         lab = cleanlab.Datalab({"label": labels}, label_name="label", task="classification", verbosity=0)
         lab.find_issues(pred_probs=probabilities, issue_types={"label": {}})
     theirs, ours = lab.get_issues("label"), cleanlab_issues(table)
-    assert list(theirs.columns) == list(ours.columns)
+    assert theirs.dtypes.to_dict() == ours.dtypes.to_dict() and list(theirs.columns) == list(ours.columns)
     assert (theirs["is_label_issue"].to_numpy() == ours["is_label_issue"].to_numpy()).all()
     assert (theirs["predicted_label"].to_numpy() == ours["predicted_label"].to_numpy()).all()
