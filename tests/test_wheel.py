@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -16,7 +17,6 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_every_folder_with_code_is_packaged():
-    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "hnml_hf").rglob("*.py")}
     names = {".".join(folder.parts) for folder in folders}
