@@ -57,8 +57,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def load(arguments: argparse.Namespace) -> tuple[DatasetDict | None, list[dict]]:
-    """
-    The dataset and what the loader found wrong with it.
+    """The dataset and what the loader found wrong with it.
 
     The loader stops at the first row without image file or label. The rest is audited without the missing files; an
     unusable label leaves nothing to audit.
