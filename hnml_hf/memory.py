@@ -88,7 +88,7 @@ class TargetMemory:
         return {"ids": self.ids, "targets": self.targets}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]):
-        """Raises `ValueError` if the state belongs to other samples."""
+        """Raise `ValueError` if the state belongs to other samples."""
         _check_state(self.state_dict(), state)
         self.targets.copy_(state["targets"])
 
@@ -152,7 +152,7 @@ class TopKMemory:
         return {name: torch.from_numpy(getattr(self, name)) for name in names}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]):
-        """Raises `ValueError` if the state belongs to other samples, or to another number of classes kept."""
+        """Raise `ValueError` if the state belongs to other samples, or to another number of classes kept."""
         _check_state(self.state_dict(), state)
         for name in ("classes", "values", "mass"):
             getattr(self, name)[:] = state[name].numpy()

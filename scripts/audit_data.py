@@ -15,9 +15,10 @@ import re
 import sys
 
 from datasets import DatasetDict
+from options import HelpFormatter, add_source_options, read_dataset
 
 import hnml_hf
-from hnml_hf import check_dataset, load_noisy_dataset
+from hnml_hf import check_dataset
 
 
 preflight = hnml_hf.data.preflight
@@ -37,28 +38,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument(
-        "--dataset", required=True, help="`imagefolder`, a known dataset, a table, a folder or a Hub id."
-    )
-    parser.add_argument("--dataset_config", help="Configuration of the dataset, if it has several.")
-    parser.add_argument("--data_dir", help="Where the dataset lies, if it is not downloaded.")
-    parser.add_argument("--image_column", help="Column with images or paths.")
-    parser.add_argument("--label_column", help="Column with the given, maybe wrong, labels.")
-    parser.add_argument("--clean_label_column", help="Column with true labels, if there is one.")
-    parser.add_argument("--index_column", help="Column with stable sample ids, if there is one.")
+    usage = "%(prog)s --dataset DATASET [options]"
+    parser = Parser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False, usage=usage)
+    add_source_options(parser)
     parser.add_argument("--num_workers", type=int, help="Threads that read and decode; default: number of CPUs.")
-    parser.add_argument(
-        "--max_pixels", type=int, default=preflight.MAX_PIXELS, help="Larger images are defects (%(default)s)."
-    )
+    parser.add_argument("--max_pixels", type=int, default=preflight.MAX_PIXELS, help="Larger images are defects.")
     parser.add_argument("--output", help="Write the report here, as JSON.")
     parser.add_argument("--quarantine_output", help="Write the rows to leave out here, one JSON object a line.")
     return parser.parse_args(argv)
 
 
 def load(arguments: argparse.Namespace) -> tuple[DatasetDict | None, list[dict]]:
-    """
-    The dataset and what the loader found wrong with it.
+    """The dataset and what the loader found wrong with it.
 
     The loader stops at the first row without image file or label. The rest is audited without the missing files; an
     unusable label leaves nothing to audit.
@@ -66,17 +57,7 @@ def load(arguments: argparse.Namespace) -> tuple[DatasetDict | None, list[dict]]
     problems = []
     for on_missing in ("error", "skip"):
         try:
-            dataset = load_noisy_dataset(
-                arguments.dataset,
-                config=arguments.dataset_config,
-                data_dir=arguments.data_dir,
-                image_column=arguments.image_column,
-                label_column=arguments.label_column,
-                clean_label_column=arguments.clean_label_column,
-                index_column=arguments.index_column,
-                on_missing=on_missing,
-            )
-            return dataset, problems
+            return read_dataset(arguments, on_missing=on_missing), problems
         except ValueError as error:
             if not PLACE.match(str(error)):
                 raise

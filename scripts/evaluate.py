@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from options import plain_errors
+from options import HelpFormatter, add_source_options, plain_errors, read_dataset
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -26,7 +26,6 @@ from hnml_hf import (
     collate_images,
     compute_metrics,
     create_transforms,
-    load_noisy_dataset,
 )
 
 
@@ -59,30 +58,30 @@ def logits_of(model, dataset: TransformedDataset, batch_size: int, workers: int)
 
 @plain_errors()
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    usage = "%(prog)s --model MODEL --dataset DATASET [options]"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False, usage=usage
+    )
     parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
     parser.add_argument("--revision", default="main", help="Commit or branch of the repository.")
-    parser.add_argument("--dataset", required=True, help="As in scripts/train.py.")
-    parser.add_argument("--dataset_config", help="Configuration of the dataset, if it has several.")
-    parser.add_argument("--data_dir", help="Where the dataset lies.")
-    parser.add_argument("--split", default="test", help="Which split to measure (%(default)s).")
-    parser.add_argument("--batch_size", type=int, default=64, help="Images in a forward pass (%(default)s).")
-    parser.add_argument("--num_workers", type=int, default=0, help="Processes that load images (%(default)s).")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Default: a GPU if there is one."
-    )
+    add_source_options(parser)
+    parser.add_argument("--split", default="test", help="Which split to measure.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images in a forward pass.")
+    parser.add_argument("--num_workers", type=int, default=0, help="Processes that load images.")
+    parser.add_argument("--device", help="Default: a GPU if there is one.")
     parser.add_argument("--output", type=Path, help="JSON file to write.")
     options = parser.parse_args(argv)
     transformers.utils.logging.disable_progress_bar()
     model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
-    data = load_noisy_dataset(options.dataset, config=options.dataset_config, data_dir=options.data_dir)
+    data = read_dataset(options)
     if options.split not in data:
         raise SystemExit(f"No split `{options.split}`; there are {', '.join(f'`{name}`' for name in data)}.")
     names = data[options.split].features["label"].names
     check_classes(model, names)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     _, transform = create_transforms(model.config.pretrained_cfg)
     dataset = TransformedDataset(data[options.split], transform)
-    logits, labels = logits_of(model.eval().to(options.device), dataset, options.batch_size, options.num_workers)
+    logits, labels = logits_of(model.eval().to(device), dataset, options.batch_size, options.num_workers)
 
     right = logits.argmax(-1) == labels
     metrics = {

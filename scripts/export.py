@@ -8,14 +8,14 @@ import argparse
 from pathlib import Path
 
 import transformers
-from options import plain_errors
+from options import HelpFormatter, plain_errors
 
 from hnml_hf import TimmCAMForImageClassification, export_program, export_to_onnx
 
 
 @plain_errors()
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
     parser.add_argument("--revision", default="main", help="Commit or branch of the repository.")
     parser.add_argument("--output", required=True, type=Path, help="File: .onnx, or .pt2 for torch.export.")

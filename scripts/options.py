@@ -5,11 +5,12 @@ import difflib
 import json
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
 import yaml
+from datasets import DatasetDict
 from transformers import HfArgumentParser
 
 from hnml_hf import (
@@ -49,10 +50,20 @@ def plain_errors():
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Descriptions as they are written, and the default of each option that has one."""
+    """Descriptions as they are written, each option under one name, and its default if it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help if action.default is None else super()._get_help_string(action)
+        if action.const is False and action.option_strings[0].startswith("--no_"):  # made by HfArgumentParser
+            return f"The same as --{action.dest} false."
+        nothing = action.default in (None, [], "{}") or action.default is False
+        return action.help if nothing else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = [name for name in action.option_strings if "-" not in name[2:]]  # nor their twins with dashes
+        if not names:
+            return super()._format_action_invocation(action)
+        values = self._format_args(action, "VALUE") if action.nargs != 0 else ""
+        return f"{', '.join(names)} {values}".strip()
 
 
 @dataclass
@@ -218,19 +229,40 @@ def parse_arguments(argv: list[str], doc: str = ""):
     return model_args, data_args, args
 
 
-def load_data(data_args: DataArguments):
+COLUMNS = [f"{name}_column" for name in ("image", "label", "clean_label", "index", "test_label")]
+SOURCE = ("dataset", "dataset_config", "data_dir", "dataset_options", "splits", *COLUMNS)  # options of `read_dataset`
+
+
+def add_source_options(parser: argparse.ArgumentParser, *, required: bool = True):
+    """The options that say where a dataset is and what its columns are, for scripts that only read it."""
+    options = {option.name: option for option in fields(DataArguments)}
+    for name in SOURCE:
+        option = options[name]
+        needed = required and name == "dataset"
+        parser.add_argument(f"--{name}", default=option.default, required=needed, help=option.metadata["help"])
+
+
+def read_dataset(options: argparse.Namespace | DataArguments, **more) -> DatasetDict:
+    """The dataset that some options name, as it lies there."""
+    return load_noisy_dataset(
+        options.dataset,
+        config=options.dataset_config,
+        data_dir=options.data_dir,
+        splits=from_json("splits", options.splits),
+        builder_options=from_json("dataset_options", options.dataset_options) or None,
+        **{name: getattr(options, name) for name in COLUMNS},
+        **more,
+    )
+
+
+def load_data(data_args: DataArguments) -> DatasetDict:
     """The dataset with its splits; noise, if asked for, is drawn on the whole training set before the split."""
-    columns = [f"{name}_column" for name in ("image", "label", "clean_label", "index", "test_label", "weight")]
-    data = load_noisy_dataset(
-        data_args.dataset,
-        config=data_args.dataset_config,
-        data_dir=data_args.data_dir,
-        splits=from_json("splits", data_args.splits),
-        builder_options=from_json("dataset_options", data_args.dataset_options) or None,
+    data = read_dataset(
+        data_args,
         partial=data_args.partial,
         on_missing=data_args.on_missing,
         class_balanced_samples=data_args.class_balanced_samples,
-        **{name: getattr(data_args, name) for name in columns},
+        weight_column=data_args.weight_column,
     )
     names = data["train"].features["label"].names
     if len(names) < 2:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from options import plain_errors
+from options import HelpFormatter, add_source_options, plain_errors, read_dataset
 from PIL import Image
 from tqdm import tqdm
 
@@ -28,7 +28,6 @@ from hnml_hf import (
     NotAnImageError,
     TimmCAMForImageClassification,
     escape_formula,
-    load_noisy_dataset,
     open_image,
     predict,
 )
@@ -88,20 +87,20 @@ def as_csv(rows: list[dict], top_k: int) -> str:
 
 @plain_errors()
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    usage = "%(prog)s --model MODEL (IMAGES ... | --dataset DATASET) [options]"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False, usage=usage
+    )
     parser.add_argument("inputs", nargs="*", type=Path, help="Image files and folders of them.")
     parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
     parser.add_argument("--revision", default="main", help="Commit or branch of the repository.")
-    parser.add_argument("--dataset", help="Instead of files: a dataset as in scripts/train.py.")
-    parser.add_argument("--data_dir", help="Where the dataset lies.")
+    add_source_options(parser.add_argument_group("instead of files"), required=False)
     parser.add_argument("--split", default="test", help="Split of the dataset.")
     parser.add_argument("--output", type=Path, help="File to write, .csv or .jsonl; default: CSV to the terminal.")
     parser.add_argument("--cams", type=Path, help="Folder for pictures with the activation map of the first class.")
     parser.add_argument("--top_k", type=int, default=5, help="Classes to name for each image.")
     parser.add_argument("--batch_size", type=int, default=32, help="Images at a time.")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Default: a GPU if there is one."
-    )
+    parser.add_argument("--device", help="Default: a GPU if there is one.")
     parser.add_argument("--skip_unreadable", action="store_true", help="Leave out files that are no images.")
     options = parser.parse_args(argv)
     if bool(options.inputs) == bool(options.dataset):
@@ -112,10 +111,10 @@ def main(argv: list[str] | None = None):
         parser.error("--top_k and --batch_size must be at least 1")
     transformers.utils.logging.disable_progress_bar()
     model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
-    model.eval().to(options.device)
+    model.eval().to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     if options.dataset:
-        data = load_noisy_dataset(options.dataset, data_dir=options.data_dir)
+        data = read_dataset(options)
         if options.split not in data:
             raise SystemExit(f"No split `{options.split}`; there are {', '.join(f'`{name}`' for name in data)}.")
         names = [str(index) for index in data[options.split]["index"]]

@@ -20,6 +20,7 @@ import audit_data
 import evaluate
 import numpy as np
 import train
+from options import HelpFormatter
 
 from hnml_hf import HubError, load_audit, load_noisy_dataset, push_to_hub
 
@@ -78,7 +79,7 @@ def write_marks(path: Path, run: Path, truth: dict[str, int], looked_at: int) ->
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/walkthrough"), help="Gets all files.")
     parser.add_argument("--images", type=int, default=2000, help="Training images.")
     parser.add_argument("--num_train_epochs", type=int, default=10, help="Of each of the two trainings.")

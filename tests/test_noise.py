@@ -15,8 +15,7 @@ def make_generator(seed=0):
 
 
 def test_nearest_neighbor_by_hand():
-    """
-    Points on a line at 0, 1, 3, 7, labels 0, 1, 2, 3, every row perturbed, one neighbour.
+    """Points on a line at 0, 1, 3, 7, labels 0, 1, 2, 3, every row perturbed, one neighbour.
     Nearest: 0 -> 1 (1 away), 1 -> 0 (1 against 2), 3 -> 1 (2 against 3), 7 -> 3 (4 away). So labels 1, 0, 1, 2.
     """
     features = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
@@ -33,8 +32,7 @@ def test_nearest_neighbor_by_hand():
 
 
 def test_two_neighbors_are_drawn_uniformly():
-    """
-    Points 0, 1, 3, 7 with labels 0..3. The two nearest: 0 -> {1, 3}, 1 -> {0, 3}, 3 -> {1, 0}, 7 -> {3, 1}.
+    """Points 0, 1, 3, 7 with labels 0..3. The two nearest: 0 -> {1, 3}, 1 -> {0, 3}, 3 -> {1, 0}, 7 -> {3, 1}.
     4000 draws: each of the two has probability 1/2, standard deviation sqrt(.25 / 4000) = 0.0079; 5 of them = 0.04.
     """
     features = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
@@ -216,8 +214,7 @@ def test_cpu_and_gpu_draw_the_same():
 
 
 def test_transition_matrices_by_hand():
-    """
-    k = 4. Symmetric r = 0.3: excluded 0.7 and 0.3 / 3 = 0.1; included 0.7 + 0.3 / 4 = 0.775 and 0.075.
+    """k = 4. Symmetric r = 0.3: excluded 0.7 and 0.3 / 3 = 0.1; included 0.7 + 0.3 / 4 = 0.775 and 0.075.
     Pair flip r = 0.45: 0.55 on the diagonal, 0.45 one to the right, circular. Flips 1 -> 3 at 0.4: one row changes.
     """
     excluded = noise.symmetric_transition_matrix(4, 0.3, include_true=False)
@@ -312,8 +309,7 @@ def test_matrix_builders_refuse():
 
 
 def test_inverse_cdf_by_hand():
-    """
-    p = (0, 0.25, 0, 0.75, 0), cumulative 0, 0.25, 0.25, 1, 1. The drawn class is the first whose cumulative value
+    """p = (0, 0.25, 0, 0.75, 0), cumulative 0, 0.25, 0.25, 1, 1. The drawn class is the first whose cumulative value
     exceeds u: u = 0 -> 1 (never class 0 with p = 0), 0.2 -> 1, 0.25 -> 3 (never class 2), 0.9999999999999999 -> 3.
     """
     probabilities = torch.tensor([0, 0.25, 0, 0.75, 0], dtype=torch.float64)
@@ -400,8 +396,7 @@ def draw_instance_dependent(pixels, labels, **options):
 
 
 def test_instance_dependent_rates():
-    """
-    Symmetric truncation keeps the mean at 0.5; at 0.2 the left tail below 0 (2.3 %) moves it to
+    """Symmetric truncation keeps the mean at 0.5; at 0.2 the left tail below 0 (2.3 %) moves it to
     0.2 + 0.1 phi(-2) / (1 - Phi(-2)) = 0.2 + 0.1 * 0.05399 / 0.97725 = 0.2055. 20,000 samples: 5 sd = 0.018.
     """
     pixels = torch.randint(256, (20_000, 12), generator=make_generator(), dtype=torch.uint8)

@@ -55,8 +55,7 @@ def load_noisy_dataset(
     cache_dir: str | os.PathLike | None = None,
     num_proc: int | None = None,
 ) -> DatasetDict:
-    """
-    Loads any dataset with the features `image`, `label` (given, maybe wrong), `clean_label` (-1 = unknown) and
+    """Load any dataset with the features `image`, `label` (given, maybe wrong), `clean_label` (-1 = unknown) and
     `index` (a stable id), and the splits `train`, `validation`, `test` as far as it has them.
 
     Args:
@@ -82,9 +81,9 @@ def load_noisy_dataset(
         num_proc (`int`): processes that write the cache.
 
     Raises:
-        `ValueError`: on options that do not fit the dataset, on archives, and on what is wrong in its lists and
+        ValueError: on options that do not fit the dataset, on archives, and on what is wrong in its lists and
             tables, naming file and line.
-        `FileNotFoundError`: if there is no such file, folder or dataset.
+        FileNotFoundError: if there is no such file, folder or dataset.
     """
     for path in filter(None, (name_or_path, data_dir)):
         refuse_archive(path)

@@ -33,8 +33,7 @@ class BinaryImages:
 
 
 class Animal10N(NoisyLabelBuilder):
-    """
-    ANIMAL-10N from a local folder, in the binary or in the folder form. About 8 % of the training labels are wrong;
+    """ANIMAL-10N from a local folder, in the binary or in the folder form. About 8 % of the training labels are wrong;
     which ones is not known. The test labels are clean.
 
     `index` is the position: in the binary file, or in the sorted listing of the image names.

@@ -26,8 +26,7 @@ ROWS_PER_SHARD = 50_000  # rows that one process of `num_proc` takes at a time
 
 @dataclass
 class Rows:
-    """
-    A run of rows of one split.
+    """A run of rows of one split.
 
     Args:
         images: file names below `root`, or the images themselves (`{"bytes": ..., "path": ...}`) in an iterable.
@@ -133,8 +132,7 @@ class NoisyLabelConfig(datasets.BuilderConfig):
 
 
 class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
-    """
-    Base of the builders: checks the folder, keys the cache by the list files, checks and yields rows.
+    """Base of the builders: checks the folder, keys the cache by the list files, checks and yields rows.
 
     A subclass gives the texts below, `class_names()`, `watched_files()` and `read_splits()`.
     """
@@ -170,7 +168,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
         raise NotImplementedError
 
     def read_splits(self, root: str) -> dict[str, list[Rows]]:
-        """Reads and checks all list files; errors name file and line."""
+        """Read and check all list files; errors name file and line."""
         raise NotImplementedError
 
     # what all share
@@ -190,7 +188,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
         return [f"{root}/{name}" for name in names]
 
     def check_size(self, what: str, found: int, published: int | None) -> None:
-        """Compares a count with the published one unless the tree is `partial`."""
+        """Compare a count with the published one unless the tree is `partial`."""
         if published is not None and found != published and not self.config.partial:
             raise ValueError(
                 f"{what}: found {found:,} rows, the published size is {published:,}. The lists are incomplete or of "
@@ -198,7 +196,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
             )
 
     def drop(self, rows: Rows, bad: np.ndarray, what: str) -> Rows:
-        """Raises naming the first `bad` rows (boolean mask), or logs and leaves them out under `on_missing="skip"`."""
+        """Raise naming the first `bad` rows (boolean mask), or log and leave them out under `on_missing="skip"`."""
         found = np.flatnonzero(bad)
         if not len(found):
             return rows
@@ -210,7 +208,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
         return rows.select(~bad)
 
     def on_disk(self, rows: Rows, tolerated: Sequence[str] = ()) -> list[Rows]:
-        """Drops rows without image on disk (`tolerated` ones always, others by policy) and cuts the rest in shards."""
+        """Drop rows without image on disk (`tolerated` ones always, others by policy) and cut the rest in shards."""
         missing = missing_files(rows.root, rows.images)
         known = np.array(
             [bool(gone) and rows.images[row] in tolerated for row, gone in enumerate(missing)], dtype=bool
@@ -258,7 +256,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
 
 
 def prepare(builder: datasets.DatasetBuilder, num_proc: int | None = None) -> DatasetDict:
-    """Prepares a builder's dataset, or takes it from the Arrow cache; `num_proc` processes write it."""
+    """Prepare a builder's dataset, or take it from the Arrow cache; `num_proc` processes write it."""
     builder.download_and_prepare(num_proc=num_proc)
     return DatasetDict(builder.as_dataset())
 

@@ -47,8 +47,7 @@ def class_names(config: str) -> list[str]:
 
 
 def read_human_labels(path: str | os.PathLike, config: str) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Reads `CIFAR-10_human.pt` or `CIFAR-100_human.pt` of https://github.com/UCSC-REAL/cifar-10-100n.
+    """Read `CIFAR-10_human.pt` or `CIFAR-100_human.pt` of https://github.com/UCSC-REAL/cifar-10-100n.
 
     The files hold numpy arrays, which `torch.load` reads with an allow-list of the five names that they need; nothing
     else in the file can be executed.
@@ -93,8 +92,7 @@ def read_human_labels(path: str | os.PathLike, config: str) -> tuple[np.ndarray,
 
 
 def read_batch(path: str, fine: bool) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Reads one batch of the official "python" or "binary" (`.bin`) release.
+    """Read one batch of the official "python" or "binary" (`.bin`) release.
 
     Args:
         fine (`bool`): CIFAR-100.
@@ -121,8 +119,7 @@ def _read_binary(path: str, fine: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_python(path: str, fine: bool) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Takes labels and pixels from the instructions of a pickled batch without carrying them out.
+    """Take labels and pixels from the instructions of a pickled batch without carrying them out.
 
     The file is a `dict` with a list of integers after the string `labels` (`fine_labels`) and one array of pixels,
     which is by far the longest string in it. So nothing in the file can be executed.

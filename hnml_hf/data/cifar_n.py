@@ -24,8 +24,7 @@ CLEAN_COLUMNS = {False: ("clean_label", "label"), True: ("clean_label", "fine_la
 
 
 def official_order(labels: np.ndarray, official: np.ndarray, *, block: int = BLOCK) -> np.ndarray:
-    """
-    Finds where the rows of an image source stand in the official order, from their clean labels alone.
+    """Find where the rows of an image source stand in the official order, from their clean labels alone.
 
     Human labels are in the order of the official training batches. Copies of CIFAR-10 hold the batches in another
     order; attached by position, about 90 % of the labels would be wrong, silently.
@@ -69,8 +68,7 @@ def attach_human_labels(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Dataset:
-    """
-    Gives a CIFAR training set in memory or from the Hub the human labels of a label file.
+    """Give a CIFAR training set in memory or from the Hub the human labels of a label file.
 
     Rows stay in the order of `images`; `index` is the official position. The alignment is proven by the clean labels,
     see [`official_order`].
@@ -143,8 +141,7 @@ class Source:
 
 
 class CIFARN(NoisyLabelBuilder):
-    """
-    CIFAR-10N and CIFAR-100N from a local folder; configs `cifar10n-{aggre,rand1,rand2,rand3,worse}` and `cifar100n`.
+    """CIFAR-10N and CIFAR-100N from a local folder: `cifar10n-{aggre,rand1,rand2,rand3,worse}` and `cifar100n`.
 
     Images come from parquet files (`train*.parquet`, `test*.parquet`; columns `image` or `img`, and `label` or
     `fine_label` with the clean label), or from the official "python" or "binary" batches. Human labels come from the

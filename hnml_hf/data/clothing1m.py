@@ -20,8 +20,7 @@ EVALUATION = {"validation": "clean_val", "test": "clean_test"}
 
 
 class Clothing1M(NoisyLabelBuilder):
-    """
-    Clothing1M from a local folder; `index` is the position in the key list.
+    """Clothing1M from a local folder; `index` is the position in the key list.
 
     | config | train | validation, test |
     |---|---|---|
@@ -138,8 +137,7 @@ or, in place of the six lists, files with `key label` in each line:
 
 
 def read_key_labels(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
-    """
-    Reads a list with `key label` in each line.
+    """Read a list with `key label` in each line.
 
     Returns:
         `tuple`: the keys, and their labels of shape `(num_keys,)`, -1 where the line ends after the key.

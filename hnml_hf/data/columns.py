@@ -16,8 +16,7 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
 @dataclass
 class ColumnOptions:
-    """
-    Which columns hold what; `None` = look for a usual name.
+    """Which columns hold what; `None` = look for a usual name.
 
     Args:
         image_column: `image`, `img`, `file_name`, ... : an image, or a path relative to the table (or to `data_dir`).
@@ -38,8 +37,7 @@ class ColumnOptions:
     weight_column: str | None = None
 
     def pick(self, names: Sequence[str], split: str, source: str) -> dict[str, str]:
-        """
-        Finds the column of each role among those of a table.
+        """Find the column of each role among those of a table.
 
         Args:
             names: the columns that there are.
@@ -50,7 +48,7 @@ class ColumnOptions:
             `dict[str, str]`: column of `image` and `label`, and of `clean`, `index` and `weight` where there is one.
 
         Raises:
-            `ValueError`: if there is no such column.
+            ValueError: if there is no such column.
         """
         evaluation = split != "train"
         picked = {"image": _find(names, self.image_column, IMAGE_COLUMNS, "image", source)}
@@ -94,8 +92,7 @@ def _find(names: Sequence[str], wanted: str | None, usual: Sequence[str], role: 
 
 @dataclass
 class RawSplit:
-    """
-    The columns of one split, or of one of its files, as they were read.
+    """The columns of one split, or of one of its files, as they were read.
 
     Args:
         images: paths below the root, or an iterable over embedded images.

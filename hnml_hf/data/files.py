@@ -14,8 +14,7 @@ SHOWN = 5  # how many offending keys an error lists
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
-    """
-    Yields `(line number, text)` of a UTF-8 list file, without line end and byte-order mark.
+    """Yield `(line number, text)` of a UTF-8 list file, without line end and byte-order mark.
 
     Lines end at LF or CRLF only: `str.splitlines` would also cut at characters that may be part of a file name. Blank
     lines at the end of the file are dropped, a blank line elsewhere is an error.
@@ -43,7 +42,7 @@ def is_plain(text: str) -> bool:
 
 
 def parse_path(text: str, path: str | os.PathLike, number: int) -> str:
-    """Checks a file name of a list: relative, inside the data folder, without control characters."""
+    """Check a file name of a list: relative, inside the data folder, without control characters."""
     climbs = ".." in text and ".." in re.split(r"[/\\]", text)
     if not text or text[0] in "/\\" or text[1:2] == ":" or climbs:
         raise ValueError(
@@ -58,7 +57,7 @@ def parse_path(text: str, path: str | os.PathLike, number: int) -> str:
 
 
 def parse_integer(text: str, path: str | os.PathLike, number: int, what: str, low: int, high: int) -> int:
-    """Parses plain decimal digits; `low <= value < high`, else a `ValueError` with file and line."""
+    """Parse plain decimal digits; `low <= value < high`, else a `ValueError` with file and line."""
     if not re.fullmatch(r"-?[0-9]{1,18}", text):
         raise ValueError(f"{path}:{number}: {what} must be an integer, got {text[:80]!r}.")
     value = int(text)
@@ -70,8 +69,7 @@ def parse_integer(text: str, path: str | os.PathLike, number: int, what: str, lo
 def parse_keyed_label(
     line: str, path: str | os.PathLike, number: int, num_classes: int, *, allow_missing: bool = False
 ) -> tuple[str, int | None]:
-    """
-    Parses `<file name> <label>`, split at the last blank (names may hold commas and blanks).
+    """Parse `<file name> <label>`, split at the last blank (names may hold commas and blanks).
 
     Returns:
         `tuple`: the checked file name and the label, `None` for a line that ends after the name if `allow_missing`.
@@ -91,10 +89,9 @@ def shown(items: Iterable[object]) -> str:
 
 
 def missing_files(root: str, names: Sequence[str]) -> np.ndarray:
-    """
-    Which of `names` (relative to `root`) are no files, as a boolean array of shape `(len(names),)`.
+    """Which of `names` (relative to `root`) are no files, as a boolean array of shape `(len(names),)`.
 
-    Lists each folder once instead of asking for each file: a million names cost a thousand folder listings.
+    Each folder is listed once instead of asking for each file: a million names cost a thousand folder listings.
     """
     by_folder: dict[str, list[int]] = {}
     for row, name in enumerate(names):
@@ -129,11 +126,10 @@ def image_names(folder: str) -> list[str]:
 
 
 def refuse_archive(path: str | os.PathLike) -> None:
-    """
-    Raises if `path` is a tar or zip archive: the package reads folders and unpacks nothing.
+    """Refuse a tar or zip archive: the package reads folders and unpacks nothing.
 
     Raises:
-        `ValueError`: saying so, and naming a member that would be written outside the folder if there is one.
+        ValueError: saying so, and naming a member that would be written outside the folder if there is one.
     """
     if not os.path.isfile(path):
         return

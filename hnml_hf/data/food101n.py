@@ -33,8 +33,7 @@ class Food101NConfig(NoisyLabelConfig):
 
 
 class Food101N(NoisyLabelBuilder):
-    """
-    Food-101N from a local folder, tested on Food-101. `index` is the position in `imagelist.tsv` (`test.txt`).
+    """Food-101N from a local folder, tested on Food-101. `index` is the position in `imagelist.tsv` (`test.txt`).
 
     `clean_label` is the label where somebody verified it. Where it was found to be wrong the true class is not known:
     -1, as for the images that nobody looked at; the column `verification` tells these two apart.

@@ -1,5 +1,4 @@
-"""
-Your own data: image folders, CSV / TSV / JSON / JSONL / parquet tables, datasets saved by `save_to_disk`, and any
+"""Your own data: image folders, CSV / TSV / JSON / JSONL / parquet tables, datasets saved by `save_to_disk`, and any
 dataset on the Hub. All come out with the four features of `hnml_hf.data.schema`.
 """
 
@@ -32,8 +31,7 @@ def load_generic(
     cache_dir: str | os.PathLike | None = None,
     num_proc: int | None = None,
 ) -> DatasetDict:
-    """
-    Loads a folder, a table, a saved dataset or a Hub dataset; see `hnml_hf.data.load_noisy_dataset`.
+    """Load a folder, a table, a saved dataset or a Hub dataset; see `hnml_hf.data.load_noisy_dataset`.
 
     Args:
         name_or_path (`str`): `imagefolder` (with `data_dir`), a local file or folder, or the id of a Hub dataset.

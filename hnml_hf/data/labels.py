@@ -19,15 +19,14 @@ FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?(nan|
 
 
 def class_names(train: Sequence[RawSplit], label_names: Sequence[str] | None = None) -> list[str]:
-    """
-    Class names in id order: the user's, those of the data, sorted names of `train`, or `0 .. max` for integers.
+    """Class names in id order: the user's, those of the data, sorted names of `train`, or `0 .. max` for integers.
 
     Args:
         train (`Sequence[RawSplit]`): the files of the training split.
         label_names (`Sequence[str]`, *optional*): the user's.
 
     Raises:
-        `ValueError`: on names that repeat; naming the row, on labels that are missing, out of range or no classes, and
+        ValueError: on names that repeat; naming the row, on labels that are missing, out of range or no classes, and
         on names beside integers.
     """
     given = label_names if label_names is not None else train[0].names
@@ -71,15 +70,14 @@ def class_names(train: Sequence[RawSplit], label_names: Sequence[str] | None = N
 
 
 def encode_labels(raw: RawSplit, names: Sequence[str], split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """
-    Labels, clean labels (-1 = unknown) and index of a split, int64 of shape `(num_rows,)` each.
+    """Labels, clean labels (-1 = unknown) and index of a split, int64 of shape `(num_rows,)` each.
 
     Args:
         names (`Sequence[str]`): the classes in id order.
         split (`str`): for the messages.
 
     Raises:
-        `ValueError`: naming the row, on a label that is missing or none of the classes, and on an index that is no
+        ValueError: naming the row, on a label that is missing or none of the classes, and on an index that is no
         unique, non-negative integer.
     """
     ids = {name: label for label, name in enumerate(names)}
@@ -146,11 +144,10 @@ def _encode_index(raw: RawSplit) -> np.ndarray:
 
 
 def encode_weights(raw: RawSplit) -> np.ndarray:
-    """
-    Weights of a split, float64 of shape `(num_rows,)`; 1 where there is no such column.
+    """Weights of a split, float64 of shape `(num_rows,)`; 1 where there is no such column.
 
     Raises:
-        `ValueError`: naming the row, on what is no number.
+        ValueError: naming the row, on what is no number.
     """
     weights = np.ones(len(raw.label))
     for row, value in enumerate(raw.weight or []):
@@ -164,9 +161,8 @@ def encode_weights(raw: RawSplit) -> np.ndarray:
 def warn_about_splits(
     labels: Mapping[str, np.ndarray], clean_labels: Mapping[str, np.ndarray], names: Sequence[str]
 ) -> None:
-    """
-    Logs what is allowed but rarely meant: classes that a split lacks (a class of the test set that training does not
-    have cannot be learned), and validation or test labels that differ from the clean ones.
+    """Log what is allowed but rarely meant: classes that a split lacks (a class of the test set that training does
+    not have cannot be learned), and validation or test labels that differ from the clean ones.
 
     Args:
         labels, clean_labels: of each split, arrays of shape `(num_rows,)`.

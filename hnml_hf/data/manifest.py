@@ -1,5 +1,4 @@
-"""
-Synthetic labels that were drawn once: saved, carried between machines, and put into a dataset by `index`.
+"""Synthetic labels that were drawn once: saved, carried between machines, and put into a dataset by `index`.
 
 `label` becomes the drawn label, `clean_label` the label before.
 """
@@ -21,8 +20,7 @@ MANIFEST_FORMAT = "hnml_hf noise manifest 1"
 
 @dataclass(frozen=True)
 class NoiseManifest:
-    """
-    Labels that were drawn for a dataset, with all that is needed to know how and for which.
+    """Labels that were drawn for a dataset, with all that is needed to know how and for which.
 
     Args:
         dataset_fingerprint (`str`): hash of ids, true labels and number of classes (see `labels_fingerprint`).
@@ -42,8 +40,7 @@ class NoiseManifest:
 
 
 def apply_manifest(dataset: Dataset, manifest: NoiseManifest) -> Dataset:
-    """
-    Replaces `label` by the drawn labels and `clean_label` by the true ones. Images are neither decoded nor copied.
+    """Replace `label` by the drawn labels and `clean_label` by the true ones. Images are neither decoded nor copied.
 
     Args:
         dataset (`datasets.Dataset`): the dataset that the manifest was drawn for, rows in any order.
@@ -53,7 +50,7 @@ def apply_manifest(dataset: Dataset, manifest: NoiseManifest) -> Dataset:
         `datasets.Dataset`: with the same features, rows and ids.
 
     Raises:
-        `ValueError`: if the manifest was drawn for another dataset, or the labels are not the true ones.
+        ValueError: if the manifest was drawn for another dataset, or the labels are not the true ones.
     """
     clean, index = clean_labels(dataset), unique_index(dataset)
     found = labels_fingerprint(index, clean, dataset.features["label"].num_classes)
@@ -70,7 +67,7 @@ def apply_manifest(dataset: Dataset, manifest: NoiseManifest) -> Dataset:
 
 
 def save_manifest(path: str | os.PathLike, manifest: NoiseManifest) -> None:
-    """Writes a manifest as JSON. The same draw gives the same bytes."""
+    """Write a manifest as JSON. The same draw gives the same bytes."""
     content = {
         "format": MANIFEST_FORMAT,
         "dataset_fingerprint": manifest.dataset_fingerprint,
@@ -84,11 +81,10 @@ def save_manifest(path: str | os.PathLike, manifest: NoiseManifest) -> None:
 
 
 def load_manifest(path: str | os.PathLike) -> NoiseManifest:
-    """
-    Reads a manifest written by `save_manifest`.
+    """Read a manifest written by `save_manifest`.
 
     Raises:
-        `ValueError`: if the file is no manifest, or its lists do not fit together.
+        ValueError: if the file is no manifest, or its lists do not fit together.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -87,8 +87,7 @@ class Table(OwnDataBuilder):
 
 
 class ImageFolder(OwnDataBuilder):
-    """
-    An image folder: `<split>/<class>/**`, or `<class>/**` alone, which is all `train`.
+    """An image folder: `<split>/<class>/**`, or `<class>/**` alone, which is all `train`.
 
     A split folder with a `metadata.csv` or `metadata.jsonl` (columns `file_name`, `label`) is read by that table.
     Images that are in no class folder, or have no row in the table, are left out and counted in the log. `index` is

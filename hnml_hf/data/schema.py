@@ -53,8 +53,7 @@ def assemble(
     index: np.ndarray,
     names: Sequence[str],
 ) -> Dataset:
-    """
-    The four features from a dataset with images and from arrays of shape `(num_rows,)`.
+    """The four features from a dataset with images and from arrays of shape `(num_rows,)`.
 
     Images are neither read nor copied: the other columns are put beside them.
     """

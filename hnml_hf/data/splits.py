@@ -35,8 +35,7 @@ def find_splits(names: Sequence[str]) -> dict[str, str]:
 
 
 def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """
-    Cuts a validation set from a training set, stratified by the given (noisy) label.
+    """Cut a validation set from a training set, stratified by the given (noisy) label.
 
     Both parts keep the stored order and the sample ids in `index`. The share of each class in the validation set is
     the one it has in the whole, to the nearest image. Classes with a single image stay in the training part; their
@@ -51,7 +50,7 @@ def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[D
         `tuple[datasets.Dataset, datasets.Dataset]`: train and validation; views, no image is copied.
 
     Raises:
-        `ValueError`: if `fraction` is out of range, a label is unknown, or one part would hold fewer rows than there
+        ValueError: if `fraction` is out of range, a label is unknown, or one part would hold fewer rows than there
         are classes to represent.
     """
     if not 0.0 < fraction < 1.0:
@@ -95,8 +94,7 @@ def class_balanced(
     per_class: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """
-    Draws the same number of rows from every class, by the given (noisy) label and without replacement.
+    """Draw the same number of rows from every class, by the given (noisy) label and without replacement.
 
     This is the sampling of the Clothing1M protocols (DivideMix, ICLR 2020: 64,000 rows an epoch). Call it with another
     seed for another epoch. `index` keeps the ids of the full set; the stored order is kept too.
@@ -108,7 +106,7 @@ def class_balanced(
         seed (`int`): of the draw.
 
     Raises:
-        `ValueError`: unless one of `num_samples` and `per_class` is given, and is enough for a row of each class.
+        ValueError: unless one of `num_samples` and `per_class` is given, and is enough for a row of each class.
     """
     num_classes = dataset.features["label"].num_classes
     if (num_samples is None) == (per_class is None):

@@ -1,5 +1,4 @@
-"""
-Synthetic label noise on any dataset with the features of this package.
+"""Synthetic label noise on any dataset with the features of this package.
 
 `draw_noise` draws the labels as a manifest (`manifest.py`), `add_noise` draws and applies.
 
@@ -28,7 +27,7 @@ ASYMMETRIC_SCHEMES = ("cifar10", "cifar100_superclass", "cifar100_legacy_block5"
 
 
 def add_noise(dataset: Dataset, **options) -> Dataset:
-    """Draws synthetic noise and applies it; arguments as `draw_noise`."""
+    """Draw synthetic noise and apply it; arguments as `draw_noise`."""
     return apply_manifest(dataset, draw_noise(dataset, **options))
 
 
@@ -45,8 +44,7 @@ def draw_noise(
     pixel_scaling: str = "raw",
     image_size: int | None = None,
 ) -> NoiseManifest:
-    """
-    Draws a noisy label for every row of a dataset whose labels are true. The dataset is not changed.
+    """Draw a noisy label for every row of a dataset whose labels are true. The dataset is not changed.
 
     The draw runs over the rows in the order of the dataset, with a generator of its own. The definitions are in
     `hnml_hf.noise`.
@@ -76,7 +74,7 @@ def draw_noise(
         `NoiseManifest`.
 
     Raises:
-        `ValueError`: if the labels are not known to be true, or an option is missing, misplaced or out of range.
+        ValueError: if the labels are not known to be true, or an option is missing, misplaced or out of range.
     """
     clean = clean_labels(dataset)
     index = unique_index(dataset)
@@ -138,14 +136,13 @@ def draw_noise(
 
 
 def load_transition_matrix(path: str | os.PathLike) -> torch.Tensor:
-    """
-    Reads a transition matrix from a CSV file: k lines of k numbers, no header, row i = P(noisy = j | clean = i).
+    """Read a transition matrix from a CSV file: k lines of k numbers, no header, row i = P(noisy = j | clean = i).
 
     Returns:
         `torch.Tensor` of shape `(num_classes, num_classes)`, float64.
 
     Raises:
-        `ValueError`: naming file and line, if an entry is no number, lines differ in length, or it is no transition
+        ValueError: naming file and line, if an entry is no number, lines differ in length, or it is no transition
         matrix.
     """
     rows = []

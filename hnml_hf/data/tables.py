@@ -37,8 +37,7 @@ def find_tables(folder: str) -> dict[str, list[str]]:
 
 
 def read_table(path: str, split: str, columns: ColumnOptions, root: str) -> RawSplit:
-    """
-    Reads the columns in use of a table whose images are paths below `root`, or are embedded (parquet).
+    """Read the columns in use of a table whose images are paths below `root`, or are embedded (parquet).
 
     Args:
         path (`str`): of the table; its suffix says of what kind it is.
@@ -47,7 +46,7 @@ def read_table(path: str, split: str, columns: ColumnOptions, root: str) -> RawS
         root (`str`): where image paths start.
 
     Raises:
-        `ValueError`: naming file and line, for what cannot be read.
+        ValueError: naming file and line, for what cannot be read.
     """
     return (_read_parquet if path.endswith(".parquet") else _read_text)(path, split, columns, root)
 

@@ -38,8 +38,7 @@ class WebVisionConfig(NoisyLabelConfig):
 
 
 class WebVision(NoisyLabelBuilder):
-    """
-    WebVision from a local folder. `index` is the position in the file list, also in `mini`.
+    """WebVision from a local folder. `index` is the position in the file list, also in `mini`.
 
     Configs are the parts of the training list: `all` (default), `google`, `flickr`, and `mini` (Google, classes 0-49).
     The official validation images have verified labels and are what papers report on: they are the split `test`. The
@@ -184,8 +183,7 @@ class WebVision(NoisyLabelBuilder):
         return [f"{folder}/val", *listing, *(f"{folder}/val/{name}" for name in folder_names(f"{folder}/val"))]
 
     def _read_imagenet(self, folder: str, num_synsets: int, num_classes: int) -> list[Rows]:
-        """
-        ILSVRC12 val by wnid or by WebVision label; the devkit's ILSVRC2012_ID is another order and is never read.
+        """ILSVRC12 val by wnid or by WebVision label; the devkit's ILSVRC2012_ID is another order and is never read.
 
         `index` is the position in the list, or in the sorted listing of the folders.
         """

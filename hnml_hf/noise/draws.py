@@ -9,8 +9,7 @@ from .transitions import check_transition_matrix
 def corrupt_labels(
     labels: torch.Tensor, transition_matrix: torch.Tensor, *, generator: torch.Generator
 ) -> torch.Tensor:
-    """
-    Draws a noisy label for each sample on its own: y'_i ~ Categorical(T[y_i]). The number of wrong labels is random.
+    """Draw a noisy label for each sample on its own: y'_i ~ Categorical(T[y_i]). How many are wrong is random.
 
     Args:
         labels (`torch.Tensor` of shape `(n,)`): true labels in 0..k-1.
@@ -21,7 +20,7 @@ def corrupt_labels(
         `torch.Tensor` of shape `(n,)`, int64, on the device of `labels`.
 
     Raises:
-        `ValueError`: if the matrix is no transition matrix, a label is out of range or the generator is not on the
+        ValueError: if the matrix is no transition matrix, a label is out of range or the generator is not on the
         CPU.
     """
     matrix = check_transition_matrix(transition_matrix.cpu())
@@ -37,8 +36,7 @@ def corrupt_labels(
 def corrupt_labels_exact(
     labels: torch.Tensor, flip_matrix: torch.Tensor, *, rate: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """
-    Redraws the labels of exactly floor(r n) samples, picked at random among all, from the rows of `flip_matrix`.
+    """Redraw the labels of exactly floor(r n) samples, picked at random among all, from the rows of `flip_matrix`.
 
     `flip_matrix` is a transition matrix at rate 1: what happens to a sample once it is picked. With
     `symmetric_transition_matrix(k, 1.0, include_true=False)` exactly floor(r n) labels are wrong; with
@@ -54,7 +52,7 @@ def corrupt_labels_exact(
         `torch.Tensor` of shape `(n,)`, int64, on the device of `labels`.
 
     Raises:
-        `ValueError`: as `corrupt_labels`, or if `rate` is out of range.
+        ValueError: as `corrupt_labels`, or if `rate` is out of range.
 
     References:
         Released code of DivideMix (Li et al., ICLR 2020): an exact share of all indices, then uniform or by a table.

@@ -20,8 +20,7 @@ def instance_dependent_labels(
     chunk_size: int = 256,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """
-    Instance-dependent (part-dependent, PDN) noise: the wrong class of an image depends on its pixels.
+    """Instance-dependent (part-dependent, PDN) noise: the wrong class of an image depends on its pixels.
 
     q_i ~ N(rate, rate_std^2) truncated to [0, 1]; W_y ~ N(0, 1)^{s x k} for each class y. For image x_i of class y:
     a = x_i W_y with a_y = -inf, p = q_i softmax(a), p_y = 1 - q_i, y'_i ~ Categorical(p).
@@ -49,7 +48,7 @@ def instance_dependent_labels(
         `torch.Tensor` of shape `(n,)`, int64, on the device of `labels`.
 
     Raises:
-        `ValueError`: if an argument is out of range or `load_pixels` returns another shape.
+        ValueError: if an argument is out of range or `load_pixels` returns another shape.
 
     References:
         Xia et al., Part-dependent Label Noise: Towards Instance-dependent Label Noise, NeurIPS 2020, and its released

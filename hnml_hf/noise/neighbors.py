@@ -15,8 +15,7 @@ def neighbor_labels(
     num_draws: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """
-    Draws synthetic labels: some rows of the batch take the label of one of their nearest neighbours in the batch.
+    """Draw synthetic labels: some rows of the batch take the label of one of their nearest neighbours in the batch.
 
     In each draw a new random subset S of `round(perturb_ratio * b)` rows is picked. For i in S, y'_i = y_j with j
     uniform on the nearest neighbours of i (Euclidean distance of the features, i itself excluded); otherwise
@@ -38,7 +37,7 @@ def neighbor_labels(
         no neighbours: its labels come back unchanged.
 
     Raises:
-        `ValueError`: if shapes do not match, an argument is out of range or the generator is not on the CPU.
+        ValueError: if shapes do not match, an argument is out of range or the generator is not on the CPU.
 
     References:
         Li et al., Learning to Learn from Noisy Labeled Data, CVPR 2019 (MLNT), meta-train step; the released code uses

@@ -21,8 +21,7 @@ CIFAR100_SUPERCLASSES = (
 
 
 def symmetric_transition_matrix(num_classes: int, rate: float, *, include_true: bool) -> torch.Tensor:
-    """
-    Symmetric noise. With the true class excluded T = (1 - r) I + r / (k - 1) off the diagonal, and a share r of the
+    """Symmetric noise. With the true class excluded T = (1 - r) I + r / (k - 1) off the diagonal, and a share r of the
     labels is wrong; with it included T = (1 - r) I + r / k everywhere, and a share r (1 - 1/k) is wrong.
 
     The two differ: every report of a symmetric rate must say which one it means.
@@ -36,7 +35,7 @@ def symmetric_transition_matrix(num_classes: int, rate: float, *, include_true: 
         `torch.Tensor` of shape `(num_classes, num_classes)`, float64.
 
     Raises:
-        `ValueError`: if an argument is out of range.
+        ValueError: if an argument is out of range.
 
     References:
         Excluded: Patrini et al., Making Deep Neural Networks Robust to Label Noise, CVPR 2017; Han et al.,
@@ -52,8 +51,7 @@ def symmetric_transition_matrix(num_classes: int, rate: float, *, include_true: 
 
 
 def pair_flip_transition_matrix(num_classes: int, rate: float) -> torch.Tensor:
-    """
-    Pair flip: class i becomes i + 1 (the last one becomes 0) with probability r.
+    """Pair flip: class i becomes i + 1 (the last one becomes 0) with probability r.
 
     Args:
         num_classes (`int`): k, at least 2.
@@ -63,7 +61,7 @@ def pair_flip_transition_matrix(num_classes: int, rate: float) -> torch.Tensor:
         `torch.Tensor` of shape `(num_classes, num_classes)`, float64.
 
     Raises:
-        `ValueError`: if an argument is out of range.
+        ValueError: if an argument is out of range.
 
     References:
         Han et al., Co-teaching, NeurIPS 2018 (r = 0.45).
@@ -73,8 +71,7 @@ def pair_flip_transition_matrix(num_classes: int, rate: float) -> torch.Tensor:
 
 
 def flip_transition_matrix(num_classes: int, rate: float, *, flips: dict[int, int]) -> torch.Tensor:
-    """
-    Asymmetric noise by a table: class i becomes `flips[i]` with probability r; classes not in the table keep theirs.
+    """Asymmetric noise by a table: class i becomes `flips[i]` with probability r; a class that is not in it stays.
 
     Both directions of a table are read from the true label, so 3 -> 5 together with 5 -> 3 swaps them (a loop that
     relabels in place would flip some images back).
@@ -88,7 +85,7 @@ def flip_transition_matrix(num_classes: int, rate: float, *, flips: dict[int, in
         `torch.Tensor` of shape `(num_classes, num_classes)`, float64.
 
     Raises:
-        `ValueError`: if an argument is out of range or a class flips to itself.
+        ValueError: if an argument is out of range or a class flips to itself.
 
     References:
         Patrini et al., Making Deep Neural Networks Robust to Label Noise, CVPR 2017 (the CIFAR tables).
@@ -107,8 +104,7 @@ def flip_transition_matrix(num_classes: int, rate: float, *, flips: dict[int, in
 
 
 def cifar100_flips(scheme: str) -> dict[int, int]:
-    """
-    The flip tables in use for CIFAR-100, each a circle of five classes.
+    """The flip tables in use for CIFAR-100, each a circle of five classes.
 
     Args:
         scheme (`str`):
@@ -120,7 +116,7 @@ def cifar100_flips(scheme: str) -> dict[int, int]:
         `dict[int, int]`: true fine class to wrong fine class, all 100 classes.
 
     Raises:
-        `ValueError`: if the scheme is unknown.
+        ValueError: if the scheme is unknown.
     """
     if scheme == "superclass":
         circles = [[i for i, coarse in enumerate(CIFAR100_SUPERCLASSES) if coarse == group] for group in range(20)]
@@ -132,14 +128,13 @@ def cifar100_flips(scheme: str) -> dict[int, int]:
 
 
 def check_transition_matrix(transition_matrix: torch.Tensor) -> torch.Tensor:
-    """
-    Checks a user's transition matrix `T[i, j] = P(noisy = j | clean = i)`.
+    """Check a user's transition matrix `T[i, j] = P(noisy = j | clean = i)`.
 
     Returns:
         `torch.Tensor` of shape `(num_classes, num_classes)`, float64.
 
     Raises:
-        `ValueError`: if it is not square, has an entry outside [0, 1] or a row that does not sum to 1 within 1e-6.
+        ValueError: if it is not square, has an entry outside [0, 1] or a row that does not sum to 1 within 1e-6.
     """
     matrix = transition_matrix.to(torch.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 2:

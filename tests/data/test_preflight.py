@@ -357,9 +357,7 @@ def test_names_cannot_write_to_the_terminal():
 
 
 def test_quarantine_round_trip(tmp_path, caplog):
-    """
-    Train ids 10..16: 10 garbage, 11 and 12 equal with other labels, 13 also in test, 14 bad label, 15 and 16 good.
-    """
+    """Train ids 10..16: 10 garbage, 11, 12 equal with other labels, 13 also in test, 14 bad label, 15, 16 good."""
     shared, twin = encode(1), encode(2)
     splits = DatasetDict(
         train=make_split([b"garbage", twin, twin, shared, encode(3), encode(4), encode(5)], [0, 0, 1, 2, 9, 1, 2]),

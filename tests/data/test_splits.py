@@ -17,9 +17,7 @@ def make_dataset(labels, num_classes=10):
 
 
 def test_shares_of_the_classes_by_hand():
-    """
-    60 cats, 30 dogs, 10 fish; a fraction of 0.1 is 10 rows in all: 6, 3 and 1 of them.
-    """
+    """60 cats, 30 dogs, 10 fish; a fraction of 0.1 is 10 rows in all: 6, 3 and 1 of them."""
     dataset = make_dataset([0] * 60 + [1] * 30 + [2] * 10)
     train, validation = split_validation(dataset, fraction=0.1, seed=0)
     assert np.bincount(validation["label"]).tolist() == [6, 3, 1]

@@ -1,5 +1,4 @@
-"""
-Preflight: reads every image and every label of a dataset before training, and lists what is wrong with them.
+"""Preflight: reads every image and every label of a dataset before training, and lists what is wrong with them.
 
 `check_dataset` gives a report (a dict that is valid JSON), `format_report` a table to read, `save_quarantine` the list
 of rows that training should leave out, `apply_quarantine` leaves them out.
@@ -37,8 +36,7 @@ def check_dataset(
     max_pixels: int = MAX_PIXELS,
     image_dir: str | os.PathLike | None = None,
 ) -> dict:
-    """
-    Reads every image and label of a dataset and reports what is wrong. Changes nothing.
+    """Read every image and label of a dataset and report what is wrong. Nothing is changed.
 
     Images are equal when the 64-bit BLAKE2 hashes of their files are. Splits with "test" or "val" in their name are
     evaluation splits, all others training splits; an overlap is reported between training, validation and test, not
@@ -56,7 +54,7 @@ def check_dataset(
         list for each kind (`DEFECTS`, `NOTES`). Notes are worth knowing but no defects.
 
     Raises:
-        `ValueError`: if a column is missing, or an argument is out of range.
+        ValueError: if a column is missing, or an argument is out of range.
     """
     if isinstance(dataset, Dataset):
         dataset = DatasetDict({"train": dataset})
@@ -91,7 +89,7 @@ def check_dataset(
 
 
 def _check_images(split: SplitRows, num_workers: int, max_pixels: int) -> Iterator[tuple[str, dict]]:
-    """Decodes all images in threads, fills the arrays of `split`, and yields the defects in row order."""
+    """Decode all images in threads, fill the arrays of `split`, and yield the defects in row order."""
 
     def check(start: int) -> list[ImageCheck]:
         return [
@@ -175,7 +173,7 @@ def _overlaps(splits: list[SplitRows]) -> Iterator[dict]:
 
 
 def _class_set_differences(splits: list[SplitRows]) -> Iterator[dict]:
-    """Compares every split with the first one: class names, and classes that have images."""
+    """Compare every split with the first one: class names, and classes that have images."""
     first, *others = splits
     for other in others:
         names = [first.name, other.name]

@@ -54,8 +54,7 @@ class ImageCheck(NamedTuple):
 
 
 def check_image(image: dict | None, *, max_pixels: int = MAX_PIXELS) -> ImageCheck:
-    """
-    Reads, hashes and fully decodes one image.
+    """Read, hash and fully decode one image.
 
     Args:
         image (`dict`): an undecoded image of `datasets`, `{"bytes": ..., "path": ...}`, one of them may be None.

@@ -16,8 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def save_quarantine(path: str | os.PathLike, report: dict) -> int:
-    """
-    Writes the rows that training should leave out, one JSON object a line: split, index, reason, path.
+    """Write the rows that training should leave out, one JSON object a line: split, index, reason, path.
 
     These are rows with a bad image or label, all rows of conflicting duplicates (at most one of their labels is
     right), and of images shared by splits the rows of the earlier stage (training before validation before test).
@@ -52,14 +51,13 @@ def save_quarantine(path: str | os.PathLike, report: dict) -> int:
 
 
 def load_quarantine(path: str | os.PathLike) -> dict[str, dict[int, str]]:
-    """
-    Reads a quarantine list. Lines may be deleted or added by hand; `split` and `index` are needed.
+    """Read a quarantine list. Lines may be deleted or added by hand; `split` and `index` are needed.
 
     Returns:
         `dict[str, dict[int, str]]`: split -> index -> reason.
 
     Raises:
-        `ValueError`: naming file and line, for a line that is no such object.
+        ValueError: naming file and line, for a line that is no such object.
     """
     quarantine: dict[str, dict[int, str]] = {}
     with open(path, "rb") as file:
@@ -81,8 +79,7 @@ def load_quarantine(path: str | os.PathLike) -> dict[str, dict[int, str]]:
 
 
 def apply_quarantine(dataset: DatasetDict, quarantine: dict[str, dict[int, str]]) -> DatasetDict:
-    """
-    Leaves the listed rows out; they are not replaced, and the ids of the others do not change.
+    """Leave the listed rows out; they are not replaced, and the ids of the others do not change.
 
     Apply saved synthetic noise first: it belongs to the whole dataset.
 
@@ -94,7 +91,7 @@ def apply_quarantine(dataset: DatasetDict, quarantine: dict[str, dict[int, str]]
         `datasets.DatasetDict`: the same splits, as views.
 
     Raises:
-        `ValueError`: if a split or id of the list does not exist, or nothing would be left of a split.
+        ValueError: if a split or id of the list does not exist, or nothing would be left of a split.
     """
     unknown = sorted(set(quarantine) - set(dataset))
     if unknown:

@@ -40,7 +40,7 @@ def empty_report() -> dict:
 
 
 def save_report(path: str | os.PathLike, report: dict) -> None:
-    """Writes the report as JSON."""
+    """Write the report as JSON."""
     Path(path).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
