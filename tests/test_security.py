@@ -5,12 +5,12 @@ import json
 import logging
 import os
 import pickle
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tomllib
 import torch
 from packaging.requirements import Requirement
 from test_trainer import build_trainer
