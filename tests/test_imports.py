@@ -94,7 +94,7 @@ ALLOWED = {
     "probe": {"data.collate"},
     "__main__": set(),
     "report": {"files"},
-    "audit.estimate": set(),
+    "audit.estimate": {"gauge"},
     "audit.table": {"audit.estimate", "data.schema", "files", "sample_statistics"},
     "audit.evidence": {"cam", "data.schema", "report"},
     "audit.single_pass": {"audit.evidence", "data.schema", "sample_statistics"},

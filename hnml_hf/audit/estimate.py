@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..gauge import CERTAINTY
+
 
 SHARPEST = 20.0  # exponent at which a prediction is a vote
 FIT_ON = 50_000  # samples that the channel is estimated on; all are scored
@@ -60,9 +62,10 @@ def estimate_noise(records: np.ndarray, num_labels: int, *, seed: int = 0) -> No
     (ICLR 2022, "Assessing generalization via disagreement"); that it serves here is ours. Without votes (a single
     visit) b is the value of highest likelihood, which errs towards fewer wrong labels.
 
-    Where the run kept labels from every loss, at least 100 of them, b, T and the rate are estimated on these alone,
-    which no prediction knows by heart, and the log odds of all samples are shifted by one number so that their mean
-    probability is that rate.
+    Where the run kept labels from every loss, at least 100 of them, and fits the others significantly better, b, T and
+    the rate are estimated on these alone, which no prediction knows by heart, and the log odds of all samples are
+    shifted by one number so that their mean probability is that rate. Where it does not, nothing tells the two apart
+    and all labels are used: a tenth of them, or less, would only be a less certain sample of the same.
 
     Args:
         records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`], each seen at least once.
@@ -79,7 +82,7 @@ def estimate_noise(records: np.ndarray, num_labels: int, *, seed: int = 0) -> No
     log_odds, slot = opinions.log_odds(sharpness, channel, offsets)
 
     held_out = np.flatnonzero(records["held_out"])
-    if len(held_out) < FEWEST_HELD_OUT:
+    if len(held_out) < FEWEST_HELD_OUT or not _memorizes(opinions, records["held_out"]):
         rate = float(_probability(log_odds).mean())
         rates, channels = _replicates(fit_on, channel, offsets, sharpness, other_sharpness, generator)
         rates += rate - fit_on.rate(sharpness, channel, offsets)  # of the subsample
@@ -183,6 +186,14 @@ class Opinions:
             if done:
                 break
         return channel, offsets
+
+
+def _memorizes(opinions: Opinions, held_out: np.ndarray) -> bool:
+    """Whether the teacher predicts the labels that were taught more often than those held out, `(n,)` bool, by as many
+    standard errors as the gauge asks for."""
+    fitted = opinions.probabilities[:, 0] > opinions.probabilities[:, 1:].max(-1)
+    taught, unseen = fitted[~held_out].mean(), fitted[held_out].mean()
+    return bool(taught - unseen > CERTAINTY * (unseen * (1 - unseen) / held_out.sum()) ** 0.5)
 
 
 def _sharpness(opinions: Opinions) -> tuple[float, float]:

@@ -58,6 +58,16 @@ def test_labels_held_out_tell_the_rate_of_a_run_that_knows_the_others_by_heart(r
     assert (fooled["rank"] == table["rank"]).all()  # the order is the same, what it means is not
 
 
+def test_where_nothing_is_known_by_heart_all_labels_tell_the_rate():
+    """Those held out are then a small sample of the same."""
+    records, _, _ = simulate(0.3, held_out=0.15)
+    blind = records.copy()
+    blind["held_out"] = False
+    table, other = noise_scores(records, list("abcde")), noise_scores(blind, list("abcde"))
+    pd.testing.assert_frame_equal(table, other)
+    assert table.attrs["noise_rate"] == other.attrs["noise_rate"]
+
+
 @pytest.mark.parametrize(("rate", "pair"), [(0.0, False), (0.2, False), (0.5, False), (0.35, True)])
 def test_rate_matrix_and_scores_are_right_without_being_told_a_rate(rate, pair):
     records, clean, labels = simulate(rate, pair=pair)
