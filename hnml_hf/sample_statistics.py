@@ -3,6 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -229,7 +230,7 @@ def read_records(path: str | os.PathLike) -> np.ndarray:
     """
     try:
         records = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TokenError) as error:  # NumPy takes the header for Python
         raise ValueError(f"{path} holds no statistics of samples ({error}).") from error
     if not isinstance(records, np.ndarray) or "candidate_labels" not in (records.dtype.names or ()):
         raise ValueError(f"{path} holds no statistics of samples: it has no field `candidate_labels`.")

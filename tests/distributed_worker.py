@@ -151,7 +151,7 @@ def same_on_all_ranks(trainer: HNMLTrainer) -> bool:
 
 def record_draws(drawn: list, seeds: list):
     """Make the objective write down the batch's labels, the synthetic ones that it draws and the seed of the draw."""
-    module = sys.modules["hnml_hf.objectives.hnml"]
+    module = sys.modules["hnml_hf.objectives.mlnt"]
     original = module.neighbor_labels
 
     def recording(features, labels, **options):

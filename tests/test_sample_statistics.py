@@ -248,3 +248,12 @@ def test_two_processes_see_every_sample_once_an_epoch(tiny_dataset, tmp_path):
     assert sorted(records["index"]) == sorted(tiny_dataset["index"][:29])
     assert (records["times_seen"] == 3).all() and (records["foreground_seen"] == 3).all()
     np.testing.assert_allclose(records["given"] + records["candidates"].sum(-1), 1, rtol=1e-4)
+
+
+def test_a_header_that_is_no_header_is_refused(tmp_path):
+    """NumPy reads it as Python and lets the tokenizer's error pass; found by `scripts/fuzz.py`."""
+    SampleStatistics(np.arange(3), np.arange(3), 3).save(tmp_path / "s.npy")
+    content = (tmp_path / "s.npy").read_bytes()
+    (tmp_path / "s.npy").write_bytes(content.replace(b"'fortran_order'", b"('ortran_order'"))
+    with pytest.raises(ValueError, match=r"s\.npy holds no statistics of samples"):
+        read_records(tmp_path / "s.npy")

@@ -150,11 +150,10 @@ def load_audit(path: str | os.PathLike) -> pd.DataFrame:
         )
     try:
         content = pq.read_table(file)
-        summary = json.loads(content.schema.metadata[b"noise_audit"])
+        table = content.to_pandas()
+        table.attrs = json.loads(content.schema.metadata[b"noise_audit"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not a table of noise scores ({type(error).__name__}: {error}).") from error
-    table = content.to_pandas()
-    table.attrs = summary
     return table
 
 

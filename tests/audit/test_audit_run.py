@@ -5,6 +5,8 @@ import json
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -96,6 +98,10 @@ def test_files_that_are_no_audit(tmp_path):
         load_audit(tmp_path)
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "noise_scores.parquet")
     with pytest.raises(ValueError, match="is not a table of noise scores"):
+        load_audit(tmp_path)
+    damaged = pa.table({"a": [1]}).replace_schema_metadata({b"noise_audit": b"{}", b"pandas": b"\xff"})
+    pq.write_table(damaged, tmp_path / "noise_scores.parquet")
+    with pytest.raises(ValueError, match="noise_scores.parquet is not a table of noise scores"):
         load_audit(tmp_path)
 
 
