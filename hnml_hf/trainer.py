@@ -2,21 +2,17 @@
 
 import hashlib
 import inspect
-import json
 import os
-import re
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
 import torch
 from accelerate.utils import gather, gather_object
-from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .cost import CostMeter, peak_memory_mib
@@ -24,27 +20,26 @@ from .evaluation import EvaluationMixin
 from .gauge import UPDATE_EVERY, MemorizationGauge, default_fraction
 from .memory import create_memory
 from .meta import look_ahead, running_directions
-from .monitor import NonFiniteError, StepMonitor, label_fit, non_finite_error
+from .monitor import StepMonitor, label_fit, non_finite_error
 from .objectives import OBJECTIVES, sigmoid_rampup
 from .publishing import PublishingMixin
 from .resumable import ResumableTrainer, any_process
 from .sample_statistics import AUDIT_FOLDER, STATISTICS_FILE, SampleStatistics
 from .sync import broadcast_buffers, check_ranks_agree, tensor_digests
 from .training_args import TEACHER_OBJECTIVES, HNMLTrainingArguments
+from .training_data import check_sample_weights, check_training_data
+from .training_state import TrainingStateMixin
 from .visits import VisitLog
 
 
 logger = logging.get_logger(__name__)
 
-TEACHER_FOLDER = "teacher"
-MEMORY_FILE = "target_memory.safetensors"
-GAUGE_FILE = "memorization_gauge.json"
 # what a step gives its objective
 PROVIDED = ("wanted", "teacher", "generator", "remember", "class_prior", "sample_weights")
 VISITS_KEPT = 32  # batches whose predictions wait on the device, at most
 
 
-class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
+class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, ResumableTrainer):
     """Trains a [`TimmCAMForImageClassification`] on noisy labels by HNML or one of its baselines.
 
     Takes transformers' own arguments. `train_dataset` is a [`TransformedDataset`]; `compute_metrics` and
@@ -70,10 +65,12 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
                 "need all of them. Start with `accelerate launch --multi_gpu` instead."
             )
         if train_dataset is not None:
-            self._check_training_data(train_dataset)
+            check_training_data(train_dataset, self.model.config.num_labels)
         self._bind_objective()
         if getattr(train_dataset, "weights", None) is not None:
-            self._check_weights(train_dataset)
+            if "sample_weights" not in self.provided:
+                raise ValueError(f"Objective `{args.objective}` takes no weights of samples; leave them out.")
+            check_sample_weights(train_dataset, mixes=self._mixes())
         self._create_teacher_and_memory()
         self._create_gauge_and_statistics()
         self._evaluated = "teacher" if args.eval_teacher else "student"
@@ -146,40 +143,6 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
                 held_out=None if self.gauge is None else self.gauge.held_out(torch.as_tensor(data.index)).numpy(),
             )
         self.visits = VisitLog(gauge=self.gauge, statistics=self.statistics)
-
-    def _check_training_data(self, dataset):
-        if not all(hasattr(dataset, name) for name in ("labels", "clean_labels", "index")):
-            raise ValueError(
-                "`train_dataset` must be a `TransformedDataset`: `TransformedDataset(dataset, transform)`."
-            )
-        if len(dataset) == 0:
-            raise ValueError("The training set is empty.")
-        num_labels, labels = self.model.config.num_labels, dataset.labels
-        if labels.min() < 0 or labels.max() >= num_labels:
-            first = int(((labels < 0) | (labels >= num_labels)).argmax())
-            raise ValueError(
-                f"Training sample {dataset.index[first]} has label {labels[first]}, but the model has {num_labels} "
-                f"classes (0 to {num_labels - 1})."
-            )
-        if (labels == labels[0]).all():
-            raise ValueError(
-                f"All {len(dataset)} training samples have the one label {labels[0]}; there is nothing to learn. "
-                "Check `--label_column`."
-            )
-
-    def _check_weights(self, dataset):
-        if "sample_weights" not in self.provided:
-            raise ValueError(f"Objective `{self.args.objective}` takes no weights of samples; leave them out.")
-        if self._mixes():
-            raise ValueError("A mixed image has two labels and no weight: leave out Mixup, or the weights of samples.")
-        bad = np.flatnonzero(~((dataset.weights >= 0) & (dataset.weights <= 1)))
-        if len(bad):
-            raise ValueError(
-                f"Training sample {dataset.index[bad[0]]} has the weight {dataset.weights[bad[0]]}; weights say how "
-                "far a label is believed, from 0 to 1."
-            )
-        if not dataset.weights.any():
-            raise ValueError(f"All {len(dataset)} training samples have weight 0; there is nothing to learn.")
 
     # -- one training step --------------------------------------------------------------------------------------------
 
@@ -343,99 +306,11 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
             logs["peak_memory_mib"] = round(peak_memory_mib(self.args.device), 1)
         super().log(logs, start_time)
 
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    def run_facts(self):
-        data = self.train_dataset
-        return {
-            **super().run_facts(),
-            "objective": self.args.objective,
-            "gauge_fraction": 0.0 if self.gauge is None else self.gauge.fraction,
-            **{name: getattr(self.args, name) for name in ("teacher_source", "memory_top_k", "eval_teacher")},
-            "backbone": self.model.config.architecture,
-            "data_collator": described(self.data_collator),
-            "training samples": len(data),
-            "their ids and labels": hashlib.blake2b(
-                data.index.tobytes() + data.labels.tobytes(), digest_size=8
-            ).hexdigest(),
-        }
-
-    def run_settings(self):
-        options, own = self.args.to_dict(), HNMLTrainingArguments.__annotations__.keys() - self.run_facts().keys()
-        return {
-            **super().run_settings(),
-            **{name: options[name] for name in sorted(own)},
-            "model_args": self.model.config.model_args,
-            **{f"transform to {name}": described(view) for name, view in self.train_dataset.views.items()},
-        }
-
-    def progress(self):
-        kinds = [[sorted(kind), ratio, self.cost_meter.steps[kind]] for kind, ratio in self.cost_meter.ratios.items()]
-        return {**super().progress(), "figures": self.monitor.state(), "cost": kinds}
-
-    def load_progress(self, progress):
-        super().load_progress(progress)
-        self.monitor.load_state(progress["figures"], self.args.device)
-        for kind, ratio, steps in progress["cost"]:
-            self.cost_meter.ratios[frozenset(kind)], self.cost_meter.steps[frozenset(kind)] = ratio, steps
-
-    def _save_checkpoint(self, model, trial):
-        self.update_statistics()
-        bad = [name for name, value in self.model.state_dict().items() if not value.isfinite().all()]
-        if bad:
-            raise NonFiniteError(
-                f"After step {self.state.global_step} {len(bad)} tensors of the model are not finite, first "
-                f"`{bad[0]}`. No checkpoint was written; lower `--learning_rate` and resume from the last one."
-            )
-        super()._save_checkpoint(model, trial)
-
-    def _save(self, output_dir=None, state_dict=None):
-        """A checkpoint holds the student, the teacher beside it and the memory; a final save what was evaluated."""
-        if not self.args.should_save:
-            return
-        output_dir = output_dir or self.args.output_dir
-        if os.path.basename(os.path.normpath(output_dir)).startswith(PREFIX_CHECKPOINT_DIR):
-            self.model.save_pretrained(output_dir, state_dict=state_dict)
-            if self.teacher is not None:
-                self.teacher.module.save_pretrained(os.path.join(output_dir, TEACHER_FOLDER))
-            if self.memory is not None:
-                save_file(self.memory.state_dict(), os.path.join(output_dir, MEMORY_FILE))
-            if self.gauge is not None:
-                with open(os.path.join(output_dir, GAUGE_FILE), "w", encoding="utf-8") as file:
-                    json.dump(self.gauge.state_dict(), file)
-            if self.statistics is not None:
-                self.statistics.save(os.path.join(output_dir, STATISTICS_FILE))
-        else:
-            self.evaluated_model().save_pretrained(output_dir)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_teacher_and_memory(resume_from_checkpoint)
-        if self.gauge is not None:
-            with open(os.path.join(resume_from_checkpoint, GAUGE_FILE), encoding="utf-8") as file:
-                self.gauge.load_state_dict(json.load(file))
-        if self.statistics is not None:
-            self.statistics.load(os.path.join(resume_from_checkpoint, STATISTICS_FILE))
-
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
         self.cost_meter = CostMeter()
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     train.__doc__ = ResumableTrainer.train.__doc__
-
-    def _load_best_model(self):
-        super()._load_best_model()
-        self._load_teacher_and_memory(self.state.best_model_checkpoint)
-
-    def _load_teacher_and_memory(self, checkpoint: str):
-        if self.teacher is not None:
-            self.teacher.module.load_state_dict(
-                load_file(os.path.join(checkpoint, TEACHER_FOLDER, "model.safetensors"))
-            )
-        if self.memory is not None:
-            self.memory.load_state_dict(load_file(os.path.join(checkpoint, MEMORY_FILE)))
 
 
 class StepCallback(TrainerCallback):
@@ -482,8 +357,3 @@ def batch_generator(seed: int, step: int, index: torch.Tensor) -> torch.Generato
     key = repr((seed, step, index.tolist())).encode()
     digest = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
     return torch.Generator().manual_seed(digest % 2**63)
-
-
-def described(part) -> str:
-    """Its `repr` on one line and without addresses in memory, which differ from run to run."""
-    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(part).split()))

@@ -309,7 +309,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ("hnml_hf.trainer.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+        ("hnml_hf.training_state.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
         ("torch.save", RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")),
         ("hnml_hf.checkpoint.seal", FULL),
         ("hnml_hf.checkpoint.publish", FULL),

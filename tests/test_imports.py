@@ -65,9 +65,13 @@ ALLOWED = {
     "data.generic": {"data.builder", "data.columns", "data.labels", "data.own_data", "data.schema"}
     | {"data.splits", "data.tables"},
     "visits": {"gauge", "sample_statistics"},
+    "training_data": set(),
+    "training_state": {"monitor", "sample_statistics", "training_args"},
     "evaluation": set(),
     "trainer": {
         "evaluation",
+        "training_data",
+        "training_state",
         "visits",
         "gauge",
         "monitor",
