@@ -6,7 +6,7 @@ r"""Train a timm backbone on noisy labels.
         --learning_rate 0.005 --output_dir outputs/photos
 
 Options come from the recipe first (a YAML file of the options below, or the name of one in scripts/recipes), then from
-the command line.
+the command line. What is wrong with them or with the data is said in a line; `--log_level debug` shows where.
 
 SIGTERM or SIGINT (Ctrl-C) finishes the step, saves a checkpoint and ends with code 75; a second one ends at once.
 After that, or any other end, the same command with `--resume_from_checkpoint auto` goes on as if it had not happened.

@@ -12,7 +12,8 @@ from loopback_hub import check_card
 from PIL import Image
 
 from hnml_hf import HNMLTrainingArguments, command_line
-from hnml_hf.model_card import changed_options, dataset_name, epochs_of, eval_prefixes, generate_model_card, plain
+from hnml_hf.model_card import changed_options, dataset_name, generate_model_card, plain
+from hnml_hf.training_curves import epochs_of, eval_prefixes
 
 
 LABELS, CLEAN = np.array([0, 1, 2, 0, 1, 2, 0, 1]), np.array([0, 1, 2, 1, 1, 0, 0, -1])
@@ -34,6 +35,7 @@ RESULTS = {
     "eval_student_accuracy": 0.71875,
     "eval_loss": 0.5,
     "train_runtime": 12.5,
+    "peak_memory_mib": 512.5,
     "train_samples_per_second": 96.0,
     "train_noise_auroc": 0.91,
 }
@@ -88,6 +90,7 @@ def test_the_card_tells_what_happened(tmp_path):
         "| steps | 60 |",
         "area under the ROC curve of 0.91",
         "| seconds of training | 12.5 |",
+        "| peak memory in MiB | 512.5 |",
         "| parameters | 1,234,567 |",
         "timm 1.",
         '"local-dir:" + path',
@@ -118,7 +121,9 @@ def test_several_evaluation_splits_are_told_apart(tmp_path, monkeypatch):
     assert epochs_of(SEVERAL) == [{"epoch": 1.0, "eval_accuracy": 0.5}, {"epoch": 2.0, "eval_accuracy": 0.75}]
     assert epochs_of(list(reversed(SEVERAL[:4])))[0] == {"epoch": 2.0, "eval_accuracy": 0.75}
     drawn = {}
-    monkeypatch.setattr("hnml_hf.model_card._panel", lambda draw, box, title, series: drawn.update({title: series}))
+    monkeypatch.setattr(
+        "hnml_hf.training_curves._panel", lambda draw, box, title, series: drawn.update({title: series})
+    )
     assert "best 0.75\n(epoch 2), last 0.75" in write(tmp_path, log_history=SEVERAL)
     assert drawn["accuracy"] == {
         "teacher, validation split": [(1.0, 0.5), (2.0, 0.75)],
