@@ -19,8 +19,8 @@ def attempt(folder: Path, name: str, options: list[str]):
     try:
         train.main([*options, "--output_dir", str(folder / "disk" / "run"), "--resume_from_checkpoint", "auto"])
         said = "finished"
-    except (OSError, RuntimeError, ValueError) as error:
-        said = f"{type(error).__name__}: {error}"
+    except SystemExit as end:
+        said = str(end)
     shutil.copytree(folder / "disk" / "run", folder / name)
     (folder / f"{name}.txt").write_text(said)
 

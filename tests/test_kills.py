@@ -166,7 +166,7 @@ def test_every_form_resumes_exactly(form, processes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["spawn", "forkserver"])
 def test_a_signal_leaves_loader_workers_that_are_not_forked_at_work(start, tmp_path):
-    options = {"max_steps": 6, "eval_strategy": "no"}
+    options = {"num_train_epochs": 1, "eval_strategy": "no"}
     loaders = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": start}
     killed = {"options": {**options, **loaders}, "kills": [["training_step", 3, 0, "SIGINT"]]}
     report = work(tmp_path, {"whole": {"options": options}, "killed": killed})
