@@ -7,7 +7,7 @@ from tokenize import TokenError
 
 import numpy as np
 
-from .files import whole_file
+from .whole_file import whole_file
 
 
 CANDIDATES = 9  # labels that are followed beside the given one; with up to ten classes that is all of them

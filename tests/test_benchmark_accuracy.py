@@ -4,12 +4,12 @@ import json
 
 import pytest
 import yaml
-from test_benchmark_script import SCRIPT
+from benchmark_accuracy import TRAIN
 from test_train_script import load_script
 
 
 SUITE = {
-    "recipe": str(SCRIPT.parent / "recipes" / "quickstart.yaml"),
+    "recipe": str(TRAIN.parent / "recipes" / "quickstart.yaml"),
     "noises": {"half": {"noise_rate": 0.5}, "none": {"noise_rate": 0.0}},
     "backbones": {"narrow": {"model_args": {"output_stride": 8, "channels": [8, 8, 8, 8], "stem_width": 8}}},
     "methods": {"CE": {"objective": "ce", "eval_teacher": True}, "HNML": None},
@@ -58,10 +58,10 @@ def test_options_reach_the_script_as_it_reads_them(script, write):
     assert (data_args.noise_rate, args.objective, args.eval_teacher, args.seed) == (0.5, "ce", True, 0)
 
 
-@pytest.mark.parametrize("name", ["cpu", "full"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (TRAIN.parent / "suites").glob("*.yaml")))
 def test_the_suites_that_come_with_the_scripts_are_read(script, name):
     train = load_script("train")
-    for cell in script.load_suite(SCRIPT.parent / "suites" / f"{name}.yaml"):
+    for cell in script.load_suite(TRAIN.parent / "suites" / f"{name}.yaml"):
         _, data_args, args = train.parse_arguments([*cell.arguments(), "--output_dir", "x", "--use_cpu", "true"])
         assert data_args.eval_test and data_args.validation_fraction > 0 and args.eval_strategy == "epoch", cell.name
 

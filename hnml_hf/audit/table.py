@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Image
 
 from ..data.schema import column, labels_fingerprint
-from ..files import whole_file
 from ..sample_statistics import AUDIT_FOLDER
+from ..whole_file import whole_file
 from .estimate import estimate_noise
 
 

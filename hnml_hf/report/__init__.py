@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from ..files import whole_file
+from ..whole_file import whole_file
 
 
 MATRIX_CLASSES = 20  # a larger heat map is a texture, not a table

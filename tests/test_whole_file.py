@@ -1,6 +1,6 @@
 import pytest
 
-from hnml_hf.files import whole_file
+from hnml_hf.whole_file import whole_file
 
 
 def test_half_a_file_takes_no_ones_place(tmp_path):
