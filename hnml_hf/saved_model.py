@@ -48,7 +48,7 @@ class SavedModelMixin:
             )
         except SafetensorError as error:
             raise ValueError(f"The weights of `{source}` are cut off, or no safetensors file: {error}.") from error
-        except (ImportError, RuntimeError, TypeError, AttributeError, StrictDataclassError) as error:
+        except (ImportError, RuntimeError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:500]
             unknown = "not supported in your version" in reason or "Unknown model" in reason
             advice = (

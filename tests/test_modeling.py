@@ -283,3 +283,12 @@ def test_head_scope_equals_a_virtual_step_on_the_head(tmp_path):
 def test_unknown_scope():
     with pytest.raises(ValueError, match="none of `head`, `last_stage`, `full`"):
         build("test_resnet").scope_parameters("tail")
+
+
+@pytest.mark.parametrize("name", ["resnet_of_my_dreams", "test_/etc/passwd"])
+def test_a_saved_model_of_an_unknown_architecture_is_named(name, tmp_path):
+    TimmCAMForImageClassification.from_timm("test_resnet", num_labels=2, image_size=64).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"architecture": "test_resnet"', f'"architecture": "{name}"', 1))
+    with pytest.raises(ValueError, match=f"`{tmp_path}` does not load"):
+        TimmCAMForImageClassification.from_pretrained(tmp_path)
