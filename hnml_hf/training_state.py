@@ -31,9 +31,8 @@ class TrainingStateMixin:
             "backbone": self.model.config.architecture,
             "data_collator": described(self.data_collator),
             "training samples": len(data),
-            "their ids and labels": hashlib.blake2b(
-                data.index.tobytes() + data.labels.tobytes(), digest_size=8
-            ).hexdigest(),
+            "their ids and labels": digest(data.index, data.labels),
+            "their weights": None if data.weights is None else digest(data.weights),
         }
 
     def run_settings(self):
@@ -111,3 +110,8 @@ class TrainingStateMixin:
 def described(part) -> str:
     """Its `repr` on one line and without addresses in memory, which differ from run to run."""
     return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(part).split()))
+
+
+def digest(*arrays) -> str:
+    """A short hash of the contents of arrays."""
+    return hashlib.blake2b(b"".join(array.tobytes() for array in arrays), digest_size=8).hexdigest()

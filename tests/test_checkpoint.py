@@ -252,6 +252,12 @@ def test_other_data_is_refused(written, tiny_dataset):
         build_trainer(written, relabelled, **SAVING).train(resume_from_checkpoint=True)
 
 
+def test_other_weights_of_samples_are_refused(written, tiny_dataset):
+    weighted = tiny_dataset.add_column("weight", [0.5] * len(tiny_dataset))
+    with pytest.raises(ValueError, match="`their weights` was"):
+        build_trainer(written, weighted, **SAVING).train(resume_from_checkpoint=True)
+
+
 def test_another_number_of_processes_is_refused(written, tiny_dataset):
     """Even at the end of an epoch: sums over other batches are not the same to the bit."""
     manifest = json.loads((written / "checkpoint-4" / MANIFEST).read_text())

@@ -238,15 +238,17 @@ def test_traced_steps_remember():
 
 @DYNAMO_LOOKS
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["momentum", "head second", "last_stage first", "full first"])
-def test_compiled_steps_are_the_same(case):
-    """Compiles for minutes. Its kernels round otherwise: by up to 3e-5 after two steps of the full scope."""
+@pytest.mark.parametrize(
+    "case, atol", [("momentum", 1e-5), ("head second", 1e-5), ("last_stage first", 1e-5), ("full first", 5e-5)]
+)
+def test_compiled_steps_are_the_same(case, atol):
+    """Compiles for minutes. Its kernels round otherwise: by 3e-5 after two steps of the full scope."""
     trained = []
     for compiled in (False, True):
         trainer = make_trainer(RESNET, {**CASES[case], "torch_compile": compiled, "max_steps": 2})
         trainer.train()
         trained.append(weights_of(trainer))
-    assert_close(trained[0], trained[1], rtol=1e-3, atol=1e-4)
+    assert_close(trained[0], trained[1], rtol=1e-4, atol=atol)
 
 
 @DYNAMO_LOOKS

@@ -21,6 +21,7 @@ from hnml_hf import (
     create_transforms,
     noise_auroc,
 )
+from hnml_hf.batch_view import BatchView
 from hnml_hf.monitor import StepMonitor, label_fit
 from hnml_hf.trainer import batch_generator
 
@@ -421,6 +422,29 @@ def test_the_monitor_averages_what_is_there():
         monitor.watch(torch.arange(2), terms, {"rare": torch.tensor(rare), "never": torch.tensor(math.nan)})
     assert monitor.averages() == {"base": 1.5, "rare": 5.0}
     assert monitor.averages() == {}
+
+
+def test_regions_of_the_image_are_looked_at_again():
+    """All of it is the image, nothing of it the mean colour; batch-norm statistics stay those of whole images."""
+    model = build_model().train()
+    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = weights_of(model)
+    view, all_of_it = BatchView(model, images), torch.ones(6, 4, 4)
+    assert_close(view.masked(all_of_it).logits, view({}).logits)
+    assert_close(view.masked(0 * all_of_it).logits, BatchView(model, 0 * images)({}).logits)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_level_of_the_mask_and_the_draw_of_labels_reach_the_loss(tiny_dataset, tmp_path):
+    def first(name, **options):
+        trainer = build_trainer(tmp_path, tiny_dataset, objective="hnml", max_steps=1, **options)
+        trainer.train()
+        return logged(trainer, name)[0]
+
+    assert first("mask_guided", mask_level="feature") != first("mask_guided", mask_level="image")
+    synthetic = {"inner_direction": "synthetic", "meta_lr": 1.0, "perturb_ratio": 1.0}
+    draws = [first("consistency", label_draw=draw, **synthetic) for draw in ("neighbors", "uniform")]
+    assert draws[0] != draws[1]
 
 
 def test_mixup_is_refused_where_soft_labels_mean_nothing(tiny_dataset, tmp_path):
