@@ -5,6 +5,8 @@ from typing import Literal, get_args, get_origin
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 
 DEFAULT_META_LR = {"head": 20.0, "last_stage": 1.0, "full": 0.2}  # prototypes; MLNT has 0.2 for `full`
@@ -250,6 +252,17 @@ class HNMLTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is nothing to pin it for, and PyTorch would warn
         super().__post_init__()
+        self._check_trackers()
+
+    def _check_trackers(self):
+        """Say before training that a tracker's package is missing; transformers would, with a traceback."""
+        known = set(INTEGRATION_TO_CALLBACK) - {"azure_ml", "flyte"}  # packages with other names
+        missing = known.intersection(self.report_to) - set(get_available_reporting_integrations())
+        if missing:
+            raise ValueError(
+                f"`report_to={self.report_to}` needs packages that are not installed. Install them, `pip install "
+                f"{' '.join(sorted(missing))}`, or leave them out."
+            )
 
     def takes_soft_labels(self) -> bool:
         """Whether the objective has a meaning for images, and labels, that are mixed."""

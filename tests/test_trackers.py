@@ -3,6 +3,8 @@
 import pytest
 from test_trainer import build_trainer, logged
 
+from hnml_hf import HNMLTrainingArguments, training_args
+
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own generated code
 def test_tensorboard_has_the_scalars_of_training_and_evaluation(tiny_dataset, tmp_path):
@@ -17,3 +19,9 @@ def test_tensorboard_has_the_scalars_of_training_and_evaluation(tiny_dataset, tm
         (step, pytest.approx(loss, rel=1e-5)) for step, loss in enumerate(logged(trainer, "loss"), start=1)
     ]
     assert scalars.Scalars("eval/accuracy")[0].value == pytest.approx(logged(trainer, "eval_accuracy")[0])
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(training_args, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    with pytest.raises(ValueError, match="pip install trackio wandb"):
+        HNMLTrainingArguments(output_dir=str(tmp_path), report_to=["wandb", "tensorboard", "trackio"])
