@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
@@ -34,7 +34,7 @@ REASONS = {
 
 
 class HubError(RuntimeError):
-    """A push did not arrive. The local folder is untouched."""
+    """The Hub refused, failed or did not answer. Nothing local is touched."""
 
 
 def check_repo_id(repo_id: str):
@@ -164,6 +164,22 @@ def _wait_for_answer(api: HfApi, repo_id: str, token):
         api.repo_info(repo_id, token=token, timeout=ANSWER_WITHIN)
     except RepositoryNotFoundError:
         pass  # new, or hidden from this token: creating it will tell
+
+
+def download_weights(repo_id: str) -> Path:
+    """The safetensors file of a repository, in the Hub's cache.
+
+    Raises:
+        HubError: it is not in the cache, and the Hub refused, failed or did not answer; or there is no such file.
+    """
+    try:
+        return Path(hf_hub_download(repo_id, "model.safetensors"))
+    except (HTTPError, OSError) as error:
+        raise HubError(
+            f"Pretrained weights `{repo_id}` are not in the cache and did not come: {explain(error)}. Without the "
+            "Hub, give a safetensors file of this backbone (`--weights FILE`), or start from random weights "
+            "(`--pretrained false`)."
+        ) from error
 
 
 def explain(error: Exception) -> str:

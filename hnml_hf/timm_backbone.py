@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TimmWrapperConfig
 from transformers.utils import logging
 
-from .hub import check_safetensors
+from .hub import check_safetensors, download_weights
 from .saved_model import WEIGHTS_FILE
 
 
@@ -79,14 +79,19 @@ def pretrained_state(architecture: str, config: TimmWrapperConfig, weights: bool
         weights (`bool`, `str` or `Path`): `True` for those on the Hub, else a safetensors file or a saved folder.
 
     Raises:
-        ValueError: if the file is not there, no safetensors file, or of another architecture.
+        ValueError: if the file is not there, no safetensors file, of another architecture, or the architecture has
+            no pretrained weights.
+        HubError: if the weights are on the Hub and did not come from there.
     """
     original = timm.get_pretrained_cfg(architecture)
-    overlay, head_size = {}, original.num_classes
-    if weights is not True:
+    if weights is True:
+        if original is None or not original.hf_hub_id:
+            raise ValueError(f"timm has no pretrained weights of `{architecture}` on the Hub; give a file of them.")
+        path, head_size = download_weights(original.hf_hub_id), original.num_classes
+    else:
         path = Path(weights) / WEIGHTS_FILE if Path(weights).is_dir() else Path(weights)
-        head_size = _stored_head_size(path, original.classifier)
-        overlay = {"file": str(path), "num_classes": head_size}
+        head_size = _stored_head_size(path, config.pretrained_cfg["classifier"])
+    overlay = {"file": str(path), "num_classes": head_size, "custom_load": False}
     source = timm.create_model(
         architecture,
         pretrained=True,

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -12,7 +13,7 @@ from huggingface_hub.constants import ENDPOINT
 from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 
-from hnml_hf import TimmCAMForImageClassification
+from hnml_hf import HubError, TimmCAMForImageClassification
 
 
 OUT, OID = Path(sys.argv[1]), sys.argv[2]
@@ -22,10 +23,10 @@ def admin(path: str):
     urllib.request.urlopen(ENDPOINT + path).read()
 
 
-def said(repo: str, revision: str = "main") -> str:
+def said(load, *names: str, **options) -> str:
     try:
-        TimmCAMForImageClassification.from_pretrained(repo, revision=revision)
-    except (ValueError, OSError) as error:
+        load(*names, **options)
+    except (ValueError, OSError, HubError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
 
@@ -49,10 +50,14 @@ def main():
     classify = pipeline("image-classification", model="tester/tiny")
     heard = {"pipeline": classify(Image.new("RGB", (64, 64), "red"))[0]["label"]}
     time.sleep = lambda seconds: None  # the client waits between its attempts when a Hub answers 500
-    heard["revision"], heard["404"] = said("tester/tiny", "v9"), said("tester/none")
+    heard["revision"], heard["404"] = said(ours, "tester/tiny", revision="v9"), said(ours, "tester/none")
+    backbone = partial(TimmCAMForImageClassification.from_timm, num_labels=3, image_size=64, pretrained=True)
+    heard["weights-404"] = said(backbone, "test_vit.r160_in1k")
+    heard["weights-pickle"] = said(backbone, "test_convnext.r160_in1k")
     for status in (401, 403, 500):
         admin(f"/_fail/{status}/")
-        heard[str(status)] = said("tester/other")
+        heard[str(status)] = said(ours, "tester/other")
+        heard[f"weights-{status}"] = said(backbone, "test_vit.r160_in1k")
         admin("/_mend")
     (OUT / "loaded.json").write_text(json.dumps(heard))
 

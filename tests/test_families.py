@@ -1,6 +1,7 @@
 """Backbones of many families through a training step, maps, saving and loading; see scripts/family_table.py."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import family_table
@@ -154,6 +155,16 @@ def test_an_own_checkpoint_starts_another_training(own):
         again = TimmCAMForImageClassification.from_timm("test_resnet", num_labels=5, image_size=64, pretrained=start)
         assert again.class_weights.shape[0] == 5
         torch.testing.assert_close(again.timm_model.conv1[0].weight, model.timm_model.conv1[0].weight, rtol=0, atol=0)
+
+
+def test_a_network_of_this_package_starts_another_training(tmp_path):
+    build = partial(TimmCAMForImageClassification.from_timm, "resnet18_cifar", image_size=32)
+    model = build(num_labels=3)
+    model.save_pretrained(tmp_path)
+    again = build(num_labels=5, pretrained=tmp_path)
+    assert torch.equal(again.timm_model.conv1.weight, model.timm_model.conv1.weight)
+    with pytest.raises(ValueError, match="no pretrained weights of `resnet18_cifar`"):
+        build(num_labels=5, pretrained=True)
 
 
 def test_another_number_of_classes_gets_a_fresh_head_only_if_asked(own):

@@ -143,6 +143,8 @@ def test_a_fresh_process_loads_it_back(hub, pushed, heard):
     theirs = timm.create_model("test_resnet").eval()
     hub.create("timm/test_resnet.r160_in1k", private=False)
     hub.commit("timm/test_resnet.r160_in1k", "main", {"model.safetensors": save(theirs.state_dict())}, "weights")
+    hub.create("timm/test_convnext.r160_in1k", private=False)
+    hub.commit("timm/test_convnext.r160_in1k", "main", {"pytorch_model.bin": b"a pickle"}, "weights")
     run(LOAD, str(pushed), heard["oid"], env=hub.environment(pushed / "other_home"))
     logits = torch.load(pushed / "logits.pt", weights_only=True)
     model = TimmCAMForImageClassification.from_pretrained(pushed / "run").eval()
@@ -157,6 +159,13 @@ def test_a_fresh_process_loads_it_back(hub, pushed, heard):
     )
     loaded = json.loads((pushed / "loaded.json").read_text())
     assert loaded.pop("pipeline") in ("left", "right", "bottom")
+    backbones = {name: loaded.pop(name) for name in list(loaded) if name.startswith("weights-")}
+    assert backbones.keys() == {f"weights-{why}" for why in ("404", "401", "403", "500", "pickle")}
+    assert all(
+        m.startswith("HubError: Pretrained weights `timm/test_") and "`--weights FILE`" in m
+        for m in backbones.values()
+    )
+    assert not any(path.endswith("pytorch_model.bin") for _, path in hub.requests)
     assert set(loaded) == {"revision", "404", "401", "403", "500"}
     assert all(message.startswith(("OSError", "ValueError")) for message in loaded.values()), loaded
     assert "v9" in loaded["revision"] and "tester/none" in loaded["404"]
