@@ -195,6 +195,10 @@ def summarize(folder: Path) -> dict:
                 f"best{ending}": chosen["test" + key],
                 f"best_epoch{ending}": chosen["epoch"],
             }
+    audit = folder / "_audit" / "summary.json"
+    if audit.is_file():
+        estimate = json.loads(audit.read_text(encoding="utf-8"))
+        record |= {name: estimate[name] for name in ("noise_rate", "noise_rate_interval")}
     return record | {
         "auroc": results.get("train_noise_auroc"),
         "memorized": curve[-1].get("memorized"),

@@ -154,6 +154,11 @@ def test_the_best_epoch_is_that_of_the_held_out_labels(script, tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     found = script.summarize(tmp_path)
     assert (found["last"], found["best"], found["best_epoch"], found["memorized"]) == (0.7, 0.8, 2, 0.3)
+    assert "noise_rate" not in found
+    (tmp_path / "_audit").mkdir()
+    estimate = {"noise_rate": 0.3, "noise_rate_interval": [0.2, 0.4]}
+    (tmp_path / "_audit" / "summary.json").write_text(json.dumps({**estimate, "sharpness": 2.0}))
+    assert estimate.items() <= script.summarize(tmp_path).items()
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log[3:]}))
     with pytest.raises(RuntimeError, match="need `eval_strategy` and `eval_test`"):
         script.summarize(tmp_path)
