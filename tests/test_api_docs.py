@@ -6,17 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import hnml_hf
 
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
 def test_the_reference_has_every_public_name(tmp_path):
-    pytest.importorskip("pdoc", reason="pip install 'hnml_hf[docs]'")
     recipe = re.search(r"^api:\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
     words = recipe.replace("\\\n", " ").replace("build/api", str(tmp_path)).split()
     assert words[:4] == ["python", "-W", "error", "-m"]
