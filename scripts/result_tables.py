@@ -1,0 +1,155 @@
+"""The tables of README and docs that show accuracies, from the records in docs/results.
+
+    python scripts/result_tables.py           # write them
+    python scripts/result_tables.py --check   # only say whether they are up to date; ends with 1 if not
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; the records of a suite are
+`docs/results/accuracy-SUITE.runs.jsonl`, which `scripts/benchmark.py accuracy` has written.
+"""
+
+import argparse
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from benchmark_accuracy import finished, mean_spread
+
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+SEEDS = 3  # of a full row; another number of seeds is said in brackets
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def records(suite: str, **names: str) -> list[dict]:
+    """Finished runs of a suite with these names on its axes."""
+    found = finished(RESULTS / f"accuracy-{suite}.runs.jsonl").values()
+    return [record for record in found if all(record.get(axis) == name for axis, name in names.items())]
+
+
+def methods_of(found: list[dict]) -> list[str]:
+    return list(dict.fromkeys(record["method"] for record in found))
+
+
+def figure(found: list[dict], key: str, percent: bool = True) -> str:
+    """Mean and standard deviation over the seeds."""
+    return mean_spread([record.get(key) for record in found], percent)
+
+
+def cost(found: list[dict]) -> str:
+    return f"{statistics.mean(record['cost_ce'] for record in found):.2f}"
+
+
+def by_noise(key: str, suite: str, noises: dict[str, str], methods: Sequence[str]) -> str:
+    """A row per method, a column per noise; AUROC and cost are those of the first noise."""
+    rows = []
+    for method in methods:
+        cells = [records(suite, noise=noise, method=method) for noise in noises]
+        counts = [f" ({len(cell)})" if cell and len(cell) != SEEDS else "" for cell in cells]
+        accuracies = [figure(cell, key) + count for cell, count in zip(cells, counts, strict=True)]
+        rows.append([method, *accuracies, figure(cells[0], "auroc", False), cost(cells[0])])
+    first = next(iter(noises.values())).partition(",")[0]
+    return markdown(["", *noises.values(), f"AUROC, {first}", "cost"], rows)
+
+
+def by_method(groups: Sequence[tuple[str, list[dict]]]) -> str:
+    """A row per method, all figures of one noise."""
+    header = ["", "seeds", "last", "best", "student, last", "memorised", "AUROC", "cost"]
+    rows = []
+    for name, found in groups:
+        accuracies = [figure(found, key) for key in ("last", "best", "last_student", "memorized")]
+        rows.append([name, str(len(found)), *accuracies, figure(found, "auroc", False), cost(found)])
+    return markdown(header, rows)
+
+
+def ablations() -> str:
+    human = {"noise": "human 40 %"}
+    reference, changed = records("cpu", method="HNML", **human), records("ablations", **human)
+    groups = [
+        ("**HNML**", reference),
+        ("HNML, seed 0", [record for record in reference if record["seed"] == 0]),
+        ("cross-entropy", records("cpu", method="cross-entropy", **human)),
+    ]
+    groups += [(method, [r for r in changed if r["method"] == method]) for method in methods_of(changed)]
+    return by_method(groups)
+
+
+def suite_by_method(suite: str, **names: str) -> str:
+    found = records(suite, **names)
+    return by_method([(method, [r for r in found if r["method"] == method]) for method in methods_of(found)])
+
+
+def tuning() -> str:
+    """Candidates of each method: accuracy on held-out noisy labels, and on the clean test set, last epoch."""
+    candidates: dict[str, list[str]] = {}
+    for record in records("tuning"):
+        method, _, setting = record["method"].partition(", ")
+        if not setting:
+            method, setting = "cross-entropy, constant rate", method.removeprefix("constant rate ")
+        accuracies = f"{100 * record['curve'][-1]['validation']:.1f} / {100 * record['last']:.1f}"
+        candidates.setdefault(method, []).append(f"{setting}: {accuracies}")
+    rows = [[method, "; ".join(settings)] for method, settings in candidates.items()]
+    return markdown(["method", "candidates: held-out noisy labels / clean test, last epoch"], rows)
+
+
+CPU = {
+    "human 40 %": "human, 40 %",
+    "symmetric 50 %": "symmetric, 50 %",
+    "asymmetric 40 %": "asymmetric, 40 %",
+    "none": "as they are",
+}
+CPU_METHODS = ("cross-entropy", "cross-entropy, rate 0.05", "mean teacher", "look-ahead alone", "ELR", "HNML")
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "CPU": partial(by_noise, "last", "cpu", CPU, CPU_METHODS),
+    },
+    "docs/ablations.md": {
+        "TUNING": tuning,
+        "LAST": partial(by_noise, "last", "cpu", CPU, CPU_METHODS),
+        "BEST": partial(by_noise, "best", "cpu", CPU, CPU_METHODS),
+        "ABLATIONS": ablations,
+    },
+}
+
+
+def filled(text: str, tables: dict[str, Callable[[], str]]) -> str:
+    """A page with its tables made anew.
+
+    Raises:
+        ValueError: if a table's place is not there exactly once.
+    """
+    for name, table in tables.items():
+        place = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+        content = table()
+        text, count = re.subn(place, lambda found, new=content: found[1] + new + found[2], text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"`<!-- {name} -->` is there {count} times; it needs to be there once.")
+    return text
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="Write nothing; end with 1 if a table is not up to date.")
+    args = parser.parse_args(argv)
+    stale = []
+    for page, tables in TABLES.items():
+        path = ROOT / page
+        old = path.read_text(encoding="utf-8")
+        new = filled(old, tables)
+        if new != old:
+            stale.append(page)
+            if not args.check:
+                path.write_text(new, encoding="utf-8")
+    print(f"{'not up to date' if args.check else 'written'}: {', '.join(stale)}" if stale else "up to date")
+    if stale and args.check:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

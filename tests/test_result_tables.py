@@ -1,0 +1,63 @@
+"""The accuracies in README and docs are those of the records."""
+
+import json
+
+import pytest
+from test_train_script import load_script
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    script = load_script("result_tables")
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    return script
+
+
+def write(folder, suite: str, *records: dict):
+    lines = [json.dumps({"cell": str(number), **record}) for number, record in enumerate(records)]
+    (folder / f"accuracy-{suite}.runs.jsonl").write_text("\n".join(lines))
+
+
+def run(method: str, last: float, **more) -> dict:
+    return {"noise": "half", "method": method, "last": last, "auroc": 0.9, "cost_ce": 1.25, **more}
+
+
+def test_the_pages_show_the_records():
+    load_script("result_tables").main(["--check"])
+
+
+def test_a_row_per_method_and_a_column_per_noise(script, tmp_path):
+    runs = [run("A", 0.5), run("A", 0.6), run("A", 0.7), run("B", 0.4), run("B", 0.25, noise="none")]
+    write(tmp_path, "x", *runs)
+    table = script.by_noise("last", "x", {"half": "symmetric, 50 %", "none": "none"}, ["A", "B"])
+    assert table.splitlines()[2:] == [
+        "| A | 60.0 ± 10.0 |  | 0.900 ± 0.000 | 1.25 |",
+        "| B | 40.0 (1) | 25.0 (1) | 0.900 | 1.25 |",
+    ]
+    assert table.splitlines()[0] == "|  | symmetric, 50 % | none | AUROC, symmetric | cost |"
+
+
+def test_candidates_of_a_method_stand_in_one_row(script, tmp_path):
+    write(
+        tmp_path,
+        "tuning",
+        run("ELR, 3 and 0.7", 0.5, curve=[{"validation": 0.1}, {"validation": 0.35}]),
+        run("ELR, 7 and 0.9", 0.6, curve=[{"validation": 0.375}]),
+    )
+    assert script.tuning().splitlines()[2:] == ["| ELR | 3 and 0.7: 35.0 / 50.0; 7 and 0.9: 37.5 / 60.0 |"]
+
+
+def test_a_figure_that_was_changed_by_hand_is_noticed(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(script, "TABLES", {"page.md": {"T": lambda: "| 54.3 |"}})
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- T -->\n| 55.3 |\n<!-- /T -->\nafter\n")
+    with pytest.raises(SystemExit):
+        script.main(["--check"])
+    assert "page.md" in capsys.readouterr().out and "55.3" in page.read_text()
+    script.main([])
+    assert page.read_text() == "before\n<!-- T -->\n| 54.3 |\n<!-- /T -->\nafter\n"
+    script.main(["--check"])
+    page.write_text("no place for it\n")
+    with pytest.raises(ValueError, match="there 0 times"):
+        script.main([])
