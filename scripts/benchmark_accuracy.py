@@ -27,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,6 +263,10 @@ def grouped(records: list[dict]) -> dict[tuple, list[dict]]:
     return groups
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows))
+
+
 def table(records: list[dict]) -> str:
     """Mean and spread over the seeds, as Markdown."""
     columns = ["noise", "backbone", "method", "seeds", "last", "best", "student last / best", "teacher last / best"]
@@ -283,8 +288,7 @@ def table(records: list[dict]) -> str:
             + [f"{statistics.mean(record['cost_ce'] for record in group):.2f}"]
         )
     kept = [i for i, _ in enumerate(columns) if any(line[i].strip(" /") for line in lines)]
-    rows = [[columns[i] for i in kept], ["---"] * len(kept), *([line[i] for i in kept] for line in lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown([columns[i] for i in kept], [[line[i] for i in kept] for line in lines])
 
 
 def plot(records: list[dict], path: Path):

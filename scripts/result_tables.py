@@ -14,17 +14,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmark_accuracy import finished, mean_spread
+from benchmark_accuracy import finished, markdown, mean_spread
 
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 SEEDS = 3  # of a full row; another number of seeds is said in brackets
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def records(suite: str, **names: str) -> list[dict]:
