@@ -28,6 +28,28 @@ class EvaluationMixin:
         finally:
             self._evaluated = before
 
+    @contextmanager
+    def _unmixed(self):
+        collator = self.data_collator
+        self.data_collator = getattr(collator, "unmixed", collator)
+        try:
+            yield
+        finally:
+            self.data_collator = collator
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """As the parent's, but images are not mixed, and a dataset that is given is the one that is measured: with
+        workers that persist, the parent takes the loader of the first one without a name for all others."""
+        if not (eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset):
+            return self.get_test_dataloader(eval_dataset)
+        with self._unmixed():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        """As the parent's, but images are not mixed."""
+        with self._unmixed():
+            return super().get_test_dataloader(test_dataset)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if self._evaluated == "teacher":
             model = self.teacher.module

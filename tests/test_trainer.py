@@ -456,6 +456,31 @@ def test_mixup_is_refused_where_soft_labels_mean_nothing(tiny_dataset, tmp_path)
             build_trainer(tmp_path, tiny_dataset, collator=collator, **options)
 
 
+def test_evaluation_never_mixes_images(tiny_dataset, tmp_path):
+    model = build_model()
+    mixing = build_trainer(tmp_path, tiny_dataset, model, collator=MixupCollator(3, mixup_alpha=1.0), objective="ce")
+    plain = build_trainer(tmp_path, tiny_dataset, model, objective="ce")
+    assert mixing.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+    logits = [trainer.predict(trainer.eval_dataset).predictions for trainer in (mixing, plain)]
+    assert np.array_equal(*logits)
+    assert "soft_labels" in next(iter(mixing.get_train_dataloader()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_dataset_that_is_given_is_measured(workers, tiny_dataset, tmp_path):
+    """With workers that persist, transformers keeps the loader of the first dataset."""
+    options = {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
+    trainer = build_trainer(tmp_path, tiny_dataset, objective="ce", eval_teacher=True, **options)
+    trainer.evaluate()
+    _, evaluation = create_transforms(trainer.model.config.pretrained_cfg)
+    part = TransformedDataset(tiny_dataset.select(range(5)), evaluation)
+    expected = trainer.predict(part).metrics
+    measured = trainer.evaluate(part)
+    for name in ("loss", "accuracy"):
+        assert measured[f"eval_{name}"] == expected[f"test_{name}"]
+        assert measured[f"eval_student_{name}"] == expected[f"test_{name}"]
+
+
 # -- bad input, before training starts --
 
 

@@ -28,7 +28,7 @@ class MixupCollator:
 
     Adds `soft_labels` of shape `(b, k)`. Image i is mixed with image b - 1 - i; both views of an image alike. How much
     follows from the sample ids of the batch, so a resumed run mixes alike. A batch with an odd number of images, as
-    the last one may be, stays unmixed.
+    the last one may be, stays unmixed. For training alone: [`HNMLTrainer`] evaluates with `unmixed`.
 
     Args:
         num_labels (`int`): number of classes k.
@@ -41,6 +41,8 @@ class MixupCollator:
     def __init__(self, num_labels: int, *, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, seed: int = 0):
         self.mixup = Mixup(mixup_alpha, cutmix_alpha, label_smoothing=0.0, num_classes=num_labels)
         self.num_labels, self.seed = num_labels, seed
+
+    unmixed = staticmethod(collate_images)
 
     def __repr__(self) -> str:
         return f"MixupCollator(mixup_alpha={self.mixup.mixup_alpha}, cutmix_alpha={self.mixup.cutmix_alpha})"
