@@ -99,12 +99,23 @@ CPU = {
     "asymmetric 40 %": "asymmetric, 40 %",
     "none": "as they are",
 }
-CPU_METHODS = ("cross-entropy", "cross-entropy, rate 0.05", "mean teacher", "look-ahead alone", "ELR", "HNML")
+CPU_METHODS = (
+    "cross-entropy",
+    "cross-entropy, rate 0.05",
+    "cross-entropy, constant rate",
+    "mean teacher",
+    "look-ahead alone",
+    "ELR",
+    "HNML",
+    "HNML, constant rate",
+)
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "CPU": partial(by_noise, "last", "cpu", CPU, CPU_METHODS),
+        "AUGMENTED": partial(suite_by_method, "augmented", noise="human 40 %"),
     },
     "docs/ablations.md": {
+        "AUGMENTED": partial(suite_by_method, "augmented", noise="human 40 %"),
         "TUNING": tuning,
         "LAST": partial(by_noise, "last", "cpu", CPU, CPU_METHODS),
         "BEST": partial(by_noise, "best", "cpu", CPU, CPU_METHODS),
