@@ -109,7 +109,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         self._taught: torch.Tensor | None = None
         self.teacher = self.memory = self.class_prior = None
         if args.eval_teacher or self._teacher_looks:
-            self.teacher = ModelEmaV3(self.model, decay=args.teacher_decay)
+            self.teacher = ModelEmaV3(self.model, decay=args.teacher_decay, use_warmup=True)
             self.teacher.module.requires_grad_(False)
         if data is None:
             return
@@ -278,12 +278,13 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         return self.gradient_norm
 
     def update_teacher(self):
-        """teacher <- decay teacher + (1 - decay) student, batch-norm statistics included."""
+        """teacher <- d teacher + (1 - d) student, batch-norm statistics included; in step n d = min(decay, 1 -
+        n^(-2/3)) (timm's warm-up), so that a short run's average does not still hold the start."""
         if self.teacher is None:
             return
         if self.args.world_size > 1:  # each process has its own batch-norm statistics; those of the first one count
             broadcast_buffers(self.model)
-        self.teacher.update(self.model)
+        self.teacher.update(self.model, step=self.state.global_step + 1)
 
     def check_ranks(self):
         """Raise [`RanksDifferError`] if the processes hold different weights; every `rank_sync_steps` steps."""

@@ -148,7 +148,13 @@ class HNMLTrainingArguments(TrainingArguments):
             "256 MiB, else 10 (ours)."
         },
     )
-    teacher_decay: float = field(default=0.99, metadata={"help": "Decay of the teacher's weights, in [0, 1) (MLNT)."})
+    teacher_decay: float = field(
+        default=0.99,
+        metadata={
+            "help": "Decay of the teacher's weights, in [0, 1) (MLNT); smaller in the first steps, 1 - n^(-2/3) in step n, "
+            "so that a short run's average does not still hold the start."
+        },
+    )
     eval_teacher: bool | None = field(
         default=None,
         metadata={

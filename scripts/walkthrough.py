@@ -27,7 +27,7 @@ from hnml_hf import HubError, load_audit, load_noisy_dataset, push_to_hub
 
 SMALL = ["--backbone", "resnet10t", "--image_size", "28", "--augmentation", "none", "--report_to", "none"]
 SMALL += ["--model_args", '{"output_stride": 8, "channels": [16, 32, 48, 64], "stem_width": 8}']
-SMALL += ["--per_device_train_batch_size", "32", "--learning_rate", "0.05", "--teacher_decay", "0.95"]  # few steps
+SMALL += ["--per_device_train_batch_size", "32", "--learning_rate", "0.05"]
 SMALL += ["--save_strategy", "no", "--logging_strategy", "epoch", "--disable_tqdm", "true"]
 
 

@@ -247,14 +247,16 @@ def test_evaluation_and_checkpoints_never_see_the_look_ahead(tiny_dataset, tmp_p
 
 
 def test_the_teacher_is_the_moving_average(tiny_dataset, tmp_path):
-    """Weights and batch-norm statistics: t <- 0.6 t + 0.4 s after each step."""
-    trainer = build_trainer(tmp_path, tiny_dataset, teacher_decay=0.6)
+    """Weights and batch-norm statistics: t <- d t + (1 - d) s after step n, d = 0, 0.370, 0.520, then 0.6."""
+    trainer = build_trainer(tmp_path, tiny_dataset, max_steps=5, teacher_decay=0.6)
     expected = weights_of(trainer.model)
 
     class Average(TrainerCallback):
         def on_optimizer_step(self, args, state, control, model, **kwargs):
+            decay = [0, 1 - 2 ** (-2 / 3), 1 - 3 ** (-2 / 3), 0.6, 0.6][state.global_step]
             for name, value in model.state_dict().items():
-                expected[name] = 0.6 * expected[name] + 0.4 * value if value.is_floating_point() else value.clone()
+                moved = decay * expected[name] + (1 - decay) * value
+                expected[name] = moved if value.is_floating_point() else value.clone()
 
     trainer.add_callback(Average())
     trainer.train()
