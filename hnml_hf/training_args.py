@@ -151,8 +151,8 @@ class HNMLTrainingArguments(TrainingArguments):
     teacher_decay: float = field(
         default=0.99,
         metadata={
-            "help": "Decay of the teacher's weights, in [0, 1) (MLNT); smaller in the first steps, 1 - n^(-2/3) in step n, "
-            "so that a short run's average does not still hold the start."
+            "help": "Decay of the teacher's weights, in [0, 1) (MLNT); at most 1 - n^(-2/3) in step n, so that a "
+            "short run's average does not still hold the start."
         },
     )
     eval_teacher: bool | None = field(
