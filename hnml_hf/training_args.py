@@ -257,6 +257,8 @@ class HNMLTrainingArguments(TrainingArguments):
             )
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is nothing to pin it for, and PyTorch would warn
+        if self.dataloader_num_workers == 0:
+            self.dataloader_persistent_workers = False  # none that could persist, and PyTorch would refuse
         super().__post_init__()
         self._check_trackers()
 

@@ -468,6 +468,11 @@ def test_evaluation_never_mixes_images(tiny_dataset, tmp_path):
     assert "soft_labels" in next(iter(mixing.get_train_dataloader()))
 
 
+def test_no_workers_need_not_persist(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, dataloader_num_workers=0, dataloader_persistent_workers=True)
+    assert len(next(iter(trainer.get_train_dataloader()))["labels"]) == 12
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_dataset_that_is_given_is_measured(workers, tiny_dataset, tmp_path):
     """With workers that persist, transformers keeps the loader of the first dataset."""

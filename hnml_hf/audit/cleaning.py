@@ -19,7 +19,7 @@ def read_marks(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         path (`str` or `Path`): CSV with the columns `index`, `mark` (wrong, right or unsure) and `new_label` (class
-            id).
+            id; empty: the suggested one).
         table (`pd.DataFrame`): the scores that the report showed.
 
     Returns:
@@ -28,7 +28,8 @@ def read_marks(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: naming file and line, on ids that were not scored, repeated ids, other marks or unknown classes.
     """
-    known, num_labels, marks = set(table["index"].tolist()), len(table.attrs["class_names"]), {}
+    suggested = dict(zip(table["index"].tolist(), table["suggested_label"].tolist(), strict=True))
+    num_labels, marks = len(table.attrs["class_names"]), {}
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         try:
@@ -43,10 +44,11 @@ def read_marks(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFrame:
         for line, row in rows:
             where = f"{path}:{line}"
             try:
-                index, label = int(row["index"]), int(row["new_label"])
+                index = int(row["index"])
+                label = suggested.get(index, -1) if row["new_label"] == "" else int(row["new_label"])
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{where}: `index` and `new_label` must be integers ({error}).") from error
-            if index not in known:
+            if index not in suggested:
                 raise ValueError(f"{where}: sample id {index} is not among the scored samples; whose marks are these?")
             if index in marks:
                 raise ValueError(f"{where}: sample id {index} is marked twice.")

@@ -23,6 +23,8 @@ def test_marks_are_checked(table, tmp_path):
     good = int(table["index"][0])
     marks = read_marks(write_marks(tmp_path / "m.csv", [(good, "wrong", 2, "bottom")]), table)
     assert marks.loc[good].tolist() == ["wrong", 2]
+    marks = read_marks(write_marks(tmp_path / "m.csv", [(good, "wrong", "", "")]), table)
+    assert marks.loc[good].tolist() == ["wrong", table["suggested_label"][0]]
     for rows, message in (
         ([(good, "right", 0, ""), (5, "wrong", 0, "")], "m.csv:3: sample id 5 is not among the scored"),
         ([(good, "right", 0, ""), (good, "wrong", 0, "")], "m.csv:3: sample id .* is marked twice"),
