@@ -102,11 +102,14 @@ CPU = {
 CPU_METHODS = (
     "cross-entropy",
     "cross-entropy, rate 0.05",
-    "cross-entropy, constant rate",
     "mean teacher",
     "look-ahead alone",
     "ELR",
     "HNML",
+    "cross-entropy, constant rate",
+    "mean teacher, constant rate",
+    "look-ahead alone, constant rate",
+    "ELR, constant rate",
     "HNML, constant rate",
 )
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
