@@ -22,14 +22,14 @@ RESULTS = ROOT / "docs" / "results"
 SEEDS = 3  # of a full row; another number of seeds is said in brackets
 
 
-def records(suite: str, **names: str) -> list[dict]:
-    """Finished runs of a suite with these names on its axes."""
-    found = finished(RESULTS / f"accuracy-{suite}.runs.jsonl").values()
+def records(suite: str) -> list[dict]:
+    """Finished runs of a suite."""
+    return list(finished(RESULTS / f"accuracy-{suite}.runs.jsonl").values())
+
+
+def having(found: list[dict], **names: str | int) -> list[dict]:
+    """Those of some records that have these names on the axes of their suite."""
     return [record for record in found if all(record.get(axis) == name for axis, name in names.items())]
-
-
-def methods_of(found: list[dict]) -> list[str]:
-    return list(dict.fromkeys(record["method"] for record in found))
 
 
 def figure(found: list[dict], key: str, percent: bool = True) -> str:
@@ -43,9 +43,9 @@ def cost(found: list[dict]) -> str:
 
 def by_noise(key: str, suite: str, noises: dict[str, str], methods: Sequence[str]) -> str:
     """A row per method, a column per noise; AUROC and cost are those of the first noise."""
-    rows = []
+    found, rows = records(suite), []
     for method in methods:
-        cells = [records(suite, noise=noise, method=method) for noise in noises]
+        cells = [having(found, noise=noise, method=method) for noise in noises]
         counts = [f" ({len(cell)})" if cell and len(cell) != SEEDS else "" for cell in cells]
         accuracies = [figure(cell, key) + count for cell, count in zip(cells, counts, strict=True)]
         rows.append([method, *accuracies, figure(cells[0], "auroc", False), cost(cells[0])])
@@ -63,21 +63,25 @@ def by_method(groups: Sequence[tuple[str, list[dict]]]) -> str:
     return markdown(header, rows)
 
 
+def groups_of(suite: str, noise: str) -> list[tuple[str, list[dict]]]:
+    """The methods of a suite under one noise, in the order in which they were run."""
+    found = having(records(suite), noise=noise)
+    return [(method, having(found, method=method)) for method in dict.fromkeys(r["method"] for r in found)]
+
+
 def ablations() -> str:
-    human = {"noise": "human 40 %"}
-    reference, changed = records("cpu", method="HNML", **human), records("ablations", **human)
+    main, noise = records("cpu"), "human 40 %"
+    reference = having(main, method="HNML", noise=noise)
     groups = [
         ("**HNML**", reference),
-        ("HNML, seed 0", [record for record in reference if record["seed"] == 0]),
-        ("cross-entropy", records("cpu", method="cross-entropy", **human)),
+        ("HNML, seed 0", having(reference, seed=0)),
+        ("cross-entropy", having(main, method="cross-entropy", noise=noise)),
     ]
-    groups += [(method, [r for r in changed if r["method"] == method]) for method in methods_of(changed)]
-    return by_method(groups)
+    return by_method(groups + groups_of("ablations", noise))
 
 
-def suite_by_method(suite: str, **names: str) -> str:
-    found = records(suite, **names)
-    return by_method([(method, [r for r in found if r["method"] == method]) for method in methods_of(found)])
+def augmented() -> str:
+    return by_method(groups_of("augmented", "human 40 %"))
 
 
 def tuning() -> str:
@@ -115,10 +119,10 @@ CPU_METHODS = (
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "CPU": partial(by_noise, "last", "cpu", CPU, CPU_METHODS),
-        "AUGMENTED": partial(suite_by_method, "augmented", noise="human 40 %"),
+        "AUGMENTED": augmented,
     },
     "docs/ablations.md": {
-        "AUGMENTED": partial(suite_by_method, "augmented", noise="human 40 %"),
+        "AUGMENTED": augmented,
         "TUNING": tuning,
         "LAST": partial(by_noise, "last", "cpu", CPU, CPU_METHODS),
         "BEST": partial(by_noise, "best", "cpu", CPU, CPU_METHODS),
