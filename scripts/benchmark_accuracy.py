@@ -12,11 +12,13 @@ A suite is a YAML file:
     - {noise: [worse], method: [cross-entropy, HNML], seed: [0, 1, 2]}
 
 Each finished run is one line of `runs.jsonl`, with its provenance; it is not run again. A run that was cut off goes on
-from its last checkpoint. `last` is the accuracy on the clean test set after the last epoch, `best` that after the
+from its last checkpoint. A record or a folder of a run with other options than the suite now has under its name is
+refused. `last` is the accuracy on the clean test set after the last epoch, `best` that after the
 epoch whose accuracy on held-out noisy labels was highest: the test set chooses nothing.
 """
 
 import argparse
+import fnmatch
 import itertools
 import json
 import math
@@ -70,6 +72,11 @@ class Cell:
             arguments += [f"--{name}", json.dumps(value) if isinstance(value, (dict, bool)) else str(value)]
         return arguments
 
+    @property
+    def command(self) -> str:
+        """As a person would type it, whatever folder the recipe is in."""
+        return shlex.join(["python", "scripts/train.py", *self.arguments()]).replace(str(self.recipe.parent), "...")
+
 
 def load_suite(path: Path) -> list[Cell]:
     """The runs of a suite, in the order of its grid, each once.
@@ -122,6 +129,12 @@ def finished(path: Path) -> dict[str, dict]:
     return records
 
 
+def same_options(command: str, other: str) -> bool:
+    """Whether two commands of `scripts/train.py` say the same, in whatever order."""
+    options = [shlex.split(text)[2:] for text in (command, other)]
+    return len({frozenset(zip(words[::2], words[1::2], strict=True)) for words in options}) == 1
+
+
 def append(path: Path, record: dict):
     """Add a line to the records, on a line of its own even if the last one was cut off."""
     torn = path.exists() and not path.read_bytes().endswith(b"\n")
@@ -137,10 +150,18 @@ def run_cell(cell: Cell, work_dir: Path, launcher: list[str], threads: int) -> d
     """Train one cell in a process of its own.
 
     Raises:
-        RuntimeError: if it fails, with the end of its output.
+        RuntimeError: if it fails, with the end of its output, or if its folder is that of other options.
     """
     folder = work_dir / cell.folder
     folder.mkdir(parents=True, exist_ok=True)
+    if (started := folder / "command.txt").exists() and not same_options(
+        before := started.read_text("utf-8"), cell.command
+    ):
+        raise RuntimeError(
+            f"{folder} was started with other options than {cell.name} has now: remove it to start again.\n"
+            f"then: {before}\nnow:  {cell.command}"
+        )
+    started.write_text(cell.command, encoding="utf-8")
     command = [*launcher, str(TRAIN), *cell.arguments(), "--output_dir", str(folder)]
     command += ["--resume_from_checkpoint", "auto"]
     start = time.perf_counter()
@@ -153,14 +174,13 @@ def run_cell(cell: Cell, work_dir: Path, launcher: list[str], threads: int) -> d
     record = summarize(folder)
     for old in folder.glob("checkpoint-*"):
         shutil.rmtree(old)
-    command = shlex.join(["python", "scripts/train.py", *cell.arguments()]).replace(str(cell.recipe.parent), "...")
     return {
         "cell": cell.name,
         **dict(cell.names),
         "recipe": cell.recipe.name,
         **record,
         "wall_s": round(time.perf_counter() - start),
-        "command": command,
+        "command": cell.command,
         **provenance(device(), threads=threads),
     }
 
@@ -210,9 +230,22 @@ def summarize(folder: Path) -> dict:
 
 def accuracy(args: argparse.Namespace):
     cells = load_suite(args.suite)
+    if args.only:
+        cells = [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in args.only)]
+        if not cells:
+            raise SystemExit(f"No run of {args.suite} is called {' or '.join(args.only)}.")
     args.work_dir.mkdir(parents=True, exist_ok=True)
     path = args.work_dir / RUNS
     done = finished(path)
+    other = [
+        cell for cell in cells if cell.name in done and not same_options(done[cell.name]["command"], cell.command)
+    ]
+    if other:
+        raise SystemExit(
+            f"{path} has records of other options than {args.suite} has now: "
+            + "; ".join(f"{cell.name} was `{done[cell.name]['command']}` and is `{cell.command}`" for cell in other)
+            + ". Give the method another name, or take the record away."
+        )
     waiting = [] if args.only_existing else [cell for cell in cells if cell.name not in done]
     print(f"{len(cells)} runs, {sum(cell.name in done for cell in cells)} of them finished before", flush=True)
 
@@ -340,5 +373,11 @@ def add_parser(subparsers):
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run on a CPU")
     parser.add_argument("--launcher", default=sys.executable, help="for example `accelerate launch --multi_gpu`")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="PATTERN",
+        help='runs by name: --only "human*, HNML, seed ?" (`*` and `?` as in a shell)',
+    )
     parser.add_argument("--only_existing", action="store_true", help="train nothing; show what is in --work_dir")
     parser.set_defaults(run=accuracy)

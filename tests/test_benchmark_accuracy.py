@@ -90,8 +90,9 @@ def test_finished_runs_are_skipped_and_a_torn_line_is_run_again(script, write, t
     """Three of eight were finished; the line of the third was cut off by a kill: six are run again."""
     suite, work = write(), tmp_path / "work"
     work.mkdir()
-    names = [cell.name for cell in script.load_suite(suite)]
-    lines = [json.dumps(record(name, last=0.5)) for name in names[:3]]
+    cells = script.load_suite(suite)
+    names = [cell.name for cell in cells]
+    lines = [json.dumps(record(cell.name, last=0.5, command=cell.command)) for cell in cells[:3]]
     (work / "runs.jsonl").write_text("\n".join(lines)[:-20])
     ran = []
 
@@ -99,7 +100,7 @@ def test_finished_runs_are_skipped_and_a_torn_line_is_run_again(script, write, t
         ran.append(cell.name)
         if cell.name == names[-1]:
             raise RuntimeError(f"{cell.name} ended with code 1")
-        return record(cell.name, **{**dict(cell.names), "last": 0.25})
+        return record(cell.name, **{**dict(cell.names), "last": 0.25, "command": cell.command})
 
     monkeypatch.setattr(script, "run_cell", run_cell)
     benchmark = load_script("benchmark")
@@ -110,6 +111,50 @@ def test_finished_runs_are_skipped_and_a_torn_line_is_run_again(script, write, t
     ran.clear()
     benchmark.main(["accuracy", "--suite", str(suite), "--work_dir", str(work), "--only_existing"])
     assert ran == []
+
+
+def test_a_record_of_other_options_is_not_taken_for_this_run(script, write, tmp_path):
+    """Order does not matter; a value that the suite has changed since does."""
+    suite, work = write(), tmp_path / "work"
+    work.mkdir()
+    first = script.load_suite(suite)[0]
+    words = first.command.split()
+    assert script.same_options(first.command, " ".join([*words[:2], *words[-2:], *words[2:-2]]))
+    (work / "runs.jsonl").write_text(json.dumps(record(first.name, last=0.5, command=first.command)))
+    changed = write(methods={"CE": {"objective": "elr"}, "HNML": None})
+    with pytest.raises(SystemExit, match=f"{first.name} was `.*--objective ce.*` and is `.*--objective elr"):
+        load_script("benchmark").main(["accuracy", "--suite", str(changed), "--work_dir", str(work)])
+
+
+def test_a_folder_of_other_options_is_not_gone_on_with(script, write, tmp_path, monkeypatch):
+    """Else a checkpoint of the old options would end under the new ones."""
+    started = []
+    monkeypatch.setattr(script.subprocess, "run", lambda command, **ignored: started.append(command) or exit(3))
+    first = script.load_suite(write())[0]
+    with pytest.raises(SystemExit):
+        script.run_cell(first, tmp_path, [], threads=1)
+    changed = script.load_suite(write(methods={"CE": {"objective": "elr"}, "HNML": None}))[0]
+    assert changed.name == first.name
+    with pytest.raises(
+        RuntimeError, match="started with other options.*remove it(?s:.*)objective ce(?s:.*)objective elr"
+    ):
+        script.run_cell(changed, tmp_path, [], threads=1)
+    assert len(started) == 1
+
+
+def test_runs_are_picked_by_name(script, write, tmp_path, monkeypatch):
+    ran = []
+
+    def run_cell(cell, *ignored):
+        ran.append(cell.name)
+        return record(cell.name, **{**dict(cell.names), "last": 0.25, "command": cell.command})
+
+    monkeypatch.setattr(script, "run_cell", run_cell)
+    main, suite = load_script("benchmark").main, ["--suite", str(write()), "--work_dir", str(tmp_path)]
+    main(["accuracy", *suite, "--only", "none, *, CE, seed ?"])
+    assert ran == ["none, narrow, CE, seed 0", "none, narrow, CE, seed 1"]
+    with pytest.raises(SystemExit, match="is called some, \\* or other"):
+        main(["accuracy", *suite, "--only", "some, *", "other"])
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
