@@ -26,9 +26,12 @@ PUBLISHED = (  # names in the top folder; nothing below it, no pickle, no record
     "cam_examples.png",
 )
 ANSWER_WITHIN = 30  # seconds until a Hub that says nothing counts as not there
+FORBIDDEN = {
+    "write": "this token may not write there. Use a token with write access, and a namespace that is yours",
+    "read": "this token may not read there. Accept the repository's conditions on its page, or use a token that may",
+}
 REASONS = {
     401: "the Hub does not know this token. Log in with `hf auth login`, or set `HF_TOKEN`",
-    403: "this token may not write there. Use a token with write access, and a namespace that is yours",
     404: "the Hub has no such repository or revision for this token. Check the name, and that the token may see it",
 }
 
@@ -176,19 +179,19 @@ def download_weights(repo_id: str) -> Path:
         return Path(hf_hub_download(repo_id, "model.safetensors"))
     except (HTTPError, OSError) as error:
         raise HubError(
-            f"Pretrained weights `{repo_id}` are not in the cache and did not come: {explain(error)}. Without the "
+            f"Pretrained weights `{repo_id}` are not in the cache and did not come: {explain(error, 'read')}. Without the "
             "Hub, give a safetensors file of this backbone (`--weights FILE`), or start from random weights "
             "(`--pretrained false`)."
         ) from error
 
 
-def explain(error: Exception) -> str:
-    """What an error of the Hub's client means, in one clause."""
+def explain(error: Exception, intent: str = "write") -> str:
+    """What an error of the Hub's client means to one who wanted to `read` or to `write`, in one clause."""
     if isinstance(error, LocalTokenNotFoundError):
         return REASONS[401]
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        reason = REASONS.get(
+        reason = (REASONS | {403: FORBIDDEN[intent]}).get(
             status, "the Hub has a problem of its own; try again later" if status >= 500 else str(error)
         )
         said = f" (it says: {error.server_message})" if error.server_message else ""

@@ -165,6 +165,7 @@ def test_a_fresh_process_loads_it_back(hub, pushed, heard):
         m.startswith("HubError: Pretrained weights `timm/test_") and "`--weights FILE`" in m
         for m in backbones.values()
     )
+    assert "may not read there. Accept" in backbones["weights-403"]
     assert not any(path.endswith("pytorch_model.bin") for _, path in hub.requests)
     assert set(loaded) == {"revision", "404", "401", "403", "500"}
     assert all(message.startswith(("OSError", "ValueError")) for message in loaded.values()), loaded
