@@ -9,7 +9,13 @@ import os
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
@@ -179,9 +185,9 @@ def download_weights(repo_id: str) -> Path:
         return Path(hf_hub_download(repo_id, "model.safetensors"))
     except (HTTPError, OSError) as error:
         raise HubError(
-            f"Pretrained weights `{repo_id}` are not in the cache and did not come: {explain(error, 'read')}. Without the "
-            "Hub, give a safetensors file of this backbone (`--weights FILE`), or start from random weights "
-            "(`--pretrained false`)."
+            f"Pretrained weights `{repo_id}` are not in the cache and did not come: {explain(error, 'read')}. "
+            "Without the Hub, give a safetensors file of this backbone (`--weights FILE`), or start from random "
+            "weights (`--pretrained false`)."
         ) from error
 
 
@@ -189,6 +195,8 @@ def explain(error: Exception, intent: str = "write") -> str:
     """What an error of the Hub's client means to one who wanted to `read` or to `write`, in one clause."""
     if isinstance(error, LocalTokenNotFoundError):
         return REASONS[401]
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__  # what the Hub answered, before the cache was tried
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         reason = (REASONS | {403: FORBIDDEN[intent]}).get(
