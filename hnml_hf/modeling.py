@@ -57,6 +57,8 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         ValueError: if the architecture has no single final linear layer, so that no class activation map is defined.
     """
 
+    batch_norm_frozen = False  # for training alone; it is not saved
+
     def __init__(self, config: TimmWrapperConfig):
         # timm writes `num_classes` into `model_args` of its own checkpoints, transformers passes it a second time
         config.model_args = {
@@ -65,6 +67,15 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         super().__init__(config)
         require_linear_classifier(self.timm_model, config.architecture)
         self._pool_is_mean: bool | None = None
+
+    def train(self, mode: bool = True):
+        """As in PyTorch; but while `batch_norm_frozen`, batch norms stay with the statistics that they have."""
+        super().train(mode)
+        if self.batch_norm_frozen:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def post_init(self):
         # timm has initialised its parameters already; the inherited initialisation would draw them again from N(0,

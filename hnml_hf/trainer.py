@@ -66,6 +66,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
             )
         if train_dataset is not None:
             check_training_data(train_dataset, self.model.config.num_labels)
+        self.model.batch_norm_frozen = args.freeze_batch_norm
         self._bind_objective()
         if getattr(train_dataset, "weights", None) is not None:
             if "sample_weights" not in self.provided:

@@ -162,6 +162,15 @@ class HNMLTrainingArguments(TrainingArguments):
         },
     )
 
+    # -- pretrained backbones --
+    freeze_batch_norm: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the backbone's batch-norm statistics as they came. Those of a small dataset, or of another "
+            "image size, may be far from what pretrained weights expect (ours)."
+        },
+    )
+
     # -- several processes --
     rank_sync_steps: int = field(
         default=0,

@@ -264,6 +264,34 @@ def test_the_teacher_is_the_moving_average(tiny_dataset, tmp_path):
         assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["momentum", "full", "image mask", "ce"])
+def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_scale(form, tiny_dataset, tmp_path):
+    """Not a bit of them moves, in student and teacher, with passes at other weights and evaluations in between."""
+    options = {**FORMS[form], "eval_teacher": True, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = build_trainer(tmp_path, tiny_dataset, freeze_batch_norm=True, **options)
+    before = weights_of(trainer.model)
+    trainer.train()
+    for model in (trainer.model, trainer.teacher.module):
+        after = model.state_dict()
+        assert all(torch.equal(after[name], before[name]) for name, _ in model.named_buffers())
+        assert not torch.equal(after["timm_model.bn1.weight"], before["timm_model.bn1.weight"])
+    thawed = build_trainer(tmp_path, tiny_dataset, **FORMS[form])
+    thawed.train()
+    name = "timm_model.bn1.running_mean"
+    assert not torch.equal(thawed.model.state_dict()[name], before[name])
+
+
+def test_with_frozen_batch_norm_a_batch_is_its_samples(tiny_dataset, tmp_path):
+    """No sample's loss depends on the others in its batch any more."""
+    model = build_trainer(tmp_path, tiny_dataset, freeze_batch_norm=True).model.train()
+    images = torch.randn(4, 3, 32, 32)
+    assert model.training
+    assert_close(model(images).logits[:2], model(images[:2]).logits)
+    model.batch_norm_frozen = False
+    model.train()
+    assert not torch.allclose(model(images).logits[:2], model(images[:2]).logits, atol=1e-2)
+
+
 def test_what_is_evaluated_is_what_is_saved(tiny_dataset, tmp_path):
     trainer = build_trainer(tmp_path, tiny_dataset, max_steps=12, teacher_decay=0.5)
     trainer.train()
