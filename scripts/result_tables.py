@@ -84,6 +84,20 @@ def augmented() -> str:
     return by_method(groups_of("augmented", "human 40 %"))
 
 
+def pretrained() -> str:
+    """Runs of a pretrained backbone, with the estimate of the noise rate that each ends with."""
+    header = ["wrong labels", "", "last", "best", "student, last", "memorised", "AUROC", "estimated rate (95 %)"]
+    rows = []
+    for record in records("imagenette"):
+        low, high = (f"{100 * bound:.0f}" for bound in record["noise_rate_interval"])
+        rows.append(
+            [record["noise"], record["method"]]
+            + [figure([record], key) for key in ("last", "best", "last_student", "memorized")]
+            + [figure([record], "auroc", False), f"{figure([record], 'noise_rate')} % ({low} to {high})"]
+        )
+    return markdown(header, sorted(rows, key=lambda row: row[0]))
+
+
 def tuning() -> str:
     """Candidates of each method: accuracy on held-out noisy labels, and on the clean test set, last epoch."""
     candidates: dict[str, list[str]] = {}
