@@ -49,7 +49,8 @@ def head_gradient_activation(
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         source = head_input if head_input.requires_grad else head_input.detach().requires_grad_()
-        class_logits = (pool(source) * class_weights).sum()
+        # not the leaf itself: hooks on modules, such as a FLOP counter's, cannot follow one through autograd.grad
+        class_logits = (pool(source.view_as(source)) * class_weights).sum()
         (gradient,) = torch.autograd.grad(class_logits, source, create_graph=differentiable)
     return (source if differentiable else head_input) * gradient
 

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from safetensors.torch import load_file
 
+from .sync import broadcast_buffers
+
 
 LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loaded at the end
 MAPS = ["features", "feature_maps", "last_hidden_state"]  # outputs that evaluation must not gather
@@ -37,6 +39,15 @@ class EvaluationMixin:
         finally:
             self.data_collator = collator
 
+    @contextmanager
+    def _passing_workers(self):
+        """Workers of a loader that is used once must not outlive it."""
+        persist, self.args.dataloader_persistent_workers = self.args.dataloader_persistent_workers, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_persistent_workers = persist
+
     def get_eval_dataloader(self, eval_dataset=None):
         """As the parent's, but images are not mixed, and a dataset that is given is the one that is measured: with
         workers that persist, the parent takes the loader of the first one without a name for all others."""
@@ -46,15 +57,24 @@ class EvaluationMixin:
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
-        """As the parent's, but images are not mixed."""
-        with self._unmixed():
+        """As the parent's, but images are not mixed, and its workers end with it."""
+        with self._unmixed(), self._passing_workers():
             return super().get_test_dataloader(test_dataset)
+
+    def evaluation_loop(self, *args, **kwargs):
+        if (
+            self.args.world_size > 1
+        ):  # each process has its own batch-norm statistics; those of the first one are saved
+            broadcast_buffers(self.model)
+        return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if self._evaluated == "teacher":
             model = self.teacher.module
         inputs = {name: inputs[name] for name in ("pixel_values", "labels")}
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=(ignore_keys or []) + MAPS)
+        ignored = (ignore_keys or []) + MAPS
+        with self.accelerator.autocast():  # the student has it of its wrapper, the teacher has none
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignored)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Metrics of the evaluated model and, under `<prefix>_student_` or `<prefix>_teacher_`, of the other one."""
@@ -77,7 +97,13 @@ class EvaluationMixin:
         self.save_model(os.path.join(self.args.output_dir, LAST_FOLDER), _internal_call=True)
         super()._load_best_model()
 
-    def load_last_weights(self):
-        """Put the last epoch's weights, kept when the best epoch's were loaded, into the evaluated model."""
-        weights = os.path.join(self.args.output_dir, LAST_FOLDER, "model.safetensors")
-        self.evaluated_model().load_state_dict(load_file(weights))
+    @contextmanager
+    def last_weights(self):
+        """Inside, the evaluated model has the last epoch's weights, kept when the best epoch's were loaded."""
+        model = self.evaluated_model()
+        best = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(load_file(os.path.join(self.args.output_dir, LAST_FOLDER, "model.safetensors")))
+        try:
+            yield
+        finally:
+            model.load_state_dict(best)

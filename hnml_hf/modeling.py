@@ -275,14 +275,16 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
     @torch.no_grad()
     def _averages(self, native: torch.Tensor) -> bool:
         """Whether the head pools by the plain mean of the cells, by trying it on a random map of the same shape."""
-        sample = torch.randn(native[:1].shape, generator=torch.Generator().manual_seed(0)).to(native)
+        sample = torch.randn(native[:1].shape, generator=torch.Generator().manual_seed(0)).to(
+            native.device, self.dtype
+        )
         head_was_training = self.training
         self.eval()
         with torch.autocast(native.device.type, enabled=False):
             pooled = self.pool(sample).float()
         self.train(head_was_training)
         mean = self.to_feature_maps(sample).float().mean(dim=(-2, -1))
-        tolerance = 1e-6 if native.dtype == torch.float32 else 1e-2
+        tolerance = 1e-6 if self.dtype == torch.float32 else 1e-2
         return pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=tolerance, atol=tolerance)
 
     # -- forward ------------------------------------------------------------------------------------------------------

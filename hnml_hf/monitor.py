@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 
 import torch
+from accelerate.utils import reduce
 
 
 class NonFiniteError(FloatingPointError):
@@ -61,10 +62,15 @@ class StepMonitor:
             self._figures[name] = list(torch.tensor(values, device=device).unbind())
 
     def averages(self) -> dict[str, float]:
-        """Mean of each figure since the last call; those that were nan throughout are left out."""
-        means = {name: torch.stack(values).float().nanmean().item() for name, values in self._figures.items()}
+        """Mean of each figure since the last call, over all processes, which must call it together; figures that were
+        nan throughout are left out."""
+        if not self._figures:
+            return {}
+        names, columns = list(self._figures), [torch.stack(values).float() for values in self._figures.values()]
         self._figures.clear()
-        return {name: round(mean, 4) for name, mean in means.items() if not math.isnan(mean)}
+        sums = torch.stack([torch.stack([values.nansum(), (~values.isnan()).sum()]) for values in columns])
+        means = [total / count if count else math.nan for total, count in reduce(sums).tolist()]
+        return {name: round(mean, 4) for name, mean in zip(names, means, strict=True) if not math.isnan(mean)}
 
 
 def non_finite_error(terms: list[str], samples: list[int], *, step: int) -> NonFiniteError:

@@ -58,6 +58,12 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
 
     def __init__(self, model, args: HNMLTrainingArguments, *, train_dataset=None, **kwargs):
         self.card_facts: dict = {}
+        if args.n_gpu > 1:
+            logger.warning(
+                f"{args.n_gpu} GPUs are visible and this is one process: it uses the first. For all of them: "
+                f"`accelerate launch --multi_gpu --num_processes {args.n_gpu} scripts/train.py ...`."
+            )
+            args._n_gpu = 1  # else transformers would cut the batch up and leave its labels whole (DataParallel)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
@@ -96,6 +102,8 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         needs = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         options = {name: getattr(args, name) for name in needs if name not in PROVIDED}
         self.objective, self.provided = partial(function, **options), [name for name in PROVIDED if name in needs]
+        synthetic = args.objective == "mlnt" or (args.objective == "hnml" and args.inner_direction == "synthetic")
+        self._draws_labels = synthetic and "generator" in self.provided
         self._second_order_attention = args.second_order and args.meta_scope != "head" and "second_order" in options
         if self._second_order_attention:
             logger.info(
@@ -173,13 +181,26 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
     def training_step(self, model, inputs, num_items_in_batch=None):
         kind = frozenset(name for name, weight in self.term_weights().items() if weight > 0)
         counting = self.cost_meter.step(kind, self.model, inputs["pixel_values"])
-        with self._look_ahead(), self._attention_kernel(), self._memory_advice(), self._compilation(), counting:
-            return super().training_step(model, inputs, num_items_in_batch)
+        with self._one_pass_statistics(), self._look_ahead(), self._attention_kernel(), self._memory_advice():
+            with self._compilation(), counting:
+                return super().training_step(model, inputs, num_items_in_batch)
 
     def _look_ahead(self):
         if self.args.objective != "hnml" or self.args.inner_direction != "momentum":
             return nullcontext()
-        return look_ahead(running_directions(self.optimizer), lr=self.meta_strength() * self.args.meta_lr)
+        distance = self.meta_strength() * self.args.meta_lr
+        if not distance and self.state.global_step > 1:  # the first steps show whether the optimizer can serve later
+            return nullcontext()
+        return look_ahead(running_directions(self.optimizer), lr=distance)
+
+    @contextmanager
+    def _one_pass_statistics(self):
+        """Activation checkpointing runs layers again in the backward pass; batch norm counts the first time alone."""
+        self._passed_buffers = None
+        yield
+        if self._passed_buffers is not None:
+            for buffer, once in zip(self.model.buffers(), self._passed_buffers, strict=True):
+                buffer.copy_(once)
 
     @contextmanager
     def _memory_advice(self):
@@ -215,6 +236,8 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         step = partial(self._objective_step, inputs=inputs, wanted={name for name in weights if weights[name] > 0})
         view = inputs.get("strong_pixel_values", inputs["pixel_values"])  # the teacher sees the weak one
         terms, monitors = model(pixel_values=view, step=step)
+        if self.args.activation_checkpointing:
+            self._passed_buffers = [buffer.clone() for buffer in self.model.buffers()]
         if self.gauge is not None:  # the mask-guided term has no use for the given labels
             taught = (~self.gauge.held_out(inputs["index"])) / (1 - self.gauge.fraction)
             if "soft_labels" in inputs:  # neither of two labels that are mixed may be one held out
@@ -230,7 +253,9 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         providers = {
             "wanted": wanted,
             "teacher": teach if self._teacher_looks else None,
-            "generator": batch_generator(self.args.seed, self.state.global_step, index),
+            "generator": batch_generator(self.args.seed, self.state.global_step, index)
+            if self._draws_labels
+            else None,
             "remember": partial(self._remember, index),
             "class_prior": self.class_prior,
         }
@@ -300,7 +325,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if "loss" in logs:
-            logs.update(self.monitor.averages())
+            logs.update(self.monitor.averages())  # of all processes
             if self.gauge is not None:
                 logs["memorized_share"], logs["strength"] = self.gauge.memorized_share(), self.gauge.strength
         if "train_runtime" in logs:  # the summary, which `train` also returns
@@ -326,6 +351,9 @@ class StepCallback(TrainerCallback):
         if norm is None:
             norm = get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])
         trainer.gradient_norm = None
+        scaler = trainer.accelerator.scaler
+        if scaler is not None and scaler.get_scale() >= 1:  # float16: an overflow is how its scale is found
+            norm = norm.nan_to_num(posinf=0.0)
         stop = torch.tensor(trainer.signals.received is not None, device=norm.device)
         non_finite, stop = any_process([trainer.monitor.non_finite(norm), stop], args.world_size)
         trainer.stop_asked |= stop
@@ -350,6 +378,7 @@ class StepCallback(TrainerCallback):
             self.trainer.statistics.save(self.trainer.statistics_path)
 
 
+@torch.compiler.disable  # it reads the ids, which no compiler can follow
 def batch_generator(seed: int, step: int, index: torch.Tensor) -> torch.Generator:
     """Source of randomness for one batch, a function of the run's seed, the step and the sample ids alone.
 

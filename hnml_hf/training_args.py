@@ -233,6 +233,16 @@ class HNMLTrainingArguments(TrainingArguments):
                 f"`consistency_form='refurbished'` with `consistency_weight={self.consistency_weight}` would train "
                 "against the given labels: it takes their place by that share. Set `consistency_weight` to at most 1."
             )
+        for name in ("bf16_full_eval", "fp16_full_eval"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` would convert the student alone; `bf16` already evaluates in half precision."
+                )
+        if self.save_only_model and self.save_strategy != "no":
+            raise ValueError(
+                "`save_only_model` writes checkpoints that no run can go on from. Leave it out, or set "
+                "`save_strategy` to `no`; the model of the end is saved in any case."
+            )
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` is not part of these objectives; leave it at 0.")
         synthetic = self.objective == "mlnt" or (self.objective == "hnml" and self.inner_direction == "synthetic")
@@ -242,6 +252,11 @@ class HNMLTrainingArguments(TrainingArguments):
                 "activations of the virtual weights with the real ones and give wrong gradients without notice. Use "
                 "`meta_scope='head'`, `inner_direction='momentum'` or a smaller batch with "
                 "`gradient_accumulation_steps`."
+            )
+        if self.fp16 and synthetic and self.meta_scope != "head":
+            raise ValueError(
+                "`fp16` scales the loss, but not that of a virtual step, whose gradient would be rounded to 0. Use "
+                "`bf16`, `meta_scope='head'` or `inner_direction='momentum'`."
             )
         if synthetic and self.mask_level == "image":
             raise ValueError(

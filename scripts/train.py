@@ -56,10 +56,9 @@ def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[
         logits = trainer.predict(train_set, metric_key_prefix="train").predictions
         metrics["train_noise_auroc"] = noise_auroc(logits, train_set.labels, train_set.clean_labels)
     if trainer.args.load_best_model_at_end and final in held_out:
-        trainer.load_last_weights()
-        metrics["eval_accuracy_last"] = trainer.predict(held_out[final], metric_key_prefix="last").metrics[
-            "last_accuracy"
-        ]
+        with trainer.last_weights():
+            last = trainer.predict(held_out[final], metric_key_prefix="last").metrics
+        metrics["eval_accuracy_last"] = last["last_accuracy"]
     return metrics
 
 
@@ -143,6 +142,11 @@ def run(argv: list[str]):
 
     with args.main_process_first(local=True, desc="reading the dataset"):
         data = load_data(data_args)
+    if args.load_best_model_at_end and "validation" not in data:
+        raise ValueError(
+            "`load_best_model_at_end` needs held-out labels to choose by; the test set chooses nothing. Give a split "
+            "`validation`, or `--validation_fraction 0.1`."
+        )
     names = data["train"].features["label"].names
     model = build_model(model_args, dict(enumerate(names)))
     train_transform, eval_transform = create_transforms(

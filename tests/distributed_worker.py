@@ -31,6 +31,7 @@ from hnml_hf.sync import RanksDifferError
 
 
 STEPS, SHARD, NUM_CLASSES, NUM_IMAGES = 3, 4, 3, 32
+LOGGED = ("loss", "base", "consistency", "mask_guided", "fit")
 
 VIT = {"architecture": "test_vit", "image_size": 32, "patch_size": 8}
 RESNET = {"architecture": "test_resnet", "image_size": 64}
@@ -211,10 +212,13 @@ def main(output: Path, accumulation: int):
     facts["draw_seeds"] = gather(torch.tensor(seeds)).tolist()
     facts["indices"] = gather(torch.stack(trainer.seen)).tolist()
 
-    gauged = {**CASES["momentum"], "gauge_fraction": 0.3, "gradient_accumulation_steps": accumulation}
-    trainer = make_trainer(VIT, gauged)
+    shared = {**CASES["momentum"], "gradient_accumulation_steps": accumulation}
+    trainer = make_trainer(VIT, {**shared, "gauge_fraction": 0.3})
     trainer.train()
     facts["gauge_counts"] = gather(torch.from_numpy(trainer.gauge.pending)[None]).tolist()
+    trainer = make_trainer(VIT, {**shared, "logging_strategy": "steps", "logging_steps": 1})
+    trainer.train()
+    facts["logged"] = [{name: entry.get(name) for name in LOGGED} for entry in trainer.state.log_history[:STEPS]]
 
     if trainer.accelerator.num_processes > 1:
         for name, (backbone, options) in LONG_CASES.items():
@@ -223,6 +227,10 @@ def main(output: Path, accumulation: int):
             )
             trainer.train()
             facts["rank_equality"][name] = same_on_all_ranks(trainer)
+        trainer = make_trainer(RESNET, CASES["ce"])
+        trainer.train()
+        trainer.evaluate(trainer.train_dataset)
+        facts["rank_equality"]["batch norm without a teacher, when evaluated"] = same_on_all_ranks(trainer)
         trainer = make_trainer(VIT, {**CASES["momentum"], "max_steps": 8, "rank_sync_steps": 2}, DivergingTrainer)
         try:
             trainer.train()

@@ -157,11 +157,14 @@ def test_activation_checkpointing_is_refused_where_it_would_be_wrong(scope):
         HNMLTrainingArguments(**{**SYNTHETIC, "meta_scope": scope}, activation_checkpointing=True, use_cpu=True)
 
 
-@pytest.mark.parametrize("case", ["head second", "momentum"])
-def test_activation_checkpointing_changes_nothing_where_it_works(case):
+@pytest.mark.parametrize("backbone", [VIT, RESNET], ids=["vit", "resnet"])
+@pytest.mark.parametrize("case", ["head second", "momentum", "momentum image"])
+def test_activation_checkpointing_changes_nothing_where_it_works(case, backbone):
+    """Nor batch-norm statistics, though layers run twice, and on images with their background cut out."""
     trained = []
+    options = {**CASES["momentum"], "mask_level": "image"} if case == "momentum image" else CASES[case]
     for checkpointing in (False, True):
-        trainer = make_trainer(VIT, {**CASES[case], "activation_checkpointing": checkpointing})
+        trainer = make_trainer(backbone, {**options, "activation_checkpointing": checkpointing})
         trainer.train()
         assert trainer.model.timm_model.grad_checkpointing == checkpointing
         trained.append(weights_of(trainer))

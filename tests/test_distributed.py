@@ -117,6 +117,18 @@ def test_ranks_hold_the_same_weights_after_many_steps(case, two_processes):
     assert two_processes[1]["rank_equality"][case]
 
 
+def test_what_is_measured_is_one_model_on_all_ranks(two_processes):
+    """Each has seen other images, and without a teacher nothing else evens their batch-norm statistics out."""
+    assert two_processes[1]["rank_equality"]["batch norm without a teacher, when evaluated"]
+
+
+def test_the_log_is_of_all_ranks(one_process, two_processes):
+    one, two = one_process[1]["logged"], two_processes[1]["logged"]
+    assert len(one) == distributed_worker.STEPS and all(None not in entry.values() for entry in one)
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, abs=2e-4)
+
+
 def test_the_mean_over_ranks_of_their_own_draws_is_applied(two_processes, initial_weights):
     """One plain SGD step at learning rate 1 moves the weights by minus the mean of the two shards' gradients.
 

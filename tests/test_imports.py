@@ -67,7 +67,7 @@ ALLOWED = {
     "visits": {"gauge", "sample_statistics"},
     "training_data": set(),
     "training_state": {"monitor", "sample_statistics", "training_args"},
-    "evaluation": set(),
+    "evaluation": {"sync"},
     "trainer": {
         "evaluation",
         "training_data",

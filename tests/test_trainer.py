@@ -347,10 +347,11 @@ def test_the_best_epoch_is_saved_and_the_last_one_kept(tiny_dataset, tmp_path):
     best = load_file(tmp_path / "checkpoint-2" / "teacher" / "model.safetensors")
     saved, last = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "last" / "model.safetensors")
     assert all(torch.equal(value, best[name]) for name, value in saved.items())
-    trainer.load_last_weights()
-    teacher = trainer.teacher.module.timm_model.state_dict()
-    assert all(torch.equal(value, teacher[name]) for name, value in last.items())
+    teacher = trainer.teacher.module.timm_model
+    with trainer.last_weights():
+        assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in last.items())
     assert any(not torch.equal(value, saved[name]) for name, value in last.items())
+    assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in saved.items())
 
 
 def test_no_pickle_is_saved(tiny_dataset, tmp_path):
@@ -403,6 +404,85 @@ def test_bfloat16(form, tiny_dataset, tmp_path):
     assert all(
         parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in trainer.model.parameters()
     )
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("form", ["momentum", "head", "last_stage"])
+@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "test_convnext"])
+def test_heads_with_layers_between_pool_and_classifier(backbone, form, bf16, tiny_dataset, tmp_path):
+    """Their maps are gradients through the head: in a step whose FLOPs are counted, and in both precisions."""
+    model = TimmCAMForImageClassification.from_timm(backbone, num_labels=3, image_size=64)
+    trainer = build_trainer(tmp_path, tiny_dataset, model=model, bf16=bf16, **FORMS[form])
+    trainer.train()
+    assert len(logged(trainer, "mask_guided")) == 3 and not model.pools_by_mean
+    assert trainer.cost_meter.cost > 1.1
+
+
+def test_student_and_teacher_are_evaluated_in_one_precision(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, bf16=True, max_steps=1)
+    trainer.train()
+    seen = []
+    for model in (trainer.model, trainer.teacher.module):
+        model.timm_model.fc.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    trainer.evaluate()
+    assert len(seen) == 2 * len(trainer.get_eval_dataloader()) and set(seen) == {torch.bfloat16}
+
+
+def test_one_process_uses_one_gpu(tiny_dataset, tmp_path, monkeypatch, caplog):
+    """Split among replicas, a batch would lose its labels and ids."""
+    monkeypatch.setattr(HNMLTrainingArguments, "n_gpu", property(lambda self: self.__dict__.get("_n_gpu", 1)))
+    trainer_args = arguments(tmp_path)
+    trainer_args._n_gpu = 4
+    dataset = TransformedDataset(tiny_dataset, create_transforms(build_model().config.pretrained_cfg)[0])
+    trainer = HNMLTrainer(build_model(), trainer_args, train_dataset=dataset, data_collator=collate_images)
+    assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 12
+    assert "4 GPUs are visible" in caplog.text and "--num_processes 4" in caplog.text
+
+
+class Scaler:
+    """What float16 training has: a loss scale that is raised until gradients overflow."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def get_scale(self):
+        return self.scale
+
+
+def test_an_overflow_of_float16_is_left_to_its_scaler(tiny_dataset, tmp_path, monkeypatch):
+    trainer = build_trainer(tmp_path, tiny_dataset)
+    callback = next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "StepCallback")
+
+    def step(scale, norm):
+        monkeypatch.setattr(trainer.accelerator, "scaler", None if scale is None else Scaler(scale))
+        trainer.monitor.watch(torch.tensor([7]), {"base": torch.ones(1)}, {})
+        trainer.gradient_norm = torch.tensor(norm)
+        callback.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+
+    step(None, 1.0)
+    step(65536.0, math.inf)  # the scaler skips this step and lowers the scale
+    for scale in (None, 0.5):  # without one, or when lowering it does not help
+        with pytest.raises(NonFiniteError):
+            step(scale, math.inf)
+
+
+def test_nothing_is_computed_for_a_look_ahead_that_is_not_taken(tiny_dataset, tmp_path, monkeypatch):
+    """After the first steps, which show whether the optimizer keeps a running gradient."""
+    calls = []
+    monkeypatch.setattr("hnml_hf.trainer.running_directions", lambda optimizer: calls.append(optimizer) or {})
+    build_trainer(tmp_path, tiny_dataset, max_steps=4, meta_start_step=10).train()
+    assert len(calls) == 2
+    build_trainer(tmp_path, tiny_dataset, max_steps=4).train()
+    assert len(calls) == 2 + 4
+
+
+@pytest.mark.parametrize(("form", "drawn"), [("momentum", 0), ("elr", 0), ("ce", 0), ("full", 3), ("mlnt", 3)])
+def test_ids_are_read_only_where_labels_are_drawn(form, drawn, tiny_dataset, tmp_path, monkeypatch):
+    """On a GPU reading them waits for everything before."""
+    made = []
+    monkeypatch.setattr("hnml_hf.trainer.batch_generator", lambda *key: made.append(key) or batch_generator(*key))
+    build_trainer(tmp_path, tiny_dataset, **FORMS[form]).train()
+    assert len(made) == drawn
 
 
 def test_second_order_through_attention(tiny_dataset, tmp_path, caplog):
@@ -501,6 +581,12 @@ def test_no_workers_need_not_persist(tiny_dataset, tmp_path):
     assert len(next(iter(trainer.get_train_dataloader()))["labels"]) == 12
 
 
+def test_workers_of_a_loader_that_is_used_once_end_with_it(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    assert not trainer.get_test_dataloader(trainer.eval_dataset).persistent_workers
+    assert trainer.get_eval_dataloader().persistent_workers and trainer.args.dataloader_persistent_workers
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_dataset_that_is_given_is_measured(workers, tiny_dataset, tmp_path):
     """With workers that persist, transformers keeps the loader of the first dataset."""
@@ -553,6 +639,9 @@ def test_a_column_that_is_missing_is_named(tiny_dataset):
         ({"mask_temperature": 0.0}, "above 0"),
         ({"inner_direction": "synthetic", "num_neighbors": 12}, "`num_neighbors=12` needs a batch of more images"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval` would convert the student alone"),
+        ({"save_only_model": True, "save_strategy": "epoch"}, "checkpoints that no run can go on from"),
+        ({"fp16": True, "inner_direction": "synthetic"}, "whose gradient would be rounded to 0"),
     ],
 )
 def test_bad_options(options, message, tmp_path):

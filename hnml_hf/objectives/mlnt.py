@@ -152,7 +152,8 @@ def _head_steps(student, output, synthetic_labels, requests, inner, *, lr, secon
             region_logits = torch.stack([head_step_logits(z, h, support, residuals, lr=lr) for z, h in regions], dim=1)
         if "cam_classes" in requests:
             rows = head_step_weights(student.class_weights.float(), requests["cam_classes"], support, residuals, lr=lr)
-            cams = student.class_activation_maps(output, rows.to(output.feature_maps.dtype)).float()
+    if "cam_classes" in requests:  # some heads have more layers, which half precision's autocast must run
+        cams = student.class_activation_maps(output, rows.to(output.feature_maps.dtype)).float()
     return VirtualPredictions(fast_logits, region_logits, cams)
 
 
