@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +96,7 @@ def test_three_libraries_give_the_same_logits(quickstart, monkeypatch):
         (["--model_args", "{stem_width:8}"], "--model_args '{stem_width:8}' is not valid JSON"),
         (["--model_args", '{"no_such": 8}'], "timm cannot build `resnet10t` with the arguments {'no_such': 8}"),
         (["--backbone", "test_vit", "--model_args", "{}", "--image_size", "33"], "takes no images of 33x33 pixels"),
+        (["--validation_fraction", "0", "--load_best_model_at_end", "true"], "the test set chooses nothing"),
         (["--dataset", "imagefolder", "--data_dir", "one"], "have one class, `a`; a classifier needs at least two"),
         (["--dataset", "imagefolder", "--data_dir", "empty"], "No image in a class folder below"),
     ],
@@ -110,3 +112,25 @@ def test_mistakes_end_the_script_before_training(options, message, tmp_path, mon
         train.main([*recipe, "--max_steps", "1", "--noise_rate", "0", *options])
     assert message in str(error.value) + capfd.readouterr().err
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_what_is_pushed_is_what_was_measured(tmp_path, monkeypatch):
+    """With the best epoch's weights, also after those of the last epoch were measured beside them."""
+    train, sent = load_script("train"), {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hnml_hf.hub.create_repo", lambda repo_id, **options: f"me/{repo_id}")
+    monkeypatch.setattr("hnml_hf.hub.push_to_hub", lambda folder, *names, **options: sent.update(weights(folder)))
+
+    def weights(folder):
+        return load_file(Path(folder, "model.safetensors"))
+
+    best = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 4}
+    best |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}  # lowest in step 2
+    options = [word for name, value in best.items() for word in (f"--{name}", str(value))]
+    options += ["--push_to_hub", "true", "--hub_model_id", "model", "--audit", "false", "--cache_images", "true"]
+    train.main(["--recipe", "quickstart", *options, "--output_dir", "out", "--save_total_limit", "3"])
+    step = json.loads(Path("out/trainer_state.json").read_text())["best_global_step"]
+    assert step == 2
+    expected, last = weights(f"out/checkpoint-{step}/teacher"), weights("out/last")
+    assert sent.keys() == expected.keys() and all(torch.equal(value, expected[name]) for name, value in sent.items())
+    assert any(not torch.equal(value, last[name]) for name, value in sent.items())
