@@ -27,6 +27,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageClassification
 
 from hnml_hf import TimmCAMForImageClassification
+from hnml_hf.cost import counting_flops
 from hnml_hf.meta import look_ahead, running_directions
 from hnml_hf.objectives import OBJECTIVES
 
@@ -99,7 +100,8 @@ def try_step(model, pixel_values, labels, **kind) -> str:
     """`yes`, or what went wrong."""
     student = copy.deepcopy(model).train()
     try:
-        terms = training_step(student, pixel_values, labels, **kind)
+        with counting_flops():  # as in the trainer, whose counter puts hooks on modules
+            terms = training_step(student, pixel_values, labels, **kind)
     except REFUSALS as error:
         return f"refused: {first_line(error)}"
     except FAULTS as error:
