@@ -36,7 +36,7 @@ from .metrics import compute_metrics, noise_auroc
 from .model_card import command_line
 from .modeling import TimmCAMForImageClassification
 from .monitor import NonFiniteError
-from .probe import LinearProbe, fit_linear_probe, pooled_features, set_head
+from .probe import LinearProbe, fit_linear_probe, pooled_features, set_head, start_from_probe
 from .report import render_report
 from .sample_statistics import SampleStatistics, run_records
 from .trainer import HNMLTrainer
@@ -105,6 +105,7 @@ __all__ = [
     "save_manifest",
     "score_model",
     "set_head",
+    "start_from_probe",
     "split_validation",
     "tensor_bytes",
 ]

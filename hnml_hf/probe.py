@@ -5,15 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from .data.collate import collate_images
 
 
+START_SAMPLES = 50_000  # enough for a start, and their features fit into memory
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn: the inverse of the weight decay's strength
 
 
@@ -130,3 +132,36 @@ def set_head(classifiers: Sequence[torch.nn.Module], probe: LinearProbe):
             raise ValueError("The last linear layer of this backbone has no bias, which a linear probe needs.")
         classifier.weight.copy_(probe.weight.view_as(classifier.weight))
         classifier.bias.copy_(probe.bias)
+
+
+def start_from_probe(
+    model, dataset: Dataset, held_out: Dataset, *, batch_size: int = 64, num_workers: int = 0, seed: int = 0
+) -> LinearProbe:
+    """Give a pretrained model the head of its linear probe, so that fine-tuning does not begin by bending good
+    features to a random head (Kumar et al., ICLR 2022).
+
+    All processes must call it together; they get the head of the first one.
+
+    Args:
+        model: a [`TimmCAMForImageClassification`], on its device.
+        dataset, held_out (`TransformedDataset`): with the evaluation transform; at most 50,000 samples of each count.
+        batch_size (`int`), num_workers (`int`): see [`pooled_features`].
+        seed (`int`): of the choice of samples.
+
+    Returns:
+        [`LinearProbe`]
+
+    Raises:
+        ValueError: as [`fit_linear_probe`] and [`set_head`].
+    """
+    samples = []
+    for whole in (dataset, held_out):
+        rows = np.sort(np.random.default_rng(seed).permutation(len(whole))[:START_SAMPLES])
+        part = Subset(whole, rows.tolist())
+        samples += pooled_features(model, part, batch_size=batch_size, num_workers=num_workers)
+    probe = fit_linear_probe(*samples, num_labels=model.config.num_labels)
+    set_head(model.classifiers, probe)
+    for classifier in model.classifiers:
+        for parameter in classifier.parameters():
+            parameter.data.copy_(broadcast(parameter.data))
+    return probe

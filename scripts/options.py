@@ -75,6 +75,13 @@ class ModelArguments:
     weights: str | None = field(
         default=None, metadata={"help": "Start from this local safetensors file with timm's names."}
     )
+    start_from_probe: bool = field(
+        default=False,
+        metadata={
+            "help": "Fit a linear classifier on the frozen features of the pretrained weights first, as "
+            "scripts/probe.py does, and train from there."
+        },
+    )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the input in pixels; default: the backbone's."}
     )

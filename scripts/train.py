@@ -37,6 +37,7 @@ from hnml_hf import (
     create_strong_transform,
     create_transforms,
     noise_auroc,
+    start_from_probe,
 )
 
 
@@ -161,6 +162,25 @@ def run(argv: list[str]):
     held_out = {
         split: TransformedDataset(rows, eval_transform, cache=kept) for split, rows in data.items() if split != "train"
     }
+
+    if model_args.start_from_probe:
+        if not (model_args.pretrained or model_args.weights) or "validation" not in data:
+            raise ValueError(
+                "`start_from_probe` needs pretrained features and held-out labels to choose by: give `--pretrained "
+                "true` or `--weights FILE`, and a split `validation` or `--validation_fraction 0.1`."
+            )
+        probe = start_from_probe(
+            model.to(args.device),
+            TransformedDataset(data["train"], eval_transform),
+            held_out["validation"],
+            batch_size=args.per_device_eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+            seed=args.seed,
+        )
+        if args.process_index == 0:
+            print(
+                f"Training starts from a linear probe, {probe.accuracies[probe.strength]:.1%} right on held-out labels"
+            )
 
     mix = {"mixup_alpha": data_args.mixup_alpha, "cutmix_alpha": data_args.cutmix_alpha}
     trainer = HNMLTrainer(

@@ -1,10 +1,12 @@
 """A linear probe is the logistic regression it says, chosen on held-out labels, and ends in an ordinary model."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_train_script import load_script
 
 from hnml_hf import (
@@ -51,6 +53,36 @@ def test_the_gradient_of_the_loss_is_zero():
     residual = logits.softmax(-1) - torch.eye(3, dtype=torch.float64)[labels]
     gradient = 0.01 * residual.T @ standard + weight
     assert gradient.abs().max() < 2e-3 < weight.abs().max() / 10
+
+
+def test_training_starts_from_the_probe(tmp_path, monkeypatch, capfd):
+    """With a rate of zero the run ends as the probe that the other script fits on the same data."""
+    monkeypatch.chdir(tmp_path)
+    TimmCAMForImageClassification.from_timm("test_resnet", num_labels=2, image_size=64).save_pretrained("weights")
+    weights = Path("weights", "model.safetensors").rename("backbone.safetensors")
+    common = ["--dataset", "quickstart", "--noise", "symmetric", "--noise_rate", "0.3", "--validation_fraction", "0.1"]
+    common += ["--backbone", "test_resnet", "--image_size", "64", "--weights", str(weights), "--use_cpu", "true"]
+    load_script("probe").main([*common, "--output_dir", "probe"])
+    start = ["--start_from_probe", "true", "--learning_rate", "0", "--max_steps", "2", "--freeze_batch_norm", "true"]
+    load_script("train").main([*common, *start, "--audit", "false", "--output_dir", "run"])
+    probe, run = (load_file(Path(folder, "model.safetensors")) for folder in ("probe", "run"))
+    assert probe.keys() == run.keys() and all(torch.equal(probe[name], run[name]) for name in probe)
+    assert "starts from a linear probe, " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["--weights", "--validation_fraction"])
+def test_a_start_that_needs_more_is_refused(missing, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    TimmCAMForImageClassification.from_timm("test_resnet", num_labels=10, image_size=64).save_pretrained("weights")
+    options = {"--weights": "weights", "--validation_fraction": "0.1"}
+    del options[missing]
+    words = [word for option in options.items() for word in option]
+    common = ["--dataset", "quickstart", "--backbone", "test_resnet", "--image_size", "64", "--output_dir", "run"]
+    with pytest.raises(SystemExit) as error:
+        load_script("train").main([*common, *words, "--start_from_probe", "true", "--use_cpu", "true"])
+    assert (
+        "`start_from_probe` needs pretrained features and held-out labels" in str(error.value) + capfd.readouterr().err
+    )
 
 
 def test_held_out_labels_choose_the_strength():
