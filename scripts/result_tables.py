@@ -141,6 +141,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "LAST": partial(by_noise, "last", "cpu", CPU, CPU_METHODS),
         "BEST": partial(by_noise, "best", "cpu", CPU, CPU_METHODS),
         "ABLATIONS": ablations,
+        "PRETRAINED": pretrained,
     },
 }
 
