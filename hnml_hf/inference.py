@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from .cam import normalize_cams
+from .data.decoding import to_rgb
 from .data.transforms import create_transforms
 
 
@@ -42,13 +43,13 @@ def open_image(source: str | os.PathLike | Image.Image) -> Image.Image:
     """An image in RGB, from a file or from an image.
 
     Raises:
-        NotAnImageError: if the file is missing, cut off or no image.
+        NotAnImageError: if the file is missing, cut off or no image, or its pixels have no known range.
     """
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
     try:
+        if isinstance(source, Image.Image):
+            return to_rgb(source)
         with Image.open(source) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         reason = str(error).replace(str(source), "it")
         raise NotAnImageError(f"`{source}` cannot be read as an image: {reason}.") from error

@@ -10,6 +10,7 @@ from datasets import Dataset, Image
 from PIL import Image as Pillow
 
 from ..cam import normalize_cams
+from ..data.decoding import to_rgb
 from ..data.schema import column
 from ..report import Evidence
 
@@ -35,7 +36,7 @@ def decode_images(dataset: Dataset, rows: Sequence[int]) -> list[Pillow.Image | 
                 raise ValueError("the row has no image")
             source = io.BytesIO(stored["bytes"]) if stored.get("bytes") else stored["path"]
             with Pillow.open(source) as image:
-                found.append(image.convert("RGB"))
+                found.append(to_rgb(image))
         except READING_ERRORS as error:
             found.append(f"{type(error).__name__}: {error}")
     return found

@@ -15,6 +15,8 @@ from timm.data.transforms import MaybeToTensor
 from torchvision import transforms
 from transformers import CLIPImageProcessor
 
+from .decoding import to_rgb
+
 
 SMALL_IMAGE = 64  # pixels; below, the field shifts images by a few pixels instead of cutting out a part of random size
 
@@ -227,19 +229,18 @@ class TransformedDataset(torch.utils.data.Dataset):
 
     def _decode(self, rows: list[int]) -> list[PIL.Image.Image]:
         try:
-            images = self.dataset[rows]["image"]
+            return [to_rgb(image) for image in self.dataset[rows]["image"]]
         except UNREADABLE as error:
             raise UnreadableImageError(
                 f"{self._first_unreadable(rows)} cannot be read: {error}. Find all bad files with `python "
                 "scripts/audit_data.py --dataset ... --quarantine_output quarantine.jsonl` and leave them out with "
                 "`--quarantine quarantine.jsonl`."
             ) from error
-        return [image if image.mode == "RGB" else image.convert("RGB") for image in images]
 
     def _first_unreadable(self, rows: list[int]) -> str:
         for row in rows:
             try:
-                self.dataset[row]
+                to_rgb(self.dataset[row]["image"])
             except UNREADABLE:
                 source = self.dataset.cast_column("image", Image(decode=False))[row]["image"]["path"]
                 return f"Image `{source}` of the sample with index {self.index[row]}"

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import fsspec
 import PIL.Image
 
+from ..decoding import to_rgb
+
 
 MAX_PIXELS = 64_000_000
 
@@ -79,7 +81,7 @@ def check_image(image: dict | None, *, max_pixels: int = MAX_PIXELS) -> ImageChe
             width, height = opened.size
             if width * height > max_pixels:
                 return ImageCheck("too_many_pixels", f"{width} x {height} pixels, the limit is {max_pixels}")
-            opened.load()
+            to_rgb(opened)
             mode, is_png = opened.mode, opened.format == "PNG"
         if is_png:  # decoding skips the checksums
             with PIL.Image.open(BytesIO(data)) as opened:
