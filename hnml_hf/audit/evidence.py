@@ -10,14 +10,13 @@ from datasets import Dataset, Image
 from PIL import Image as Pillow
 
 from ..cam import normalize_cams
-from ..data.decoding import to_rgb
+from ..data.decoding import UNREADABLE, to_rgb
 from ..data.schema import column
 from ..report import Evidence
 
 
 MAX_SUSPECTS = 2_000
 FEWEST_SUSPECTS = 48
-READING_ERRORS = (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError)
 
 
 def num_suspects(table: pd.DataFrame, most: int = MAX_SUSPECTS) -> int:
@@ -37,7 +36,7 @@ def decode_images(dataset: Dataset, rows: Sequence[int]) -> list[Pillow.Image | 
             source = io.BytesIO(stored["bytes"]) if stored.get("bytes") else stored["path"]
             with Pillow.open(source) as image:
                 found.append(to_rgb(image))
-        except READING_ERRORS as error:
+        except UNREADABLE as error:
             found.append(f"{type(error).__name__}: {error}")
     return found
 

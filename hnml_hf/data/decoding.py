@@ -1,7 +1,28 @@
-"""From an opened image to RGB."""
+"""From a file to RGB: what may go wrong in opening an image, and what becomes of its pixels."""
+
+import struct
+import zlib
 
 import numpy as np
 import PIL.Image
+
+
+# what Pillow and datasets are known to raise for files that are missing, cut off, broken, or no images
+UNREADABLE = (
+    OSError,  # also PIL.UnidentifiedImageError
+    SyntaxError,  # broken PNG
+    ValueError,  # also pixels whose range is not known
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    PIL.Image.DecompressionBombError,  # too many pixels; it is no ValueError
+    Warning,  # where warnings are errors
+)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

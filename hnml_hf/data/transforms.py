@@ -15,7 +15,7 @@ from timm.data.transforms import MaybeToTensor
 from torchvision import transforms
 from transformers import CLIPImageProcessor
 
-from .decoding import to_rgb
+from .decoding import UNREADABLE, to_rgb
 
 
 SMALL_IMAGE = 64  # pixels; below, the field shifts images by a few pixels instead of cutting out a part of random size
@@ -133,10 +133,6 @@ def create_image_processor(pretrained_cfg: dict) -> CLIPImageProcessor:
     )
 
 
-# what PIL and datasets raise for files that are missing, truncated, or no images
-UNREADABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
-
-
 class UnreadableImageError(RuntimeError):
     """An image of the training data cannot be decoded."""
 
@@ -228,23 +224,24 @@ class TransformedDataset(torch.utils.data.Dataset):
         return self._decode(rows)
 
     def _decode(self, rows: list[int]) -> list[PIL.Image.Image]:
+        ids = self.index[rows]  # outside of `try`: a row that is not there is no bad image
         try:
             return [to_rgb(image) for image in self.dataset[rows]["image"]]
         except UNREADABLE as error:
             raise UnreadableImageError(
-                f"{self._first_unreadable(rows)} cannot be read: {error}. Find all bad files with `python "
-                "scripts/audit_data.py --dataset ... --quarantine_output quarantine.jsonl` and leave them out with "
-                "`--quarantine quarantine.jsonl`."
+                f"{self._first_unreadable(rows, ids)} cannot be read: {str(error) or type(error).__name__}. Find all "
+                "bad files with `python scripts/audit_data.py --dataset ... --quarantine_output quarantine.jsonl` and "
+                "leave them out with `--quarantine quarantine.jsonl`."
             ) from error
 
-    def _first_unreadable(self, rows: list[int]) -> str:
-        for row in rows:
+    def _first_unreadable(self, rows: list[int], ids: np.ndarray) -> str:
+        for row, sample in zip(rows, ids.tolist(), strict=True):
             try:
                 to_rgb(self.dataset[row]["image"])
             except UNREADABLE:
                 source = self.dataset.cast_column("image", Image(decode=False))[row]["image"]["path"]
-                return f"Image `{source}` of the sample with index {self.index[row]}"
-        return f"One of the images of the samples with index {self.index[rows].tolist()}"
+                return f"Image `{source}` of the sample with index {sample}"
+        return f"One of the images of the samples with index {ids.tolist()}"
 
     def _sample(self, row: int, image: PIL.Image.Image) -> dict:
         sample = {

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from PIL import Image as PILImage
+from PIL.PngImagePlugin import PngImageFile
 
 from hnml_hf import NotAnImageError, TransformedDataset, UnreadableImageError, draw_noise, open_image
 from hnml_hf.audit.evidence import decode_images
 from hnml_hf.data import preflight, schema
-from hnml_hf.data.decoding import to_rgb
+from hnml_hf.data.decoding import UNREADABLE, to_rgb
 
 
 GREY = np.array([[0, 128, 129], [257, 32768, 65535]], dtype=np.uint16)
@@ -61,6 +62,32 @@ def test_instance_noise_sees_what_training_sees():
     )
     options = {"kind": "instance", "rate": 0.4, "seed": 0, "pixel_scaling": "standardized"}
     assert draw_noise(deep, **options).labels.tolist() == draw_noise(shallow, **options).labels.tolist()
+
+
+@pytest.mark.parametrize("error", UNREADABLE)
+def test_whatever_a_decoder_raises_is_a_bad_image_everywhere(error, tmp_path, monkeypatch):
+    """Some of Pillow's decoders raise `struct.error`, `IndexError` or `MemoryError` on a broken file."""
+    data = stored(GREY, "PNG")
+    (tmp_path / "x.png").write_bytes(data)
+    dataset = dataset_of(data)
+
+    said = "MemoryError" if error is MemoryError else "planted"
+
+    def broken(self):
+        raise error() if error is MemoryError else error("planted")
+
+    monkeypatch.setattr(PngImageFile, "load", broken)
+    with pytest.raises(NotAnImageError, match=rf"x.png` cannot be read as an image: .*{said}"):
+        open_image(tmp_path / "x.png")
+    with pytest.raises(UnreadableImageError, match=f"index 7 cannot be read: .*{said}"):
+        TransformedDataset(dataset, lambda image: image)[0]
+    assert said in decode_images(dataset, [0])[0]
+    assert said in preflight.check_image({"bytes": data, "path": None}).reason
+
+
+def test_a_row_that_is_not_there_is_no_bad_image():
+    with pytest.raises(IndexError):
+        TransformedDataset(dataset_of(stored(GREY, "PNG")), lambda image: image)[1]
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
