@@ -52,7 +52,8 @@ def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[
         metrics |= {"eval_split": final, "eval_accuracy_last": metrics["eval_accuracy"]}
     for split in held_out.keys() - {"validation", "test"}:  # for example WebVision's classes in ImageNet
         metrics.update(trainer.predict(held_out[split], metric_key_prefix=split).metrics)
-    if (train_set.clean_labels >= 0).any():
+    known = train_set.clean_labels >= 0
+    if (train_set.labels != train_set.clean_labels)[known].any():  # else a pass over all images would find nothing
         logits = trainer.predict(train_set, metric_key_prefix="train").predictions
         metrics["train_noise_auroc"] = noise_auroc(logits, train_set.labels, train_set.clean_labels)
     if trainer.args.load_best_model_at_end and final in held_out:

@@ -92,7 +92,7 @@ ALLOWED = {
     "resumable": {"checkpoint", "interrupt"},
     "publishing": {"hub", "model_card"},
     "training_curves": set(),
-    "model_card": {"training_curves"},
+    "model_card": {"data.schema", "training_curves"},
     "hub": set(),
     "inference": {"cam", "data.decoding", "data.transforms"},
     "export": {"cam"},

@@ -12,7 +12,7 @@ from loopback_hub import check_card
 from PIL import Image
 
 from hnml_hf import HNMLTrainingArguments, command_line
-from hnml_hf.model_card import changed_options, dataset_name, generate_model_card, plain
+from hnml_hf.model_card import changed_options, dataset_name, generate_model_card, noise_statement, plain
 from hnml_hf.training_curves import epochs_of, eval_prefixes
 
 
@@ -102,6 +102,21 @@ def test_the_card_tells_what_happened(tmp_path):
     assert "cam_examples" not in text and "consistency_weight" not in text
     with Image.open(tmp_path / "training_curves.png") as picture:
         assert picture.size == (1200, 500)
+
+
+@pytest.mark.parametrize(
+    ("labels", "clean", "statement"),
+    [
+        ([0, 1, 2, 0], [0, 1, 2, 1], "25.0% of the 4 labels with a known true label are wrong"),
+        ([0, 1, 2, 0], [0, 1, 2, 0], "0.0% of the 4 labels with a known true label are wrong"),
+        ([0, 1, 2, 0], [0, 2, -1, -1], "50.0% of the 2 labels with a known true label are wrong"),
+        ([0, 1, 2, 0], [0, 1, -1, -1], "not known: the data do not say which labels are wrong"),  # as in Food-101N
+        ([0, 1, 2, 0], [-1, -1, -1, -1], "not known: the data do not say which labels are wrong"),
+        ([], [], "not known: the data do not say which labels are wrong"),
+    ],
+)
+def test_a_rate_is_told_where_the_data_tell_it(labels, clean, statement):
+    assert noise_statement(None, np.array(labels), np.array(clean)) == statement
 
 
 SEVERAL = [  # what `--eval_test true` logs
