@@ -99,6 +99,7 @@ def write_audit(trainer: HNMLTrainer, data_args: DataArguments, dataset, transfo
         transform=transform,
         model=trainer.evaluated_model(),
         crop_pct=config.pretrained_cfg.get("crop_pct", 0.875),
+        crop_mode=config.pretrained_cfg.get("crop_mode", "center"),
         curves=trainer.state.log_history,
         source=data_args.dataset,
         provenance=f"{config.architecture}, objective {args.objective}, {epochs:.3g} epochs, seed {args.seed}. The "
