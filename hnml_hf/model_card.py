@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .data.schema import UNKNOWN, noise_rate
 from .training_curves import epochs_of, training_curves
+from .whole_file import whole_file
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -253,7 +254,6 @@ def generate_model_card(
         },
         license=plain(license) if license else "not stated",
     )
-    aside = folder / "_README.md"
-    aside.write_text(str(card), encoding="utf-8")
-    os.replace(aside, folder / "README.md")
+    with whole_file(folder / "README.md") as unfinished:
+        unfinished.write_text(str(card), encoding="utf-8")
     return card

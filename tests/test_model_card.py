@@ -175,6 +175,22 @@ def test_names_of_the_user_do_nothing(tmp_path):
     assert check_card(text) == []
 
 
+@pytest.mark.parametrize("place", ["pathlib.Path.write_text", "PIL.Image.Image.save"], ids=["card", "picture"])
+def test_a_full_disk_leaves_the_card_before_and_no_half_of_another(place, tmp_path, monkeypatch):
+    write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fill(*arguments, **options):
+        path = next(argument for argument in arguments if isinstance(argument, Path))
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(place, fill)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, results=None)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [("a_b", r"a\_b"), ("x" * 100, "x" * 79 + "…"), ("a\n\tb\x00c", "a b c"), ("*a*", r"\*a\*"), ("é", "é")],
