@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .cam import class_activation_maps
+from .whole_file import whole_file
 
 
 TOLERANCE = 1e-4  # largest difference in a logit that counts as the same model
@@ -82,28 +83,23 @@ def export_to_onnx(model, path: str | os.PathLike, *, with_cams: bool = False, o
         raise ImportError("Exporting to ONNX needs more packages: `pip install hnml_hf[export]`.") from error
     module, pixel_values, expected = _prepare(model, with_cams)
     path, names = Path(path), ["logits", "cams"][: 1 + with_cams]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"_{path.name}")
-    try:
-        program = torch.onnx.export(
-            module,
-            (pixel_values,),
-            input_names=["pixel_values"],
-            output_names=names,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            opset_version=opset,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-        program.save(aside)
-        session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
+    program = torch.onnx.export(
+        module,
+        (pixel_values,),
+        input_names=["pixel_values"],
+        output_names=names,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        opset_version=opset,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    with whole_file(path) as unfinished:
+        program.save(unfinished)
+        session = onnxruntime.InferenceSession(unfinished, providers=["CPUExecutionProvider"])
         for count in (3, 1):
             found = session.run(names, {"pixel_values": pixel_values[:count].cpu().numpy()})
             _compare(names, found, [tensor[:count] for tensor in expected])
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 
@@ -122,16 +118,10 @@ def export_program(model, path: str | os.PathLike, *, with_cams: bool = False) -
     """
     module, pixel_values, expected = _prepare(model, with_cams)
     path, names = Path(path), ["logits", "cams"][: 1 + with_cams]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"_{path.name}")
-    try:
-        program = torch.export.export(module, (pixel_values,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-        torch.export.save(program, aside)
-        loaded = torch.export.load(aside).module()
-        with torch.no_grad():
-            for count in (3, 1):
-                _compare(names, loaded(pixel_values[:count]), [tensor[:count] for tensor in expected])
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    program = torch.export.export(module, (pixel_values,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    with whole_file(path) as unfinished, torch.no_grad():
+        torch.export.save(program, unfinished)
+        loaded = torch.export.load(unfinished).module()
+        for count in (3, 1):
+            _compare(names, loaded(pixel_values[:count]), [tensor[:count] for tensor in expected])
     return path

@@ -7,9 +7,10 @@ from itertools import islice
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 from .cam import normalize_cams
+from .data.decoding import UNREADABLE, to_rgb
 from .data.transforms import create_transforms
 
 
@@ -42,15 +43,15 @@ def open_image(source: str | os.PathLike | Image.Image) -> Image.Image:
     """An image in RGB, from a file or from an image.
 
     Raises:
-        NotAnImageError: if the file is missing, cut off or no image.
+        NotAnImageError: if the file is missing, cut off, too large or no image, or its pixels have no known range.
     """
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
     try:
+        if isinstance(source, Image.Image):
+            return to_rgb(source)
         with Image.open(source) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        reason = str(error).replace(str(source), "it")
+            return to_rgb(image)
+    except UNREADABLE as error:
+        reason = str(error).replace(str(source), "it") or type(error).__name__
         raise NotAnImageError(f"`{source}` cannot be read as an image: {reason}.") from error
 
 

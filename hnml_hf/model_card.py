@@ -13,7 +13,9 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .data.schema import UNKNOWN, noise_rate
 from .training_curves import epochs_of, training_curves
+from .whole_file import whole_file
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -88,12 +90,12 @@ def dataset_name(dataset: str | None) -> tuple[str, str | None]:
 def noise_statement(noise: str | None, labels, clean_labels, estimate: str | None = None) -> str:
     """What is known of the wrong labels: how they were made, their measured share, and an estimate of it."""
     parts = [plain(noise, 200)] if noise else []
-    known = clean_labels >= 0
-    if known.any():
-        rate = float((labels != clean_labels)[known].mean())
-        parts.append(f"{rate:.1%} of the {int(known.sum())} labels with a known true label are wrong")
+    rate = noise_rate(labels, clean_labels)
+    if rate is not None:
+        known = int((clean_labels != UNKNOWN).sum())
+        parts.append(f"{rate:.1%} of the {known} labels with a known true label are wrong")
     parts += [plain(estimate, 200)] if estimate else []
-    return "; ".join(parts) or "not known: the data come without true labels"
+    return "; ".join(parts) or "not known: the data do not say which labels are wrong"
 
 
 def hardware(device: str) -> str:
@@ -252,7 +254,6 @@ def generate_model_card(
         },
         license=plain(license) if license else "not stated",
     )
-    aside = folder / "_README.md"
-    aside.write_text(str(card), encoding="utf-8")
-    os.replace(aside, folder / "README.md")
+    with whole_file(folder / "README.md") as unfinished:
+        unfinished.write_text(str(card), encoding="utf-8")
     return card

@@ -93,7 +93,6 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         num_labels: int | None = None,
         id2label: dict[int, str] | None = None,
         pretrained: bool | str | Path = False,
-        in_chans: int = 3,
         image_size: int | None = None,
         **model_args,
     ) -> "TimmCAMForImageClassification":
@@ -106,12 +105,12 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
             pretrained (`bool`, `str` or `Path`): `True` takes timm's weights from the Hub, a path takes a local
                 safetensors file with timm's names or a folder that was saved here. A head of another size is replaced
                 by a fresh one.
-            in_chans (`int`): colour channels of the images.
             image_size (`int`, *optional*): side of the square input in pixels; default: the backbone's own.
             model_args: any other JSON-able argument of `timm.create_model`.
 
         Raises:
-            ValueError: unknown name, no linear classifier, or a feature map of one cell at this image size.
+            ValueError: unknown name, images that are not RGB, no linear classifier, or a feature map of one cell at
+                this image size.
         """
         if id2label is not None and num_labels not in (None, len(id2label)):
             raise ValueError(
@@ -121,9 +120,7 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         if not num_labels or num_labels < 2:
             raise ValueError(f"`num_labels={num_labels}`: a classifier needs at least two classes.")
         id2label = {int(i): str(name) for i, name in (id2label or dict(enumerate(range(num_labels)))).items()}
-        config = backbone_config(
-            architecture, id2label=id2label, in_chans=in_chans, image_size=image_size, model_args=model_args
-        )
+        config = backbone_config(architecture, id2label=id2label, image_size=image_size, model_args=model_args)
         model = cls(config)
         if pretrained:
             model.timm_model.load_state_dict(pretrained_state(architecture, config, pretrained))

@@ -19,13 +19,13 @@ logger = logging.get_logger(__name__)
 
 
 def backbone_config(
-    architecture: str, *, id2label: dict[int, str], in_chans: int, image_size: int | None, model_args: dict
+    architecture: str, *, id2label: dict[int, str], image_size: int | None, model_args: dict
 ) -> TimmWrapperConfig:
     """The configuration of a timm classifier with these classes; arguments as in
     [`~hnml_hf.TimmCAMForImageClassification.from_timm`].
 
     Raises:
-        ValueError: unknown name, arguments that timm refuses, or no linear classifier.
+        ValueError: unknown name, channels other than three, arguments that timm refuses, or no linear classifier.
     """
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=5)
@@ -35,8 +35,11 @@ def backbone_config(
             + "`timm.list_models()` gives all names."
         )
     model_args = dict(model_args)
-    if in_chans != 3:
-        model_args["in_chans"] = in_chans
+    if model_args.get("in_chans", 3) != 3:
+        raise ValueError(
+            f"`in_chans={model_args['in_chans']}`: images are prepared in RGB here, so a backbone needs 3. Leave "
+            "`in_chans` out; a grey image is given three equal channels."
+        )
     try:
         with torch.device("meta"):
             probe = timm.create_model(architecture, num_classes=len(id2label), **model_args)
@@ -59,8 +62,6 @@ def backbone_config(
     if image_size is not None:
         pretrained_cfg["input_size"] = (pretrained_cfg["input_size"][0], image_size, image_size)
         pretrained_cfg["crop_pct"] = 1.0 if image_size <= 64 else pretrained_cfg.get("crop_pct", 0.875)
-    if in_chans != 3:
-        pretrained_cfg["input_size"] = (in_chans, *pretrained_cfg["input_size"][1:])
     return TimmWrapperConfig(
         architecture=architecture.split(".")[0],
         model_args=model_args,

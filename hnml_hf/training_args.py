@@ -206,6 +206,8 @@ class HNMLTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             self._require(name, value is None or low <= value <= high, f"between {low} and {high}")
         self._require("gce_q", self.gce_q > 0, "above 0")
+        for name in ("elr_decay", "teacher_decay"):  # an average with a decay of 1 stays what it was at the start
+            self._require(name, getattr(self, name) < 1, "below 1")
         for name in ("num_meta_draws", "num_neighbors", "meta_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in (

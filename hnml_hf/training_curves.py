@@ -3,9 +3,10 @@
 import math
 import os
 import re
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from .whole_file import whole_file
 
 
 COLOURS = ("#1f4e9c", "#e07b00", "#3a8f3a", "#c02020", "#7a4fa3", "#6b6b6b")
@@ -76,7 +77,8 @@ def training_curves(log_history: list[dict], path: str | os.PathLike, *, evaluat
     picture = Image.new("RGB", (1200, 500), "white")
     for position, (title, series) in enumerate(panels.items()):
         _panel(ImageDraw.Draw(picture), (70 + 600 * position, 50, 570 + 600 * position, 370), title, series)
-    _write(picture, Path(path))
+    with whole_file(path) as unfinished:
+        picture.save(unfinished, "PNG")
     return True
 
 
@@ -110,9 +112,3 @@ def _panel(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], title: str
         draw.line([place(*point) for point in line], colour, width=3, joint="curve")
         column, row = number % 2, number // 2
         draw.text((left + 250 * column, bottom + 56 + 22 * row), label, colour, font=small)
-
-
-def _write(picture: Image.Image, path: Path):
-    aside = path.with_name(f"_{path.name}")
-    picture.save(aside, "PNG")
-    os.replace(aside, path)

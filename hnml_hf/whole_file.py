@@ -14,7 +14,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
+    unfinished = path.with_name(f"{path.stem}.part{path.suffix}")  # some writers choose the format by the ending
     try:
         yield unfinished
         unfinished.replace(path)

@@ -83,15 +83,17 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
 
 
 def load_classifier(name: str, device: torch.device):
-    """The model, its evaluation transform, the share of the image that this keeps, and whether it gives maps."""
+    """The model, its evaluation transform, how this crops images, and whether it gives maps."""
     config = AutoConfig.from_pretrained(name)
     if config.model_type == "timm_wrapper":
         model = TimmCAMForImageClassification.from_pretrained(name).eval().to(device)
         _, transform = create_transforms(model.config.pretrained_cfg, augmentation="none")
-        return model, transform, model.config.pretrained_cfg.get("crop_pct", 0.875), True
+        data = model.config.pretrained_cfg
+        crop = {"crop_pct": data.get("crop_pct", 0.875), "crop_mode": data.get("crop_mode", "center")}
+        return model, transform, crop, True
     model = AutoModelForImageClassification.from_pretrained(name, use_safetensors=True).eval().to(device)
     processor = AutoImageProcessor.from_pretrained(name)
-    return model, lambda image: processor(image, return_tensors="pt")["pixel_values"][0], 1.0, False
+    return model, lambda image: processor(image, return_tensors="pt")["pixel_values"][0], {}, False
 
 
 def report_facts(audit_args: AuditArguments) -> dict:
@@ -114,7 +116,7 @@ def main(argv: list[str] | None = None):
 
     records = run_records(audit_args.run) if audit_args.run else None
     dataset = load_data(data_args)["train"]
-    model, transform, crop_pct, has_maps = load_classifier(audit_args.run or audit_args.model, device)
+    model, transform, crop, has_maps = load_classifier(audit_args.run or audit_args.model, device)
     if audit_args.run:
         facts = report_facts(audit_args)
     else:
@@ -135,7 +137,7 @@ def main(argv: list[str] | None = None):
         dataset,
         transform=transform,
         model=model if has_maps else None,
-        crop_pct=crop_pct,
+        **crop,
         max_suspects=audit_args.max_suspects,
         source=data_args.dataset,
         **facts,

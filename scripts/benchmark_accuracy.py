@@ -36,6 +36,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from options import as_arguments
 from provenance import provenance
 
 
@@ -67,10 +68,7 @@ class Cell:
 
     def arguments(self) -> list[str]:
         """Of `scripts/train.py`, without the output folder."""
-        arguments = ["--recipe", str(self.recipe)]
-        for name, value in self.options:
-            arguments += [f"--{name}", json.dumps(value) if isinstance(value, (dict, bool)) else str(value)]
-        return arguments
+        return ["--recipe", str(self.recipe), *as_arguments(dict(self.options))]
 
     @property
     def command(self) -> str:

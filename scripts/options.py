@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -211,14 +212,21 @@ def from_json(option: str, text: str | None):
         raise SystemExit(f"error: --{option} {text!r} is not valid JSON: {error}.") from error
 
 
+def as_arguments(options: Mapping[str, object]) -> list[str]:
+    """Options of a YAML file as words of a command line; one that is null stays what it was without the file."""
+    arguments = []
+    for name, value in options.items():
+        if value is not None:
+            arguments += [f"--{name}", json.dumps(value) if isinstance(value, (dict, bool)) else str(value)]
+    return arguments
+
+
 def parse_arguments(argv: list[str], doc: str = ""):
     """Options of the recipe, overridden by those of the command line; none at all mean the quickstart."""
     recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     recipes.add_argument("--recipe", type=find_recipe, default=None if argv else find_recipe("quickstart"))
     recipe, argv = recipes.parse_known_args(argv)
-    options = []
-    for name, value in (yaml.safe_load(recipe.recipe.read_text("utf-8")) if recipe.recipe else {}).items():
-        options += [f"--{name}", json.dumps(value) if isinstance(value, (dict, bool)) else str(value)]
+    options = as_arguments(yaml.safe_load(recipe.recipe.read_text("utf-8")) if recipe.recipe else {})
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, HNMLTrainingArguments),
         description=doc,

@@ -53,7 +53,8 @@ def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[
         metrics |= {"eval_split": final, "eval_accuracy_last": metrics["eval_accuracy"]}
     for split in held_out.keys() - {"validation", "test"}:  # for example WebVision's classes in ImageNet
         metrics.update(trainer.predict(held_out[split], metric_key_prefix=split).metrics)
-    if (train_set.clean_labels >= 0).any():
+    known = train_set.clean_labels >= 0
+    if (train_set.labels != train_set.clean_labels)[known].any():  # else a pass over all images would find nothing
         logits = trainer.predict(train_set, metric_key_prefix="train").predictions
         metrics["train_noise_auroc"] = noise_auroc(logits, train_set.labels, train_set.clean_labels)
     if trainer.args.load_best_model_at_end and final in held_out:
@@ -98,6 +99,7 @@ def write_audit(trainer: HNMLTrainer, data_args: DataArguments, dataset, transfo
         transform=transform,
         model=trainer.evaluated_model(),
         crop_pct=config.pretrained_cfg.get("crop_pct", 0.875),
+        crop_mode=config.pretrained_cfg.get("crop_mode", "center"),
         curves=trainer.state.log_history,
         source=data_args.dataset,
         provenance=f"{config.architecture}, objective {args.objective}, {epochs:.3g} epochs, seed {args.seed}. The "

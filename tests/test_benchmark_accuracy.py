@@ -58,6 +58,12 @@ def test_options_reach_the_script_as_it_reads_them(script, write):
     assert (data_args.noise_rate, args.objective, args.eval_teacher, args.seed) == (0.5, "ce", True, 0)
 
 
+def test_an_option_that_is_null_is_left_to_the_recipe(script, write):
+    (cell, *_) = script.load_suite(write(methods={"CE": {"objective": "ce", "noise_draw": None}, "HNML": None}))
+    _, data_args, args = load_script("train").parse_arguments([*cell.arguments(), "--output_dir", "x"])
+    assert "None" not in cell.command and (args.objective, data_args.noise_draw) == ("ce", "exact")
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (TRAIN.parent / "suites").glob("*.yaml")))
 def test_the_suites_that_come_with_the_scripts_are_read(script, name):
     train = load_script("train")

@@ -117,7 +117,7 @@ def test_jsonl_holds_all(saved, photos, tmp_path):
     assert set(row) == {"image", "labels", "scores"} and len(row["labels"]) == 2 and set(row["labels"]) <= set(NAMES)
 
 
-def test_a_broken_file_stops_it_with_nothing_written(saved, photos, tmp_path, capsys):
+def test_a_broken_file_stops_it_with_nothing_written(saved, photos, tmp_path, capsys, monkeypatch):
     (photos / "broken.jpg").write_bytes(b"no")
     arguments = [
         str(photos),
@@ -131,8 +131,11 @@ def test_a_broken_file_stops_it_with_nothing_written(saved, photos, tmp_path, ca
     with pytest.raises(SystemExit, match="broken.jpg` cannot be read.*--skip_unreadable"):
         script("predict").main(arguments)
     assert not (tmp_path / "p.csv").exists() and not (tmp_path / "cams").exists()
+    Image.new("1", (4000, 1000)).save(photos / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # Pillow refuses twice as many
     script("predict").main([*arguments, "--skip_unreadable"])
-    assert "Left out" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("Left out") == 2 and "bomb.png` cannot be read as an image: Image size (4000000 pixels)" in said
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 5
 
 

@@ -12,7 +12,7 @@ from loopback_hub import check_card
 from PIL import Image
 
 from hnml_hf import HNMLTrainingArguments, command_line
-from hnml_hf.model_card import changed_options, dataset_name, generate_model_card, plain
+from hnml_hf.model_card import changed_options, dataset_name, generate_model_card, noise_statement, plain
 from hnml_hf.training_curves import epochs_of, eval_prefixes
 
 
@@ -104,6 +104,21 @@ def test_the_card_tells_what_happened(tmp_path):
         assert picture.size == (1200, 500)
 
 
+@pytest.mark.parametrize(
+    ("labels", "clean", "statement"),
+    [
+        ([0, 1, 2, 0], [0, 1, 2, 1], "25.0% of the 4 labels with a known true label are wrong"),
+        ([0, 1, 2, 0], [0, 1, 2, 0], "0.0% of the 4 labels with a known true label are wrong"),
+        ([0, 1, 2, 0], [0, 2, -1, -1], "50.0% of the 2 labels with a known true label are wrong"),
+        ([0, 1, 2, 0], [0, 1, -1, -1], "not known: the data do not say which labels are wrong"),  # as in Food-101N
+        ([0, 1, 2, 0], [-1, -1, -1, -1], "not known: the data do not say which labels are wrong"),
+        ([], [], "not known: the data do not say which labels are wrong"),
+    ],
+)
+def test_a_rate_is_told_where_the_data_tell_it(labels, clean, statement):
+    assert noise_statement(None, np.array(labels), np.array(clean)) == statement
+
+
 SEVERAL = [  # what `--eval_test true` logs
     {"eval_validation_accuracy": 0.5, "eval_validation_student_accuracy": 0.4, "eval_validation_top5_accuracy": 1.0}
     | {"epoch": 1.0},
@@ -158,6 +173,22 @@ def test_names_of_the_user_do_nothing(tmp_path):
     row = next(line for line in text.splitlines() if line.startswith("| classes |"))
     assert row.replace("\\|", "").count("|") == 3
     assert check_card(text) == []
+
+
+@pytest.mark.parametrize("place", ["pathlib.Path.write_text", "PIL.Image.Image.save"], ids=["card", "picture"])
+def test_a_full_disk_leaves_the_card_before_and_no_half_of_another(place, tmp_path, monkeypatch):
+    write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fill(*arguments, **options):
+        path = next(argument for argument in arguments if isinstance(argument, Path))
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(place, fill)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, results=None)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,7 @@ def test_weights_from_a_local_file(tmp_path):
         ("vgg11_bn", {"image_size": 32}, "`vgg11_bn` has a feature map of 1x1"),
         ("deit_tiny_distilled_patch16_224", {"image_size": 32}, "`deit_tiny_distilled_patch16_224` ends in"),
         ("test_resnet", {"num_labels": 1}, "at least two classes"),
+        ("test_resnet", {"in_chans": 1}, "`in_chans=1`: images are prepared in RGB here.* Leave `in_chans` out"),
     ],
 )
 def test_unsuitable_backbones_are_named(name, options, message):

@@ -55,3 +55,13 @@ def test_a_recipe_is_found_by_name_and_by_path(tmp_path):
     assert model_args.backbone == "resnet10t"
     with pytest.raises(SystemExit, match="Known: animal10n, .*quickstart"):
         parse_arguments(["--recipe", "my_dreams"])
+
+
+def test_an_option_that_is_null_keeps_its_default(tmp_path):
+    """As text, `None` would be the name of a noise, and no number."""
+    (tmp_path / "mine.yaml").write_text(
+        "dataset: quickstart\nbackbone: resnet10t\noutput_dir: out\nnoise: null\nmeta_lr:\ngauge_fraction: ~\n"
+    )
+    _, data_args, args = parse_arguments(["--recipe", str(tmp_path / "mine.yaml")])
+    assert data_args.noise is None and args.gauge_fraction is None
+    assert args.meta_lr == pytest.approx(40 * args.learning_rate)

@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -82,6 +84,18 @@ def test_three_libraries_give_the_same_logits(quickstart, monkeypatch):
     with torch.no_grad():
         ours, theirs, native = (model(pixel_values) for model in models)
     assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.logits, native)
+
+
+class Unpredictable:
+    """A trainer that must not be asked for predictions."""
+
+    args = SimpleNamespace(load_best_model_at_end=False)
+
+
+@pytest.mark.parametrize("clean", [[-1, -1, -1], [0, -1, -1], [0, 1, 0]])
+def test_without_a_known_wrong_label_nothing_is_predicted_to_find_one(clean):
+    train_set = SimpleNamespace(labels=np.array([0, 1, 0]), clean_labels=np.array(clean))
+    assert load_script("train").measure(Unpredictable(), train_set, {}) == {}
 
 
 @pytest.mark.parametrize(

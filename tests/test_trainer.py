@@ -631,6 +631,8 @@ def test_a_column_that_is_missing_is_named(tiny_dataset):
         ({"objective": "magic"}, "`objective='magic'` is none of hnml"),
         ({"cam_threshold": 1.5}, "`cam_threshold=1.5` must be between 0 and 1"),
         ({"gce_q": 0.0}, "above 0"),
+        ({"elr_decay": 1.0}, "`elr_decay=1.0` must be below 1"),
+        ({"teacher_decay": 1.0}, "`teacher_decay=1.0` must be below 1"),
         ({"meta_lr": -1.0}, "`meta_lr=-1.0` must be at least 0"),
         ({"consistency_form": "refurbished", "consistency_weight": 3.0}, "against the given labels"),
         ({"consistency_form": "both"}, "`consistency_form=.both.` is none of additive, refurbished"),

@@ -3,10 +3,12 @@ import random
 
 import numpy as np
 import pytest
+import timm
 import torch
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 from torch.testing import assert_close
+from transformers import AutoImageProcessor
 
 from hnml_hf import (
     MixupCollator,
@@ -99,6 +101,29 @@ def test_the_processor_is_the_evaluation_transform(size):
     processed = create_image_processor(LARGE)(image, return_tensors="pt")["pixel_values"][0]
     assert processed.shape == (3, 96, 96)
     assert (processed - evaluation(image)).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9])
+def test_a_squashed_image_is_prepared_alike_by_three_libraries(crop_pct, tmp_path):
+    """A wide image with a red left edge: of the part that `center` keeps nothing is red, of `squash` something is."""
+    config = {**LARGE, "crop_mode": "squash", "crop_pct": crop_pct}
+    pixels = np.full((96, 192, 3), (0, 0, 255), np.uint8)
+    pixels[:, :40] = (255, 0, 0)
+    image = PILImage.fromarray(pixels)
+    _, ours = create_transforms(config)
+    natively = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))
+    assert torch.equal(ours(image), natively(image))
+    create_image_processor(config).save_pretrained(tmp_path)
+    processed = AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"][0]
+    assert processed.shape == (3, 96, 96)
+    assert_close(processed, ours(image), atol=0.02, rtol=0)
+    assert ours(image)[0].max() == 1 and create_transforms(LARGE)[1](image)[0].max() == -1
+
+
+def test_a_crop_that_transformers_cannot_express_is_refused():
+    for create in (create_transforms, create_image_processor):
+        with pytest.raises(ValueError, match="`crop_mode='border'`.* both know center and squash only.*`config.json`"):
+            create({**LARGE, "crop_mode": "border"})
 
 
 def test_a_strong_view_comes_on_request(tiny_dataset):

@@ -7,7 +7,7 @@ def test_half_a_file_takes_no_ones_place(tmp_path):
     path = tmp_path / "new" / "report.html"
     with whole_file(path) as unfinished:
         unfinished.write_text("old")
-        assert not path.exists()
+        assert not path.exists() and unfinished.suffix == path.suffix
     with pytest.raises(OSError, match="full"), whole_file(path) as unfinished:
         unfinished.write_text("ne")
         raise OSError("full")

@@ -33,6 +33,7 @@ def audit_run(
     transform: Callable,
     model=None,
     crop_pct: float = 1.0,
+    crop_mode: str = "center",
     curves: Sequence[Mapping] = (),
     max_suspects: int = MAX_SUSPECTS,
     **facts,
@@ -43,7 +44,7 @@ def audit_run(
         output_dir (`str` or `Path`): of the run.
         records (structured `np.ndarray` of shape `(n,)`): of [`run_records`] or [`score_model`].
         dataset (`datasets.Dataset`): that the records are of, rows in any order.
-        transform, model, crop_pct: see [`~hnml_hf.audit.evidence.collect_evidence`].
+        transform, model, crop_pct, crop_mode: see [`~hnml_hf.audit.evidence.collect_evidence`].
         curves (`Sequence[Mapping]`): the trainer's `log_history`, for the report.
         max_suspects (`int`): how many the report shows at most.
         facts: further entries of the summary, as `source` and `provenance`.
@@ -59,7 +60,9 @@ def audit_run(
     table["path"] = image_paths(dataset)
     folder = write_audit(Path(output_dir) / AUDIT_FOLDER, table)
     suspects = table.nsmallest(num_suspects(table, max_suspects), "rank")
-    evidence = collect_evidence(dataset, suspects, transform=transform, model=model, crop_pct=crop_pct)
+    evidence = collect_evidence(
+        dataset, suspects, transform=transform, model=model, crop_pct=crop_pct, crop_mode=crop_mode
+    )
     render_report(table, table.attrs, folder / REPORT_FILE, evidence=evidence, curves=curves)
     return table
 

@@ -10,13 +10,13 @@ from datasets import Dataset, Image
 from PIL import Image as Pillow
 
 from ..cam import normalize_cams
+from ..data.decoding import UNREADABLE, to_rgb
 from ..data.schema import column
 from ..report import Evidence
 
 
 MAX_SUSPECTS = 2_000
 FEWEST_SUSPECTS = 48
-READING_ERRORS = (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError)
 
 
 def num_suspects(table: pd.DataFrame, most: int = MAX_SUSPECTS) -> int:
@@ -35,8 +35,8 @@ def decode_images(dataset: Dataset, rows: Sequence[int]) -> list[Pillow.Image | 
                 raise ValueError("the row has no image")
             source = io.BytesIO(stored["bytes"]) if stored.get("bytes") else stored["path"]
             with Pillow.open(source) as image:
-                found.append(image.convert("RGB"))
-        except READING_ERRORS as error:
+                found.append(to_rgb(image))
+        except UNREADABLE as error:
             found.append(f"{type(error).__name__}: {error}")
     return found
 
@@ -49,6 +49,7 @@ def collect_evidence(
     transform: Callable,
     model=None,
     crop_pct: float = 1.0,
+    crop_mode: str = "center",
     batch_size: int = 64,
 ) -> list[Evidence]:
     """Pictures of the suspects and, with a model that has class activation maps, where it sees either class.
@@ -58,7 +59,8 @@ def collect_evidence(
         suspects (`pd.DataFrame`): rows of [`noise_scores`]' table.
         transform (`Callable`): of evaluation, from an RGB image to a tensor.
         model ([`TimmCAMForImageClassification`], *optional*): without it there are only pictures.
-        crop_pct (`float`): share of the shorter side that the transform keeps, so that maps lie on the right spot.
+        crop_pct, crop_mode (`float`, `str`): timm's, of the transform: which part of the image it keeps and whether it
+            squashes it, so that maps lie on the right spot.
 
     Returns:
         `list[Evidence]`: in the order of `suspects`. An image that cannot be read is a reason, never an error.
@@ -87,14 +89,15 @@ def collect_evidence(
                 evidence.append(Evidence(reason=image))
             else:
                 both = [maps[name][number] if maps else None for name in ("label", "suggested_label")]
-                evidence.append(Evidence(_square(image, crop_pct), *both))
+                evidence.append(Evidence(_looked_at(image, crop_pct, crop_mode), *both))
     if was_training:
         model.train()
     return evidence
 
 
-def _square(image: Pillow.Image, share: float) -> Pillow.Image:
-    """The central square that an evaluation transform looks at."""
-    side = min(image.size) * share
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return image.crop((round(left), round(top), round(left + side), round(top + side)))
+def _looked_at(image: Pillow.Image, share: float, mode: str) -> Pillow.Image:
+    """The square that an evaluation transform looks at: the central one, or all of the middle squashed into one."""
+    width, height = (share * side for side in (image.size if mode == "squash" else [min(image.size)] * 2))
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    part = image.crop((round(left), round(top), round(left + width), round(top + height)))
+    return part.resize([min(part.size)] * 2) if mode == "squash" else part

@@ -33,6 +33,20 @@ def column(dataset: Dataset, name: str) -> np.ndarray:
     return dataset.select_columns([name]).with_format("numpy")[:][name]
 
 
+def noise_rate(labels: np.ndarray, clean_labels: np.ndarray) -> float | None:
+    """Share of wrong labels among those whose true one is known, or `None` where the data do not tell it.
+
+    Some datasets know a true label only where somebody found the given one to be right (Food-101N): that none of these
+    is wrong says nothing of the others.
+
+    Args:
+        labels, clean_labels (`np.ndarray` of shape `(n,)`): given and true labels; -1 is an unknown true label.
+    """
+    known = clean_labels != UNKNOWN
+    wrong = (labels != clean_labels)[known]
+    return float(wrong.mean()) if wrong.any() or (len(wrong) and known.all()) else None
+
+
 def labels_fingerprint(index: np.ndarray, labels: np.ndarray, num_classes: int) -> str:
     """A hash of the number of classes and of the id and label of each row, whatever the order of the rows.
 

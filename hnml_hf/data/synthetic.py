@@ -16,6 +16,7 @@ from datasets import Dataset
 from PIL import Image
 
 from .. import noise
+from .decoding import to_rgb
 from .manifest import NoiseManifest, apply_manifest, clean_labels, unique_index
 from .schema import UNKNOWN, column, labels_fingerprint
 
@@ -240,7 +241,7 @@ def _pixel_loader(dataset: Dataset, index: np.ndarray, image_size: int | None):
     def load_pixels(rows: torch.Tensor) -> torch.Tensor:
         pixels = []
         for row, image in zip(rows.tolist(), images[rows.tolist()]["image"], strict=True):
-            image = image.convert("RGB")
+            image = to_rgb(image)
             if image_size and image.size != size:
                 image = image.resize(size, Image.Resampling.BILINEAR)
             if image.size != size:

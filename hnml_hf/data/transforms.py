@@ -15,9 +15,12 @@ from timm.data.transforms import MaybeToTensor
 from torchvision import transforms
 from transformers import CLIPImageProcessor
 
+from .decoding import UNREADABLE, to_rgb
+
 
 SMALL_IMAGE = 64  # pixels; below, the field shifts images by a few pixels instead of cutting out a part of random size
 
+CROP_MODES = ("center", "squash")  # of timm's; its third, `border`, no image processor of transformers can express
 AUGMENTATIONS = ("none", "standard", "randaugment")
 # the strength varies below 9 of 10 only: at 10 timm keeps no bit of a posterized image, which Pillow refuses
 RANDAUGMENT = "rand-m9-mmax9-mstd0.5-inc1"
@@ -59,13 +62,25 @@ def preserved_generators():
         torch.set_rng_state(torch_state)
 
 
+def _data_config(pretrained_cfg: dict) -> dict:
+    """How timm prepares images for a backbone, if timm and transformers can prepare them alike."""
+    config = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
+    if config["crop_mode"] not in CROP_MODES:
+        raise ValueError(
+            f"The backbone's `pretrained_cfg` has `crop_mode={config['crop_mode']!r}`, but images must be prepared "
+            f"alike by timm and transformers, and both know {' and '.join(CROP_MODES)} only. Set one of these in "
+            "`pretrained_cfg` (in a saved folder: of `config.json`), or choose other weights."
+        )
+    return config
+
+
 def create_transforms(pretrained_cfg: dict, *, augmentation: str = "standard") -> tuple[Callable, Callable]:
     """Training and evaluation transforms for a backbone, by timm's `create_transform` and the backbone's own data
     config.
 
     Args:
-        pretrained_cfg (`dict`): timm's, as in `model.config.pretrained_cfg` (input size, mean, std, crop,
-            interpolation).
+        pretrained_cfg (`dict`): timm's, as in `model.config.pretrained_cfg` (input size, mean, std, interpolation,
+            and `crop_pct` and `crop_mode` of evaluation).
         augmentation (`str`): `none` (the evaluation transform), `standard` (random crop and flip; on inputs up to 64
             pixels a shift by up to an eighth instead of a random crop), or `randaugment` (the same with RandAugment
             and erasing).
@@ -74,13 +89,14 @@ def create_transforms(pretrained_cfg: dict, *, augmentation: str = "standard") -
         Two functions from an RGB image to a `torch.Tensor` of shape `(channels, height, width)`.
 
     Raises:
-        ValueError: on another `augmentation`.
+        ValueError: on another `augmentation`, or a `crop_mode` other than `center` and `squash`.
     """
     if augmentation not in AUGMENTATIONS:
         raise ValueError(f"`augmentation={augmentation!r}` is none of {', '.join(AUGMENTATIONS)}.")
-    config = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
+    config = _data_config(pretrained_cfg)
     shared = {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}
-    evaluation = timm.data.create_transform(**shared, crop_pct=config["crop_pct"], is_training=False)
+    crop = {key: config[key] for key in ("crop_pct", "crop_mode")}
+    evaluation = timm.data.create_transform(**shared, **crop, is_training=False)
     if augmentation == "none":
         return evaluation, evaluation
     randaugment = augmentation == "randaugment"
@@ -93,8 +109,8 @@ def create_transforms(pretrained_cfg: dict, *, augmentation: str = "standard") -
     )
     size = config["input_size"][-1]
     if size <= SMALL_IMAGE:
-        crop = transforms.Compose([transforms.Resize((size, size)), transforms.RandomCrop(size, padding=size // 8)])
-        training.transforms[0] = crop
+        shift = transforms.Compose([transforms.Resize((size, size)), transforms.RandomCrop(size, padding=size // 8)])
+        training.transforms[0] = shift
     return training, evaluation
 
 
@@ -120,19 +136,16 @@ def create_strong_transform(weak: Callable) -> Callable:
 
 def create_image_processor(pretrained_cfg: dict) -> CLIPImageProcessor:
     """The evaluation transform as a transformers image processor, so that `pipeline` needs nothing of ours."""
-    config = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
+    config = _data_config(pretrained_cfg)
     _, height, width = config["input_size"]
+    sides = {name: int(side / config["crop_pct"]) for name, side in (("height", height), ("width", width))}
     return CLIPImageProcessor(
-        size={"shortest_edge": int(min(height, width) / config["crop_pct"])},
+        size=sides if config["crop_mode"] == "squash" else {"shortest_edge": min(sides.values())},
         crop_size={"height": height, "width": width},
         image_mean=list(config["mean"]),
         image_std=list(config["std"]),
         resample=PIL.Image.Resampling[config["interpolation"].upper()].value,
     )
-
-
-# what PIL and datasets raise for files that are missing, truncated, or no images
-UNREADABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
 
 
 class UnreadableImageError(RuntimeError):
@@ -226,24 +239,24 @@ class TransformedDataset(torch.utils.data.Dataset):
         return self._decode(rows)
 
     def _decode(self, rows: list[int]) -> list[PIL.Image.Image]:
+        ids = self.index[rows]  # outside of `try`: a row that is not there is no bad image
         try:
-            images = self.dataset[rows]["image"]
+            return [to_rgb(image) for image in self.dataset[rows]["image"]]
         except UNREADABLE as error:
             raise UnreadableImageError(
-                f"{self._first_unreadable(rows)} cannot be read: {error}. Find all bad files with `python "
-                "scripts/audit_data.py --dataset ... --quarantine_output quarantine.jsonl` and leave them out with "
-                "`--quarantine quarantine.jsonl`."
+                f"{self._first_unreadable(rows, ids)} cannot be read: {str(error) or type(error).__name__}. Find all "
+                "bad files with `python scripts/audit_data.py --dataset ... --quarantine_output quarantine.jsonl` and "
+                "leave them out with `--quarantine quarantine.jsonl`."
             ) from error
-        return [image if image.mode == "RGB" else image.convert("RGB") for image in images]
 
-    def _first_unreadable(self, rows: list[int]) -> str:
-        for row in rows:
+    def _first_unreadable(self, rows: list[int], ids: np.ndarray) -> str:
+        for row, sample in zip(rows, ids.tolist(), strict=True):
             try:
-                self.dataset[row]
+                to_rgb(self.dataset[row]["image"])
             except UNREADABLE:
                 source = self.dataset.cast_column("image", Image(decode=False))[row]["image"]["path"]
-                return f"Image `{source}` of the sample with index {self.index[row]}"
-        return f"One of the images of the samples with index {self.index[rows].tolist()}"
+                return f"Image `{source}` of the sample with index {sample}"
+        return f"One of the images of the samples with index {ids.tolist()}"
 
     def _sample(self, row: int, image: PIL.Image.Image) -> dict:
         sample = {

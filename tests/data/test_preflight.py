@@ -168,6 +168,17 @@ def test_a_clean_dataset_has_no_defects():
     }
 
 
+@pytest.mark.parametrize(
+    ("clean_labels", "known", "rate"),
+    [([0, 1, -1], 2, None), ([0, 1, 2], 3, 0.0), ([0, 2, -1], 2, 0.5), ([0, 1, None], 2, None)],
+)
+def test_a_noise_rate_where_the_data_tell_it(clean_labels, known, rate):
+    """Where only right labels were verified, as in Food-101N, nothing is known of the share of wrong ones."""
+    cells = [encode(i) for i in range(3)]
+    summary = check(make_split(cells, [0, 1, 2], clean_labels=clean_labels))["splits"]["train"]
+    assert (summary["known_clean_labels"], summary["noise_rate"]) == (known, rate)
+
+
 def test_bad_images_are_listed_with_their_ids(tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "page.jpg").write_text("<!doctype html><title>404</title>")

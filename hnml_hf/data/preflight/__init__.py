@@ -19,7 +19,7 @@ from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 
 from ..files import IMAGE_SUFFIXES
-from ..schema import UNKNOWN
+from ..schema import UNKNOWN, noise_rate
 from .images import MAX_PIXELS, ImageCheck, check_image
 from .quarantine import apply_quarantine, load_quarantine, save_quarantine
 from .report import DEFECTS, NOTES, empty_report, format_report, save_report
@@ -223,7 +223,7 @@ def _summary(split: SplitRows) -> dict:
         "num_decoded": int(split.good.sum()),
         "class_counts": dict(zip(split.class_names, counts, strict=True)),
         "known_clean_labels": int(known.sum()),
-        "noise_rate": float((split.labels != split.clean_labels)[known].mean()) if known.any() else None,
+        "noise_rate": noise_rate(split.labels, np.where(known, split.clean_labels, UNKNOWN)),
         "sizes": widths_heights,
         "modes": dict(split.modes.most_common()),
     }

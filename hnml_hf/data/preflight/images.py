@@ -1,14 +1,14 @@
 """One image: whether it is there, is an image, and decodes to the last pixel."""
 
 import hashlib
-import struct
 import zipfile
-import zlib
 from io import BytesIO
 from typing import NamedTuple
 
 import fsspec
 import PIL.Image
+
+from ..decoding import UNREADABLE, to_rgb
 
 
 MAX_PIXELS = 64_000_000
@@ -23,23 +23,6 @@ IMAGE_DEFECTS = {
     "undecodable": "images that cannot be decoded",
     "too_many_pixels": "images above the pixel limit",
 }
-
-# what Pillow's decoders are known to raise on broken files
-DECODE_ERRORS = (
-    OSError,  # also PIL.UnidentifiedImageError
-    SyntaxError,  # broken PNG
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    PIL.Image.DecompressionBombError,
-    Warning,  # where warnings are errors
-)
 
 
 class ImageCheck(NamedTuple):
@@ -79,14 +62,14 @@ def check_image(image: dict | None, *, max_pixels: int = MAX_PIXELS) -> ImageChe
             width, height = opened.size
             if width * height > max_pixels:
                 return ImageCheck("too_many_pixels", f"{width} x {height} pixels, the limit is {max_pixels}")
-            opened.load()
+            to_rgb(opened)
             mode, is_png = opened.mode, opened.format == "PNG"
         if is_png:  # decoding skips the checksums
             with PIL.Image.open(BytesIO(data)) as opened:
                 opened.verify()
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         return ImageCheck("too_many_pixels", str(error))
-    except DECODE_ERRORS as error:
+    except UNREADABLE as error:
         if isinstance(error, PIL.UnidentifiedImageError):
             return ImageCheck("undecodable", f"no image format that Pillow knows, starts with {data[:8]!r}")
         kind = "truncated" if "truncated" in str(error).lower() else "undecodable"
