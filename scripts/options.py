@@ -226,7 +226,7 @@ def parse_arguments(argv: list[str], doc: str = ""):
     recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     recipes.add_argument("--recipe", type=find_recipe, default=None if argv else find_recipe("quickstart"))
     recipe, argv = recipes.parse_known_args(argv)
-    options = as_arguments(yaml.safe_load(recipe.recipe.read_text("utf-8")) if recipe.recipe else {})
+    options = as_arguments((yaml.safe_load(recipe.recipe.read_text("utf-8")) or {}) if recipe.recipe else {})
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, HNMLTrainingArguments),
         description=doc,

@@ -254,8 +254,8 @@ class TransformedDataset(torch.utils.data.Dataset):
             try:
                 to_rgb(self.dataset[row]["image"])
             except UNREADABLE:
-                source = self.dataset.cast_column("image", Image(decode=False))[row]["image"]["path"]
-                return f"Image `{source}` of the sample with index {sample}"
+                stored = self.dataset.cast_column("image", Image(decode=False))[row]["image"] or {}
+                return f"Image `{stored.get('path')}` of the sample with index {sample}"
         return f"One of the images of the samples with index {ids.tolist()}"
 
     def _sample(self, row: int, image: PIL.Image.Image) -> dict:

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Image
 from PIL import Image as PILImage
 from PIL.PngImagePlugin import PngImageFile
 
@@ -83,6 +83,27 @@ def test_whatever_a_decoder_raises_is_a_bad_image_everywhere(error, tmp_path, mo
         TransformedDataset(dataset, lambda image: image)[0]
     assert said in decode_images(dataset, [0])[0]
     assert said in preflight.check_image({"bytes": data, "path": None}).reason
+
+
+def test_a_camera_held_upright_is_turned_wherever_images_are_opened(tmp_path):
+    """Orientation 6: the stored rows are columns, right to left. Training saw it turned already; now all do."""
+    exif, lying = PILImage.Exif(), np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
+    exif[0x0112] = 6
+    PILImage.fromarray(lying).save(tmp_path / "x.png", exif=exif)
+    upright = np.rot90(lying, -1).tolist()
+    dataset = dataset_of((tmp_path / "x.png").read_bytes())
+    assert np.asarray(open_image(tmp_path / "x.png")).tolist() == upright
+    assert np.asarray(decode_images(dataset, [0])[0]).tolist() == upright
+    assert np.asarray(TransformedDataset(dataset, lambda image: image)[0]["pixel_values"]).tolist() == upright
+
+
+def test_a_row_without_an_image_stops_training_by_its_index():
+    dataset = dataset_of(stored(GREY, "PNG")).cast_column("image", Image(decode=True))
+    rows = Dataset.from_dict(
+        {name: [None] if name == "image" else dataset[name] for name in dataset.column_names}, dataset.features
+    )
+    with pytest.raises(UnreadableImageError, match="index 7 cannot be read: the row has no image"):
+        TransformedDataset(rows, lambda image: image)[0]
 
 
 def test_a_row_that_is_not_there_is_no_bad_image():
