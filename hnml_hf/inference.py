@@ -41,6 +41,9 @@ class Prediction:
 def open_image(source: str | os.PathLike | Image.Image) -> Image.Image:
     """An image in RGB, from a file or from an image.
 
+    Args:
+        source (`str`, `Path` or `PIL.Image.Image`): a file, or an image in any mode.
+
     Raises:
         NotAnImageError: if the file is missing, cut off or no image.
     """

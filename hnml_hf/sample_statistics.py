@@ -240,6 +240,9 @@ def read_records(path: str | os.PathLike) -> np.ndarray:
 def run_records(run: str | os.PathLike) -> np.ndarray:
     """The records that a training run left in its `output_dir`; see [`read_records`].
 
+    Args:
+        run (`str` or `Path`): its `output_dir`.
+
     Raises:
         FileNotFoundError: if it left none.
         ValueError: if the file holds something else.

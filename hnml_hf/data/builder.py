@@ -135,6 +135,14 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
     """Base of the builders: checks the folder, keys the cache by the list files, checks and yields rows.
 
     A subclass gives the texts below, `class_names()`, `watched_files()` and `read_splits()`.
+
+    Args:
+        data_dir (`str`): the folder that holds the data.
+        args, kwargs: as in `datasets.DatasetBuilder`; also the options of the config.
+
+    Raises:
+        ValueError: without a folder, or with another `on_missing`.
+        FileNotFoundError: if there is no such folder.
     """
 
     BUILDER_CONFIG_CLASS = NoisyLabelConfig
