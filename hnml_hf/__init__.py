@@ -14,7 +14,7 @@ from .audit import (
     score_model,
 )
 from .checkpoint import CheckpointError
-from .cost import peak_tensor_bytes, tensor_bytes
+from .cost import counting_flops, peak_tensor_bytes, tensor_bytes
 from .data import CIFARN, Animal10N, Clothing1M, Food101N, WebVision, class_balanced, load_noisy_dataset
 from .data.collate import MixupCollator, collate_images
 from .data.manifest import apply_manifest, load_manifest, save_manifest
@@ -78,6 +78,7 @@ __all__ = [
     "collate_images",
     "command_line",
     "compute_metrics",
+    "counting_flops",
     "create_image_processor",
     "create_strong_transform",
     "create_transforms",

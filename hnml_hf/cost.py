@@ -7,7 +7,7 @@ import resource
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import contextmanager
 
 import torch
@@ -99,6 +99,10 @@ def peak_tensor_bytes(function: Callable[[], object], device: torch.device) -> i
 
     Unlike the resident set this is the same in every run and counts no imported library: allocations and releases are
     read from PyTorch's own allocator, on the CPU through the profiler.
+
+    Args:
+        function (`Callable`): without arguments; it is called once.
+        device (`torch.device`): where it computes.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -117,6 +121,10 @@ def peak_tensor_bytes(function: Callable[[], object], device: torch.device) -> i
     return peak
 
 
-def tensor_bytes(tensors) -> int:
-    """Bytes of some tensors; one that occurs twice counts once."""
+def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of some tensors; one that occurs twice counts once.
+
+    Args:
+        tensors (`Iterable[torch.Tensor]`): of any shapes.
+    """
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

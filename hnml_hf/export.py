@@ -10,6 +10,7 @@ from .cam import class_activation_maps
 from .whole_file import whole_file
 
 
+OPSET = 18  # version of ONNX's operators, the one that torch's exporter writes without converting
 TOLERANCE = 1e-4  # largest difference in a logit that counts as the same model
 
 
@@ -58,7 +59,7 @@ def _compare(names: list[str], found, expected):
             )
 
 
-def export_to_onnx(model, path: str | os.PathLike, *, with_cams: bool = False, opset: int = 18) -> Path:
+def export_to_onnx(model, path: str | os.PathLike, *, with_cams: bool = False) -> Path:
     """Write a model as ONNX, for any number of images at a time, and check the file with onnxruntime.
 
     Args:
@@ -66,7 +67,6 @@ def export_to_onnx(model, path: str | os.PathLike, *, with_cams: bool = False, o
         path (`str` or `os.PathLike`): the file, `.onnx`; it holds the weights as well.
         with_cams (`bool`): whether to give the raw class activation map of the predicted class too, as output `cams`;
             for heads that average their map and apply one linear layer.
-        opset (`int`): version of the operators.
 
     Returns:
         `Path`: the file. Input `pixel_values`, outputs `logits` and, if asked, `cams`.
@@ -89,7 +89,7 @@ def export_to_onnx(model, path: str | os.PathLike, *, with_cams: bool = False, o
         input_names=["pixel_values"],
         output_names=names,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        opset_version=opset,
+        opset_version=OPSET,
         dynamo=True,
         external_data=False,
         verbose=False,

@@ -5,14 +5,14 @@ import torch
 
 
 UPDATE_EVERY = 32  # steps; the trainer has gathered what the processes saw by then
-WANTED = 500  # labels held out
-CERTAINTY = 2.0  # standard errors by which the gap must differ from none
+LABELS_HELD_OUT = 500  # as far as the shares in `default_fraction` allow
+SIGNIFICANT_GAP = 2.0  # standard errors by which the gap must differ from none
 FULL_AT = 0.2  # share of the unpredictable labels memorised, beyond that, at which the dial is at 1
 
 
 def default_fraction(samples: int) -> float:
     """Share of the samples to hold out: 500 of them tell fits apart by a few per cent, and few need a larger share."""
-    return min(max(WANTED / samples, 0.01), 0.1)
+    return min(max(LABELS_HELD_OUT / samples, 0.01), 0.1)
 
 
 class MemorizationGauge:
@@ -83,12 +83,12 @@ class MemorizationGauge:
         return (taught - held_out) / max(1 - held_out, 1e-6)
 
     def uncertainty(self) -> float:
-        """`CERTAINTY` standard errors of r that come of the few samples held out; infinite before there are any."""
+        """`SIGNIFICANT_GAP` standard errors of r, from the few samples held out; infinite before there are any."""
         few = min(self.running[3], self.fraction * self.samples)  # the same samples come again
         if few < 1:
             return float("inf")
         _, held_out = self.fits()
-        return CERTAINTY * (held_out * (1 - held_out) / few) ** 0.5 / max(1 - held_out, 1e-6)
+        return SIGNIFICANT_GAP * (held_out * (1 - held_out) / few) ** 0.5 / max(1 - held_out, 1e-6)
 
     def state_dict(self) -> dict[str, list[float]]:
         return {"pending": self.pending.tolist(), "running": self.running.tolist(), "strength": self.strength}

@@ -42,6 +42,9 @@ class Prediction:
 def open_image(source: str | os.PathLike | Image.Image) -> Image.Image:
     """An image in RGB, from a file or from an image.
 
+    Args:
+        source (`str`, `Path` or `PIL.Image.Image`): a file, or an image in any mode.
+
     Raises:
         NotAnImageError: if the file is missing, cut off, too large or no image, or its pixels have no known range.
     """

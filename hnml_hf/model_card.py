@@ -59,7 +59,15 @@ def changed_options(args) -> list[tuple[str, str]]:
 
 
 def command_line(script: str, argv: list[str]) -> str:
-    """A command as others may read it: no token, and `...` for what lies on this machine."""
+    """A command as others may read it: no token, and `...` for what lies on this machine.
+
+    Args:
+        script (`str`): path of the script, from the root of the sources.
+        argv (`list[str]`): the words that follow it.
+
+    Returns:
+        `str`: one line for a shell.
+    """
     words, secret = [], False
     for word in argv:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)

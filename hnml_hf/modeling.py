@@ -53,6 +53,9 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
     [`~TimmCAMForImageClassification.from_timm`] to start from a timm name and `from_pretrained` for a saved folder or
     a Hub id (`timm/...` or one trained here).
 
+    Args:
+        config (`TimmWrapperConfig`): architecture and classes; the weights are random.
+
     Raises:
         ValueError: if the architecture has no single final linear layer, so that no class activation map is defined.
     """
@@ -217,11 +220,30 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         return bool(self._pool_is_mean)
 
     def pool(self, native: torch.Tensor) -> torch.Tensor:
-        """What the head does before its last linear layer: the backbone's own map to `(b, d)`."""
+        """What the head does before its last linear layer.
+
+        Args:
+            native (`torch.Tensor` of shape `(b, c, h, w)`, `(b, h, w, c)` or `(b, tokens, c)`): the backbone's map in
+                its own layout.
+
+        Returns:
+            `torch.Tensor` of shape `(b, d)`.
+        """
         return self.timm_model.forward_head(native, pre_logits=True).flatten(1)
 
     def to_feature_maps(self, native: torch.Tensor) -> torch.Tensor:
-        """The backbone's map, in any of timm's three layouts (NCHW, NHWC, tokens), as `(b, c, h, w)`."""
+        """The backbone's map with channels first, the layout of everything else here.
+
+        Args:
+            native (`torch.Tensor` of shape `(b, c, h, w)`, `(b, h, w, c)` or `(b, tokens, c)`): in any of timm's three
+                layouts; tokens that are no cell of the map, as the class token, come first and are left out.
+
+        Returns:
+            `torch.Tensor` of shape `(b, c, h, w)`.
+
+        Raises:
+            ValueError: if it is no such tensor, or its tokens form no grid.
+        """
         if not isinstance(native, torch.Tensor) or native.ndim not in (3, 4):
             raise ValueError(
                 f"Backbone `{self.config.architecture}` has no single feature map; choose another backbone."
@@ -339,8 +361,18 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
     # -- weights of a scope -------------------------------------------------------------------------------------------
 
     def scope_parameters(self, scope: str) -> dict[str, nn.Parameter]:
-        """Parameters that a virtual step moves: `"full"`, `"last_stage"` (timm's last coarse parameter group and what
-        follows it) or `"head"` (the last linear layer), by name."""
+        """Parameters that a virtual step moves.
+
+        Args:
+            scope (`str`): `"full"`, `"last_stage"` (timm's last coarse parameter group and what follows it) or
+                `"head"` (the last linear layer).
+
+        Returns:
+            `dict[str, nn.Parameter]`: by name, in the shapes that they have in the model.
+
+        Raises:
+            ValueError: on another scope, or `last_stage` of a backbone whose layers timm does not group.
+        """
         named = dict(self.named_parameters())
         if scope == "full":
             return named

@@ -146,8 +146,8 @@ class SampleStatistics:
             rows = self.rows(index[there])
             fresh = self.records["last_epoch"][rows] < number
             there, rows = there[fresh], rows[fresh]
-            alone = None if foreground is None else foreground[there]
-            self._visit(rows, probabilities[there].astype(np.float32), int(number), voted[there], alone)
+            foreground_there = None if foreground is None else foreground[there]
+            self._visit(rows, probabilities[there].astype(np.float32), int(number), voted[there], foreground_there)
 
     def _visit(self, rows, probabilities, epoch: int, voted, foreground):
         records = self.records[rows]
@@ -239,6 +239,9 @@ def read_records(path: str | os.PathLike) -> np.ndarray:
 
 def run_records(run: str | os.PathLike) -> np.ndarray:
     """The records that a training run left in its `output_dir`; see [`read_records`].
+
+    Args:
+        run (`str` or `Path`): its `output_dir`.
 
     Raises:
         FileNotFoundError: if it left none.

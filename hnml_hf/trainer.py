@@ -42,12 +42,16 @@ VISITS_KEPT = 32  # batches whose predictions wait on the device, at most
 class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, ResumableTrainer):
     """Trains a [`TimmCAMForImageClassification`] on noisy labels by HNML or one of its baselines.
 
-    Takes transformers' own arguments. `train_dataset` is a [`TransformedDataset`]; `compute_metrics` and
-    `data_collator` as in transformers. What `evaluate` measures is what `save_model` writes: the teacher, if
-    `args.eval_teacher`.
+    What `evaluate` measures is what `save_model` writes: the teacher, if `args.eval_teacher`.
 
     Over several processes each takes its own synthetic labels and its own virtual step on its own part of the batch,
     and the gradients are averaged: W processes equal one process with W accumulation steps.
+
+    Args:
+        model ([`TimmCAMForImageClassification`]): the student.
+        args ([`HNMLTrainingArguments`]): the options.
+        train_dataset ([`TransformedDataset`], *optional*): needed for training.
+        kwargs: as in transformers' Trainer, as `eval_dataset`, `data_collator` and `compute_metrics`.
 
     Raises:
         ValueError: before training starts, on data or options that cannot work.

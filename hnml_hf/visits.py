@@ -46,9 +46,9 @@ class VisitLog:
             foreground_logits (`torch.Tensor` of shape `(b, k)`, *optional*): what is said of the foreground alone.
             step, epoch (`int`): of training.
         """
-        alone = torch.full_like(index, -1) if foreground_logits is None else foreground_logits.argmax(-1)
-        when = [torch.full_like(index, number) for number in (step, epoch)]
-        visits = torch.stack([when[0], index, when[1], voted, alone, (voted == labels).long()], dim=-1)
+        foreground = torch.full_like(index, -1) if foreground_logits is None else foreground_logits.argmax(-1)
+        steps, epochs = (torch.full_like(index, number) for number in (step, epoch))
+        visits = torch.stack([steps, index, epochs, voted, foreground, (voted == labels).long()], dim=-1)
         self._waiting.append((visits, logits.float().softmax(-1)))
 
     def flush(self):
@@ -60,9 +60,9 @@ class VisitLog:
         visits, probabilities = (gather(part).cpu().numpy() for part in parts)
         # by step: which copy of a sample counts must not depend on how many steps waited, or a resumed run differs
         in_order = visits[:, 0].argsort(kind="stable")
-        _, index, epoch, voted, alone, fitted = visits[in_order].T
+        _, index, epochs, voted, foreground, fitted = visits[in_order].T
         if self.gauge is not None:
             held_out = self.gauge.held_out(torch.from_numpy(index)).numpy()
             self.gauge.count(held_out[index >= 0], fitted[index >= 0] == 1)
         if self.statistics is not None:
-            self.statistics.update(index, probabilities[in_order], epoch=epoch, voted=voted, foreground=alone)
+            self.statistics.update(index, probabilities[in_order], epoch=epochs, voted=voted, foreground=foreground)

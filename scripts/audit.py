@@ -139,6 +139,7 @@ def main(argv: list[str] | None = None):
         model=model if has_maps else None,
         **crop,
         max_suspects=audit_args.max_suspects,
+        batch_size=audit_args.batch_size,
         source=data_args.dataset,
         **facts,
     )

@@ -26,8 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import AutoModelForImageClassification
 
-from hnml_hf import TimmCAMForImageClassification
-from hnml_hf.cost import counting_flops
+from hnml_hf import TimmCAMForImageClassification, counting_flops
 from hnml_hf.meta import look_ahead, running_directions
 from hnml_hf.objectives import OBJECTIVES
 

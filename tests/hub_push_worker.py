@@ -83,6 +83,7 @@ def main():
         (folder / name).write_text("not for others")
     heard["oid"] = run.push_to_hub(dataset="user/flowers", noise="a third of the labels", license="mit").oid
     run.model.push_to_hub("by-model")
+    heard["pull request"] = run.model.push_to_hub("by-model", create_pr=True).pr_revision
     hub.push_to_hub(folder, "tester/by-function", private=False, revision="v2", commit_message="one")
 
     hub.ANSWER_WITHIN = 2

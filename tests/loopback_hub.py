@@ -261,9 +261,13 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.blobs[value["oid"]]
             elif line["key"] == "deletedFile":
                 files.pop(value["path"], None)
-        oid = self.hub.commit(name, branch, files, message)
-        url = f"{self.hub.address}/{name}/commit/{oid}"
-        return self.answer(200, {"success": True, "commitUrl": url, "commitOid": oid, "hookOutput": ""})
+        pull_request = "create_pr=1" in self.path
+        oid = self.hub.commit(name, "refs/pr/1" if pull_request else branch, files, message)
+        answer = {"success": True, "commitOid": oid, "hookOutput": ""}
+        answer["commitUrl"] = f"{self.hub.address}/{name}/commit/{oid}"
+        if pull_request:
+            answer["pullRequestUrl"] = f"{self.hub.address}/{name}/discussions/1"
+        return self.answer(200, answer)
 
     def file(self, name: str, revision: str, path: str):
         if name not in self.hub.repositories:

@@ -112,6 +112,23 @@ def test_any_timm_classifier_by_one_pass(run, scripts, tmp_path):
     assert '"given_map"' in (tmp_path / "_audit" / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_batch_size_is_that_of_every_pass(run, scripts, tmp_path, monkeypatch):
+    """Over the suspects for their maps and, without a run, over all images first."""
+    sizes, load_classifier = [], audit.load_classifier
+
+    def watched(*args):
+        model, *others = load_classifier(*args)
+        model.register_forward_pre_hook(lambda _, args, images: sizes.append(len(*images.values())), with_kwargs=True)
+        return model, *others
+
+    monkeypatch.setattr(audit, "load_classifier", watched)
+    scripts[1](["--run", str(run / "out"), "--output_dir", str(tmp_path), "--batch_size", "20"])
+    assert sizes == [20, 20, 8]
+    source = ["--model", str(run / "out"), "--dataset", str(run / "data")]
+    scripts[1]([*source, "--output_dir", str(tmp_path), "--batch_size", "20"])
+    assert sizes == 3 * [20, 20, 8]
+
+
 def save_vit(folder, names):
     torch.manual_seed(0)
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -126,7 +143,7 @@ def test_any_transformers_classifier_by_one_pass(run, scripts, tmp_path):
     scripts[1](["--model", model, "--dataset", str(run / "data"), "--output_dir", str(tmp_path / "o")])
     table = load_audit(tmp_path / "o")
     assert len(table) == 48 and table["noise_score"].between(0, 1).all()
-    assert "gives no activation maps" in (tmp_path / "o" / "_audit" / "report.html").read_text(encoding="utf-8")
+    assert '"given_map"' not in (tmp_path / "o" / "_audit" / "report.html").read_text(encoding="utf-8")
 
 
 def test_labels_unknown_to_the_model(run, scripts, tmp_path):

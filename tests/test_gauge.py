@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_trainer import build_trainer, logged, weights_of
+from test_trainer import assert_same_networks, build_trainer, logged, weights_of
 from torch.testing import assert_close
 
 from hnml_hf import MixupCollator, collate_images, create_transforms
@@ -144,6 +144,20 @@ def test_memorisation_raises_the_strength(tiny_dataset, tmp_path):
     strengths = logged(trainer, "strength")
     assert strengths[0] == 0 < max(strengths)
     assert logged(trainer, "consistency")
+
+
+def test_resume_goes_on_with_the_gauge(tiny_dataset, tmp_path, monkeypatch):
+    """Interrupted between two updates of a gauge that has found something: the same weights as without a break."""
+    monkeypatch.setattr("hnml_hf.trainer.UPDATE_EVERY", 8)
+    options = {"objective": "hnml", "gauge_fraction": 0.3, "learning_rate": 0.1, "max_steps": 24}
+    options |= {"save_strategy": "steps", "save_steps": 18}
+    whole = build_trainer(tmp_path / "whole", tiny_dataset, **options)
+    whole.train()
+    assert logged(whole, "strength")[17] > 0
+    resumed = build_trainer(tmp_path / "resumed", tiny_dataset, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-18"))
+    assert_same_networks(whole, resumed)
+    assert resumed.gauge.state_dict() == whole.gauge.state_dict()
 
 
 def test_strong_view_is_the_students_and_the_weak_one_the_teachers(tiny_dataset, tmp_path):

@@ -88,6 +88,13 @@ def test_a_branch_gets_the_commit(hub):
     assert hub.files("tester/by-function", "main") == {}
 
 
+def test_a_pull_request_leaves_the_branch_alone(hub, heard):
+    assert heard["pull request"] == "refs/pr/1"
+    proposed, there = (hub.repositories["tester/by-model"]["branches"][name] for name in ("refs/pr/1", "main"))
+    assert proposed != there
+    assert set(hub.files("tester/by-model", "refs/pr/1")) == {"config.json", "model.safetensors"}
+
+
 def test_the_card_is_valid_and_says_what_happened(hub):
     card = hub.files(REPO)["README.md"].decode()
     assert check_card(card) == []

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.exceptions import ConvergenceWarning
 from test_train_script import load_script
 
 from hnml_hf import (
@@ -95,6 +96,13 @@ def test_held_out_labels_choose_the_strength():
     assert probe.strength == 1e-2 and probe.accuracies[1e-2] == max(probe.accuracies.values())
     probe = fit_linear_probe(features, clean, features, clean, num_labels=3, strengths=[10, 1e-3, 1])
     assert set(probe.accuracies.values()) == {1.0} and probe.strength == 1e-3
+
+
+def test_a_fit_that_needs_more_iterations_says_so_and_can_have_them():
+    features, labels, _ = clusters(90, 3, 0.4, seed=0)
+    with pytest.warns(ConvergenceWarning):
+        fit_linear_probe(features, labels, features, labels, num_labels=3, max_iter=2)
+    fit_linear_probe(features, labels, features, labels, num_labels=3)  # warnings are errors
 
 
 def test_what_cannot_be_fitted_is_refused():

@@ -41,9 +41,9 @@ FORMS = {
 }
 
 
-def build_model(seed=0):
+def build_model(seed=0, image_size=32):
     torch.manual_seed(seed)
-    return TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=32, output_stride=8)
+    return TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=image_size, output_stride=8)
 
 
 def arguments(output_dir, **options):
@@ -78,6 +78,14 @@ def build_trainer(output_dir, dataset, model=None, augmentation="none", collator
 
 def weights_of(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_networks(one, other):
+    """Bit for bit, students and teachers."""
+    for this, that in ((one.model, other.model), (one.teacher, other.teacher)):
+        assert (this is None) == (that is None)
+        for name, value in {} if this is None else this.state_dict().items():
+            assert torch.equal(value, that.state_dict()[name]), name
 
 
 def logged(trainer, name):
@@ -324,12 +332,7 @@ def test_resume_equals_uninterrupted(form, step, tiny_dataset, tmp_path):
     resumed = build_trainer(tmp_path / "resumed", tiny_dataset, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
     assert resumed.state.global_step == 6
-    pairs = [(whole.model, resumed.model)] + (
-        [(whole.teacher.module, resumed.teacher.module)] if whole.teacher else []
-    )
-    for one, other in pairs:
-        for name, value in one.state_dict().items():
-            assert torch.equal(value, other.state_dict()[name]), name
+    assert_same_networks(whole, resumed)
     if whole.memory is not None:
         assert torch.equal(whole.memory.targets, resumed.memory.targets) and whole.memory.targets.any()
 
@@ -545,16 +548,37 @@ def test_regions_of_the_image_are_looked_at_again():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_level_of_the_mask_and_the_draw_of_labels_reach_the_loss(tiny_dataset, tmp_path):
-    def first(name, **options):
-        trainer = build_trainer(tmp_path, tiny_dataset, objective="hnml", max_steps=1, **options)
-        trainer.train()
-        return logged(trainer, name)[0]
+SEEN_TWICE = {"max_steps": 2, "per_device_train_batch_size": 48, "learning_rate": 0.5}
+# option: (value, term of the last step that it changes, the other options)
+REACHING = {
+    "gce_q": (0.3, "base", FORMS["gce"]),
+    "elr_weight": (1.0, "base", FORMS["elr"]),
+    "elr_decay": (0.2, "base", FORMS["elr"]),
+    "elr_decay, memory": (0.2, "consistency", {**FORMS["mean_teacher"], "teacher_source": "memory", **SEEN_TWICE}),
+    "mask_level": ("image", "mask_guided", FORMS["momentum"]),
+    "mask_temperature": (0.5, "mask_guided", FORMS["momentum"]),
+    "cam_threshold": (0.7, "mask_guided", FORMS["momentum"]),
+    "cam_weight": (2.0, "mask_guided", FORMS["momentum"]),
+    "background_weight": (1.0, "mask_guided", FORMS["momentum"]),
+    "inner_consistency_weight": (3.0, "consistency", FORMS["head"]),
+    "label_draw": ("uniform", "consistency", FORMS["head"]),
+    "perturb_ratio": (1.0, "consistency", FORMS["head"]),
+    "num_neighbors": (1, "consistency", FORMS["head"]),
+}
 
-    assert first("mask_guided", mask_level="feature") != first("mask_guided", mask_level="image")
-    synthetic = {"inner_direction": "synthetic", "meta_lr": 1.0, "perturb_ratio": 1.0}
-    draws = [first("consistency", label_draw=draw, **synthetic) for draw in ("neighbors", "uniform")]
-    assert draws[0] != draws[1]
+
+@pytest.mark.parametrize("option", REACHING)
+def test_an_option_reaches_the_loss(option, tiny_dataset, tmp_path):
+    """On maps of 64 cells, whose mask is hard: it has a threshold."""
+    value, term, options = REACHING[option]
+
+    def last(**changed):
+        model = build_model(image_size=64)
+        trainer = build_trainer(tmp_path, tiny_dataset, model, **{"max_steps": 1, **options, **changed})
+        trainer.train()
+        return logged(trainer, term)[-1]
+
+    assert last() != last(**{option.partition(",")[0]: value})
 
 
 def test_mixup_is_refused_where_soft_labels_mean_nothing(tiny_dataset, tmp_path):

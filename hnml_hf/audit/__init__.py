@@ -36,6 +36,7 @@ def audit_run(
     crop_mode: str = "center",
     curves: Sequence[Mapping] = (),
     max_suspects: int = MAX_SUSPECTS,
+    batch_size: int = 64,
     **facts,
 ) -> pd.DataFrame:
     """Score, then write table, summary and report into `<output_dir>/_audit`.
@@ -47,6 +48,7 @@ def audit_run(
         transform, model, crop_pct, crop_mode: see [`~hnml_hf.audit.evidence.collect_evidence`].
         curves (`Sequence[Mapping]`): the trainer's `log_history`, for the report.
         max_suspects (`int`): how many the report shows at most.
+        batch_size (`int`): images in a forward pass for their maps.
         facts: further entries of the summary, as `source` and `provenance`.
 
     Returns:
@@ -61,7 +63,13 @@ def audit_run(
     folder = write_audit(Path(output_dir) / AUDIT_FOLDER, table)
     suspects = table.nsmallest(num_suspects(table, max_suspects), "rank")
     evidence = collect_evidence(
-        dataset, suspects, transform=transform, model=model, crop_pct=crop_pct, crop_mode=crop_mode
+        dataset,
+        suspects,
+        transform=transform,
+        model=model,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        batch_size=batch_size,
     )
     render_report(table, table.attrs, folder / REPORT_FILE, evidence=evidence, curves=curves)
     return table

@@ -77,6 +77,7 @@ def clean_dataset(
 
     Args:
         dataset (`datasets.Dataset`): that was scored.
+        table (`pd.DataFrame`): its scores, of [`audit_run`] or [`load_audit`].
         how (`str`, *optional*): `drop` the row, `relabel` it with the suggestion, or `weight`: change no row and put 1
             - score into a column `weight`; without it only marks count.
         threshold (`float`): in [0, 1].

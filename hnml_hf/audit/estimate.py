@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..gauge import CERTAINTY
+from ..gauge import SIGNIFICANT_GAP
 
 
 SHARPEST = 20.0  # exponent at which a prediction is a vote
@@ -193,7 +193,7 @@ def _memorizes(opinions: Opinions, held_out: np.ndarray) -> bool:
     standard errors as the gauge asks for."""
     fitted = opinions.probabilities[:, 0] > opinions.probabilities[:, 1:].max(-1)
     taught, unseen = fitted[~held_out].mean(), fitted[held_out].mean()
-    return bool(taught - unseen > CERTAINTY * (unseen * (1 - unseen) / held_out.sum()) ** 0.5)
+    return bool(taught - unseen > SIGNIFICANT_GAP * (unseen * (1 - unseen) / held_out.sum()) ** 0.5)
 
 
 def _sharpness(opinions: Opinions) -> tuple[float, float]:

@@ -18,11 +18,17 @@ FORMATS = ("csv", "cleanlab", "fiftyone", "datumaro")
 def export_audit(
     table: pd.DataFrame, dataset: Dataset, folder: str | os.PathLike, formats: Sequence[str] = FORMATS
 ) -> list[Path]:
-    """Write the scores for other tools into a folder; returns the files.
+    """Write the scores for other tools into a folder.
 
     Args:
+        table (`pd.DataFrame`): of [`audit_run`] or [`load_audit`].
+        dataset (`datasets.Dataset`): that was scored.
+        folder (`str` or `Path`): made if it is not there.
         formats (`Sequence[str]`): of `csv` (for a spreadsheet), `cleanlab` (columns of its `Datalab`), `fiftyone` and
             `datumaro`; these two also write images that are part of the dataset.
+
+    Returns:
+        `list[Path]`: what was written, a file or, for `fiftyone`, a folder for each format.
 
     Raises:
         ValueError: on another format, or a dataset that has changed.
@@ -57,7 +63,11 @@ def export_csv(table: pd.DataFrame, path: str | os.PathLike) -> Path:
 
 
 def escape_formula(value: object) -> object:
-    """Text that a spreadsheet would run, behind an apostrophe."""
+    """Text that a spreadsheet would run, behind an apostrophe.
+
+    Args:
+        value (`object`): of a cell; what is no text, or harmless, is returned as it is.
+    """
     risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if risky else value
 

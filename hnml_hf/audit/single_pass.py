@@ -25,6 +25,7 @@ def score_model(
         model (`Callable`): from a batch of `transform`ed images, stacked, to logits of shape `(b, len(model_names))`.
         transform (`Callable`): from an RGB image to a tensor.
         model_names (`Sequence[str]`): the model's classes, in the order of its outputs; it may have more.
+        batch_size (`int`): images in a forward pass, b at most.
 
     Returns:
         structured `np.ndarray` of shape `(n,)`, in the order of `index`.

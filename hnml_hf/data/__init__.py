@@ -77,8 +77,13 @@ def load_noisy_dataset(
         partial (`bool`): the folder holds a part of a known dataset: do not compare sizes with the published ones.
         on_missing (`"error"` or `"skip"`): a listed image that is not there is an error, or left out and counted.
         builder_options (`dict`): further options of a known dataset, as `imagenet_dir` of WebVision.
-        class_balanced_samples (`int`): keep that many training rows, the same number of each class, drawn by `seed`.
+        class_balanced_samples (`int`): keep that many training rows, the same number of each class.
+        seed (`int`): of that draw.
+        cache_dir (`str` or `Path`): where the prepared dataset is kept; default: the cache of `datasets`.
         num_proc (`int`): processes that write the cache.
+
+    Returns:
+        `datasets.DatasetDict`: the splits.
 
     Raises:
         ValueError: on options that do not fit the dataset, on archives, and on what is wrong in its lists and

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict
 
-from .files import missing_files, shown
+from .files import first_few, missing_files
 from .schema import noisy_features
 
 
@@ -135,6 +135,14 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
     """Base of the builders: checks the folder, keys the cache by the list files, checks and yields rows.
 
     A subclass gives the texts below, `class_names()`, `watched_files()` and `read_splits()`.
+
+    Args:
+        data_dir (`str`): the folder that holds the data.
+        args, kwargs: as in `datasets.DatasetBuilder`; also the options of the config.
+
+    Raises:
+        ValueError: without a folder, or with another `on_missing`.
+        FileNotFoundError: if there is no such folder.
     """
 
     BUILDER_CONFIG_CLASS = NoisyLabelConfig
@@ -200,7 +208,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
         found = np.flatnonzero(bad)
         if not len(found):
             return rows
-        names = shown(rows.images[row] for row in found)
+        names = first_few(rows.images[row] for row in found)
         text = f"{rows.where(found[0])}: {what}: {len(found):,} of {len(bad):,} rows, first: {names}"
         if self.config.on_missing == "error":
             raise ValueError(f"{text}. Restore them, or pass `on_missing='skip'` to leave these rows out.")
@@ -214,7 +222,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
             [bool(gone) and rows.images[row] in tolerated for row, gone in enumerate(missing)], dtype=bool
         )
         if known.any():
-            logger.warning("Left out, known to be absent from the release: %s.", shown(rows.select(known).images))
+            logger.warning("Left out, known to be absent from the release: %s.", first_few(rows.select(known).images))
             rows, missing = rows.select(~known), missing[~known]
         rows = self.drop(rows, missing, f"no such image below {rows.root}")
         return [
@@ -241,7 +249,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
                 raise ValueError(f"{shards[0].source}:1: the split {split!r} has no rows.\n{self.help()}")
             values, counts = np.unique(index, return_counts=True)
             if (counts > 1).any():
-                raise ValueError(f"{split}: `index` is not unique, repeated: {shown(values[counts > 1])}.")
+                raise ValueError(f"{split}: `index` is not unique, repeated: {first_few(values[counts > 1])}.")
         return [datasets.SplitGenerator(name=split, gen_kwargs={"shards": shards}) for split, shards in splits.items()]
 
     def _generate_examples(self, shards: list[Rows]):

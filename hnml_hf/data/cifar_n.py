@@ -23,7 +23,7 @@ IMAGE_COLUMNS = ("image", "img")
 CLEAN_COLUMNS = {False: ("clean_label", "label"), True: ("clean_label", "fine_label", "label")}  # of CIFAR-100: True
 
 
-def official_order(labels: np.ndarray, official: np.ndarray, *, block: int = BLOCK) -> np.ndarray:
+def official_order(labels: np.ndarray, official: np.ndarray) -> np.ndarray:
     """Find where the rows of an image source stand in the official order, from their clean labels alone.
 
     Human labels are in the order of the official training batches. Copies of CIFAR-10 hold the batches in another
@@ -45,17 +45,17 @@ def official_order(labels: np.ndarray, official: np.ndarray, *, block: int = BLO
     if np.array_equal(labels, official):
         return np.arange(len(official))
     order = np.empty(len(official), dtype=np.int64)
-    free = list(range(0, len(official), block))
-    for start in range(0, len(labels), block):
-        matches = [i for i in free if np.array_equal(labels[start : start + block], official[i : i + block])]
+    free = list(range(0, len(official), BLOCK))
+    for start in range(0, len(labels), BLOCK):
+        matches = [i for i in free if np.array_equal(labels[start : start + BLOCK], official[i : i + BLOCK])]
         if not matches:
             raise ValueError(
-                f"The clean labels of rows {start:,}..{min(start + block, len(labels)) - 1:,} of the image source fit "
+                f"The clean labels of rows {start:,}..{min(start + BLOCK, len(labels)) - 1:,} of the image source fit "
                 f"no block of the label file ({np.mean(labels == official):.1%} of all rows agree by position): the "
                 "source is in another order. Use the official batches or a copy that keeps their order."
             )
         free.remove(matches[0])
-        order[start : start + block] = np.arange(matches[0], matches[0] + len(labels[start : start + block]))
+        order[start : start + BLOCK] = np.arange(matches[0], matches[0] + len(labels[start : start + BLOCK]))
     logger.warning("CIFAR-N: the image source holds the official batches in another order; labels follow the images.")
     return order
 

@@ -9,6 +9,9 @@ from .transforms import preserved_generators, seed_generators
 def collate_images(samples: list[dict]) -> dict[str, torch.Tensor]:
     """Stack samples of a [`TransformedDataset`] into a batch.
 
+    Args:
+        samples (`list[dict]`): b of them.
+
     Returns:
         `dict` with `pixel_values` of shape `(b, channels, height, width)`, `strong_pixel_values` likewise if the
         samples have a second view, and `labels`, `clean_labels` (-1 = unknown) and `index` (stable sample ids) of

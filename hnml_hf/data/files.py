@@ -82,7 +82,7 @@ def parse_keyed_label(
     return parse_path(key, path, number), parse_integer(label, path, number, "label", 0, num_classes)
 
 
-def shown(items: Iterable[object]) -> str:
+def first_few(items: Iterable[object]) -> str:
     """The first few offenders of an error message."""
     items = list(items)
     return ", ".join(str(item) for item in items[:SHOWN]) + (", ..." if len(items) > SHOWN else "")

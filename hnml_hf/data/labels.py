@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .columns import RawSplit
-from .files import is_plain, shown
+from .files import first_few, is_plain
 from .schema import UNKNOWN
 
 
@@ -33,7 +33,7 @@ def class_names(train: Sequence[RawSplit], label_names: Sequence[str] | None = N
     if given is not None:
         names = list(map(str, given))
         if len(set(names)) != len(names) or not names:
-            raise ValueError(f"`label_names` must be different names, at least one; got {shown(names)}.")
+            raise ValueError(f"`label_names` must be different names, at least one; got {first_few(names)}.")
         return names
     ids: dict[int, str] = {}  # id -> where it was found first
     texts: dict[str, str] = {}
@@ -88,7 +88,8 @@ def encode_labels(raw: RawSplit, names: Sequence[str], split: str) -> tuple[np.n
         label = value if raw.by_name else _parse_label(value, raw, row, what)
         if isinstance(label, str):
             raise ValueError(
-                f"{raw.where(row)}: {what} {label!r} of {split} is none of the {len(names)} classes: {shown(names)}."
+                f"{raw.where(row)}: {what} {label!r} of {split} is none of the {len(names)} classes: "
+                f"{first_few(names)}."
             )
         if label == UNKNOWN and what != "label":
             return UNKNOWN
@@ -176,7 +177,7 @@ def warn_about_splits(
             (trained - found, "%s lacks classes of train: %s."),
         ):
             if difference:
-                logger.warning(text, split, shown(names[i] for i in sorted(difference)))
+                logger.warning(text, split, first_few(names[i] for i in sorted(difference)))
         wrong = (clean_labels[split] != UNKNOWN) & (labels[split] != clean_labels[split])
         if wrong.any():
             logger.warning(

@@ -67,7 +67,12 @@ def apply_manifest(dataset: Dataset, manifest: NoiseManifest) -> Dataset:
 
 
 def save_manifest(path: str | os.PathLike, manifest: NoiseManifest) -> None:
-    """Write a manifest as JSON. The same draw gives the same bytes."""
+    """Write a manifest as JSON. The same draw gives the same bytes.
+
+    Args:
+        path (`str` or `Path`): of the file.
+        manifest (`NoiseManifest`): from `draw_noise`.
+    """
     content = {
         "format": MANIFEST_FORMAT,
         "dataset_fingerprint": manifest.dataset_fingerprint,
@@ -82,6 +87,12 @@ def save_manifest(path: str | os.PathLike, manifest: NoiseManifest) -> None:
 
 def load_manifest(path: str | os.PathLike) -> NoiseManifest:
     """Read a manifest written by `save_manifest`.
+
+    Args:
+        path (`str` or `Path`): of the file.
+
+    Returns:
+        `NoiseManifest`.
 
     Raises:
         ValueError: if the file is no manifest, or its lists do not fit together.

@@ -11,7 +11,7 @@ import numpy as np
 
 from .builder import NoisyLabelBuilder, NoisyLabelConfig, ParquetImages, Rows
 from .columns import ColumnOptions, RawSplit
-from .files import IMAGE_SUFFIXES, folder_names, is_plain, shown
+from .files import IMAGE_SUFFIXES, first_few, folder_names, is_plain
 from .labels import class_names, encode_labels, encode_weights, warn_about_splits
 from .schema import noisy_features
 from .splits import find_splits
@@ -119,7 +119,7 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
         found, others = list_images(folder)
         if others:
             logger.warning(
-                "%s: %d files are no images by their suffix, first: %s.", folder, len(others), shown(others)
+                "%s: %d files are no images by their suffix, first: %s.", folder, len(others), first_few(others)
             )
         if tables:
             raw = read_table(tables[0], split, self.config, folder)
@@ -130,14 +130,14 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
                     folder,
                     len(unlisted),
                     os.path.basename(tables[0]),
-                    shown(unlisted),
+                    first_few(unlisted),
                 )
             raw.images = [f"{prefix}{image}" for image in raw.images]
             return raw
         outside = [image for image in found if "/" not in image]
         if outside:
             logger.warning(
-                "%s: %d images are in no class folder, left out, first: %s.", folder, len(outside), shown(outside)
+                "%s: %d images are in no class folder, left out, first: %s.", folder, len(outside), first_few(outside)
             )
         images = [image for image in found if "/" in image]
         if not images:
@@ -145,7 +145,7 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
         labels = [sys.intern(image.partition("/")[0]) for image in images]
         empty = sorted({child for child in folder_names(folder) if not child.startswith(".")} - set(labels))
         if empty:
-            logger.warning("%s: class folders without an image: %s.", folder, shown(empty))
+            logger.warning("%s: class folders without an image: %s.", folder, first_few(empty))
         return RawSplit(
             [f"{prefix}{image}" for image in images],
             labels,

@@ -100,10 +100,14 @@ def class_balanced(
     seed for another epoch. `index` keeps the ids of the full set; the stored order is kept too.
 
     Args:
+        dataset (`datasets.Dataset`): with a `label` column of the type `ClassLabel`.
         num_samples (`int`): rows in all, split evenly; a remainder of the division is left out.
         per_class (`int`): rows of each class, instead of `num_samples`. A class with fewer rows gives all it has, with
             a warning in the log.
         seed (`int`): of the draw.
+
+    Returns:
+        `datasets.Dataset`: a view, no image is copied.
 
     Raises:
         ValueError: unless one of `num_samples` and `per_class` is given, and is enough for a row of each class.

@@ -28,7 +28,17 @@ ASYMMETRIC_SCHEMES = ("cifar10", "cifar100_superclass", "cifar100_legacy_block5"
 
 
 def add_noise(dataset: Dataset, **options) -> Dataset:
-    """Draw synthetic noise and apply it; arguments as `draw_noise`."""
+    """Draw synthetic noise and apply it.
+
+    Args:
+        dataset (`datasets.Dataset`), options: see [`draw_noise`].
+
+    Returns:
+        `datasets.Dataset`: see [`apply_manifest`].
+
+    Raises:
+        ValueError: if the labels are not known to be true, or an option is missing, misplaced or out of range.
+    """
     return apply_manifest(dataset, draw_noise(dataset, **options))
 
 

@@ -135,7 +135,11 @@ def create_strong_transform(weak: Callable) -> Callable:
 
 
 def create_image_processor(pretrained_cfg: dict) -> CLIPImageProcessor:
-    """The evaluation transform as a transformers image processor, so that `pipeline` needs nothing of ours."""
+    """The evaluation transform as a transformers image processor, so that `pipeline` needs nothing of ours.
+
+    Args:
+        pretrained_cfg (`dict`): `model.config.pretrained_cfg`.
+    """
     config = _data_config(pretrained_cfg)
     _, height, width = config["input_size"]
     sides = {name: int(side / config["crop_pct"]) for name, side in (("height", height), ("width", width))}

@@ -130,6 +130,9 @@ def cifar100_flips(scheme: str) -> dict[int, int]:
 def check_transition_matrix(transition_matrix: torch.Tensor) -> torch.Tensor:
     """Check a user's transition matrix `T[i, j] = P(noisy = j | clean = i)`.
 
+    Args:
+        transition_matrix (`torch.Tensor` of shape `(num_classes, num_classes)`): T.
+
     Returns:
         `torch.Tensor` of shape `(num_classes, num_classes)`, float64.
 

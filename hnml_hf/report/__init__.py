@@ -54,9 +54,7 @@ def render_report(
     path: str | os.PathLike,
     *,
     evidence: Sequence[Evidence] = (),
-    title: str = "Which labels are wrong?",
     curves: Sequence[Mapping] = (),
-    no_maps: str = "This model gives no activation maps.",
 ) -> Path:
     """Write the report.
 
@@ -68,9 +66,7 @@ def render_report(
         summary (`Mapping`): its `attrs`.
         path (`str` or `Path`): of the HTML file.
         evidence (`Sequence[Evidence]`): of the most suspect samples, in the order of `rank`.
-        title (`str`): heading of the page.
         curves (`Sequence[Mapping]`): a trainer's `log_history`.
-        no_maps (`str`): stands where a suspect has a picture but no maps.
 
     Returns:
         `Path`: the file.
@@ -89,7 +85,6 @@ def render_report(
         Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
         .from_string(source)
         .render(
-            title=title,
             subtitle=f"Noise audit of {len(table):,} training labels"
             + (f" · {summary['source']}" if summary.get("source") else ""),
             percent=_percent,
@@ -106,7 +101,7 @@ def render_report(
             histogram=_histogram(score),
             curves=_curves(curves),
             provenance=summary.get("provenance", ""),
-            payload=_payload(table, summary, names, evidence, no_maps),
+            payload=_payload(table, summary, names, evidence),
             script=_Trusted(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
@@ -205,9 +200,7 @@ def _curves(history: Sequence[Mapping]) -> dict | None:
 # -- suspects ---------------------------------------------------------------------------------------------------------
 
 
-def _payload(
-    table: pd.DataFrame, summary: Mapping, names: list[str], evidence: Sequence[Evidence], no_maps: str
-) -> dict:
+def _payload(table: pd.DataFrame, summary: Mapping, names: list[str], evidence: Sequence[Evidence]) -> dict:
     rows = {
         "index": ("index", "<i8"),
         "label": ("label", "<i4"),
@@ -218,7 +211,6 @@ def _payload(
     return {
         "id": summary["dataset_fingerprint"],
         "classes": names,
-        "no_maps": no_maps,
         "rows": {key: _base64(table[name].to_numpy().astype(kind)) for key, (name, kind) in rows.items()},
         "suspects": [_suspect(row, shown) for row, shown in zip(top, evidence, strict=True)],
     }

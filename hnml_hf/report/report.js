@@ -82,7 +82,7 @@
     if (item.image) {
       shots.append(shot(item.image, item.tiny, "image", null));
       if (item.given_map) shots.append(shot(item.image, item.tiny, g, item.given_map), shot(item.image, item.tiny, s, item.suggested_map));
-      else shots.append(make("div", { class: "soft small none", style: "grid-column:span 2" }, data.no_maps));
+      else shots.append(make("div", { class: "soft small none", style: "grid-column:span 2" }, "This model gives no activation maps."));
     } else shots.append(make("div", { class: "none" }, "No picture: " + item.reason));
     const facts = make("div", { class: "facts num" }, make("span", {}, make("b", {}, score[row].toFixed(3)), " probably wrong"));
     for (const [text, value] of item.facts) facts.append(make("span", {}, text + " ", make("b", {}, value)));

@@ -19,7 +19,7 @@ HUB_ORDER = (3, 2, 4, 1, 0)
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 20 rows, as the fake batches have, in place of 10,000."""
-    monkeypatch.setattr(official_order, "__kwdefaults__", {"block": 20})
+    monkeypatch.setattr("hnml_hf.data.cifar_n.BLOCK", 20)
 
 
 def pixels(dataset, row):

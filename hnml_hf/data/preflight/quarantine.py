@@ -53,6 +53,9 @@ def save_quarantine(path: str | os.PathLike, report: dict) -> int:
 def load_quarantine(path: str | os.PathLike) -> dict[str, dict[int, str]]:
     """Read a quarantine list. Lines may be deleted or added by hand; `split` and `index` are needed.
 
+    Args:
+        path (`str` or `Path`): of the list.
+
     Returns:
         `dict[str, dict[int, str]]`: split -> index -> reason.
 
