@@ -1,13 +1,15 @@
-"""The tables of README and docs that show accuracies, from the records in docs/results.
+"""The tables of README and docs that show accuracies and audits, from the records in docs/results.
 
     python scripts/result_tables.py           # write them
     python scripts/result_tables.py --check   # only say whether they are up to date; ends with 1 if not
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; the records of a suite are
-`docs/results/accuracy-SUITE.runs.jsonl`, which `scripts/benchmark.py accuracy` has written.
+`docs/results/accuracy-SUITE.runs.jsonl`, which `scripts/benchmark.py accuracy` has written, those of the audits
+`docs/results/audit_benchmark.json`, which `scripts/benchmark.py audit` has.
 """
 
 import argparse
+import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -111,6 +113,50 @@ def tuning() -> str:
     return markdown(["method", "candidates: held-out noisy labels / clean test, last epoch"], rows)
 
 
+AUDITED = {
+    "cifar10n-10k worse": "CIFAR-10N `worse`",
+    "quickstart symmetric 50 %": "quickstart, symmetric 50 %",
+    "quickstart asymmetric 40 %": "quickstart, asymmetric 40 %",
+    "imagenette-noisy 25 %": "Imagenette-noisy 25 %",
+    "quickstart 0 %": "quickstart, as it comes",
+}
+
+
+def audits() -> list[dict]:
+    return json.loads((RESULTS / "audit_benchmark.json").read_text(encoding="utf-8"))["results"]
+
+
+def audit_rates() -> str:
+    """What one run says of its labels: quality of the scores, and the noise rate beside the true one."""
+    header = ["labels", "objective", "AUROC", "average precision", "precision at n", "calibration error"]
+    rows = []
+    for row in audits():
+        ours, _, objective = row["scorer"].partition(", objective ")
+        if ours != "hnml_hf":
+            continue
+        figures = [row[key] for key in ("auroc", "average_precision", "precision_at_n", "ece")]
+        rate, true, (low, high) = row["estimated_rate"], row["true_rate"], row["estimated_rate_interval"]
+        rows.append(
+            [AUDITED[row["dataset"]], objective]
+            + ["-" if value is None else f"{value:.3f}" for value in figures]
+            + [f"{100 * true:.1f} %", f"{100 * rate:.1f} % ({100 * low:.0f} to {100 * high:.0f})"]
+            + ["yes" if abs(rate - true) <= 0.03 else "**no**"]
+        )
+    return markdown([*header, "true rate", "estimated rate (95 %)", "within 3 points"], rows)
+
+
+def audit_scorers() -> str:
+    """AUROC of every scorer on every dataset with wrong labels, and what it costs."""
+    found, noisy = audits(), [name for name in AUDITED if name != "quickstart 0 %"]
+    rows = []
+    for scorer in dict.fromkeys(row["scorer"] for row in found):
+        cells = {row["dataset"]: row for row in found if row["scorer"] == scorer}
+        costs = [f"{row['cost_ce']:.2f}" for row in cells.values()]
+        cost = min(costs) if min(costs) == max(costs) else f"{min(costs)} to {max(costs)}"
+        rows.append([scorer, cost, *(f"{cells[name]['auroc']:.3f}" if name in cells else "" for name in noisy)])
+    return markdown(["scorer", "cost", *(AUDITED[name] for name in noisy)], rows)
+
+
 CPU = {
     "human 40 %": "human, 40 %",
     "symmetric 50 %": "symmetric, 50 %",
@@ -134,6 +180,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "CPU": partial(by_noise, "last", "cpu", CPU, CPU_METHODS),
         "AUGMENTED": augmented,
+    },
+    "docs/audit.md": {
+        "AUDIT_RATES": audit_rates,
+        "AUDIT_SCORERS": audit_scorers,
     },
     "docs/ablations.md": {
         "AUGMENTED": augmented,
