@@ -336,11 +336,11 @@ def plot(records: list[dict], path: Path):
     figure, panels = pyplot.subplots(
         len(noises), 3, figsize=(15, 4 * len(noises)), layout="constrained", squeeze=False
     )
-    colours = {}
+    colours, palette = {}, [f"C{i}" for i in range(10)] + [matplotlib.colormaps["Dark2"](i) for i in range(8)]
     for (noise, backbone, method), group in groups.items():
         accuracy_panel, memory_panel, cost_panel = panels[noises.index(noise)]
         label = " ".join(part for part in (backbone, method) if part)
-        colour = colours.setdefault(label, f"C{len(colours)}" if len(colours) < 10 else None)
+        colour = colours.setdefault(label, palette[len(colours) % len(palette)])
         for panel, key in ((accuracy_panel, "test"), (memory_panel, "memorized")):
             curves = [[entry.get(key, math.nan) for entry in record["curve"]] for record in group]
             epochs = [entry["epoch"] for entry in group[0]["curve"]][: min(map(len, curves))]
