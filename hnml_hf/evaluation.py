@@ -62,9 +62,7 @@ class EvaluationMixin:
             return super().get_test_dataloader(test_dataset)
 
     def evaluation_loop(self, *args, **kwargs):
-        if (
-            self.args.world_size > 1
-        ):  # each process has its own batch-norm statistics; those of the first one are saved
+        if self.args.world_size > 1:  # each has its own batch-norm statistics; those of the first one are saved
             broadcast_buffers(self.model)
         return super().evaluation_loop(*args, **kwargs)
 

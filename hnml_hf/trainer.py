@@ -106,8 +106,6 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         needs = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         options = {name: getattr(args, name) for name in needs if name not in PROVIDED}
         self.objective, self.provided = partial(function, **options), [name for name in PROVIDED if name in needs]
-        synthetic = args.objective == "mlnt" or (args.objective == "hnml" and args.inner_direction == "synthetic")
-        self._draws_labels = synthetic and "generator" in self.provided
         self._second_order_attention = args.second_order and args.meta_scope != "head" and "second_order" in options
         if self._second_order_attention:
             logger.info(
@@ -258,7 +256,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
             "wanted": wanted,
             "teacher": teach if self._teacher_looks else None,
             "generator": batch_generator(self.args.seed, self.state.global_step, index)
-            if self._draws_labels
+            if self.args.draws_labels
             else None,
             "remember": partial(self._remember, index),
             "class_prior": self.class_prior,

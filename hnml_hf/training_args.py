@@ -247,7 +247,7 @@ class HNMLTrainingArguments(TrainingArguments):
             )
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` is not part of these objectives; leave it at 0.")
-        synthetic = self.objective == "mlnt" or (self.objective == "hnml" and self.inner_direction == "synthetic")
+        synthetic = self.draws_labels
         if self.activation_checkpointing and synthetic and self.meta_scope != "head":
             raise ValueError(
                 f"`activation_checkpointing` does not go with `meta_scope={self.meta_scope!r}`: it would recompute "
@@ -298,6 +298,11 @@ class HNMLTrainingArguments(TrainingArguments):
                 f"{' '.join(sorted(missing))}`, or leave them out."
             )
 
+    @property
+    def draws_labels(self) -> bool:
+        """Whether a step goes down the gradient of synthetic labels."""
+        return self.objective == "mlnt" or (self.objective == "hnml" and self.inner_direction == "synthetic")
+
     def takes_soft_labels(self) -> bool:
         """Whether the objective has a meaning for images, and labels, that are mixed."""
         additive = self.inner_direction == "momentum" and self.consistency_form == "additive"
@@ -306,7 +311,7 @@ class HNMLTrainingArguments(TrainingArguments):
     def memory_advice(self) -> str:
         """What to change when a training step does not fit into memory, the mildest change first."""
         advice = []
-        if self.objective in ("hnml", "mlnt") and (self.inner_direction == "synthetic" or self.objective == "mlnt"):
+        if self.draws_labels:
             if self.num_meta_draws > 1 and self.meta_scope != "head":
                 advice.append(f"`--num_meta_draws 1` (each of the {self.num_meta_draws} keeps a whole pass)")
             if self.second_order and self.meta_scope != "head":
