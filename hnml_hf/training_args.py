@@ -85,6 +85,10 @@ class HNMLTrainingArguments(TrainingArguments):
             "is estimated to be wrong; its weight is at most 1 (ours)."
         },
     )
+    target_temperature: float = field(
+        default=1.0,
+        metadata={"help": "Below 1 the teacher's prediction is sharpened before the consistency takes it (MixMatch)."},
+    )
     mask_weight: float = field(default=1.0, metadata={"help": "Weight of the mask-guided self-learning (ours)."})
     mask_level: Literal["feature", "image"] = field(
         default="feature",
@@ -225,7 +229,8 @@ class HNMLTrainingArguments(TrainingArguments):
         ):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("learning_rate", self.learning_rate >= 0, "at least 0")
-        self._require("mask_temperature", self.mask_temperature > 0, "above 0")
+        for name in ("mask_temperature", "target_temperature"):
+            self._require(name, getattr(self, name) > 0, "above 0")
         self._require("meta_lr", self.meta_lr is None or self.meta_lr >= 0, "at least 0")
         for name, kind in HNMLTrainingArguments.__annotations__.items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
