@@ -26,6 +26,7 @@ from hnml_hf import (
     TransformedDataset,
     collate_images,
     create_transforms,
+    start_from_probe,
 )
 from hnml_hf.sync import RanksDifferError
 
@@ -182,6 +183,17 @@ class DivergingTrainer(HNMLTrainer):
             self.model.class_weights.data[0, 0] += 1e-3
 
 
+def probe_heads(rank: int) -> dict[str, list]:
+    """The probe that each rank fits, on a half of the samples that is its own, and the head that it then has."""
+    model, (transform, _) = make_model(VIT), create_transforms(make_model(VIT).config.pretrained_cfg)
+    half = TransformedDataset(make_dataset().select(range(16 * rank, 16 * rank + 16)), transform)
+    probe = start_from_probe(model, half, half)
+    (head,) = model.classifiers
+    return {
+        name: gather(value.detach()[None]).tolist() for name, value in (("fitted", probe.bias), ("head", head.bias))
+    }
+
+
 def run_cases(output: Path, accumulation: int, names) -> dict:
     """Train each case, save its weights, and say how many processes took part."""
     for name in names:
@@ -231,6 +243,7 @@ def main(output: Path, accumulation: int):
         trainer.train()
         trainer.evaluate(trainer.train_dataset)
         facts["rank_equality"]["batch norm without a teacher, when evaluated"] = same_on_all_ranks(trainer)
+        facts["probes"] = probe_heads(trainer.args.process_index)
         trainer = make_trainer(VIT, {**CASES["momentum"], "max_steps": 8, "rank_sync_steps": 2}, DivergingTrainer)
         try:
             trainer.train()

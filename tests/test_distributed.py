@@ -176,6 +176,12 @@ def test_every_rank_draws_its_own_synthetic_labels(one_process, two_processes):
     assert facts["draws"] == one_process[1]["draws"]
 
 
+def test_all_ranks_start_from_the_probe_of_the_first(two_processes):
+    probes = two_processes[1]["probes"]
+    first, other = probes["fitted"]
+    assert first != other and probes["head"] == [first, first]
+
+
 def test_a_rank_that_drifts_stops_the_run_at_the_next_check(two_processes):
     message = two_processes[1]["divergence"]
     assert "After step 2" in message and "process 1" in message and "student.timm_model.head.weight" in message
