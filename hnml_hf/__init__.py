@@ -29,6 +29,7 @@ from .data.transforms import (
     create_transforms,
 )
 from .export import ExportError, export_program, export_to_onnx
+from .gauge import create_gauge
 from .hub import HubError, push_to_hub
 from .inference import NotAnImageError, Prediction, cam_examples, open_image, overlay, predict
 from .interrupt import EXIT_CODE, TrainingInterrupted
@@ -79,6 +80,7 @@ __all__ = [
     "command_line",
     "compute_metrics",
     "counting_flops",
+    "create_gauge",
     "create_image_processor",
     "create_strong_transform",
     "create_transforms",

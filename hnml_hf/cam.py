@@ -71,12 +71,12 @@ def normalize_cams(cams: torch.Tensor) -> torch.Tensor:
 def foreground_mask(normalized_cams: torch.Tensor, *, threshold: float) -> torch.Tensor:
     """Cells that speak for the class: 1[a(u) >= threshold]; the soft map itself where it has at most 16 cells.
 
-    A map that is nowhere positive marks no foreground; its mask is 1 everywhere, which leaves the head's output as it
-    is.
+    A map that is nowhere positive, or that has no cell at the threshold, marks no foreground; its mask is 1
+    everywhere, which leaves the head's output as it is.
 
     Args:
         normalized_cams (`torch.Tensor` of shape `(..., h, w)`): output of [`normalize_cams`].
-        threshold (`float`): in [0, 1]; our choice is 0.3 (Puzzle-CAM sweeps 0.10 to 0.45).
+        threshold (`float`): in [0, 1); our choice is 0.3 (Puzzle-CAM sweeps 0.10 to 0.45).
 
     Returns:
         `torch.Tensor` of shape `(..., h, w)`, detached, values in [0, 1].
@@ -84,4 +84,5 @@ def foreground_mask(normalized_cams: torch.Tensor, *, threshold: float) -> torch
     maps = normalized_cams.detach()
     small = maps.shape[-2] * maps.shape[-1] <= SMALL_MAP
     mask = maps if small else (maps >= threshold).to(maps.dtype)
-    return torch.where(maps.amax(dim=(-2, -1), keepdim=True) > 0, mask, torch.ones_like(mask))
+    highest = maps.amax(dim=(-2, -1), keepdim=True)
+    return torch.where((highest > 0) & (highest >= threshold), mask, torch.ones_like(mask))

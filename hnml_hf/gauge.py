@@ -15,6 +15,32 @@ def default_fraction(samples: int) -> float:
     return min(max(LABELS_HELD_OUT / samples, 0.01), 0.1)
 
 
+def create_gauge(args, samples: int) -> "MemorizationGauge | None":
+    """The gauge of a run, or None where its objective has none.
+
+    Args:
+        args ([`HNMLTrainingArguments`]): objective, seed and `gauge_fraction`.
+        samples (`int`): of the training set.
+    """
+    if args.objective != "hnml" or args.gauge_fraction == 0:
+        return None
+    fraction = args.gauge_fraction or default_fraction(samples)
+    return MemorizationGauge(fraction=fraction, seed=args.seed, samples=samples)
+
+
+def gap_error(first: float, first_seen: float, second: float, second_seen: float) -> float:
+    """Standard error of the difference of two shares, each of so many samples.
+
+    Two successes and two failures are added to either (Agresti & Coull, The American Statistician 1998), so that a
+    share of 0 of a few samples is not taken for a sure one.
+    """
+    variance = 0.0
+    for share, seen in ((first, first_seen), (second, second_seen)):
+        smoothed = (share * seen + 2) / (seen + 4)
+        variance += smoothed * (1 - smoothed) / (seen + 4)
+    return variance**0.5
+
+
 class MemorizationGauge:
     """Keeps the labels of a few training samples from every loss, and compares how well they are fitted with how well
     the others are: in the same batches, by the same network, under the same augmentation.
@@ -83,12 +109,13 @@ class MemorizationGauge:
         return (taught - held_out) / max(1 - held_out, 1e-6)
 
     def uncertainty(self) -> float:
-        """`SIGNIFICANT_GAP` standard errors of r, from the few samples held out; infinite before there are any."""
-        few = min(self.running[3], self.fraction * self.samples)  # the same samples come again
+        """`SIGNIFICANT_GAP` standard errors of r, from the samples seen; infinite before any is held out."""
+        taught, held_out = self.fits()
+        many = min(self.running[1], (1 - self.fraction) * self.samples)  # the same samples come again
+        few = min(self.running[3], self.fraction * self.samples)
         if few < 1:
             return float("inf")
-        _, held_out = self.fits()
-        return SIGNIFICANT_GAP * (held_out * (1 - held_out) / few) ** 0.5 / max(1 - held_out, 1e-6)
+        return SIGNIFICANT_GAP * gap_error(taught, many, held_out, few) / max(1 - held_out, 1e-6)
 
     def state_dict(self) -> dict[str, list[float]]:
         return {"pending": self.pending.tolist(), "running": self.running.tolist(), "strength": self.strength}

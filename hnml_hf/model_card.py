@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +58,25 @@ def changed_options(args) -> list[tuple[str, str]]:
     return changed
 
 
+def _strings(value) -> Iterator[str]:
+    """All strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in [*value, *(value.values() if isinstance(value, dict) else ())]:
+            yield from _strings(part)
+
+
+def _lies_here(word: str) -> bool:
+    """Whether a word of a command, which may be JSON, names a file of this machine."""
+    try:
+        parts = list(_strings(json.loads(word))) if word[:1] in ("{", "[") else [word]
+    except ValueError:
+        parts = [word]
+    shared = ("scripts/", "outputs/")  # folders of the sources, which others have too
+    return any(os.path.isabs(p) or (not p.startswith(shared) and os.path.exists(p)) for p in parts if p)
+
+
 def command_line(script: str, argv: list[str]) -> str:
     """A command as others may read it: no token, and `...` for what lies on this machine.
 
@@ -71,8 +90,7 @@ def command_line(script: str, argv: list[str]) -> str:
     words, secret = [], False
     for word in argv:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        local = value and not value.startswith(("scripts/", "outputs/")) and Path(value).exists()
-        if secret or "token" in option or local or os.path.isabs(value):
+        if secret or "token" in option or _lies_here(value):
             value = "..." if value else value
         words.append(f"{option}{equals}{value}")
         secret = "token" in option and not equals

@@ -70,21 +70,25 @@ def fit_linear_probe(
     held_out_labels: np.ndarray,
     *,
     num_labels: int,
+    sample_weights: np.ndarray | None = None,
     strengths: Iterable[float] = STRENGTHS,
     max_iter: int = 1000,
 ) -> LinearProbe:
     """Logistic regression on standardised features; C is chosen on held-out labels, as noisy as the others.
 
-    min_{W, b}  C sum_i CE(W (h_i - mu) / sigma + b, y_i) + |W|^2 / 2
+    min_{W, b}  C sum_i w_i CE(W (h_i - mu) / sigma + b, y_i) + |W|^2 / 2
 
-    by scikit-learn's L-BFGS. mu and sigma of the training features go into the weights that are returned. Among equal
-    accuracies the smallest C, the strongest regularisation, is taken: with wrong labels a loose fit learns them.
+    by scikit-learn's L-BFGS. The weighted mu and sigma of the training features go into the weights that are returned.
+    Among equal accuracies the smallest C, the strongest regularisation, is taken: with wrong labels a loose fit learns
+    them.
 
     Args:
         features (`np.ndarray` of shape `(n, d)`), labels (`np.ndarray` of shape `(n,)`): training samples.
         held_out_features (`np.ndarray` of shape `(m, d)`), held_out_labels (`np.ndarray` of shape `(m,)`): of other
             samples.
         num_labels (`int`): number of classes k.
+        sample_weights (`np.ndarray` of shape `(n,)`, *optional*): w, how far each training label is believed, in
+            [0, 1]; a sample of weight 0 has no part. Default: 1 for all.
         strengths (`Iterable[float]`): values of C to try.
         max_iter (`int`): of L-BFGS; scikit-learn warns if it was not enough.
 
@@ -96,13 +100,20 @@ def fit_linear_probe(
     """
     if len(held_out_labels) == 0:
         raise ValueError("The strength of a linear probe is chosen on held-out labels, and there are none.")
-    absent = np.setdiff1d(np.arange(num_labels), labels)
+    if sample_weights is None:
+        sample_weights = np.ones(len(labels))
+    absent = np.setdiff1d(np.arange(num_labels), labels[sample_weights > 0])
     if len(absent):
         raise ValueError(f"Classes {absent.tolist()[:10]} have no training sample, so a probe cannot learn them.")
     probes = {}
     for strength in sorted(strengths):
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=max_iter))
-        probes[strength] = probe.fit(features, labels)
+        probes[strength] = probe.fit(
+            features,
+            labels,
+            standardscaler__sample_weight=sample_weights,
+            logisticregression__sample_weight=sample_weights,
+        )
     accuracies = {
         strength: float(probe.score(held_out_features, held_out_labels)) for strength, probe in probes.items()
     }
@@ -145,6 +156,8 @@ def start_from_probe(
     Args:
         model: a [`TimmCAMForImageClassification`], on its device.
         dataset, held_out (`TransformedDataset`): with the evaluation transform; at most 50,000 samples of each count.
+            Weights of training samples count. Where a gauge keeps labels from every loss ([`MemorizationGauge`]),
+            `dataset` must not hold those either, or it measures nothing.
         batch_size (`int`), num_workers (`int`): see [`pooled_features`].
         seed (`int`): of the choice of samples.
 
@@ -154,12 +167,14 @@ def start_from_probe(
     Raises:
         ValueError: as [`fit_linear_probe`] and [`set_head`].
     """
-    samples = []
+    samples, weights = [], None
     for whole in (dataset, held_out):
         rows = np.sort(np.random.default_rng(seed).permutation(len(whole))[:START_SAMPLES])
         part = Subset(whole, rows.tolist())
         samples += pooled_features(model, part, batch_size=batch_size, num_workers=num_workers)
-    probe = fit_linear_probe(*samples, num_labels=model.config.num_labels)
+        if whole is dataset and whole.weights is not None:
+            weights = whole.weights[rows]
+    probe = fit_linear_probe(*samples, num_labels=model.config.num_labels, sample_weights=weights)
     set_head(model.classifiers, probe)
     for classifier in model.classifiers:
         for parameter in classifier.parameters():

@@ -69,8 +69,7 @@ class PublishingMixin:
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             repo_id=self.hub_model_id,
             max_steps=self.state.global_step,
-            dataset_license=None if data is None else data.dataset.info.license,
-            **self.card_facts,
+            **{"dataset_license": None if data is None else data.dataset.info.license, **self.card_facts},
         )
 
     def push_to_hub(

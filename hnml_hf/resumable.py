@@ -208,6 +208,11 @@ class ResumableTrainer(Trainer):
         before = self.args.learning_rate if checkpoint is None else checkpoints.settings(checkpoint)["learning_rate"]
         if self.args.learning_rate == before:
             return
+        if before == 0:
+            raise ValueError(
+                f"The checkpoint was written with `learning_rate=0`, which cannot be scaled to "
+                f"{self.args.learning_rate}; start a new run."
+            )
         scale = self.args.learning_rate / before
         for group in self.optimizer.param_groups:
             group |= {name: scale * group[name] for name in ("lr", "initial_lr") if name in group}

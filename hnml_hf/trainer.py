@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .cost import CostMeter, peak_memory_mib
 from .evaluation import EvaluationMixin
-from .gauge import UPDATE_EVERY, MemorizationGauge, default_fraction
+from .gauge import UPDATE_EVERY, create_gauge
 from .memory import create_memory
 from .meta import look_ahead, running_directions
 from .monitor import StepMonitor, label_fit, non_finite_error
@@ -61,6 +61,11 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
     loss_is_scaled_for_ga = False  # compute_loss returns a plain mean; the parent divides it by the accumulation steps
 
     def __init__(self, model, args: HNMLTrainingArguments, *, train_dataset=None, **kwargs):
+        if kwargs.get("model_init") is not None:
+            raise ValueError(
+                "`model_init` would put another model in the place of the one that the teacher is a copy of. Give the "
+                "model itself, and build a new trainer for each run."
+            )
         self.card_facts: dict = {}
         if args.n_gpu > 1:
             logger.warning(
@@ -99,7 +104,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         if self._mixes() and not args.takes_soft_labels():
             raise ValueError(
                 f"Mixup makes soft labels, which objective `{args.objective}` does not take as it is set. Use `ce`, "
-                "or `hnml` with `inner_direction='momentum'` and `consistency_form='additive'`."
+                "or `hnml` with the momentum direction, the additive consistency and the moving average as a teacher."
             )
         if args.objective == "hnml" and args.mask_weight > 0:
             self.model.check_spatial_evidence()
@@ -142,9 +147,8 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         args, data = self.args, self.train_dataset
         self.gauge = self.statistics = None
         self.statistics_path = os.path.join(args.output_dir, AUDIT_FOLDER, STATISTICS_FILE)
-        if data is not None and args.objective == "hnml" and args.gauge_fraction != 0:
-            fraction = args.gauge_fraction or default_fraction(len(data))
-            self.gauge = MemorizationGauge(fraction=fraction, seed=args.seed, samples=len(data))
+        if data is not None:
+            self.gauge = create_gauge(args, len(data))
         if data is not None and self.is_world_process_zero() and not self._mixes():  # a mixed image is no sample
             self.statistics = SampleStatistics(
                 data.index,
@@ -292,6 +296,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
             logits=said,
             voted=predicted,
             foreground_logits=monitors.get("foreground_logits"),
+            weights=inputs.get("sample_weights"),
             step=self.state.global_step,
             epoch=int(self.state.epoch or 0),
         )
@@ -336,6 +341,9 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        if self.state.global_step:  # trained before: what was seen then is no part of this run
+            self._create_teacher_and_memory()
+            self._create_gauge_and_statistics()
         self.cost_meter = CostMeter()
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 

@@ -1,17 +1,27 @@
 """Options of [`HNMLTrainer`]."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin
 
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 DEFAULT_META_LR = {"head": 20.0, "last_stage": 1.0, "full": 0.2}  # prototypes; MLNT has 0.2 for `full`
 HORIZON = 40  # steps that the momentum direction looks ahead at the peak learning rate; see docs/ablations.md
 TEACHER_OBJECTIVES = ("hnml", "mlnt", "mean_teacher")
+
+SYNTHETIC_OPTIONS = ("meta_scope", "second_order", "num_meta_draws", "label_draw", "perturb_ratio", "num_neighbors")
+TEACHER_OPTIONS = ("consistency_weight", "meta_start_step", "meta_rampup_steps", "meta_every", "teacher_source")
+HNML_OPTIONS = (
+    *("inner_direction", "inner_consistency_weight", "consistency_form", "balance_weight", "gauge_fraction"),
+    *("mask_weight", "mask_level", "cam_weight", "background_weight", "cam_threshold", "mask_temperature"),
+)
 
 
 @dataclass
@@ -84,10 +94,6 @@ class HNMLTrainingArguments(TrainingArguments):
             "help": "`additive`: beside the loss on the given label. `refurbished`: in its place as far as the label "
             "is estimated to be wrong; its weight is at most 1 (ours)."
         },
-    )
-    target_temperature: float = field(
-        default=1.0,
-        metadata={"help": "Below 1 the teacher's prediction is sharpened before the consistency takes it (MixMatch)."},
     )
     mask_weight: float = field(default=1.0, metadata={"help": "Weight of the mask-guided self-learning (ours)."})
     mask_level: Literal["feature", "image"] = field(
@@ -199,6 +205,7 @@ class HNMLTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        without_effect = self._without_effect()
         for name, low, high in (
             ("gce_q", 0, 1),
             ("elr_decay", 0, 1),
@@ -212,6 +219,7 @@ class HNMLTrainingArguments(TrainingArguments):
         self._require("gce_q", self.gce_q > 0, "above 0")
         for name in ("elr_decay", "teacher_decay"):  # an average with a decay of 1 stays what it was at the start
             self._require(name, getattr(self, name) < 1, "below 1")
+        self._require("cam_threshold", self.cam_threshold < 1, "below 1")  # no cell lies above its map's maximum
         for name in ("num_meta_draws", "num_neighbors", "meta_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in (
@@ -229,8 +237,7 @@ class HNMLTrainingArguments(TrainingArguments):
         ):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("learning_rate", self.learning_rate >= 0, "at least 0")
-        for name in ("mask_temperature", "target_temperature"):
-            self._require(name, getattr(self, name) > 0, "above 0")
+        self._require("mask_temperature", self.mask_temperature > 0, "above 0")
         self._require("meta_lr", self.meta_lr is None or self.meta_lr >= 0, "at least 0")
         for name, kind in HNMLTrainingArguments.__annotations__.items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
@@ -292,6 +299,24 @@ class HNMLTrainingArguments(TrainingArguments):
             self.dataloader_persistent_workers = False  # none that could persist, and PyTorch would refuse
         super().__post_init__()
         self._check_trackers()
+        if without_effect and self.process_index == 0:
+            logger.warning(
+                f"Without effect in this run, which has `objective={self.objective}` and `inner_direction="
+                f"{self.inner_direction}`: {', '.join(f'`{name}`' for name in without_effect)}."
+            )
+
+    def _without_effect(self) -> list[str]:
+        """Options of the method that differ from their defaults, and that the objective does not look at."""
+        unused = [] if self.draws_labels else ["inner_consistency_weight", *SYNTHETIC_OPTIONS]
+        unused += [] if self.objective in TEACHER_OBJECTIVES else TEACHER_OPTIONS
+        unused += [] if self.objective == "hnml" else HNML_OPTIONS
+        unused += [] if self.objective in ("hnml", "mlnt") else ["meta_lr"]
+        unused += [] if self.objective == "gce" else ["gce_q"]
+        unused += [] if self.objective == "elr" else ["elr_weight"]
+        remembers = self.objective == "elr" or self.teacher_source == "memory"
+        unused += [] if remembers else ["elr_decay", "memory_top_k"]
+        defaults = {option.name: option.default for option in fields(self)}
+        return [name for name in dict.fromkeys(unused) if getattr(self, name) != defaults[name]]
 
     def _check_trackers(self):
         """Say before training that a tracker's package is missing; transformers would, with a traceback."""
@@ -311,7 +336,7 @@ class HNMLTrainingArguments(TrainingArguments):
     def takes_soft_labels(self) -> bool:
         """Whether the objective has a meaning for images, and labels, that are mixed."""
         additive = self.inner_direction == "momentum" and self.consistency_form == "additive"
-        return self.objective == "ce" or (self.objective == "hnml" and additive)
+        return self.objective == "ce" or (self.objective == "hnml" and additive and self.teacher_source == "ema")
 
     def memory_advice(self) -> str:
         """What to change when a training step does not fit into memory, the mildest change first."""

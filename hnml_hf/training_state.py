@@ -6,7 +6,6 @@ import os
 import re
 
 from safetensors.torch import load_file, save_file
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .monitor import NonFiniteError
 from .sample_statistics import STATISTICS_FILE
@@ -69,7 +68,7 @@ class TrainingStateMixin:
         if not self.args.should_save:
             return
         output_dir = output_dir or self.args.output_dir
-        if os.path.basename(os.path.normpath(output_dir)).startswith(PREFIX_CHECKPOINT_DIR):
+        if self._writing_aside:  # a checkpoint, whatever the folder's name is
             self.model.save_pretrained(output_dir, state_dict=state_dict)
             if self.teacher is not None:
                 self.teacher.module.save_pretrained(os.path.join(output_dir, TEACHER_FOLDER))

@@ -34,6 +34,7 @@ class VisitLog:
         logits: torch.Tensor,
         voted: torch.Tensor,
         foreground_logits: torch.Tensor | None,
+        weights: torch.Tensor | None = None,
         step: int,
         epoch: int,
     ):
@@ -44,11 +45,14 @@ class VisitLog:
             logits (`torch.Tensor` of shape `(b, k)`): what the teacher says or, without one, the student.
             voted (`torch.LongTensor` of shape `(b,)`): class that the student predicts.
             foreground_logits (`torch.Tensor` of shape `(b, k)`, *optional*): what is said of the foreground alone.
+            weights (`torch.Tensor` of shape `(b,)`, *optional*): how far each label is believed. One of weight 0 is
+                neither taught nor held out, and tells the gauge nothing.
             step, epoch (`int`): of training.
         """
         foreground = torch.full_like(index, -1) if foreground_logits is None else foreground_logits.argmax(-1)
         steps, epochs = (torch.full_like(index, number) for number in (step, epoch))
-        visits = torch.stack([steps, index, epochs, voted, foreground, (voted == labels).long()], dim=-1)
+        believed = torch.ones_like(index) if weights is None else (weights > 0).long()
+        visits = torch.stack([steps, index, epochs, voted, foreground, (voted == labels).long(), believed], dim=-1)
         self._waiting.append((visits, logits.float().softmax(-1)))
 
     def flush(self):
@@ -60,9 +64,10 @@ class VisitLog:
         visits, probabilities = (gather(part).cpu().numpy() for part in parts)
         # by step: which copy of a sample counts must not depend on how many steps waited, or a resumed run differs
         in_order = visits[:, 0].argsort(kind="stable")
-        _, index, epochs, voted, foreground, fitted = visits[in_order].T
+        _, index, epochs, voted, foreground, fitted, believed = visits[in_order].T
         if self.gauge is not None:
             held_out = self.gauge.held_out(torch.from_numpy(index)).numpy()
-            self.gauge.count(held_out[index >= 0], fitted[index >= 0] == 1)
+            counted = (index >= 0) & (believed == 1)
+            self.gauge.count(held_out[counted], fitted[counted] == 1)
         if self.statistics is not None:
             self.statistics.update(index, probabilities[in_order], epoch=epochs, voted=voted, foreground=foreground)

@@ -84,7 +84,6 @@ def training_step(model, pixel_values, labels, *, inner_direction: str, meta_sco
                 perturb_ratio=0.5,
                 num_neighbors=2,
                 inner_consistency_weight=0.0,
-                target_temperature=1.0,
                 mask_level="feature",
                 cam_weight=0.5,
                 background_weight=0.1,

@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None):
     start = time.perf_counter()
     loading = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
     samples = [pooled_features(model, sets[split], **loading) for split in ("train", "validation")]
-    probe = fit_linear_probe(*samples[0], *samples[1], num_labels=model.config.num_labels)
+    probe = fit_linear_probe(
+        *samples[0], *samples[1], num_labels=model.config.num_labels, sample_weights=sets["train"].weights
+    )
     set_head(model.classifiers, probe)
     seconds = time.perf_counter() - start
 

@@ -18,6 +18,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+import torch
 import transformers
 from options import DataArguments, ModelArguments, build_model, load_data, parse_arguments, plain_errors
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -33,6 +35,7 @@ from hnml_hf import (
     collate_images,
     command_line,
     compute_metrics,
+    create_gauge,
     create_image_processor,
     create_strong_transform,
     create_transforms,
@@ -150,6 +153,9 @@ def run(argv: list[str]):
             "`load_best_model_at_end` needs held-out labels to choose by; the test set chooses nothing. Give a split "
             "`validation`, or `--validation_fraction 0.1`."
         )
+    if args.load_best_model_at_end and data_args.eval_test:  # then every metric says of which split it is
+        metric = args.metric_for_best_model.removeprefix("eval_").removeprefix("validation_")
+        args.metric_for_best_model = f"eval_validation_{metric}"
     names = data["train"].features["label"].names
     model = build_model(model_args, dict(enumerate(names)))
     train_transform, eval_transform = create_transforms(
@@ -171,9 +177,12 @@ def run(argv: list[str]):
                 "`start_from_probe` needs pretrained features and held-out labels to choose by: give `--pretrained "
                 "true` or `--weights FILE`, and a split `validation` or `--validation_fraction 0.1`."
             )
+        gauge, rows = create_gauge(args, len(data["train"])), data["train"]
+        if gauge is not None:  # what it holds out, no loss may see
+            rows = rows.select(np.flatnonzero(~gauge.held_out(torch.from_numpy(train_set.index)).numpy()))
         probe = start_from_probe(
             model.to(args.device),
-            TransformedDataset(data["train"], eval_transform),
+            TransformedDataset(rows, eval_transform),
             held_out["validation"],
             batch_size=args.per_device_eval_batch_size,
             num_workers=args.dataloader_num_workers,

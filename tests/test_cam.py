@@ -57,6 +57,13 @@ def test_foreground_is_invariant_to_the_scale_of_the_map(scale):
     assert_close(masks[0], masks[1])
 
 
+@pytest.mark.parametrize("side", [4, 7])
+def test_a_map_that_is_hardly_positive_marks_no_foreground(side):
+    faint = normalize_cams(torch.full((1, side, side), 1e-6))
+    assert 0 < faint.max() < 0.3
+    assert_close(foreground_mask(faint, threshold=0.3), torch.ones(1, side, side))
+
+
 def test_foreground_mask_by_hand():
     """20 cells with values 0, 1/19, ..., 1: those from 0.5 on (10 of them) are foreground."""
     maps = torch.linspace(0, 1, 20).view(1, 4, 5)

@@ -238,6 +238,14 @@ def test_a_changed_setting_is_named_and_takes_effect(written, tiny_dataset, monk
     assert again[1] == pytest.approx([0.01 * 0.75] + 3 * [0.01]) and "is constant" in again[0][0]
 
 
+def test_a_rate_of_zero_cannot_be_scaled(tiny_dataset, tmp_path):
+    build_trainer(tmp_path, tiny_dataset, **{**SAVING, "learning_rate": 0.0}).train()
+    with pytest.raises(ValueError, match="`learning_rate=0`, which cannot be scaled to 0.01"):
+        build_trainer(tmp_path, tiny_dataset, **{**SAVING, "learning_rate": 0.01, "max_steps": 9}).train(
+            resume_from_checkpoint=True
+        )
+
+
 def test_settings_that_came_or_went_are_named_too(tmp_path, monkeypatch):
     warnings = []
     monkeypatch.setattr(checkpoints.logger, "warning", warnings.append)

@@ -38,6 +38,18 @@ def test_flops_by_hand():
     assert count_flops(lambda: a @ b) == 2 * 4 * 30 * 7
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_convolutions_cost_three_times_their_forward(layer, groups):
+    """Also with groups, down to one channel in each: output, gradient by the input, gradient by the weight."""
+    convolution = layer(6, 12, 3, stride=2, groups=groups, bias=False)
+    images = torch.ones(4, 6, 9, 9, requires_grad=True)
+    positions = 4 * 4 if layer is nn.Conv2d else 9 * 9  # of the output, or of the input
+    forward = 2 * 4 * positions * 9 * 6 * 12 // groups
+    assert count_flops(lambda: convolution(images)) == forward
+    assert count_flops(lambda: convolution(images).sum().backward()) == 3 * forward
+
+
 def test_cross_entropy_flops_by_hand_and_without_a_trace():
     """One layer: forward and the gradient of its weight; the images need no gradient."""
     model = Linear()

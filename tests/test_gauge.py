@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from hnml_hf import MixupCollator, collate_images, create_transforms
 from hnml_hf.gauge import FULL_AT, MemorizationGauge, default_fraction
+from hnml_hf.visits import VisitLog
 
 
 def gauge(fraction=0.25, samples=100, seed=0):
@@ -37,7 +38,8 @@ def test_memorized_share_by_hand():
     assert dial.strength == 0  # nothing moves before `update`
     dial.update()
     assert_close(dial.memorized_share(), 2 / 3)
-    error = 2 * (0.4 * 0.6 / 25) ** 0.5 / 0.6
+    held_out, taught = 12 / 29, 62 / 79  # with two more of either kind
+    error = 2 * (held_out * (1 - held_out) / 29 + taught * (1 - taught) / 79) ** 0.5 / 0.6
     assert_close(dial.uncertainty(), error)
     assert dial.strength == min((2 / 3 - error) / FULL_AT, 1) == 1
 
@@ -61,6 +63,28 @@ def test_an_insignificant_gap_moves_nothing():
     few.update(), many.update()
     assert few.memorized_share() == many.memorized_share()
     assert few.strength == 0 < many.strength
+
+
+@pytest.mark.parametrize(("taught_fitted", "taught"), [(8, 36), (300, 3000)])
+def test_no_fit_of_a_few_samples_is_no_sure_one(taught_fitted, taught):
+    """None of 4 held-out labels fitted, beside 22 or 10 per cent of the others."""
+    dial = gauge(samples=4000, fraction=0.1)
+    dial.count(*visits(taught_fitted, taught, 0, 4))
+    dial.update()
+    assert dial.memorized_share() > 0 and dial.strength == 0
+
+
+def test_a_label_of_weight_zero_is_neither_taught_nor_held_out():
+    """Sixty of a hundred labels weigh nothing and are not fitted: only the others are counted."""
+    index = torch.arange(100)
+    weights = (index < 40).float()
+    labels = torch.zeros(100, dtype=torch.int64)
+    log = VisitLog(gauge=gauge(), statistics=None)
+    seen = {"logits": torch.zeros(100, 2), "voted": (index >= 40).long(), "foreground_logits": None}
+    log.add(index, labels, **seen, weights=weights, step=0, epoch=0)
+    log.flush()
+    held_out = int(log.gauge.held_out(index[:40]).sum())
+    assert 0 < held_out < 40 and log.gauge.pending.tolist() == [40 - held_out, 40 - held_out, held_out, held_out]
 
 
 def test_visits_of_one_epoch_fade_in_the_next():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -261,6 +262,15 @@ def test_a_token_in_the_command_is_not_told(tmp_path):
         "python scripts/train.py --hub_token ... --data_dir=... --weights ... --lr=0.1 --output_dir outputs/x "
         "--hub_token=..."
     )
+
+
+def test_a_path_within_json_is_not_told(tmp_path):
+    (tmp_path / "t.csv").touch()
+    values = ['{"imagenet_dir": "/home/me/imagenet"}', json.dumps({"train": [str(tmp_path / "t.csv")]})]
+    kept = ['{"output_stride": 8}', "{not json", json.dumps({"note": "x" * 5000})]
+    for value, told in [(value, False) for value in values] + [(value, True) for value in kept]:
+        command = command_line("scripts/train.py", ["--splits", value])
+        assert shlex.split(command)[2:] == ["--splits", value if told else "..."]
 
 
 @dataclass

@@ -13,14 +13,7 @@ from hnml_hf.objectives.cross_entropy import cross_entropy
 from hnml_hf.objectives.elr import early_learning_regularizer
 from hnml_hf.objectives.gce import generalized_cross_entropy
 from hnml_hf.objectives.hnml import mask_guided_loss
-from hnml_hf.objectives.mean_teacher import (
-    Evidence,
-    balance_loss,
-    consistency_loss,
-    label_trust,
-    refurbishment,
-    sharpen,
-)
+from hnml_hf.objectives.mean_teacher import Evidence, balance_loss, consistency_loss, label_trust, refurbishment
 from hnml_hf.objectives.mlnt import batch_confusion, draw_synthetic_labels
 
 
@@ -71,12 +64,6 @@ def test_elr_objective_asks_for_targets_with_probabilities_and_adds_the_regulari
     terms, _ = OBJECTIVES["elr"](student_of(LOGITS), torch.tensor([1]), remember=remember, elr_weight=2.0)
     assert_close(asked[0], torch.tensor([[0.75, 0.25]]))
     assert_close(terms["base"], torch.tensor([math.log(4) - 2 * math.log(4)]))
-
-
-def test_targets_are_sharpened_by_hand():
-    q = torch.tensor([[0.6, 0.3, 0.1], [0.0, 1.0, 0.0]])
-    assert_close(sharpen(q, 1.0), q)
-    assert_close(sharpen(q, 0.5), torch.tensor([[36 / 46, 9 / 46, 1 / 46], [0.0, 1.0, 0.0]]))
 
 
 def test_label_trust_by_hand():

@@ -17,7 +17,9 @@ from hnml_hf import (
     fit_linear_probe,
     load_noisy_dataset,
     pooled_features,
+    run_records,
     set_head,
+    start_from_probe,
 )
 
 
@@ -65,6 +67,7 @@ def test_training_starts_from_the_probe(tmp_path, monkeypatch, capfd):
     common += ["--backbone", "test_resnet", "--image_size", "64", "--weights", str(weights), "--use_cpu", "true"]
     load_script("probe").main([*common, "--output_dir", "probe"])
     start = ["--start_from_probe", "true", "--learning_rate", "0", "--max_steps", "2", "--freeze_batch_norm", "true"]
+    start += ["--gauge_fraction", "0"]  # the other script sees all labels
     load_script("train").main([*common, *start, "--audit", "false", "--output_dir", "run"])
     probe, run = (load_file(Path(folder, "model.safetensors")) for folder in ("probe", "run"))
     assert probe.keys() == run.keys() and all(torch.equal(probe[name], run[name]) for name in probe)
@@ -84,6 +87,35 @@ def test_a_start_that_needs_more_is_refused(missing, tmp_path, monkeypatch, capf
     assert (
         "`start_from_probe` needs pretrained features and held-out labels" in str(error.value) + capfd.readouterr().err
     )
+
+
+def test_the_probe_does_not_see_what_the_gauge_holds_out(tmp_path, monkeypatch):
+    """Else the gauge, and the audit after it, would find those labels learned as well as the others."""
+    monkeypatch.chdir(tmp_path)
+    TimmCAMForImageClassification.from_timm("test_resnet", num_labels=10, image_size=64).save_pretrained("weights")
+    train, seen = load_script("train"), {}
+
+    def spying(model, dataset, held_out, **options):
+        seen["probe"] = dataset.index
+        return start_from_probe(model, dataset, held_out, **options)
+
+    monkeypatch.setattr(train, "start_from_probe", spying)
+    common = ["--dataset", "quickstart", "--backbone", "test_resnet", "--image_size", "64", "--weights", "weights"]
+    common += ["--validation_fraction", "0.1", "--start_from_probe", "true", "--max_steps", "1", "--audit", "false"]
+    train.main([*common, "--use_cpu", "true", "--output_dir", "run"])
+    records = run_records("run")
+    held_out = records["index"][records["held_out"]]
+    assert len(held_out) > 100 and len(seen["probe"]) + len(held_out) == len(records)
+    assert not np.isin(held_out, seen["probe"]).any()
+
+
+def test_samples_of_weight_zero_have_no_part():
+    features, labels, _ = clusters(300, 3, 0.3, seed=0)
+    weights = (np.arange(300) < 200).astype(float)
+    weighted = fit_linear_probe(features, labels, features, labels, num_labels=3, sample_weights=weights)
+    alone = fit_linear_probe(features[:200], labels[:200], features, labels, num_labels=3)
+    torch.testing.assert_close(weighted.weight, alone.weight, rtol=1e-3, atol=1e-4)
+    assert weighted.strength == alone.strength
 
 
 def test_held_out_labels_choose_the_strength():

@@ -128,6 +128,18 @@ def test_mistakes_end_the_script_before_training(options, message, tmp_path, mon
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_the_best_model_is_chosen_beside_curves_of_the_test_set(tmp_path, monkeypatch):
+    train = load_script("train")
+    monkeypatch.chdir(tmp_path)
+    common = ["--backbone", "test_resnet", "--image_size", "64", "--model_args", "{}", "--audit", "false"]
+    common += ["--validation_fraction", "0.1", "--max_steps", "2", "--eval_strategy", "steps", "--eval_steps", "1"]
+    common += ["--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "true"]
+    train.main([*common, "--eval_test", "true", "--metric_for_best_model", "accuracy", "--output_dir", "run"])
+    state, key = json.loads(Path("run", "trainer_state.json").read_text()), "eval_validation_accuracy"
+    scores = [entry[key] for entry in state["log_history"] if key in entry]
+    assert len(scores) == 2 and state["best_metric"] == max(scores)
+
+
 def test_what_is_pushed_is_what_was_measured(tmp_path, monkeypatch):
     """With the best epoch's weights, also after those of the last epoch were measured beside them."""
     train, sent = load_script("train"), {}

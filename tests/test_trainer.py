@@ -557,12 +557,6 @@ REACHING = {
     "elr_decay, memory": (0.2, "consistency", {**FORMS["mean_teacher"], "teacher_source": "memory", **SEEN_TWICE}),
     "mask_level": ("image", "mask_guided", FORMS["momentum"]),
     "mask_temperature": (0.5, "mask_guided", FORMS["momentum"]),
-    "target_temperature": (0.5, "consistency", FORMS["momentum"]),
-    "target_temperature, refurbished": (
-        0.5,
-        "consistency",
-        {**FORMS["momentum"], "consistency_form": "refurbished", "consistency_weight": 1.0},
-    ),
     "cam_threshold": (0.7, "mask_guided", FORMS["momentum"]),
     "cam_weight": (2.0, "mask_guided", FORMS["momentum"]),
     "background_weight": (1.0, "mask_guided", FORMS["momentum"]),
@@ -591,9 +585,57 @@ def test_mixup_is_refused_where_soft_labels_mean_nothing(tiny_dataset, tmp_path)
     collator = MixupCollator(3, mixup_alpha=0.4)
     trainer = build_trainer(tmp_path, tiny_dataset, collator=collator, objective="ce")
     trainer.train()
-    for options in ({"objective": "elr"}, FORMS["full"], {"consistency_form": "refurbished"}):
+    for options in (
+        {"objective": "elr"},
+        FORMS["full"],
+        {"consistency_form": "refurbished"},
+        {"teacher_source": "memory"},  # of mixtures, which are no samples
+    ):
         with pytest.raises(ValueError, match="`(elr|hnml)` does not take as it is set"):
             build_trainer(tmp_path, tiny_dataset, collator=collator, **options)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoint-1"])
+def test_what_is_saved_does_not_depend_on_the_folder(name, tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path / name, tiny_dataset, max_steps=4, save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer.save_model()
+    assert not (tmp_path / name / "teacher").exists()
+    saved = load_file(tmp_path / name / "model.safetensors")
+    kept = load_file(tmp_path / name / "checkpoint-4" / "model.safetensors")
+    student, teacher = trainer.model.timm_model.state_dict(), trainer.teacher.module.timm_model.state_dict()
+    assert all(torch.equal(saved[key], teacher[key]) and torch.equal(kept[key], student[key]) for key in saved)
+    assert not torch.equal(saved["fc.bias"], kept["fc.bias"])
+
+
+def test_a_second_training_sees_its_own_samples_alone(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, max_steps=8)  # two epochs
+    for _ in range(2):
+        trainer.train()
+        assert (trainer.statistics.records["times_seen"] == 2).all()
+
+
+def test_a_model_of_its_own_making_is_refused(tiny_dataset, tmp_path):
+    with pytest.raises(ValueError, match="`model_init` would put another model"):
+        HNMLTrainer(None, arguments(tmp_path), model_init=build_model)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"objective": "mean_teacher", "mask_weight": 0.5, "gauge_fraction": None}, ["mask_weight"]),
+        ({"inner_consistency_weight": 1.0, "gce_q": 0.5}, ["inner_consistency_weight", "gce_q"]),
+        ({"objective": "ce", "meta_lr": 1.0, "teacher_source": "memory"}, ["teacher_source", "meta_lr"]),
+        ({"objective": "elr", "elr_decay": 0.8, "gauge_fraction": None}, []),
+        (FORMS["head"], []),
+    ],
+)
+def test_options_without_effect_are_named(options, named, tmp_path, caplog):
+    plain = {"num_neighbors": 10, "consistency_weight": 3.0}  # the defaults
+    arguments(tmp_path, **{**plain, "per_device_train_batch_size": 12, "gauge_fraction": None, **options})
+    warnings = [text for text in caplog.messages if text.startswith("Without effect")]
+    assert len(warnings) == bool(named) and all(f"`{name}`" in warnings[0] for name in named)
+    assert sum(text.count("`") for text in warnings) == 2 * (len(named) + 2) * bool(named)
 
 
 def test_evaluation_never_mixes_images(tiny_dataset, tmp_path):
@@ -660,6 +702,7 @@ def test_a_column_that_is_missing_is_named(tiny_dataset):
     [
         ({"objective": "magic"}, "`objective='magic'` is none of hnml"),
         ({"cam_threshold": 1.5}, "`cam_threshold=1.5` must be between 0 and 1"),
+        ({"cam_threshold": 1.0}, "`cam_threshold=1.0` must be below 1"),
         ({"gce_q": 0.0}, "above 0"),
         ({"elr_decay": 1.0}, "`elr_decay=1.0` must be below 1"),
         ({"teacher_decay": 1.0}, "`teacher_decay=1.0` must be below 1"),
@@ -669,7 +712,6 @@ def test_a_column_that_is_missing_is_named(tiny_dataset):
         ({"inner_direction": "synthetic", "mask_level": "image"}, "looks at the batch again"),
         ({"num_meta_draws": 0}, "at least 1"),
         ({"mask_temperature": 0.0}, "above 0"),
-        ({"target_temperature": 0.0}, "above 0"),
         ({"inner_direction": "synthetic", "num_neighbors": 12}, "`num_neighbors=12` needs a batch of more images"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
         ({"bf16_full_eval": True}, "`bf16_full_eval` would convert the student alone"),

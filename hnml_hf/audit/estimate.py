@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..gauge import SIGNIFICANT_GAP
+from ..gauge import SIGNIFICANT_GAP, gap_error
 
 
 SHARPEST = 20.0  # exponent at which a prediction is a vote
@@ -193,7 +193,8 @@ def _memorizes(opinions: Opinions, held_out: np.ndarray) -> bool:
     standard errors as the gauge asks for."""
     fitted = opinions.probabilities[:, 0] > opinions.probabilities[:, 1:].max(-1)
     taught, unseen = fitted[~held_out].mean(), fitted[held_out].mean()
-    return bool(taught - unseen > SIGNIFICANT_GAP * (unseen * (1 - unseen) / held_out.sum()) ** 0.5)
+    few = held_out.sum()
+    return bool(taught - unseen > SIGNIFICANT_GAP * gap_error(taught, len(held_out) - few, unseen, few))
 
 
 def _sharpness(opinions: Opinions) -> tuple[float, float]:

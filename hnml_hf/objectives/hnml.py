@@ -8,15 +8,7 @@ import torch
 
 from ..cam import foreground_mask, normalize_cams
 from .cross_entropy import cross_entropy
-from .mean_teacher import (
-    balance_loss,
-    consistency_loss,
-    label_trust,
-    own_evidence,
-    refurbishment,
-    sharpen,
-    teacher_evidence,
-)
+from .mean_teacher import balance_loss, consistency_loss, label_trust, own_evidence, refurbishment, teacher_evidence
 from .mlnt import VirtualPredictions, draw_synthetic_labels, first_pass, virtual_predictions
 
 
@@ -51,7 +43,8 @@ def mask_guided_loss(
         `torch.Tensor` of shape `(..., b)`, at least 0.
     """
     confidence = teacher_probabilities.amax(-1)
-    loss = consistency_loss(region_logits[..., 0, :, :], sharpen(teacher_probabilities, temperature))
+    sharpened = (teacher_probabilities.clamp_min(1e-12).log() / temperature).softmax(-1)
+    loss = consistency_loss(region_logits[..., 0, :, :], sharpened)
     if cam_weight:
         difference = foreground * (normalize_cams(cams) - teacher_maps).abs()
         loss = loss + cam_weight * difference.sum((-2, -1)) / foreground.sum((-2, -1)).clamp_min(1e-6)
@@ -80,7 +73,6 @@ def hnml(
     num_neighbors: int,
     inner_consistency_weight: float,
     consistency_form: str,
-    target_temperature: float,
     mask_level: str,
     cam_weight: float,
     background_weight: float,
@@ -157,10 +149,9 @@ def hnml(
 
     terms = {"base": cross_entropy(output.logits, labels, sample_weights)}
     if "consistency" in wanted:
-        targets = sharpen(probabilities, target_temperature)
-        consistencies = consistency_loss(virtual.logits, targets).mean(0)
+        consistencies = consistency_loss(virtual.logits, probabilities).mean(0)
         if consistency_form == "refurbished":
-            trust = label_trust(targets, labels)
+            trust = label_trust(probabilities, labels)
             monitors["trust"] = trust.mean()
             consistencies = refurbishment(terms["base"], consistencies, trust)
         terms["consistency"] = consistencies

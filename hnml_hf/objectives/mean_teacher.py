@@ -55,19 +55,6 @@ def consistency_loss(logits: torch.Tensor, teacher_probabilities: torch.Tensor) 
     return cross - torch.special.entr(teacher_probabilities).sum(-1)
 
 
-def sharpen(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """q_c^(1/T) / sum_c' q_c'^(1/T) (MixMatch, Berthelot et al., NeurIPS 2019, Eq. 7).
-
-    Args:
-        probabilities (`torch.Tensor` of shape `(..., k)`): q.
-        temperature (`float`): T > 0; 1 changes nothing, below 1 it sharpens.
-
-    Returns:
-        `torch.Tensor` of shape `(..., k)`, sums to 1.
-    """
-    return (probabilities.clamp_min(1e-12).log() / temperature).softmax(-1)
-
-
 def label_trust(teacher_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Estimated probability that the given label is right, against the likeliest other class. The form is ours.
 
