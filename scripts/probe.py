@@ -38,6 +38,11 @@ def main(argv: list[str] | None = None):
     transformers.utils.logging.disable_progress_bar()
     if not (model_args.pretrained or model_args.weights):
         raise SystemExit("A probe of random features tells nothing: give --pretrained true or --weights FILE.")
+    results = Path(args.output_dir, "all_results.json")
+    if results.is_file() and json.loads(results.read_text(encoding="utf-8")).get("objective") != PROBE:
+        raise SystemExit(
+            f"`{args.output_dir}` holds a training run, which a probe would overwrite: give --output_dir."
+        )
     transformers.set_seed(args.seed)
     data = load_data(data_args)
     if "validation" not in data:
@@ -70,7 +75,7 @@ def main(argv: list[str] | None = None):
     train_logits = samples[0][0] @ probe.weight.numpy().T + probe.bias.numpy()
     metrics = {
         "dataset": Path(data_args.dataset).name,
-        "objective": "linear probe",
+        "objective": PROBE,
         "seed": args.seed,
         "probe_strength": probe.strength,
         "validation_accuracy": probe.accuracies[probe.strength],

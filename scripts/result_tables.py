@@ -44,15 +44,16 @@ def cost(found: list[dict]) -> str:
 
 
 def by_noise(key: str, suite: str, noises: dict[str, str], methods: Sequence[str]) -> str:
-    """A row per method, a column per noise; AUROC and cost are those of the first noise."""
+    """A row per method, a column per noise; the student, AUROC and cost are of the first noise."""
     found, rows = records(suite), []
     for method in methods:
         cells = [having(found, noise=noise, method=method) for noise in noises]
         counts = [f" ({len(cell)})" if cell and len(cell) != SEEDS else "" for cell in cells]
         accuracies = [figure(cell, key) + count for cell, count in zip(cells, counts, strict=True)]
-        rows.append([method, *accuracies, figure(cells[0], "auroc", False), cost(cells[0])])
+        more = [figure(cells[0], f"{key}_student"), figure(cells[0], "auroc", False), cost(cells[0])]
+        rows.append([method, *accuracies, *more])
     first = next(iter(noises.values())).partition(",")[0]
-    return markdown(["", *noises.values(), f"AUROC, {first}", "cost"], rows)
+    return markdown(["", *noises.values(), f"student, {first}", f"AUROC, {first}", "cost"], rows)
 
 
 def by_method(groups: Sequence[tuple[str, list[dict]]]) -> str:
@@ -167,10 +168,28 @@ COSINE = ("cross-entropy", "cross-entropy, rate 0.05", "mean teacher", "look-ahe
 CONSTANT = tuple(
     f"{method}, constant rate" for method in ("cross-entropy", "mean teacher", "look-ahead alone", "ELR", "HNML")
 )
+
+
+def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]) -> str:
+    """How far a method is above others, in points between means of the seeds, and above its own best epoch."""
+    found = records(suite)
+
+    def mean(name: str, noise: str, key: str) -> float | None:
+        values = [record[key] for record in having(found, noise=noise, method=name)]
+        return 100 * statistics.mean(values) if values else None
+
+    compared = [(key, other, key) for key in ("last", "best") for other in others] + [("last", method, "best")]
+    rows = []
+    for key, other, against in compared:
+        pairs = [(mean(method, noise, key), mean(other, noise, against)) for noise in noises]
+        leads = ["" if None in pair else f"{pair[0] - pair[1]:+.1f}" for pair in pairs]
+        rows.append([f"{key} epoch above {'its own best' if other == method else other}", *leads])
+    return markdown(["", *noises.values()], rows)
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "CPU": partial(by_noise, "last", "cpu", CPU, ("cross-entropy", *CONSTANT)),
-        "AUGMENTED": augmented,
     },
     "docs/audit.md": {
         "AUDIT_RATES": audit_rates,
@@ -181,6 +200,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "TUNING": tuning,
         "LAST": partial(by_noise, "last", "cpu", CPU, COSINE + CONSTANT),
         "BEST": partial(by_noise, "best", "cpu", CPU, COSINE + CONSTANT),
+        "LEADS": partial(leads, "cpu", CPU, CONSTANT[-1], ("cross-entropy", *CONSTANT[:-1])),
         "ABLATIONS": ablations,
         "PRETRAINED": pretrained,
     },

@@ -19,7 +19,15 @@ def write(folder, suite: str, *records: dict):
 
 
 def run(method: str, last: float, **more) -> dict:
-    return {"noise": "half", "method": method, "last": last, "auroc": 0.9, "cost_ce": 1.25, **more}
+    return {
+        "noise": "half",
+        "method": method,
+        "last": last,
+        "last_student": last - 0.05,
+        "auroc": 0.9,
+        "cost_ce": 1.25,
+        **more,
+    }
 
 
 def test_the_pages_show_the_records():
@@ -31,10 +39,26 @@ def test_a_row_per_method_and_a_column_per_noise(script, tmp_path):
     write(tmp_path, "x", *runs)
     table = script.by_noise("last", "x", {"half": "symmetric, 50 %", "none": "none"}, ["A", "B"])
     assert table.splitlines()[2:] == [
-        "| A | 60.0 ± 10.0 |  | 0.900 ± 0.000 | 1.25 |",
-        "| B | 40.0 (1) | 25.0 (1) | 0.900 | 1.25 |",
+        "| A | 60.0 ± 10.0 |  | 55.0 ± 10.0 | 0.900 ± 0.000 | 1.25 |",
+        "| B | 40.0 (1) | 25.0 (1) | 35.0 | 0.900 | 1.25 |",
     ]
-    assert table.splitlines()[0] == "|  | symmetric, 50 % | none | AUROC, symmetric | cost |"
+    assert table.splitlines()[0] == "|  | symmetric, 50 % | none | student, symmetric | AUROC, symmetric | cost |"
+
+
+def test_leads_are_differences_of_unrounded_means(script, tmp_path):
+    runs = [
+        run("A", 0.5004, best=0.52),
+        run("A", 0.5, best=0.52),
+        run("B", 0.4, best=0.5),
+        run("A", 0.3, noise="none"),
+    ]
+    write(tmp_path, "x", *({"best": 0.0, **record} for record in runs))
+    table = script.leads("x", {"half": "50 %", "none": "none"}, "A", ["B"])
+    assert table.splitlines()[2:] == [
+        "| last epoch above B | +10.0 |  |",
+        "| best epoch above B | +2.0 |  |",
+        "| last epoch above its own best | -2.0 | +30.0 |",
+    ]
 
 
 def test_candidates_of_a_method_stand_in_one_row(script, tmp_path):

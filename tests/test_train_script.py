@@ -132,7 +132,18 @@ def test_the_best_model_is_chosen_beside_curves_of_the_test_set(tmp_path, monkey
     train = load_script("train")
     monkeypatch.chdir(tmp_path)
     common = ["--dataset", "quickstart", "--backbone", "test_resnet", "--image_size", "64", "--audit", "false"]
-    common += ["--use_cpu", "true", "--validation_fraction", "0.1", "--max_steps", "2", "--eval_strategy", "steps", "--eval_steps", "1"]
+    common += [
+        "--use_cpu",
+        "true",
+        "--validation_fraction",
+        "0.1",
+        "--max_steps",
+        "2",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "1",
+    ]
     common += ["--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "true"]
     train.main([*common, "--eval_test", "true", "--metric_for_best_model", "accuracy", "--output_dir", "run"])
     state, key = json.loads(Path("run", "trainer_state.json").read_text()), "eval_validation_accuracy"
