@@ -8,6 +8,7 @@ Takes the options and recipes of scripts/train.py; those of training have no eff
 `all_results.json` as training does. Do this before you train a pretrained backbone: where it is as good, stop here.
 """
 
+import json
 import logging
 import sys
 import time
@@ -31,6 +32,9 @@ from hnml_hf import (
 )
 
 
+PROBE = "linear probe"  # in the place of an objective
+
+
 @plain_errors()
 def main(argv: list[str] | None = None):
     model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv, doc=__doc__)
@@ -40,9 +44,7 @@ def main(argv: list[str] | None = None):
         raise SystemExit("A probe of random features tells nothing: give --pretrained true or --weights FILE.")
     results = Path(args.output_dir, "all_results.json")
     if results.is_file() and json.loads(results.read_text(encoding="utf-8")).get("objective") != PROBE:
-        raise SystemExit(
-            f"`{args.output_dir}` holds a training run, which a probe would overwrite: give --output_dir."
-        )
+        raise SystemExit(f"`{args.output_dir}` holds a training run, which this would overwrite: give --output_dir.")
     transformers.set_seed(args.seed)
     data = load_data(data_args)
     if "validation" not in data:

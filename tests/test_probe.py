@@ -182,6 +182,10 @@ def test_the_script_writes_what_training_writes(tmp_path, monkeypatch, capsys):
     script.main([*options, "--weights", str(tmp_path / "start"), "--noise", "symmetric", "--noise_rate", "0.3"])
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["objective"] == "linear probe" and results["eval_split"] == "test"
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "all_results.json").write_text('{"objective": "hnml"}')
+    with pytest.raises(SystemExit, match="holds a training run, which this would overwrite"):
+        script.main([*options, "--weights", str(tmp_path / "start"), "--output_dir", str(tmp_path / "trained")])
     assert results["eval_accuracy"] > 0.2  # ten classes
     assert 0.5 < results["train_noise_auroc"] <= 1 and results["probe_strength"] > 0
     TimmCAMForImageClassification.from_pretrained(tmp_path / "out")

@@ -131,21 +131,10 @@ def test_mistakes_end_the_script_before_training(options, message, tmp_path, mon
 def test_the_best_model_is_chosen_beside_curves_of_the_test_set(tmp_path, monkeypatch):
     train = load_script("train")
     monkeypatch.chdir(tmp_path)
-    common = ["--dataset", "quickstart", "--backbone", "test_resnet", "--image_size", "64", "--audit", "false"]
-    common += [
-        "--use_cpu",
-        "true",
-        "--validation_fraction",
-        "0.1",
-        "--max_steps",
-        "2",
-        "--eval_strategy",
-        "steps",
-        "--eval_steps",
-        "1",
-    ]
-    common += ["--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "true"]
-    train.main([*common, "--eval_test", "true", "--metric_for_best_model", "accuracy", "--output_dir", "run"])
+    options = "--dataset quickstart --backbone test_resnet --image_size 64 --audit false --use_cpu true --max_steps 2 "
+    options += "--validation_fraction 0.1 --eval_strategy steps --eval_steps 1 --save_strategy steps --save_steps 1 "
+    options += "--load_best_model_at_end true --eval_test true --metric_for_best_model accuracy --output_dir run"
+    train.main(options.split())
     state, key = json.loads(Path("run", "trainer_state.json").read_text()), "eval_validation_accuracy"
     scores = [entry[key] for entry in state["log_history"] if key in entry]
     assert len(scores) == 2 and state["best_metric"] == max(scores)
