@@ -74,7 +74,8 @@ class ModelArguments:
     backbone: str = field(default=None, metadata={"help": "A timm model name, for example `resnet50`."})
     pretrained: bool = field(default=False, metadata={"help": "Start from timm's pretrained weights (from the Hub)."})
     weights: str | None = field(
-        default=None, metadata={"help": "Start from this local safetensors file with timm's names."}
+        default=None,
+        metadata={"help": "Start from a local safetensors file with timm's names, or a folder that has one."},
     )
     start_from_probe: bool = field(
         default=False,

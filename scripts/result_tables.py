@@ -103,15 +103,14 @@ def pretrained() -> str:
 
 def tuning() -> str:
     """Candidates of each method: accuracy on held-out noisy labels, and on the clean test set, last epoch."""
-    candidates: dict[str, list[str]] = {}
+    rows = []
     for record in records("tuning"):
         method, _, setting = record["method"].partition(", ")
-        if not setting:
-            method, setting = "cross-entropy, constant rate", method.removeprefix("constant rate ")
-        accuracies = f"{100 * record['curve'][-1]['validation']:.1f} / {100 * record['last']:.1f}"
-        candidates.setdefault(method, []).append(f"{setting}: {accuracies}")
-    rows = [[method, "; ".join(settings)] for method, settings in candidates.items()]
-    return markdown(["method", "candidates: held-out noisy labels / clean test, last epoch"], rows)
+        if method.startswith("constant rate"):
+            method, setting = "cross-entropy", record["method"]
+        rows.append([method, setting, figure([record["curve"][-1]], "validation"), figure([record], "last")])
+    rows.sort(key=lambda row: row[0].lower())
+    return markdown(["method", "candidate", "held-out noisy labels", "clean test"], rows)
 
 
 AUDITED = {
