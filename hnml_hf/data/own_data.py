@@ -11,7 +11,7 @@ import numpy as np
 
 from .builder import NoisyLabelBuilder, NoisyLabelConfig, ParquetImages, Rows
 from .columns import ColumnOptions, RawSplit
-from .files import IMAGE_SUFFIXES, first_few, folder_names, is_plain
+from .files import IMAGE_SUFFIXES, first_few, folder_names, is_hidden, is_plain
 from .labels import class_names, encode_labels, encode_weights, warn_about_splits
 from .schema import noisy_features
 from .splits import find_splits
@@ -143,7 +143,7 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
         if not images:
             raise FileNotFoundError(f"No image in a class folder below {folder}.\n{self.help()}")
         labels = [sys.intern(image.partition("/")[0]) for image in images]
-        empty = sorted({child for child in folder_names(folder) if not child.startswith(".")} - set(labels))
+        empty = sorted(set(folder_names(folder)) - set(labels))
         if empty:
             logger.warning("%s: class folders without an image: %s.", folder, first_few(empty))
         return RawSplit(
@@ -159,14 +159,16 @@ def list_images(folder: str) -> tuple[list[str], list[str]]:
     """Sorted image files below `folder`, relative to it, and the other files; hidden ones do not count."""
     images, others = [], []
     for path, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         prefix = os.path.relpath(path, folder).replace(os.sep, "/")
         prefix = "" if prefix == "." else f"{prefix}/"
         for name in files:
+            if is_hidden(name):
+                continue
             if not is_plain(prefix + name):
                 raise ValueError(f"{folder}: the file name {prefix + name!r} is not UTF-8 text; rename the file.")
             if name.lower().endswith(IMAGE_SUFFIXES):
                 images.append(prefix + name)
-            elif not name.startswith(".") and name not in METADATA:
+            elif name not in METADATA:
                 others.append(prefix + name)
     return sorted(images), sorted(others)

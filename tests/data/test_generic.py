@@ -371,12 +371,14 @@ def test_image_folder_counts_what_it_leaves_out(folder, load, caplog, pictures):
     (folder / "train/2/deeper").mkdir()
     pictures.images[0].save(folder / "train/2/deeper/9.png")
     (folder / "train/empty").mkdir()
-    (folder / "train/.hidden").mkdir()
+    for hidden in ("2/._0.jpg", ".thumbnails/0.jpg", "2/.ipynb_checkpoints/0.jpg", "__MACOSX/2/0.jpg"):
+        (folder / "train" / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "train" / hidden).write_bytes(b"no image")
     with caplog.at_level(logging.WARNING):
         dataset = load("imagefolder", data_dir=folder)
     assert "1 images are in no class folder, left out, first: loose.png" in caplog.text
     assert "1 files are no images by their suffix, first: 2/notes.txt" in caplog.text
-    assert "class folders without an image: empty" in caplog.text
+    assert "class folders without an image: empty." in caplog.text and "thumbnails" not in caplog.text
     assert column(dataset["train"], "label").tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
 
 
