@@ -72,8 +72,8 @@ def load_noisy_dataset(
         image_column, label_column, clean_label_column, index_column, test_label_column, weight_column (`str`):
             for your own data and Hub datasets, see [`~hnml_hf.data.columns.ColumnOptions`].
         label_names (`Sequence[str]`): for your own data: class names in id order, where the data do not say.
-        splits (`dict`): for your own data: our split name (`train`, `validation`, `test`) -> the name or table file
-            in the source.
+        splits (`dict`): for your own data: our split name (`train`, `validation`, `test`) -> the name, folder or
+            table file in the source.
         partial (`bool`): the folder holds a part of a known dataset: do not compare sizes with the published ones.
         on_missing (`"error"` or `"skip"`): a listed image that is not there is an error, or left out and counted.
         builder_options (`dict`): further options of a known dataset, as `imagenet_dir` of WebVision.

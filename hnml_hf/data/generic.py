@@ -37,7 +37,7 @@ def load_generic(
         name_or_path (`str`): `imagefolder` (with `data_dir`), a local file or folder, or the id of a Hub dataset.
         columns ([`ColumnOptions`]): which columns hold what.
         label_names (`Sequence[str]`): class names in id order, where the data do not say.
-        splits (`dict`): our split name (`train`, `validation`, `test`) -> the name or table file in the source.
+        splits (`dict`): our split name (`train`, `validation`, `test`) -> the name, folder or table in the source.
         data_dir: for tables: where image paths start (default: the folder of the table).
     """
     if splits is not None and not set(splits) <= set(SPLITS):
@@ -47,19 +47,25 @@ def load_generic(
     if name_or_path == "imagefolder":
         if data_dir is None:
             raise ValueError("`imagefolder` needs `data_dir`, the folder with the images.")
-        return prepare(ImageFolder(data_dir=data_dir, **options), num_proc)
+        return prepare(ImageFolder(data_dir=data_dir, splits=splits, **options), num_proc)
     path = os.path.abspath(os.path.expanduser(name_or_path))
     if os.path.isfile(path):
+        if splits is not None:
+            raise ValueError(
+                f"{path} is one table, which is all `train`, but `splits` names {', '.join(splits.values())}: pass "
+                "the folder of the tables."
+            )
         return prepare(_table_builder({"train": [path]}, data_dir or os.path.dirname(path), options), num_proc)
     if os.path.isdir(path):
         if any(os.path.isfile(f"{path}/{name}") for name in ("dataset_dict.json", "state.json")):
             return _canonical(_load_from_disk(path), path, columns, label_names, splits)
         tables = find_tables(path)
         if splits is not None:
-            tables = {split: [f"{path}/{name}"] for split, name in splits.items()}
+            folders = all(os.path.isdir(f"{path}/{name}") for name in splits.values())
+            tables = {} if folders else {split: [f"{path}/{name}"] for split, name in splits.items()}
         if tables:
             return prepare(_table_builder(tables, data_dir or path, options), num_proc)
-        return prepare(ImageFolder(data_dir=path, **options), num_proc)
+        return prepare(ImageFolder(data_dir=path, splits=splits, **options), num_proc)
     return _canonical(_load_from_hub(name_or_path, config, cache_dir), name_or_path, columns, label_names, splits)
 
 

@@ -28,7 +28,7 @@ def find_tables(folder: str) -> dict[str, list[str]]:
         if suffix not in TABLE_SUFFIXES:
             continue
         for split, spellings in SPLITS.items():
-            if re.fullmatch(rf"({'|'.join(spellings)})([-_.].*)?", stem):
+            if re.fullmatch(rf"({'|'.join(spellings)})([-_.].*)?", stem, re.IGNORECASE):
                 tables.setdefault(split, []).append(f"{folder}/{name}")
     for split, paths in tables.items():
         if len({os.path.splitext(path)[1] for path in paths}) > 1:

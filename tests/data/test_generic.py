@@ -91,8 +91,13 @@ def test_splits_have_many_names(images, load):
         load(str(root), splits={"dev": "extra.csv"})
     with pytest.raises(FileNotFoundError, match="nothing.csv does not exist"):
         load(str(root), splits={"train": "nothing.csv"})
+    with pytest.raises(ValueError, match="train.csv is one table, .* `splits` names valid.csv: pass the folder"):
+        load(str(root / "train.csv"), splits={"validation": "valid.csv"})
     with pytest.raises(ValueError, match="No table for `train` among test"):
         load(str(root), splits={"test": "extra.csv"})
+    for stem in ("train", "valid", "testing"):
+        (root / f"{stem}.csv").rename(root / f"{stem.upper()}.csv")
+    assert list(load(str(root))) == ["train", "validation", "test"]
     write_table(root / "val.tsv", ["image", "label"], [(names[0], "x")])
     with pytest.raises(ValueError, match="validation has tables of several kinds"):
         load(str(root))
@@ -380,6 +385,49 @@ def test_image_folder_counts_what_it_leaves_out(folder, load, caplog, pictures):
     assert "1 files are no images by their suffix, first: 2/notes.txt" in caplog.text
     assert "class folders without an image: empty." in caplog.text and "thumbnails" not in caplog.text
     assert column(dataset["train"], "label").tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("train", "val"), [("Train", "VAL"), ("train", "Validation"), ("TRAINING", "dev")])
+def test_split_folders_with_capitals(folder, load, train, val):
+    """Taken for classes, they would put the test images into training."""
+    (folder / "train").rename(folder / train)
+    (folder / "val").rename(folder / val)
+    dataset = load("imagefolder", data_dir=folder)
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 9, "validation": 3}
+    assert dataset["train"].features["label"].names == ["10", "2", "cat, wild"]
+
+
+def test_folders_beside_train_that_nobody_reads_are_said(folder, load, caplog):
+    (folder / "val").rename(folder / "holdout")
+    with caplog.at_level(logging.WARNING):
+        assert list(load("imagefolder", data_dir=folder)) == ["train"]
+    assert "folders beside `train` that are no split, left out: holdout. Name them by `splits`" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["test", "Val", "VALIDATION"])
+def test_evaluation_folder_without_train_is_no_class(folder, load, name):
+    (folder / "val").rename(folder / name)
+    (folder / "train").rename(folder / "mine")
+    with pytest.raises(
+        ValueError, match=f"`{name}` without a folder `train`: .* Name the training folder by `splits`"
+    ):
+        load("imagefolder", data_dir=folder)
+    dataset = load("imagefolder", data_dir=folder, splits={"train": "mine", "test": name})
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 9, "test": 3}
+    names = load("imagefolder", data_dir=folder, splits={"train": "."})["train"].features["label"].names
+    assert names == sorted(["mine", name])
+
+
+def test_image_folder_by_named_splits(folder, load, caplog):
+    (folder / "train").rename(folder / "part a")
+    splits = {"train": "part a", "test": "val"}
+    for dataset in (load("imagefolder", data_dir=folder, splits=splits), load(str(folder), splits=splits)):
+        assert {split: len(rows) for split, rows in dataset.items()} == {"train": 9, "test": 3}
+        assert dataset["train"].features["label"].names == ["10", "2", "cat, wild"]
+    with pytest.raises(FileNotFoundError, match="names the folder train, but .* has part a, val"):
+        load("imagefolder", data_dir=folder, splits={"train": "train"})
+    with pytest.raises(ValueError, match="No folder for `train` among test"):
+        load("imagefolder", data_dir=folder, splits={"test": "val"})
 
 
 def test_image_folder_with_another_class_in_validation(folder, load):
