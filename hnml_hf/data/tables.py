@@ -55,7 +55,7 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
     with open_parquet(path) as file:
         schema = file.schema_arrow
         picked = columns.pick(schema.names, split, path)
-        paths = pa.types.is_string(schema.field(picked["image"]).type)
+        paths = _is_text(schema.field(picked["image"]).type)
         table = file.read(columns=[name for role, name in picked.items() if paths or role != "image"])
     feature = Features.from_arrow_schema(schema).get(picked["label"])
     values = {role: table[name].to_pylist() for role, name in picked.items() if paths or role != "image"}
@@ -75,6 +75,13 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
         source=path,
         lines=np.arange(1, table.num_rows + 1),
     )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text; in which form depends on what wrote the table."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _read_text(path: str, split: str, columns: ColumnOptions, root: str) -> RawSplit:

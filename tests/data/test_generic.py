@@ -2,6 +2,8 @@ import json
 import logging
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from datasets.exceptions import DatasetNotFoundError
@@ -70,6 +72,32 @@ def test_one_table_with_a_data_dir(images, load, tmp_path):
     assert column(dataset["train"], "label").tolist() == [0, 2]
     assert column(dataset["train"], "clean_label").tolist() == [-1, -1]
     assert dataset["train"][1]["image"].size == (28, 28)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_parquet_paths_of_every_text_type(images, load, kind):
+    """pandas 3 writes large strings; these are paths as much as the strings of pandas 2."""
+    root, names = images
+    table, labels = root / "train.parquet", pa.array(["a", "b"], kind)
+
+    def write(*paths):
+        pq.write_table(pa.table({"image": pa.array(paths, kind), "label": labels}), table)
+
+    write(names[0], f"{root}/{names[1]}")
+    dataset = load(str(table))["train"]
+    paths = [cell["path"] for cell in dataset.data.column("image").to_pylist()]
+    assert paths == [f"{root}/{names[0]}", f"{root}/{names[1]}"]
+    assert dataset.features["label"].names == ["a", "b"]
+    write(names[0], "../x.png")
+    with pytest.raises(ValueError, match=r"train.parquet:2: the path '../x.png' is not"):
+        load(str(table))
+    write(names[0], "img/none.jpg")
+    with pytest.raises(ValueError, match="train.parquet:2: no such image"):
+        load(str(table))
 
 
 def test_byte_order_mark_and_windows_line_ends(images, load):
