@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -154,17 +154,18 @@ def _read_csv(path: str) -> Iterator:
         raise ValueError(f"{path}:1: the table is empty.")
 
 
-def _records(records: Iterator[tuple[int, object]], path: str) -> Iterator:
-    header: list[str] | None = None
-    for number, record in records:
+def _records(read: Callable[[], Iterator[tuple[int, object]]], path: str) -> Iterator:
+    # Read twice: a later record may have a field that the first one lacks, and all at once take much memory.
+    header: dict[str, None] = {}
+    for number, record in read():
         if not isinstance(record, dict):
             raise ValueError(f"{path}:{number}: expected an object with named fields, got {type(record).__name__}.")
-        if header is None:
-            header = list(record)
-            yield header
-        yield number, [record.get(name) for name in header]
-    if header is None:
+        header.update(dict.fromkeys(record))
+    if not header:
         raise ValueError(f"{path}:1: the table is empty.")
+    yield list(header)
+    for number, record in read():
+        yield number, [record.get(name) for name in header]
 
 
 def _parse_json(text: str, where: str) -> object:
@@ -179,12 +180,13 @@ def _read_json(path: str) -> Iterator:
     content = _parse_json("".join(_decoded(path)), f"{path}:1")
     if not isinstance(content, list):
         raise ValueError(f"{path}:1: expected a list of objects, got {type(content).__name__}.")
-    return _records(enumerate(content, start=1), path)
+    return _records(lambda: enumerate(content, start=1), path)
 
 
 def _read_jsonl(path: str) -> Iterator:
-    lines = read_lines(path)
-    return _records(((number, _parse_json(line, f"{path}:{number}")) for number, line in lines), path)
+    return _records(
+        lambda: ((number, _parse_json(line, f"{path}:{number}")) for number, line in read_lines(path)), path
+    )
 
 
 READERS = {".csv": _read_csv, ".tsv": _read_csv, ".json": _read_json, ".jsonl": _read_jsonl}

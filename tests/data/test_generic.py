@@ -190,6 +190,15 @@ def test_missing_clean_labels_are_unknown(images, load):
     assert column(load(str(root))["train"], "clean_label").tolist() == [-1, -1, 0]
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_fields_that_the_first_record_lacks(images, load, suffix):
+    root, names = images
+    records = [{"image": names[0], "label": 0}, {"image": names[1], "label": 1, "clean_label": 0}]
+    text = json.dumps(records) if suffix == ".json" else "".join(json.dumps(record) + "\n" for record in records)
+    (root / f"train{suffix}").write_text(text)
+    assert column(load(str(root))["train"], "clean_label").tolist() == [-1, 0]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
