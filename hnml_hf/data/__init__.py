@@ -71,7 +71,8 @@ def load_noisy_dataset(
             official label file. A `Dataset` is the training set.
         image_column, label_column, clean_label_column, index_column, test_label_column, weight_column (`str`):
             for your own data and Hub datasets, see [`~hnml_hf.data.columns.ColumnOptions`].
-        label_names (`Sequence[str]`): for your own data: class names in id order, where the data do not say.
+        label_names (`Sequence[str]`): for your own data: class names in id order, where the data do not say; labels
+            are such names, or ids where no name is a number.
         splits (`dict`): for your own data: our split name (`train`, `validation`, `test`) -> the name, folder or
             table file in the source.
         partial (`bool`): the folder holds a part of a known dataset: do not compare sizes with the published ones.

@@ -4,7 +4,7 @@ dataset on the Hub. All come out with the four features of `hnml_hf.data.schema`
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import datasets
@@ -42,7 +42,10 @@ def load_generic(
     """
     if splits is not None and not set(splits) <= set(SPLITS):
         raise ValueError(f"`splits` maps {', '.join(SPLITS)} to names of the source; got {', '.join(splits)}.")
-    label_names = None if label_names is None else list(label_names)
+    if label_names is not None:
+        if isinstance(label_names, str | Mapping) or not isinstance(label_names, Iterable):
+            raise ValueError(f"`label_names` must be a list of class names in id order, got {label_names!r}.")
+        label_names = list(label_names)
     options = {"on_missing": on_missing, "label_names": label_names, "cache_dir": cache_dir, **asdict(columns)}
     if name_or_path == "imagefolder":
         if data_dir is None:

@@ -137,7 +137,7 @@ def _read_csv(path: str) -> Iterator:
             if not row:
                 continue
             if header is None:
-                header = row
+                header = [name.strip() for name in row]
                 if len(set(header)) != len(header):
                     raise ValueError(f"{path}:{reader.line_num}: two columns have one name: {', '.join(header)}.")
                 yield header

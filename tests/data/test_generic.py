@@ -136,6 +136,8 @@ def test_label_names_give_the_ids(images, load):
     write_table(root / "train.csv", ["image", "label"], [(names[0], "dog"), (names[1], "cat"), (names[2], 1)])
     dataset = load(str(root), label_names=["dog", "cat", "cow"])["train"]
     assert column(dataset, "label").tolist() == [0, 1, 1]
+    with pytest.raises(ValueError, match="`label_names` must be a list of class names in id order, got 'dog'"):
+        load(str(root), label_names="dog")
     with pytest.raises(ValueError, match="label_names` must be different names"):
         load(str(root), label_names=["dog", "dog"])
     with pytest.raises(ValueError, match="train.csv:3: label 'cat' of train is none of the 1 classes: dog"):
@@ -158,7 +160,10 @@ BAD_LABELS = [
     ("", "the label is missing"),
     ("-1", "label -1 is out of range|label -1"),
     ("1.0", "label '1.0' is not a class"),
-    ("nan", "label 'nan' is not a class"),
+    ("   ", "the label is missing; fill it in"),
+    ("nan", "the label is missing .'nan' means that, unless it is one of the `label_names`"),
+    ("N/A", "the label is missing"),
+    ("None", "the label is missing"),
     ("1e3", "label '1e3' is not a class"),
     ("100000", "label 100000 is out of range, expected 0..99999; `label_names`"),
     ("dog", "the label 'dog' is a name, that of .*train.csv:2 the integer 0"),
@@ -172,6 +177,80 @@ def test_bad_labels_name_their_row(images, load, label, message):
     write_table(root / "train.csv", ["image", "label"], [(names[0], 0), (names[1], 1), (names[2], label)])
     with pytest.raises(ValueError, match=f"train.csv:4: .*({message})|train.csv:4: ({message})"):
         load(str(root))
+
+
+def test_blanks_around_labels_and_column_names_do_not_count(images, load):
+    root, names = images
+    cells = ("cat", "dog ", " dog", "\tcat", "cat ")
+    rows = "".join(f"{name}, {cell}, {i}, dog \n" for i, (name, cell) in enumerate(zip(names, cells, strict=False)))
+    (root / "train.csv").write_text(f"image, label, index , clean_label\n{rows}")
+    dataset = load(str(root))["train"]
+    assert dataset.features["label"].names == ["cat", "dog"]
+    assert column(dataset, "label").tolist() == [0, 1, 1, 0, 0]
+    assert column(dataset, "clean_label").tolist() == [1] * 5
+    assert column(dataset, "index").tolist() == [*range(5)]
+    (root / "train.csv").write_text("image,label\nimg/0.jpg, 1\nimg/1.jpg,0 \n")
+    assert column(load(str(root))["train"], "label").tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("empty", ["", " ", "NA", "n/a", "None", "NULL", "nan"])
+def test_texts_for_no_value(images, load, empty):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label", "clean_label"], [(names[0], "a", empty), (names[1], "b", "a")])
+    assert column(load(str(root))["train"], "clean_label").tolist() == [-1, 0]
+
+
+def test_a_class_may_be_called_none(images, load, folder):
+    """Where its name was declared, or is that of a folder."""
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(names[0], "None"), (names[1], "NA")])
+    dataset = load(str(root), label_names=["NA", "None"])["train"]
+    assert column(dataset, "label").tolist() == [1, 0]
+    for split in ("train", "val"):
+        (folder / split / "2").rename(folder / split / "None")
+    assert load(str(folder))["train"].features["label"].names == ["10", "None", "cat, wild"]
+
+
+def test_class_names_that_are_nearly_the_same_are_said(images, load, caplog):
+    root, names = images
+    labels = ("cat", "Dog", "dog", "CAT", "cow")
+    write_table(root / "train.csv", ["image", "label"], list(zip(names, labels, strict=False)))
+    with caplog.at_level(logging.WARNING):
+        assert len(load(str(root))["train"].features["label"].names) == 5
+    assert "maybe one class: 'CAT' and 'cat', 'Dog' and 'dog'." in caplog.text
+
+
+def test_numbers_with_leading_zeros_are_names(images, load, caplog):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(names[i], f"{i + 1:02d}") for i in range(11)])
+    dataset = load(str(root))["train"]
+    assert dataset.features["label"].names == [f"{i + 1:02d}" for i in range(11)]
+    assert column(dataset, "label").tolist() == [*range(11)]
+    write_table(root / "test.csv", ["image", "label"], [(names[0], "1")])
+    with pytest.raises(ValueError, match="test.csv:2: label 1 of test is none of the 11 classes: 01, 02"):
+        load(str(root))
+    (root / "test.csv").unlink()
+    labels = ("1", "01", "007")
+    write_table(root / "train.csv", ["image", "label"], list(zip(names, labels, strict=False)))
+    with caplog.at_level(logging.WARNING):
+        assert load(str(root))["train"].features["label"].names == ["007", "01", "1"]
+    assert "leading zeros alone, maybe one class: '01' and '1'." in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_numbers_from_one_are_named(images, load, caplog, suffix):
+    """Without names there is a class 0 that no row has."""
+    root, names = images
+    write_table(root / f"train{suffix}", ["image", "label"], [(names[i], 1 + i % 2) for i in range(4)])
+    with caplog.at_level(logging.WARNING):
+        assert load(str(root))["train"].features["label"].names == ["0", "1", "2"]
+    assert "train has no row of 1 classes: 0. Give the classes that there are by `label_names`" in caplog.text
+    caplog.clear()
+    dataset = load(str(root), label_names=["1", "2"])["train"]
+    assert column(dataset, "label").tolist() == [0, 1, 0, 1]
+    assert "no row" not in caplog.text
+    with pytest.raises(ValueError, match="label 2 of train is none of the 2 classes: 1, 3"):
+        load(str(root), label_names=["1", "3"])
 
 
 @pytest.mark.parametrize("label", [None, 1.5, True, [1], float("nan"), {"a": 1}])
