@@ -89,7 +89,7 @@ def first_few(items: Iterable[object]) -> str:
 
 
 def missing_files(root: str, names: Sequence[str]) -> np.ndarray:
-    """Which of `names` (relative to `root`) are no files, as a boolean array of shape `(len(names),)`.
+    """Which of `names` (relative to `root`, or absolute) are no files, as a boolean array of shape `(len(names),)`.
 
     Each folder is listed once instead of asking for each file: a million names cost a thousand folder listings.
     """
@@ -98,7 +98,7 @@ def missing_files(root: str, names: Sequence[str]) -> np.ndarray:
         by_folder.setdefault(name.rpartition("/")[0], []).append(row)
     missing = np.zeros(len(names), dtype=bool)
     for folder, rows in by_folder.items():
-        present = file_names(f"{root}/{folder}" if folder else root)
+        present = file_names(os.path.join(root, folder) or ".")
         for row in rows:
             missing[row] = names[row].rpartition("/")[2] not in present
     return missing

@@ -337,8 +337,35 @@ def test_missing_image_can_be_skipped(images, load, caplog):
     write_table(root / "train.csv", ["image", "label"], [(names[0], 0), ("img/none.jpg", 1), (names[2], 1)])
     with caplog.at_level(logging.WARNING):
         dataset = load(str(root), on_missing="skip")["train"]
-    assert "train.csv:3: no such image" in caplog.text and "1 of 3 rows" in caplog.text
+    assert "(train) row 1: no such image: 1 of 3 rows, first: " in caplog.text and "img/none.jpg" in caplog.text
     assert column(dataset, "index").tolist() == [0, 2]
+    write_table(root / "train.csv", ["image", "label"], [("img/none.jpg", 0)])
+    with pytest.raises(ValueError, match="row 0: no such image: 1 of 1 rows, .*No row is left"):
+        load(str(root), on_missing="skip")
+
+
+def test_images_are_looked_up_at_every_load(images, load, caplog):
+    """The tables did not change, so that the rows come from the cache."""
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(name, i % 2) for i, name in enumerate(names[:4])])
+    image, aside = root / names[1], root / "aside"
+
+    def indices(**options):
+        return column(load(str(root), **options)["train"], "index").tolist()
+
+    image.rename(aside)
+    assert indices(on_missing="skip") == [0, 2, 3]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert indices(on_missing="skip") == [0, 2, 3]
+    assert "1 of 4 rows" in caplog.text
+    aside.rename(image)
+    assert indices(on_missing="skip") == indices() == [0, 1, 2, 3]
+    image.rename(aside)
+    with pytest.raises(ValueError, match=r"\(train\) row 1: no such image: 1 of 4 rows, .*img/1.jpg.*Restore them"):
+        load(str(root))
+    aside.rename(image)
+    assert indices() == [0, 1, 2, 3]
 
 
 def test_class_of_test_that_train_lacks(images, load):
