@@ -65,7 +65,7 @@ def load_noisy_dataset(
             `food101n`: see the builder of that name. `imagefolder` with `data_dir`. Else a local folder, table or
             saved dataset, else the id of a Hub dataset.
         config (`str`): a config of the builder (`double_labelled` of `clothing1m`) or of the Hub dataset.
-        data_dir: the folder that holds the data; for a table, where its image paths start.
+        data_dir: the folder that holds the data; for a table or a dataset with image paths, where these start.
         images (`DatasetDict` or `Dataset`):
             CIFAR images from elsewhere, as the Hub's `uoft-cs/cifar10`, for CIFAR-N; `data_dir` then holds the
             official label file. A `Dataset` is the training set.

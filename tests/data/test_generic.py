@@ -478,6 +478,42 @@ def test_saved_to_disk(tmp_path, load, pictures, as_dict):
         assert np.array_equal(np.asarray(rows[2]["image"]), np.asarray(pictures.images[2]))
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_paths_of_a_saved_dataset_start_at_data_dir(images, load, tmp_path, monkeypatch, caplog, kind):
+    root, names = images
+    names = [names[0], f"{root}/{names[1]}", names[2]]
+    features = Features({"file_name": Value(kind), "label": Value("string")})
+    content = {"file_name": names, "label": ["a", "b", "b"]}
+    Dataset.from_dict(content, features=features).save_to_disk(tmp_path / "saved")
+    saved = str(tmp_path / "saved")
+    monkeypatch.chdir(root)  # from where they used to be read
+    with pytest.raises(ValueError, match="row 0: the image path 'img/0.jpg' is relative; pass `data_dir`"):
+        load(saved)
+    dataset = load(saved, data_dir=root)["train"]
+    paths = [cell["path"] for cell in dataset.data.column("image").to_pylist()]
+    assert paths == [f"{root}/img/{i}.jpg" for i in range(3)]
+    assert dataset[2]["image"].size == (28, 28)
+    (root / names[0]).unlink()
+    with pytest.raises(ValueError, match=r"saved \(train\) row 0: no such image: 1 of 3 rows, .*Restore them"):
+        load(saved, data_dir=root)
+    with caplog.at_level(logging.WARNING):
+        assert column(load(saved, data_dir=root, on_missing="skip")["train"], "index").tolist() == [1, 2]
+    assert "1 of 3 rows" in caplog.text
+    with pytest.raises(ValueError, match=r"saved \(train\):1: the path .* is not a relative path inside"):
+        load(saved, data_dir=saved)
+    with pytest.raises(ValueError, match="`on_missing` must be 'error' or 'skip', got 'ignore'"):
+        load(saved, data_dir=root, on_missing="ignore")
+
+
+def test_data_dir_is_refused_where_no_paths_are(tmp_path, load, pictures):
+    content = {"image": pictures.images[:2], "label": [0, 1]}
+    Dataset.from_dict(content, features=Features({"image": Image(), "label": Value("int64")})).save_to_disk(
+        tmp_path / "saved"
+    )
+    with pytest.raises(ValueError, match="column `image` holds images, no paths, and `data_dir` says where"):
+        load(str(tmp_path / "saved"), data_dir=tmp_path)
+
+
 def test_saved_splits_of_other_names(tmp_path, load, pictures):
     features = Features({"image": Image(), "label": Value("int64"), "n": Value("float32")})
     rows = Dataset.from_dict({"image": pictures.images[:2], "label": [0, 1], "n": [0.0, 1.0]}, features=features)
