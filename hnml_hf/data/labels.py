@@ -212,7 +212,9 @@ def warn_about_splits(
         if all(map(DIGITS.fullmatch, names)):
             present = ", ".join(f'"{names[label]}"' for label in sorted(trained)[:3])
             advice = f" Give the classes that there are by `label_names`, such as [{present}]."
-        logger.warning("train has no row of %d classes: %s.%s", len(untrained), first_few(untrained), advice)
+        logger.warning(
+            "%d of %d classes have no row in train: %s.%s", len(untrained), len(names), first_few(untrained), advice
+        )
     for split in (split for split in labels if split != "train"):
         found = set(np.unique(labels[split]).tolist())
         for difference, text in (
