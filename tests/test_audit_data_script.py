@@ -103,6 +103,18 @@ def test_an_unusable_label_is_a_defect(script, folder, tmp_path, label):
     assert report["num_defects"] == 1
 
 
+def test_names_for_the_classes(script, folder, tmp_path, capsys):
+    """Numbers from 1 have no class 0 once the classes are named, as the errors of the loader advise."""
+    rows = [(f"train/{c}/{i}.png", label) for label, c in enumerate("ab", start=1) for i in range(4)]
+    table = write_table(folder, rows)
+    arguments = ["--dataset", str(table), "--output", str(tmp_path / "audit.json")]
+    for option, counts in (([], {"0": 0, "1": 4, "2": 4}), (["--label_names", '["1", "2"]'], {"1": 4, "2": 4})):
+        script.main(arguments + option)
+        assert json.loads((tmp_path / "audit.json").read_text())["splits"]["train"]["class_counts"] == counts
+    assert script.main([*arguments, "--label_names", '"12"']) == 1
+    assert "`label_names` must be a list of class names in id order, got '12'" in capsys.readouterr().err
+
+
 def test_exit_code_1_when_it_cannot_run(script, tmp_path, capsys):
     assert script.main(["--dataset", "imagefolder", "--data_dir", str(tmp_path / "absent")]) == 1
     assert "could not run" in capsys.readouterr().err

@@ -63,7 +63,7 @@ ALLOWED = {
     "data.tables": {"data.builder", "data.columns", "data.files", "data.splits"},
     "data.own_data": {"data.builder", "data.columns", "data.files", "data.labels", "data.schema"}
     | {"data.splits", "data.tables"},
-    "data.generic": {"data.builder", "data.columns", "data.labels", "data.own_data", "data.schema"}
+    "data.generic": {"data.builder", "data.columns", "data.files", "data.labels", "data.own_data", "data.schema"}
     | {"data.splits", "data.tables"},
     "visits": {"gauge", "sample_statistics"},
     "training_data": set(),

@@ -65,15 +65,16 @@ def load_noisy_dataset(
             `food101n`: see the builder of that name. `imagefolder` with `data_dir`. Else a local folder, table or
             saved dataset, else the id of a Hub dataset.
         config (`str`): a config of the builder (`double_labelled` of `clothing1m`) or of the Hub dataset.
-        data_dir: the folder that holds the data; for a table, where its image paths start.
+        data_dir: the folder that holds the data; for a table or a dataset with image paths, where these start.
         images (`DatasetDict` or `Dataset`):
             CIFAR images from elsewhere, as the Hub's `uoft-cs/cifar10`, for CIFAR-N; `data_dir` then holds the
             official label file. A `Dataset` is the training set.
         image_column, label_column, clean_label_column, index_column, test_label_column, weight_column (`str`):
             for your own data and Hub datasets, see [`~hnml_hf.data.columns.ColumnOptions`].
-        label_names (`Sequence[str]`): for your own data: class names in id order, where the data do not say.
-        splits (`dict`): for your own data: our split name (`train`, `validation`, `test`) -> the name or table file
-            in the source.
+        label_names (`Sequence[str]`): for your own data: class names in id order, where the data do not say; labels
+            are such names, or ids where no name is a number.
+        splits (`dict`): for your own data: our split name (`train`, `validation`, `test`) -> the name, folder or
+            table file in the source.
         partial (`bool`): the folder holds a part of a known dataset: do not compare sizes with the published ones.
         on_missing (`"error"` or `"skip"`): a listed image that is not there is an error, or left out and counted.
         builder_options (`dict`): further options of a known dataset, as `imagenet_dir` of WebVision.

@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import DatasetDict
 
@@ -21,7 +23,9 @@ from .schema import noisy_features
 
 logger = logging.getLogger(__name__)
 
+ON_MISSING = ("error", "skip")
 ROWS_PER_SHARD = 50_000  # rows that one process of `num_proc` takes at a time
+REMOTE = re.compile(r"\w+://")  # how paths begin that are no files of this machine
 
 
 @dataclass
@@ -121,11 +125,12 @@ class NoisyLabelConfig(datasets.BuilderConfig):
     Args:
         partial (`bool`): the folder holds a part of the dataset: do not compare split sizes with the published ones.
         on_missing (`"error"` or `"skip"`): what to do with a listed image that is not on disk or has no label.
-            `"skip"` leaves the row out and logs the count; `index` of the other rows does not change.
+            `"skip"` leaves the row out and logs the count; `index` of the other rows does not change. Which images are
+            on disk is looked up at every load, since the cache knows the lists alone.
         fingerprint (`str`): set by the builder from the list files, so that a changed list is prepared anew.
     """
 
-    version: datasets.Version | str | None = datasets.Version("1.0.0")
+    version: datasets.Version | str | None = datasets.Version("1.1.0")  # of what the cache holds
     partial: bool = False
     on_missing: str = "error"
     fingerprint: str = ""
@@ -159,7 +164,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
         data_dir = os.path.abspath(os.path.expanduser(data_dir))
         if not os.path.isdir(data_dir):
             raise FileNotFoundError(f"`data_dir` {data_dir} is not a folder.\n{self.help()}")
-        if kwargs.get("on_missing", "error") not in ("error", "skip"):
+        if kwargs.get("on_missing", "error") not in ON_MISSING:
             raise ValueError(f"`on_missing` must be 'error' or 'skip', got {kwargs['on_missing']!r}.")
         kwargs["fingerprint"] = fingerprint(self.watched_files(data_dir, **kwargs))
         super().__init__(*args, data_dir=data_dir, **kwargs)
@@ -215,16 +220,13 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
         logger.warning("%s; left out.", text)
         return rows.select(~bad)
 
-    def on_disk(self, rows: Rows, tolerated: Sequence[str] = ()) -> list[Rows]:
-        """Drop rows without image on disk (`tolerated` ones always, others by policy) and cut the rest in shards."""
-        missing = missing_files(rows.root, rows.images)
-        known = np.array(
-            [bool(gone) and rows.images[row] in tolerated for row, gone in enumerate(missing)], dtype=bool
-        )
-        if known.any():
-            logger.warning("Left out, known to be absent from the release: %s.", first_few(rows.select(known).images))
-            rows, missing = rows.select(~known), missing[~known]
-        rows = self.drop(rows, missing, f"no such image below {rows.root}")
+    def on_disk(self, rows: Rows) -> list[Rows]:
+        """Refuse rows without image on disk, naming file and line, and cut them in shards.
+
+        Under `on_missing="skip"` all rows go to the cache: `keep_on_disk` leaves out those without image at each load.
+        """
+        if self.config.on_missing == "error":
+            self.drop(rows, missing_files(rows.root, rows.images), f"no such image below {rows.root}")
         return [
             rows.select(slice(start, start + ROWS_PER_SHARD))
             for start in range(0, max(len(rows.index), 1), ROWS_PER_SHARD)
@@ -252,6 +254,10 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
                 raise ValueError(f"{split}: `index` is not unique, repeated: {first_few(values[counts > 1])}.")
         return [datasets.SplitGenerator(name=split, gen_kwargs={"shards": shards}) for split, shards in splits.items()]
 
+    def _as_dataset(self, split=datasets.Split.TRAIN, in_memory: bool = False) -> datasets.Dataset:
+        dataset = super()._as_dataset(split, in_memory)
+        return keep_on_disk(dataset, f"{self.config.data_dir} ({split})", self.config.on_missing)
+
     def _generate_examples(self, shards: list[Rows]):
         for rows in shards:
             columns = {"label": rows.labels, "clean_label": rows.clean_labels, "index": rows.index, **rows.extra}
@@ -261,6 +267,37 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
                     image = f"{rows.root}/{image}"
                 example = dict(zip(columns, values, strict=True))
                 yield example["index"], {"image": image, **example}
+
+
+def keep_on_disk(dataset: datasets.Dataset, source: str, on_missing: str) -> datasets.Dataset:
+    """The rows whose images are embedded, on another machine, or on disk at this moment.
+
+    Args:
+        dataset (`datasets.Dataset`): with a column `image`.
+        source (`str`): for the messages.
+        on_missing (`"error"` or `"skip"`): stop at an image that is not there, or leave it out and log the count.
+
+    Raises:
+        ValueError: naming the row, for an image that is not there; if no row is left.
+    """
+    images = dataset.data.column("image")
+    paths = pc.if_else(pc.is_null(pc.struct_field(images, "bytes")), pc.struct_field(images, "path"), None)
+    if dataset._indices is not None:
+        paths = paths.take(dataset._indices.column(0))
+    local = {row: path for row, path in enumerate(paths.to_pylist()) if path and not REMOTE.match(path)}
+    missing = np.fromiter(local, np.int64)[missing_files("", list(local.values()))]
+    if not len(missing):
+        return dataset
+    text = (
+        f"{source} row {missing[0]}: no such image: {len(missing):,} of {len(dataset):,} rows, first: "
+        f"{first_few(local[row] for row in missing)}"
+    )
+    if on_missing == "error":
+        raise ValueError(f"{text}. Restore them, or pass `on_missing='skip'` to leave these rows out.")
+    if len(missing) == len(dataset):
+        raise ValueError(f"{text}. No row is left: is this the right folder?")
+    logger.warning("%s; left out.", text)
+    return dataset.select(np.setdiff1d(np.arange(len(dataset)), missing))
 
 
 def prepare(builder: datasets.DatasetBuilder, num_proc: int | None = None) -> DatasetDict:

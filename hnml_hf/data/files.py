@@ -89,7 +89,7 @@ def first_few(items: Iterable[object]) -> str:
 
 
 def missing_files(root: str, names: Sequence[str]) -> np.ndarray:
-    """Which of `names` (relative to `root`) are no files, as a boolean array of shape `(len(names),)`.
+    """Which of `names` (relative to `root`, or absolute) are no files, as a boolean array of shape `(len(names),)`.
 
     Each folder is listed once instead of asking for each file: a million names cost a thousand folder listings.
     """
@@ -98,10 +98,15 @@ def missing_files(root: str, names: Sequence[str]) -> np.ndarray:
         by_folder.setdefault(name.rpartition("/")[0], []).append(row)
     missing = np.zeros(len(names), dtype=bool)
     for folder, rows in by_folder.items():
-        present = file_names(f"{root}/{folder}" if folder else root)
+        present = file_names(os.path.join(root, folder) or ".")
         for row in rows:
             missing[row] = names[row].rpartition("/")[2] not in present
     return missing
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: a name with a dot in front, or what macOS puts into archives."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def file_names(folder: str) -> set[str]:
@@ -113,16 +118,16 @@ def file_names(folder: str) -> set[str]:
 
 
 def folder_names(folder: str) -> list[str]:
-    """Sorted names of the folders in `folder`; empty if there is no such folder."""
+    """Sorted names of the folders in `folder`, without hidden ones; empty if there is no such folder."""
     if not os.path.isdir(folder):
         return []
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+        return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
 
 
 def image_names(folder: str) -> list[str]:
-    """Sorted names of the image files in `folder`, by suffix: a listing has no order of its own."""
-    return sorted(name for name in file_names(folder) if name.lower().endswith(IMAGE_SUFFIXES))
+    """Sorted names of the image files in `folder`, by suffix and not hidden: a listing has no order of its own."""
+    return sorted(name for name in file_names(folder) if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name))
 
 
 def refuse_archive(path: str | os.PathLike) -> None:

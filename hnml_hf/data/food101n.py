@@ -1,5 +1,6 @@
 """Food-101N (Lee et al., "CleanNet: Transfer Learning for Scalable Image Classifier Training with Label Noise")."""
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from .builder import NoisyLabelBuilder, NoisyLabelConfig, Rows
 from .files import parse_integer, parse_path, read_lines
 from .schema import UNKNOWN
 
+
+logger = logging.getLogger(__name__)
 
 NUM_CLASSES = 101
 SIZES = {"train": 310_009, "test": 25_250}
@@ -91,7 +94,10 @@ and Food-101 for the test split, in food-101/ inside or beside it or in `food101
             np.arange(2, len(names) + 2),
             extra={"verification": verified} if self.config.verification else {},
         )
-        splits = {"train": self.on_disk(rows, tolerated=(ABSENT,))}
+        absent = np.array([name == ABSENT for name in names])
+        if absent.any():
+            logger.warning("Left out, known to be absent from the release: %s.", ABSENT)
+        splits = {"train": self.on_disk(rows.select(~absent))}
         test = self._food101(root, self.config.food101_dir)
         if test:
             splits["test"] = self._read_food101(test, ids)

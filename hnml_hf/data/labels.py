@@ -14,12 +14,17 @@ from .schema import UNKNOWN
 logger = logging.getLogger(__name__)
 
 MAX_CLASSES = 100_000  # a larger integer is an id, not a class
-INTEGER = re.compile(r"-?[0-9]{1,18}")
+INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")  # with leading zeros it is a name: `01` is not `1`
+DIGITS = re.compile(r"[0-9]+")
+MISSING = ("", "na", "n/a", "nan", "none", "null")  # what tables write for no value, in any case
 FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 
 
 def class_names(train: Sequence[RawSplit], label_names: Sequence[str] | None = None) -> list[str]:
     """Class names in id order: the user's, those of the data, sorted names of `train`, or `0 .. max` for integers.
+
+    Blanks around a name do not count. Where one number is written with leading zeros, all are names: `01` and `1` are
+    two classes, and `01` .. `10` are ten.
 
     Args:
         train (`Sequence[RawSplit]`): the files of the training split.
@@ -40,9 +45,9 @@ def class_names(train: Sequence[RawSplit], label_names: Sequence[str] | None = N
     for what in ("label", "clean label"):
         for part in train:
             for row, value in enumerate(part.label if what == "label" else part.clean or []):
-                if _is_missing(value):
+                if _is_missing(value, part):
                     if what == "label":
-                        raise ValueError(f"{part.where(row)}: the label is missing; fill it in, or leave the row out.")
+                        raise _no_label(value, part, row)
                     continue
                 label = value if part.by_name else _parse_label(value, part, row, what)
                 if label == UNKNOWN and what == "clean label":
@@ -58,7 +63,9 @@ def class_names(train: Sequence[RawSplit], label_names: Sequence[str] | None = N
     if not texts:
         logger.info("%s: integer labels without names: classes 0..%d.", train[0].source, max(ids))
         return [str(label) for label in range(max(ids) + 1)]
-    if ids:
+    if ids and all(map(DIGITS.fullmatch, texts)):
+        texts.update({str(label): where for label, where in ids.items()})
+    elif ids:
         number, text = next(iter(ids)), next(iter(texts))
         raise ValueError(
             f"{texts[text]}: the label {text!r} is a name, that of {ids[number]} the integer {number}; pass "
@@ -81,18 +88,26 @@ def encode_labels(raw: RawSplit, names: Sequence[str], split: str) -> tuple[np.n
         unique, non-negative integer.
     """
     ids = {name: label for label, name in enumerate(names)}
+    # Integers of a column that has class names of its own are ids. Elsewhere they are names if some names are numbers.
+    numbers = raw.names is None and any(map(DIGITS.fullmatch, names))
 
-    def encode(value: object, row: int, what: str) -> int:
+    def encode(value: object, row: int, what: str) -> int | None:
+        if isinstance(value, str) and not raw.by_name and value not in ids:
+            value = value.strip()
         if isinstance(value, str) and value in ids:
             return ids[value]
+        if _is_missing(value, raw):
+            return None
         label = value if raw.by_name else _parse_label(value, raw, row, what)
-        if isinstance(label, str):
+        if label == UNKNOWN and what != "label":
+            return UNKNOWN
+        if numbers and str(label) in ids:
+            return ids[str(label)]
+        if numbers or isinstance(label, str):
             raise ValueError(
                 f"{raw.where(row)}: {what} {label!r} of {split} is none of the {len(names)} classes: "
                 f"{first_few(names)}."
             )
-        if label == UNKNOWN and what != "label":
-            return UNKNOWN
         if not 0 <= label < len(names):
             raise ValueError(
                 f"{raw.where(row)}: {what} {label} of {split} is out of range, expected 0..{len(names) - 1}."
@@ -101,18 +116,20 @@ def encode_labels(raw: RawSplit, names: Sequence[str], split: str) -> tuple[np.n
 
     labels = np.empty(len(raw.label), dtype=np.int64)
     for row, value in enumerate(raw.label):
-        if _is_missing(value):
-            raise ValueError(f"{raw.where(row)}: the label is missing; fill it in, or leave the row out.")
-        labels[row] = encode(value, row, "label")
+        label = encode(value, row, "label")
+        if label is None:
+            raise _no_label(value, raw, row)
+        labels[row] = label
     clean_labels = np.full(len(labels), UNKNOWN)
     for row, value in enumerate(raw.clean or []):
-        if not _is_missing(value):
-            clean_labels[row] = encode(value, row, "clean label")
+        label = encode(value, row, "clean label")
+        clean_labels[row] = UNKNOWN if label is None else label
     return labels, clean_labels, _encode_index(raw)
 
 
 def _parse_label(value: object, raw: RawSplit, row: int, what: str) -> str | int:
     """A raw label as class name or as id (also an id written as text); errors for what cannot be a class."""
+    value = value.strip() if isinstance(value, str) else value
     if isinstance(value, str) and not FLOAT.fullmatch(value):
         if not is_plain(value):
             raise ValueError(f"{raw.where(row)}: {what} {value[:80]!r} has control characters or is no text.")
@@ -124,8 +141,16 @@ def _parse_label(value: object, raw: RawSplit, row: int, what: str) -> str | int
     )
 
 
-def _is_missing(value: object) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and np.isnan(value))
+def _is_missing(value: object, raw: RawSplit) -> bool:
+    if isinstance(value, str):
+        return not raw.by_name and value.strip().lower() in MISSING
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def _no_label(value: object, raw: RawSplit, row: int) -> ValueError:
+    text = isinstance(value, str) and value.strip()
+    said = f" ({value!r} means that, unless it is one of the `label_names`)" if text else ""
+    return ValueError(f"{raw.where(row)}: the label is missing{said}; fill it in, or leave the row out.")
 
 
 def _encode_index(raw: RawSplit) -> np.ndarray:
@@ -133,7 +158,7 @@ def _encode_index(raw: RawSplit) -> np.ndarray:
         return np.arange(len(raw.label))
     index = np.empty(len(raw.index), dtype=np.int64)
     for row, value in enumerate(raw.index):
-        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", str(value)):
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", str(value).strip()):
             raise ValueError(f"{raw.where(row)}: the index {value!r} is not a non-negative integer.")
         index[row] = int(value)
     order = np.argsort(index, kind="stable")
@@ -162,14 +187,34 @@ def encode_weights(raw: RawSplit) -> np.ndarray:
 def warn_about_splits(
     labels: Mapping[str, np.ndarray], clean_labels: Mapping[str, np.ndarray], names: Sequence[str]
 ) -> None:
-    """Log what is allowed but rarely meant: classes that a split lacks (a class of the test set that training does
-    not have cannot be learned), and validation or test labels that differ from the clean ones.
+    """Log what is allowed but rarely meant: classes whose names are nearly the same, classes that a split lacks (a
+    class of the test set that training does not have cannot be learned), and validation or test labels that differ
+    from the clean ones.
 
     Args:
         labels, clean_labels: of each split, arrays of shape `(num_rows,)`.
         names (`Sequence[str]`): the classes in id order.
     """
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        key = name.strip().casefold()
+        alike.setdefault(key.lstrip("0") if DIGITS.fullmatch(key) else key, []).append(name)
+    twins = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    if twins:
+        logger.warning(
+            "Class names that differ in capitals, blanks or leading zeros alone, maybe one class: %s.",
+            first_few(twins),
+        )
     trained = set(np.unique(labels["train"]).tolist())
+    untrained = [name for label, name in enumerate(names) if label not in trained]
+    if untrained:
+        advice = ""
+        if all(map(DIGITS.fullmatch, names)):
+            present = ", ".join(f'"{names[label]}"' for label in sorted(trained)[:3])
+            advice = f" Give the classes that there are by `label_names`, such as [{present}]."
+        logger.warning(
+            "%d of %d classes have no row in train: %s.%s", len(untrained), len(names), first_few(untrained), advice
+        )
     for split in (split for split in labels if split != "train"):
         found = set(np.unique(labels[split]).tolist())
         for difference, text in (

@@ -11,7 +11,7 @@ import numpy as np
 
 from .builder import NoisyLabelBuilder, NoisyLabelConfig, ParquetImages, Rows
 from .columns import ColumnOptions, RawSplit
-from .files import IMAGE_SUFFIXES, first_few, folder_names, is_plain
+from .files import IMAGE_SUFFIXES, first_few, folder_names, is_hidden, is_plain
 from .labels import class_names, encode_labels, encode_weights, warn_about_splits
 from .schema import noisy_features
 from .splits import find_splits
@@ -21,6 +21,7 @@ from .tables import read_table
 logger = logging.getLogger(__name__)
 
 METADATA = ("metadata.csv", "metadata.jsonl")
+EVALUATION_FOLDERS = ("validation", "val", "test")  # rarely classes, unlike `valid` beside `invalid`
 
 
 @dataclass
@@ -28,10 +29,12 @@ class OwnDataConfig(ColumnOptions, NoisyLabelConfig):
     """
     Args:
         tables (`dict`): split -> list of files.
+        splits (`dict`): split -> folder, where the names do not tell.
         label_names (`list[str]`): class names in id order.
     """
 
     tables: dict | None = None
+    splits: dict | None = None
     label_names: list | None = None
 
 
@@ -89,9 +92,10 @@ class Table(OwnDataBuilder):
 class ImageFolder(OwnDataBuilder):
     """An image folder: `<split>/<class>/**`, or `<class>/**` alone, which is all `train`.
 
-    A split folder with a `metadata.csv` or `metadata.jsonl` (columns `file_name`, `label`) is read by that table.
-    Images that are in no class folder, or have no row in the table, are left out and counted in the log. `index` is
-    the position in the sorted listing, or in the table.
+    The names of split folders may have capitals; others are named by `splits`, `{"train": "."}` for class folders
+    that are called like splits. A split folder with a `metadata.csv` or `metadata.jsonl` (columns `file_name`,
+    `label`) is read by that table. Images that are in no class folder, or have no row in the table, are left out and
+    counted in the log. `index` is the position in the sorted listing, or in the table.
     """
 
     TREE = """  train/<class>/*.jpg  test/<class>/*.jpg  validation/<class>/*.jpg    (the last two optional)
@@ -106,11 +110,45 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
         return watched
 
     def read_splits(self, root: str) -> dict[str, list[Rows]]:
-        folders = find_splits(folder_names(root))
-        if "train" not in folders:
-            folders = {"train": ""}
+        folders = self._split_folders(root) if self.config.splits is None else self._named_folders(root)
         raw = {split: [self._read_folder(root, name, split)] for split, name in folders.items()}
         return self.encode_splits(raw, root)
+
+    def _split_folders(self, root: str) -> dict[str, str]:
+        """Split -> folder below `root`, by the names of the folders; `""` where class folders are all there is."""
+        names = folder_names(root)
+        folders = find_splits(names)
+        if "train" in folders:
+            unread = sorted(set(names) - set(folders.values()))
+            if unread:
+                logger.warning(
+                    "%s: folders beside `%s` that are no split, left out: %s. Name them by `splits`, or all by "
+                    "{'train': '.'} if these are class names.",
+                    root,
+                    folders["train"],
+                    first_few(unread),
+                )
+            return folders
+        lone = [name for name in names if name.lower() in EVALUATION_FOLDERS]
+        if lone:
+            raise ValueError(
+                f"{root}: `{'`, `'.join(lone)}` without a folder `train`: training on it would make it a class. Name "
+                "the training folder by `splits`, such as {'train': 'my_folder', 'test': 'test'}, or {'train': '.'} "
+                "if these are class names."
+            )
+        return {"train": ""}
+
+    def _named_folders(self, root: str) -> dict[str, str]:
+        """Split -> folder below `root`, as the user named them."""
+        splits = self.config.splits
+        if "train" not in splits:
+            raise ValueError(f"No folder for `train` among {', '.join(splits)}: name one by `splits`.")
+        for name in splits.values():
+            if not os.path.isdir(f"{root}/{name}"):
+                raise FileNotFoundError(
+                    f"`splits` names the folder {name}, but {root} has {', '.join(folder_names(root)) or 'none'}."
+                )
+        return {split: "" if name == "." else name.strip("/") for split, name in splits.items()}
 
     def _read_folder(self, root: str, name: str, split: str) -> RawSplit:
         folder = f"{root}/{name}" if name else root
@@ -143,7 +181,7 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
         if not images:
             raise FileNotFoundError(f"No image in a class folder below {folder}.\n{self.help()}")
         labels = [sys.intern(image.partition("/")[0]) for image in images]
-        empty = sorted({child for child in folder_names(folder) if not child.startswith(".")} - set(labels))
+        empty = sorted(set(folder_names(folder)) - set(labels))
         if empty:
             logger.warning("%s: class folders without an image: %s.", folder, first_few(empty))
         return RawSplit(
@@ -159,14 +197,16 @@ def list_images(folder: str) -> tuple[list[str], list[str]]:
     """Sorted image files below `folder`, relative to it, and the other files; hidden ones do not count."""
     images, others = [], []
     for path, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         prefix = os.path.relpath(path, folder).replace(os.sep, "/")
         prefix = "" if prefix == "." else f"{prefix}/"
         for name in files:
+            if is_hidden(name):
+                continue
             if not is_plain(prefix + name):
                 raise ValueError(f"{folder}: the file name {prefix + name!r} is not UTF-8 text; rename the file.")
             if name.lower().endswith(IMAGE_SUFFIXES):
                 images.append(prefix + name)
-            elif not name.startswith(".") and name not in METADATA:
+            elif name not in METADATA:
                 others.append(prefix + name)
     return sorted(images), sorted(others)

@@ -21,10 +21,10 @@ SPLITS = {
 
 
 def find_splits(names: Sequence[str]) -> dict[str, str]:
-    """Our split names -> the names that a source uses for them."""
+    """Our split names -> the names that a source uses for them, in small letters or capitals."""
     found = {}
     for split, spellings in SPLITS.items():
-        present = [name for name in spellings if name in names]
+        present = [name for name in names if name.lower() in spellings]
         if len(present) > 1:
             raise ValueError(
                 f"Both `{present[0]}` and `{present[1]}` could be the split {split}; name it by `splits`."

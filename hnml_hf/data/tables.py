@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ def find_tables(folder: str) -> dict[str, list[str]]:
         if suffix not in TABLE_SUFFIXES:
             continue
         for split, spellings in SPLITS.items():
-            if re.fullmatch(rf"({'|'.join(spellings)})([-_.].*)?", stem):
+            if re.fullmatch(rf"({'|'.join(spellings)})([-_.].*)?", stem, re.IGNORECASE):
                 tables.setdefault(split, []).append(f"{folder}/{name}")
     for split, paths in tables.items():
         if len({os.path.splitext(path)[1] for path in paths}) > 1:
@@ -55,7 +55,7 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
     with open_parquet(path) as file:
         schema = file.schema_arrow
         picked = columns.pick(schema.names, split, path)
-        paths = pa.types.is_string(schema.field(picked["image"]).type)
+        paths = _is_text(schema.field(picked["image"]).type)
         table = file.read(columns=[name for role, name in picked.items() if paths or role != "image"])
     feature = Features.from_arrow_schema(schema).get(picked["label"])
     values = {role: table[name].to_pylist() for role, name in picked.items() if paths or role != "image"}
@@ -75,6 +75,13 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
         source=path,
         lines=np.arange(1, table.num_rows + 1),
     )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text; in which form depends on what wrote the table."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _read_text(path: str, split: str, columns: ColumnOptions, root: str) -> RawSplit:
@@ -130,7 +137,7 @@ def _read_csv(path: str) -> Iterator:
             if not row:
                 continue
             if header is None:
-                header = row
+                header = [name.strip() for name in row]
                 if len(set(header)) != len(header):
                     raise ValueError(f"{path}:{reader.line_num}: two columns have one name: {', '.join(header)}.")
                 yield header
@@ -147,17 +154,18 @@ def _read_csv(path: str) -> Iterator:
         raise ValueError(f"{path}:1: the table is empty.")
 
 
-def _records(records: Iterator[tuple[int, object]], path: str) -> Iterator:
-    header: list[str] | None = None
-    for number, record in records:
+def _records(read: Callable[[], Iterator[tuple[int, object]]], path: str) -> Iterator:
+    # Read twice: a later record may have a field that the first one lacks, and all at once take much memory.
+    header: dict[str, None] = {}
+    for number, record in read():
         if not isinstance(record, dict):
             raise ValueError(f"{path}:{number}: expected an object with named fields, got {type(record).__name__}.")
-        if header is None:
-            header = list(record)
-            yield header
-        yield number, [record.get(name) for name in header]
-    if header is None:
+        header.update(dict.fromkeys(record))
+    if not header:
         raise ValueError(f"{path}:1: the table is empty.")
+    yield list(header)
+    for number, record in read():
+        yield number, [record.get(name) for name in header]
 
 
 def _parse_json(text: str, where: str) -> object:
@@ -172,12 +180,13 @@ def _read_json(path: str) -> Iterator:
     content = _parse_json("".join(_decoded(path)), f"{path}:1")
     if not isinstance(content, list):
         raise ValueError(f"{path}:1: expected a list of objects, got {type(content).__name__}.")
-    return _records(enumerate(content, start=1), path)
+    return _records(lambda: enumerate(content, start=1), path)
 
 
 def _read_jsonl(path: str) -> Iterator:
-    lines = read_lines(path)
-    return _records(((number, _parse_json(line, f"{path}:{number}")) for number, line in lines), path)
+    return _records(
+        lambda: ((number, _parse_json(line, f"{path}:{number}")) for number, line in read_lines(path)), path
+    )
 
 
 READERS = {".csv": _read_csv, ".tsv": _read_csv, ".json": _read_json, ".jsonl": _read_jsonl}

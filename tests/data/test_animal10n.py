@@ -69,6 +69,9 @@ def test_bad_folders(animal10n, copy_of, prepare):
 
 def test_a_new_file_is_seen(animal10n, copy_of, prepare):
     root = copy_of(animal10n.root / "nested")
+    for hidden in ("3/._1003.jpg", "__MACOSX/0.jpg"):  # what macOS leaves behind
+        (root / "train" / hidden).parent.mkdir(exist_ok=True)
+        (root / "train" / hidden).write_bytes(b"no image")
     assert len(prepare(Animal10N, root, partial=True)["train"]) == 50
     (root / "train/3/1003.jpg").unlink()
     assert len(prepare(Animal10N, root, partial=True)["train"]) == 49

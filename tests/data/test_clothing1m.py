@@ -19,7 +19,7 @@ def key_of(path):
 
 
 def keys(dataset):
-    return [key_of(cell["path"]) for cell in dataset.data.column("image").to_pylist()]
+    return [key_of(cell["path"]) for cell in dataset.with_format("arrow")[:]["image"].to_pylist()]
 
 
 def test_noisy_million_with_clean_evaluation(clothing1m, prepare):
@@ -183,6 +183,18 @@ def test_image_missing_on_disk_is_an_error(clothing1m, copy_of, prepare):
     (root / clothing1m.keys["noisy_train"][3]).unlink()
     with pytest.raises(ValueError, match=r"noisy_train_key_list.txt:4: no such image below .*: 1 of 140 rows"):
         prepare(Clothing1M, root, partial=True)
+
+
+def test_images_are_looked_up_at_every_load(clothing1m, copy_of, prepare):
+    root = copy_of(clothing1m.root)
+    assert len(prepare(Clothing1M, root, partial=True)["train"]) == 140
+    image = root / clothing1m.keys["noisy_train"][3]
+    image.rename(root / "aside")
+    with pytest.raises(ValueError, match=r"\(train\) row 3: no such image: 1 of 140 rows"):
+        prepare(Clothing1M, root, partial=True)
+    assert len(prepare(Clothing1M, root, partial=True, on_missing="skip")["train"]) == 139
+    (root / "aside").rename(image)
+    assert len(prepare(Clothing1M, root, partial=True, on_missing="skip")["train"]) == 140
 
 
 def test_sizes_are_compared_with_the_published_ones(clothing1m, prepare):

@@ -2,6 +2,8 @@ import json
 import logging
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from datasets.exceptions import DatasetNotFoundError
@@ -72,6 +74,32 @@ def test_one_table_with_a_data_dir(images, load, tmp_path):
     assert dataset["train"][1]["image"].size == (28, 28)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_parquet_paths_of_every_text_type(images, load, kind):
+    """pandas 3 writes large strings; these are paths as much as the strings of pandas 2."""
+    root, names = images
+    table, labels = root / "train.parquet", pa.array(["a", "b"], kind)
+
+    def write(*paths):
+        pq.write_table(pa.table({"image": pa.array(paths, kind), "label": labels}), table)
+
+    write(names[0], f"{root}/{names[1]}")
+    dataset = load(str(table))["train"]
+    paths = [cell["path"] for cell in dataset.data.column("image").to_pylist()]
+    assert paths == [f"{root}/{names[0]}", f"{root}/{names[1]}"]
+    assert dataset.features["label"].names == ["a", "b"]
+    write(names[0], "../x.png")
+    with pytest.raises(ValueError, match=r"train.parquet:2: the path '../x.png' is not"):
+        load(str(table))
+    write(names[0], "img/none.jpg")
+    with pytest.raises(ValueError, match="train.parquet:2: no such image"):
+        load(str(table))
+
+
 def test_byte_order_mark_and_windows_line_ends(images, load):
     root, names = images
     text = "file_name,label\r\n" + "".join(f'"{name}",{i % 3}\r\n' for i, name in enumerate(names))
@@ -91,8 +119,13 @@ def test_splits_have_many_names(images, load):
         load(str(root), splits={"dev": "extra.csv"})
     with pytest.raises(FileNotFoundError, match="nothing.csv does not exist"):
         load(str(root), splits={"train": "nothing.csv"})
+    with pytest.raises(ValueError, match="train.csv is one table, .* `splits` names valid.csv: pass the folder"):
+        load(str(root / "train.csv"), splits={"validation": "valid.csv"})
     with pytest.raises(ValueError, match="No table for `train` among test"):
         load(str(root), splits={"test": "extra.csv"})
+    for stem in ("train", "valid", "testing"):
+        (root / f"{stem}.csv").rename(root / f"{stem.upper()}.csv")
+    assert list(load(str(root))) == ["train", "validation", "test"]
     write_table(root / "val.tsv", ["image", "label"], [(names[0], "x")])
     with pytest.raises(ValueError, match="validation has tables of several kinds"):
         load(str(root))
@@ -103,6 +136,8 @@ def test_label_names_give_the_ids(images, load):
     write_table(root / "train.csv", ["image", "label"], [(names[0], "dog"), (names[1], "cat"), (names[2], 1)])
     dataset = load(str(root), label_names=["dog", "cat", "cow"])["train"]
     assert column(dataset, "label").tolist() == [0, 1, 1]
+    with pytest.raises(ValueError, match="`label_names` must be a list of class names in id order, got 'dog'"):
+        load(str(root), label_names="dog")
     with pytest.raises(ValueError, match="label_names` must be different names"):
         load(str(root), label_names=["dog", "dog"])
     with pytest.raises(ValueError, match="train.csv:3: label 'cat' of train is none of the 1 classes: dog"):
@@ -125,7 +160,10 @@ BAD_LABELS = [
     ("", "the label is missing"),
     ("-1", "label -1 is out of range|label -1"),
     ("1.0", "label '1.0' is not a class"),
-    ("nan", "label 'nan' is not a class"),
+    ("   ", "the label is missing; fill it in"),
+    ("nan", "the label is missing .'nan' means that, unless it is one of the `label_names`"),
+    ("N/A", "the label is missing"),
+    ("None", "the label is missing"),
     ("1e3", "label '1e3' is not a class"),
     ("100000", "label 100000 is out of range, expected 0..99999; `label_names`"),
     ("dog", "the label 'dog' is a name, that of .*train.csv:2 the integer 0"),
@@ -139,6 +177,80 @@ def test_bad_labels_name_their_row(images, load, label, message):
     write_table(root / "train.csv", ["image", "label"], [(names[0], 0), (names[1], 1), (names[2], label)])
     with pytest.raises(ValueError, match=f"train.csv:4: .*({message})|train.csv:4: ({message})"):
         load(str(root))
+
+
+def test_blanks_around_labels_and_column_names_do_not_count(images, load):
+    root, names = images
+    cells = ("cat", "dog ", " dog", "\tcat", "cat ")
+    rows = "".join(f"{name}, {cell}, {i}, dog \n" for i, (name, cell) in enumerate(zip(names, cells, strict=False)))
+    (root / "train.csv").write_text(f"image, label, index , clean_label\n{rows}")
+    dataset = load(str(root))["train"]
+    assert dataset.features["label"].names == ["cat", "dog"]
+    assert column(dataset, "label").tolist() == [0, 1, 1, 0, 0]
+    assert column(dataset, "clean_label").tolist() == [1] * 5
+    assert column(dataset, "index").tolist() == [*range(5)]
+    (root / "train.csv").write_text("image,label\nimg/0.jpg, 1\nimg/1.jpg,0 \n")
+    assert column(load(str(root))["train"], "label").tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("empty", ["", " ", "NA", "n/a", "None", "NULL", "nan"])
+def test_texts_for_no_value(images, load, empty):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label", "clean_label"], [(names[0], "a", empty), (names[1], "b", "a")])
+    assert column(load(str(root))["train"], "clean_label").tolist() == [-1, 0]
+
+
+def test_a_class_may_be_called_none(images, load, folder):
+    """Where its name was declared, or is that of a folder."""
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(names[0], "None"), (names[1], "NA")])
+    dataset = load(str(root), label_names=["NA", "None"])["train"]
+    assert column(dataset, "label").tolist() == [1, 0]
+    for split in ("train", "val"):
+        (folder / split / "2").rename(folder / split / "None")
+    assert load(str(folder))["train"].features["label"].names == ["10", "None", "cat, wild"]
+
+
+def test_class_names_that_are_nearly_the_same_are_said(images, load, caplog):
+    root, names = images
+    labels = ("cat", "Dog", "dog", "CAT", "cow")
+    write_table(root / "train.csv", ["image", "label"], list(zip(names, labels, strict=False)))
+    with caplog.at_level(logging.WARNING):
+        assert len(load(str(root))["train"].features["label"].names) == 5
+    assert "maybe one class: 'CAT' and 'cat', 'Dog' and 'dog'." in caplog.text
+
+
+def test_numbers_with_leading_zeros_are_names(images, load, caplog):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(names[i], f"{i + 1:02d}") for i in range(11)])
+    dataset = load(str(root))["train"]
+    assert dataset.features["label"].names == [f"{i + 1:02d}" for i in range(11)]
+    assert column(dataset, "label").tolist() == [*range(11)]
+    write_table(root / "test.csv", ["image", "label"], [(names[0], "1")])
+    with pytest.raises(ValueError, match="test.csv:2: label 1 of test is none of the 11 classes: 01, 02"):
+        load(str(root))
+    (root / "test.csv").unlink()
+    labels = ("1", "01", "007")
+    write_table(root / "train.csv", ["image", "label"], list(zip(names, labels, strict=False)))
+    with caplog.at_level(logging.WARNING):
+        assert load(str(root))["train"].features["label"].names == ["007", "01", "1"]
+    assert "leading zeros alone, maybe one class: '01' and '1'." in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_numbers_from_one_are_named(images, load, caplog, suffix):
+    """Without names there is a class 0 that no row has."""
+    root, names = images
+    write_table(root / f"train{suffix}", ["image", "label"], [(names[i], 1 + i % 2) for i in range(4)])
+    with caplog.at_level(logging.WARNING):
+        assert load(str(root))["train"].features["label"].names == ["0", "1", "2"]
+    assert "1 of 3 classes have no row in train: 0. Give the classes that there are by `label_names`" in caplog.text
+    caplog.clear()
+    dataset = load(str(root), label_names=["1", "2"])["train"]
+    assert column(dataset, "label").tolist() == [0, 1, 0, 1]
+    assert "have no row" not in caplog.text
+    with pytest.raises(ValueError, match="label 2 of train is none of the 2 classes: 1, 3"):
+        load(str(root), label_names=["1", "3"])
 
 
 @pytest.mark.parametrize("label", [None, 1.5, True, [1], float("nan"), {"a": 1}])
@@ -155,6 +267,15 @@ def test_missing_clean_labels_are_unknown(images, load):
         root / "train.csv", ["image", "label", "clean_label"], [(names[0], 0, ""), (names[1], 1, -1), (names[2], 1, 0)]
     )
     assert column(load(str(root))["train"], "clean_label").tolist() == [-1, -1, 0]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_fields_that_the_first_record_lacks(images, load, suffix):
+    root, names = images
+    records = [{"image": names[0], "label": 0}, {"image": names[1], "label": 1, "clean_label": 0}]
+    text = json.dumps(records) if suffix == ".json" else "".join(json.dumps(record) + "\n" for record in records)
+    (root / f"train{suffix}").write_text(text)
+    assert column(load(str(root))["train"], "clean_label").tolist() == [-1, 0]
 
 
 @pytest.mark.parametrize(
@@ -216,8 +337,35 @@ def test_missing_image_can_be_skipped(images, load, caplog):
     write_table(root / "train.csv", ["image", "label"], [(names[0], 0), ("img/none.jpg", 1), (names[2], 1)])
     with caplog.at_level(logging.WARNING):
         dataset = load(str(root), on_missing="skip")["train"]
-    assert "train.csv:3: no such image" in caplog.text and "1 of 3 rows" in caplog.text
+    assert "(train) row 1: no such image: 1 of 3 rows, first: " in caplog.text and "img/none.jpg" in caplog.text
     assert column(dataset, "index").tolist() == [0, 2]
+    write_table(root / "train.csv", ["image", "label"], [("img/none.jpg", 0)])
+    with pytest.raises(ValueError, match="row 0: no such image: 1 of 1 rows, .*No row is left"):
+        load(str(root), on_missing="skip")
+
+
+def test_images_are_looked_up_at_every_load(images, load, caplog):
+    """The tables did not change, so that the rows come from the cache."""
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(name, i % 2) for i, name in enumerate(names[:4])])
+    image, aside = root / names[1], root / "aside"
+
+    def indices(**options):
+        return column(load(str(root), **options)["train"], "index").tolist()
+
+    image.rename(aside)
+    assert indices(on_missing="skip") == [0, 2, 3]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert indices(on_missing="skip") == [0, 2, 3]
+    assert "1 of 4 rows" in caplog.text
+    aside.rename(image)
+    assert indices(on_missing="skip") == indices() == [0, 1, 2, 3]
+    image.rename(aside)
+    with pytest.raises(ValueError, match=r"\(train\) row 1: no such image: 1 of 4 rows, .*img/1.jpg.*Restore them"):
+        load(str(root))
+    aside.rename(image)
+    assert indices() == [0, 1, 2, 3]
 
 
 def test_class_of_test_that_train_lacks(images, load):
@@ -330,6 +478,42 @@ def test_saved_to_disk(tmp_path, load, pictures, as_dict):
         assert np.array_equal(np.asarray(rows[2]["image"]), np.asarray(pictures.images[2]))
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_paths_of_a_saved_dataset_start_at_data_dir(images, load, tmp_path, monkeypatch, caplog, kind):
+    root, names = images
+    names = [names[0], f"{root}/{names[1]}", names[2]]
+    features = Features({"file_name": Value(kind), "label": Value("string")})
+    content = {"file_name": names, "label": ["a", "b", "b"]}
+    Dataset.from_dict(content, features=features).save_to_disk(tmp_path / "saved")
+    saved = str(tmp_path / "saved")
+    monkeypatch.chdir(root)  # from where they used to be read
+    with pytest.raises(ValueError, match="row 0: the image path 'img/0.jpg' is relative; pass `data_dir`"):
+        load(saved)
+    dataset = load(saved, data_dir=root)["train"]
+    paths = [cell["path"] for cell in dataset.data.column("image").to_pylist()]
+    assert paths == [f"{root}/img/{i}.jpg" for i in range(3)]
+    assert dataset[2]["image"].size == (28, 28)
+    (root / names[0]).unlink()
+    with pytest.raises(ValueError, match=r"saved \(train\) row 0: no such image: 1 of 3 rows, .*Restore them"):
+        load(saved, data_dir=root)
+    with caplog.at_level(logging.WARNING):
+        assert column(load(saved, data_dir=root, on_missing="skip")["train"], "index").tolist() == [1, 2]
+    assert "1 of 3 rows" in caplog.text
+    with pytest.raises(ValueError, match=r"saved \(train\):1: the path .* is not a relative path inside"):
+        load(saved, data_dir=saved)
+    with pytest.raises(ValueError, match="`on_missing` must be 'error' or 'skip', got 'ignore'"):
+        load(saved, data_dir=root, on_missing="ignore")
+
+
+def test_data_dir_is_refused_where_no_paths_are(tmp_path, load, pictures):
+    content = {"image": pictures.images[:2], "label": [0, 1]}
+    Dataset.from_dict(content, features=Features({"image": Image(), "label": Value("int64")})).save_to_disk(
+        tmp_path / "saved"
+    )
+    with pytest.raises(ValueError, match="column `image` holds images, no paths, and `data_dir` says where"):
+        load(str(tmp_path / "saved"), data_dir=tmp_path)
+
+
 def test_saved_splits_of_other_names(tmp_path, load, pictures):
     features = Features({"image": Image(), "label": Value("int64"), "n": Value("float32")})
     rows = Dataset.from_dict({"image": pictures.images[:2], "label": [0, 1], "n": [0.0, 1.0]}, features=features)
@@ -371,13 +555,58 @@ def test_image_folder_counts_what_it_leaves_out(folder, load, caplog, pictures):
     (folder / "train/2/deeper").mkdir()
     pictures.images[0].save(folder / "train/2/deeper/9.png")
     (folder / "train/empty").mkdir()
-    (folder / "train/.hidden").mkdir()
+    for hidden in ("2/._0.jpg", ".thumbnails/0.jpg", "2/.ipynb_checkpoints/0.jpg", "__MACOSX/2/0.jpg"):
+        (folder / "train" / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "train" / hidden).write_bytes(b"no image")
     with caplog.at_level(logging.WARNING):
         dataset = load("imagefolder", data_dir=folder)
     assert "1 images are in no class folder, left out, first: loose.png" in caplog.text
     assert "1 files are no images by their suffix, first: 2/notes.txt" in caplog.text
-    assert "class folders without an image: empty" in caplog.text
+    assert "class folders without an image: empty." in caplog.text and "thumbnails" not in caplog.text
     assert column(dataset["train"], "label").tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("train", "val"), [("Train", "VAL"), ("train", "Validation"), ("TRAINING", "dev")])
+def test_split_folders_with_capitals(folder, load, train, val):
+    """Taken for classes, they would put the test images into training."""
+    (folder / "train").rename(folder / train)
+    (folder / "val").rename(folder / val)
+    dataset = load("imagefolder", data_dir=folder)
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 9, "validation": 3}
+    assert dataset["train"].features["label"].names == ["10", "2", "cat, wild"]
+
+
+def test_folders_beside_train_that_nobody_reads_are_said(folder, load, caplog):
+    (folder / "val").rename(folder / "holdout")
+    with caplog.at_level(logging.WARNING):
+        assert list(load("imagefolder", data_dir=folder)) == ["train"]
+    assert "folders beside `train` that are no split, left out: holdout. Name them by `splits`" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["test", "Val", "VALIDATION"])
+def test_evaluation_folder_without_train_is_no_class(folder, load, name):
+    (folder / "val").rename(folder / name)
+    (folder / "train").rename(folder / "mine")
+    with pytest.raises(
+        ValueError, match=f"`{name}` without a folder `train`: .* Name the training folder by `splits`"
+    ):
+        load("imagefolder", data_dir=folder)
+    dataset = load("imagefolder", data_dir=folder, splits={"train": "mine", "test": name})
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 9, "test": 3}
+    names = load("imagefolder", data_dir=folder, splits={"train": "."})["train"].features["label"].names
+    assert names == sorted(["mine", name])
+
+
+def test_image_folder_by_named_splits(folder, load, caplog):
+    (folder / "train").rename(folder / "part a")
+    splits = {"train": "part a", "test": "val"}
+    for dataset in (load("imagefolder", data_dir=folder, splits=splits), load(str(folder), splits=splits)):
+        assert {split: len(rows) for split, rows in dataset.items()} == {"train": 9, "test": 3}
+        assert dataset["train"].features["label"].names == ["10", "2", "cat, wild"]
+    with pytest.raises(FileNotFoundError, match="names the folder train, but .* has part a, val"):
+        load("imagefolder", data_dir=folder, splits={"train": "train"})
+    with pytest.raises(ValueError, match="No folder for `train` among test"):
+        load("imagefolder", data_dir=folder, splits={"test": "val"})
 
 
 def test_image_folder_with_another_class_in_validation(folder, load):

@@ -289,6 +289,9 @@ def test_files_without_row(tmp_path):
     (tmp_path / "a").mkdir()
     for name in ("a/0.jpg", "a/1.JPG", "a/extra.png", "notes.txt"):
         (tmp_path / name).write_bytes(encode(len(name) + ord(name[2])))
+    for name in ("a/._0.jpg", ".thumbnails/0.jpg", "__MACOSX/0.jpg"):  # which the loader skips too
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
     cells = [{"bytes": None, "path": str(tmp_path / "a" / ".." / "a" / name)} for name in ("0.jpg", "1.JPG")]
     report = check(make_split(cells, [0, 1]), image_dir=tmp_path)
     assert list(found(report)) == ["file_without_row"]

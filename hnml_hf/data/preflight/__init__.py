@@ -18,7 +18,7 @@ import PIL.Image
 from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 
-from ..files import IMAGE_SUFFIXES
+from ..files import IMAGE_SUFFIXES, is_hidden
 from ..schema import UNKNOWN, noise_rate
 from .images import MAX_PIXELS, ImageCheck, check_image
 from .quarantine import apply_quarantine, load_quarantine, save_quarantine
@@ -188,7 +188,7 @@ def _class_set_differences(splits: list[SplitRows]) -> Iterator[dict]:
 
 
 def _files_without_row(splits: list[SplitRows], image_dir: str | os.PathLike) -> Iterator[dict]:
-    """Image files below `image_dir` (by suffix) that are no row of any split."""
+    """Image files below `image_dir` (by suffix, without hidden ones) that are no row of any split."""
     if not os.path.isdir(image_dir):
         raise ValueError(f"`image_dir` must be a folder of image files, got {os.fspath(image_dir)!r}.")
     real_folder = cache(os.path.realpath)
@@ -202,8 +202,8 @@ def _files_without_row(splits: list[SplitRows], image_dir: str | os.PathLike) ->
         for batch in split.images.iter(batch_size=1000):
             known.update(key(image["path"]) for image in batch["image"] if image is not None and image["path"])
     for folder, folders, names in os.walk(image_dir):
-        folders.sort()
-        for name in sorted(names):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(name for name in names if not is_hidden(name)):
             path = os.path.join(folder, name)
             if name.lower().endswith(IMAGE_SUFFIXES) and key(path) not in known:
                 yield {"path": path, "reason": "no row names this file"}
