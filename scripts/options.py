@@ -109,7 +109,7 @@ class DataArguments:
     )
     image_column: str | None = field(default=None, metadata={"help": "Column with images or paths."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the given, maybe wrong, labels."})
-    label_names: str | None = field(
+    class_names: str | None = field(
         default=None,
         metadata={
             "help": 'Class names in the order of their ids, as JSON: \'["cat", "dog"]\'; for labels that are numbers '
@@ -254,7 +254,7 @@ def parse_arguments(argv: list[str], doc: str = ""):
 
 COLUMNS = [f"{name}_column" for name in ("image", "label", "clean_label", "index", "test_label")]
 # options of `read_dataset`
-SOURCE = ("dataset", "dataset_config", "data_dir", "dataset_options", "label_names", "splits", *COLUMNS)
+SOURCE = ("dataset", "dataset_config", "data_dir", "dataset_options", "class_names", "splits", *COLUMNS)
 
 
 def add_source_options(parser: argparse.ArgumentParser, *, required: bool = True):
@@ -272,7 +272,7 @@ def read_dataset(options: argparse.Namespace | DataArguments, **more) -> Dataset
         options.dataset,
         config=options.dataset_config,
         data_dir=options.data_dir,
-        label_names=from_json("label_names", options.label_names),
+        label_names=from_json("class_names", options.class_names),  # transformers has its own `--label_names`
         splits=from_json("splits", options.splits),
         builder_options=from_json("dataset_options", options.dataset_options) or None,
         **{name: getattr(options, name) for name in COLUMNS},

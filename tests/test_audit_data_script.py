@@ -108,10 +108,10 @@ def test_names_for_the_classes(script, folder, tmp_path, capsys):
     rows = [(f"train/{c}/{i}.png", label) for label, c in enumerate("ab", start=1) for i in range(4)]
     table = write_table(folder, rows)
     arguments = ["--dataset", str(table), "--output", str(tmp_path / "audit.json")]
-    for option, counts in (([], {"0": 0, "1": 4, "2": 4}), (["--label_names", '["1", "2"]'], {"1": 4, "2": 4})):
+    for option, counts in (([], {"0": 0, "1": 4, "2": 4}), (["--class_names", '["1", "2"]'], {"1": 4, "2": 4})):
         script.main(arguments + option)
         assert json.loads((tmp_path / "audit.json").read_text())["splits"]["train"]["class_counts"] == counts
-    assert script.main([*arguments, "--label_names", '"12"']) == 1
+    assert script.main([*arguments, "--class_names", '"12"']) == 1
     assert "`label_names` must be a list of class names in id order, got '12'" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 MAX_CLASSES = 100_000  # a larger integer is an id, not a class
 INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")  # with leading zeros it is a name: `01` is not `1`
 DIGITS = re.compile(r"[0-9]+")
+BY_NAMES = "`label_names` (`--class_names` of the scripts)"  # what errors advise
 MISSING = ("", "na", "n/a", "nan", "none", "null")  # what tables write for no value, in any case
 FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 
@@ -55,7 +56,7 @@ def class_names(train: Sequence[RawSplit], label_names: Sequence[str] | None = N
                 if isinstance(label, int) and not 0 <= label < MAX_CLASSES:
                     raise ValueError(
                         f"{part.where(row)}: {what} {label} is out of range, expected 0..{MAX_CLASSES - 1}; "
-                        "`label_names` maps other values."
+                        f"{BY_NAMES} maps other values."
                     )
                 found = ids if isinstance(label, int) else texts
                 if label not in found:
@@ -69,7 +70,7 @@ def class_names(train: Sequence[RawSplit], label_names: Sequence[str] | None = N
         number, text = next(iter(ids)), next(iter(texts))
         raise ValueError(
             f"{texts[text]}: the label {text!r} is a name, that of {ids[number]} the integer {number}; pass "
-            "`label_names`."
+            f"{BY_NAMES}."
         )
     names = sorted(texts)
     logger.info("%s: %d classes in sorted order: %s.", train[0].source, len(names), ", ".join(names))
@@ -149,7 +150,7 @@ def _is_missing(value: object, raw: RawSplit) -> bool:
 
 def _no_label(value: object, raw: RawSplit, row: int) -> ValueError:
     text = isinstance(value, str) and value.strip()
-    said = f" ({value!r} means that, unless it is one of the `label_names`)" if text else ""
+    said = f" ({value!r} means that, unless it is one of the {BY_NAMES})" if text else ""
     return ValueError(f"{raw.where(row)}: the label is missing{said}; fill it in, or leave the row out.")
 
 
@@ -211,7 +212,7 @@ def warn_about_splits(
         advice = ""
         if all(map(DIGITS.fullmatch, names)):
             present = ", ".join(f'"{names[label]}"' for label in sorted(trained)[:3])
-            advice = f" Give the classes that there are by `label_names`, such as [{present}]."
+            advice = f" Give the classes that there are by {BY_NAMES}, such as [{present}]."
         logger.warning(
             "%d of %d classes have no row in train: %s.%s", len(untrained), len(names), first_few(untrained), advice
         )
