@@ -102,7 +102,7 @@ ALLOWED = {
     "report": {"whole_file"},
     "audit.estimate": {"gauge"},
     "audit.table": {"audit.estimate", "data.schema", "sample_statistics", "whole_file"},
-    "audit.evidence": {"cam", "data.decoding", "data.schema", "report"},
+    "audit.evidence": {"audit.table", "cam", "data.decoding", "data.schema", "report"},
     "audit.single_pass": {"audit.evidence", "data.schema", "sample_statistics"},
     "audit.export": {"audit.table"},
     "audit.cleaning": {"audit.table", "data.schema"},

@@ -123,6 +123,14 @@ def _check_records(records: np.ndarray, labels: np.ndarray, num_labels: int):
         )
 
 
+def probably_wrong(table: pd.DataFrame, threshold: float = 0.5) -> np.ndarray:
+    """Which labels count as wrong, `(n,)` bool: those whose score reaches the threshold, of samples that were seen.
+
+    Of the others nothing is known; the rate of all is their score.
+    """
+    return ((table["noise_score"] >= threshold) & (table["times_seen"] > 0)).to_numpy()
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 

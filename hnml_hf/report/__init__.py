@@ -77,7 +77,8 @@ def render_report(
     if len(evidence) > len(table):
         raise ValueError(f"{len(evidence)} suspects come with evidence, but the table has {len(table)} rows.")
     table = table.sort_values("rank", kind="stable")
-    names, score = list(map(str, summary["class_names"])), table["noise_score"].to_numpy()
+    names, seen = list(map(str, summary["class_names"])), table[table["times_seen"] > 0]  # of others nothing is known
+    score = seen["noise_score"].to_numpy()
     source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
     low, high = summary["noise_rate_interval"]
@@ -96,8 +97,8 @@ def render_report(
             num_likely=int((score >= 0.5).sum()),
             num_suspects=len(evidence),
             matrix=_matrix(summary, names),
-            worst=_worst_classes(table, names),
-            pairs=_pairs(table, names),
+            worst=_worst_classes(seen, names),
+            pairs=_pairs(seen, names),
             histogram=_histogram(score),
             curves=_curves(curves),
             provenance=summary.get("provenance", ""),
