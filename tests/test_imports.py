@@ -50,8 +50,8 @@ ALLOWED = {
     "data.manifest": {"data.schema"},
     "data.synthetic": {"data.decoding", "data.manifest", "data.schema", "noise"},
     "data.preflight.images": {"data.decoding"},
-    "data.preflight.report": {"data.preflight.images"},
-    "data.preflight.quarantine": {"data.preflight.images", "data.preflight.report", "data.schema"},
+    "data.preflight.report": {"data.preflight.images", "whole_file"},
+    "data.preflight.quarantine": {"data.preflight.images", "data.preflight.report", "data.schema", "whole_file"},
     "data.preflight.rows": {"data.schema"},
     "data.preflight": {f"data.preflight.{name}" for name in ("images", "quarantine", "report", "rows")}
     | {"data.files", "data.schema"},
