@@ -7,13 +7,14 @@
     python scripts/train.py --dataset outputs/cleaned --backbone resnet50 --output_dir outputs/second
 
 `--model` is a folder or a Hub id of a timm or transformers image classifier; it sees every image once. A run is loaded
-with the options of its dataset; a dataset that has changed since is refused.
+with the options of its dataset, each of which can be given anew, as `--data_dir` of one that was moved; a dataset that
+has changed since is refused.
 """
 
 import json
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -72,12 +73,16 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
         parser.error("--model needs --dataset and --output_dir")
     if (audit_args.apply or audit_args.clean) and not audit_args.clean_output:
         parser.error("--apply and --clean make a dataset: say where with --clean_output")
-    if audit_args.run and data_args.dataset is None:
+    if audit_args.clean_output and not (audit_args.apply or audit_args.clean):
+        parser.error("--clean_output needs --clean or --apply, which say what becomes of the labels")
+    if audit_args.run:
         saved = Path(audit_args.run, "_audit", "dataset.json")
         run_records(audit_args.run)  # the clearer error, if this is no run
-        if not saved.is_file():
+        if saved.is_file():
+            parser.set_defaults(**asdict(DataArguments(**json.loads(saved.read_text(encoding="utf-8")))))
+            audit_args, data_args = parse_all(parser, argv)
+        elif data_args.dataset is None:
             parser.error(f"{saved} is missing, so it is not known what the run was trained on; give --dataset")
-        data_args = DataArguments(**json.loads(saved.read_text(encoding="utf-8")))
     audit_args.output_dir = audit_args.output_dir or audit_args.run
     return audit_args, data_args
 

@@ -22,10 +22,11 @@ from hnml_hf import check_dataset
 
 
 preflight = hnml_hf.data.preflight
+DataError = hnml_hf.data.schema.DataError
 
 CLEAN, COULD_NOT_RUN, DEFECTS = 0, 1, 2
 
-# the loader's errors about data (not about options) begin with the place: `<file>:<line>:` or `<source> row <number>:`
+# what else the loader finds wrong with the data begins with the place: `<file>:<line>:` or `<source> row <number>:`
 PLACE = re.compile(r"\S.*?(:\d+| row \d+): ")
 
 
@@ -59,7 +60,7 @@ def load(arguments: argparse.Namespace) -> tuple[DatasetDict | None, list[dict]]
         try:
             return read_dataset(arguments, on_missing=on_missing), problems
         except ValueError as error:
-            if not PLACE.match(str(error)):
+            if not (isinstance(error, DataError) or PLACE.match(str(error))):
                 raise
             if {"reason": str(error)} not in problems:
                 problems.append({"reason": str(error)})
@@ -68,12 +69,13 @@ def load(arguments: argparse.Namespace) -> tuple[DatasetDict | None, list[dict]]
 
 def image_folder(arguments: argparse.Namespace) -> str | None:
     """The folder whose image files should all be rows: known for the user's own folders and tables."""
-    if arguments.dataset == "imagefolder":
-        return arguments.data_dir
-    if os.path.isdir(arguments.dataset):
-        return arguments.data_dir or arguments.dataset
-    if os.path.isfile(arguments.dataset):
-        return arguments.data_dir or os.path.dirname(os.path.abspath(arguments.dataset))
+    dataset, data_dir = (path and os.path.expanduser(path) for path in (arguments.dataset, arguments.data_dir))
+    if dataset == "imagefolder":
+        return data_dir
+    if os.path.isdir(dataset):
+        return data_dir or dataset
+    if os.path.isfile(dataset):
+        return data_dir or os.path.dirname(os.path.abspath(dataset))
     return None
 
 

@@ -24,6 +24,7 @@ from hnml_hf import (
     UnreadableImageError,
     apply_manifest,
     apply_quarantine,
+    class_balanced,
     draw_noise,
     load_manifest,
     load_noisy_dataset,
@@ -280,13 +281,34 @@ def read_dataset(options: argparse.Namespace | DataArguments, **more) -> Dataset
     )
 
 
+def check_noise(data_args: DataArguments):
+    """Raise `ValueError` on options of a noise that is not asked for. The seed also draws the held-out labels."""
+    if data_args.noise or data_args.noise_manifest:
+        return
+    given = [
+        f"--{option.name} {getattr(data_args, option.name)}"
+        for option in fields(DataArguments)
+        if option.name.startswith("noise_") and option.name != "noise_seed"
+        if getattr(data_args, option.name) != option.default
+    ]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: nothing says which noise. Give its kind, as `--noise symmetric`, or a saved draw by "
+            "`--noise_manifest`; without them the labels stay as they are, and these options have no place."
+        )
+
+
 def load_data(data_args: DataArguments) -> DatasetDict:
-    """The dataset with its splits; noise, if asked for, is drawn on the whole training set before the split."""
+    """The dataset with its splits.
+
+    Noise, if asked for, is drawn on the whole training set, and the quarantine lists rows of the whole; a balanced
+    part is taken of what is left, and held-out labels of that.
+    """
+    check_noise(data_args)
     data = read_dataset(
         data_args,
         partial=data_args.partial,
         on_missing=data_args.on_missing,
-        class_balanced_samples=data_args.class_balanced_samples,
         weight_column=data_args.weight_column,
     )
     names = data["train"].features["label"].names
@@ -316,6 +338,8 @@ def load_data(data_args: DataArguments) -> DatasetDict:
             save_manifest(data_args.noise_output, manifest)
     if data_args.quarantine:
         data = apply_quarantine(data, load_quarantine(data_args.quarantine))
+    if data_args.class_balanced_samples is not None:
+        data["train"] = class_balanced(data["train"], data_args.class_balanced_samples)
     if data_args.validation_fraction and "validation" not in data:
         data["train"], data["validation"] = split_validation(
             data["train"], fraction=data_args.validation_fraction, seed=data_args.noise_seed

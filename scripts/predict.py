@@ -11,11 +11,10 @@ import argparse
 import csv
 import io
 import json
-import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -24,14 +23,19 @@ from options import HelpFormatter, add_source_options, plain_errors, read_datase
 from PIL import Image
 from tqdm import tqdm
 
+import hnml_hf
 from hnml_hf import (
     NotAnImageError,
     TimmCAMForImageClassification,
+    TransformedDataset,
+    UnreadableImageError,
     escape_formula,
     open_image,
     predict,
 )
 
+
+whole_file = hnml_hf.whole_file.whole_file
 
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
@@ -52,25 +56,15 @@ def find_images(inputs: list[Path]) -> list[Path]:
     return found
 
 
-def readable(paths: list[Path], skip: bool) -> Iterator[Path | Image.Image]:
-    for path in paths:
+def readable(images: Iterable, read: Callable[..., Image.Image], skip: bool) -> Iterator[Image.Image | None]:
+    for image in images:
         try:
-            yield open_image(path)
-        except NotAnImageError as error:
+            yield read(image)
+        except (NotAnImageError, UnreadableImageError) as error:
             if not skip:
                 raise SystemExit(f"{error} Leave such files out with --skip_unreadable.") from error
             print(f"Left out: {error}", file=sys.stderr)
             yield None
-
-
-def write_aside(path: Path, text: str):
-    """All of the file, or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8", newline=""
-    ) as file:
-        file.write(text)
-    os.replace(file.name, path)
 
 
 def as_csv(rows: list[dict], top_k: int) -> str:
@@ -101,7 +95,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--top_k", type=int, default=5, help="Classes to name for each image.")
     parser.add_argument("--batch_size", type=int, default=32, help="Images at a time.")
     parser.add_argument("--device", help="Default: a GPU if there is one.")
-    parser.add_argument("--skip_unreadable", action="store_true", help="Leave out files that are no images.")
+    parser.add_argument("--skip_unreadable", action="store_true", help="Leave out images that cannot be read.")
     options = parser.parse_args(argv)
     if bool(options.inputs) == bool(options.dataset):
         parser.error("give image files or folders, or else --dataset")
@@ -118,10 +112,11 @@ def main(argv: list[str] | None = None):
         if options.split not in data:
             raise SystemExit(f"No split `{options.split}`; there are {', '.join(f'`{name}`' for name in data)}.")
         names = [str(index) for index in data[options.split]["index"]]
-        source = (row["image"] for row in data[options.split])
+        stored = TransformedDataset(data[options.split], lambda image: image)
+        source = readable(range(len(stored)), lambda row: stored[row]["pixel_values"], options.skip_unreadable)
     else:
         paths = find_images(options.inputs)
-        names, source = [str(path) for path in paths], readable(paths, options.skip_unreadable)
+        names, source = [str(path) for path in paths], readable(paths, open_image, options.skip_unreadable)
 
     kept = []
 
@@ -151,8 +146,11 @@ def main(argv: list[str] | None = None):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
         text = as_csv(rows, len(rows[0]["labels"]))
+    # bytes of a file name that are no UTF-8, as JSON escapes them: `\udce9`
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     if options.output:
-        write_aside(options.output, text)
+        with whole_file(options.output) as unfinished:
+            unfinished.write_text(text, encoding="utf-8", newline="")
         print(f"{len(rows)} predictions in {options.output}" + (f", maps in {options.cams}" if options.cams else ""))
     else:
         print(text, end="")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -113,6 +114,35 @@ def test_names_for_the_classes(script, folder, tmp_path, capsys):
         assert json.loads((tmp_path / "audit.json").read_text())["splits"]["train"]["class_counts"] == counts
     assert script.main([*arguments, "--class_names", '"12"']) == 1
     assert "`label_names` must be a list of class names in id order, got '12'" in capsys.readouterr().err
+
+
+def test_a_class_of_the_test_set_alone_is_a_defect(script, folder, tmp_path):
+    write_image(folder / "test/c/0.png", 50)
+    assert script.main(["--dataset", "imagefolder", "--data_dir", str(folder), "--output", str(tmp_path / "a")]) == 2
+    (found,) = json.loads((tmp_path / "a").read_text())["defects"]["loading"]
+    assert "label 'c' of test is none of the 2 classes" in found["reason"]
+
+
+def test_file_names_that_are_no_utf8_are_written(script, folder, tmp_path):
+    table = write_table(folder, [(f"train/{c}/{i}.png", c) for c in "ab" for i in range(4)])
+    stray = os.fsdecode(b"caf\xe9.png")
+    (folder / "train" / "a" / "0.png").rename(folder / "train" / "a" / stray)
+    report = tmp_path / "new" / "audit.json"
+    assert script.main(["--dataset", str(table), "--output", str(report)]) == 2
+    found = json.loads(report.read_text(encoding="utf-8"))["defects"]["file_without_row"]
+    assert str(folder / "train" / "a" / stray) in [entry["path"] for entry in found]
+    row = {"split": "train", "index": 3, "path": stray, "reason": "0 bytes"}
+    listed = script.preflight.empty_report()
+    listed["defects"]["empty_file"].append(row)
+    assert script.preflight.save_quarantine(tmp_path / "q.jsonl", listed) == 1
+    assert json.loads((tmp_path / "q.jsonl").read_text(encoding="utf-8"))["path"] == stray
+
+
+def test_a_folder_below_home(script, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    write_image(folder / "train/lost.png", 99)
+    assert script.main(["--dataset", "imagefolder", "--data_dir", "~/photos"]) == 2
+    assert script.main(["--dataset", "~/photos"]) == 2
 
 
 def test_exit_code_1_when_it_cannot_run(script, tmp_path, capsys):

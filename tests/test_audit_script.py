@@ -99,6 +99,22 @@ def test_weights_of_the_audit_reach_the_loss(run, scripts, tmp_path, caplog):
     assert len(load_audit(tmp_path / "second")) == 48
 
 
+def test_options_that_are_given_go_before_those_of_the_run(scripts, tiny_dataset, tmp_path):
+    """The folder was moved and its name is all that is given: columns and held-out share are those of the run."""
+    renamed = tiny_dataset.rename_columns({"label": "said", "clean_label": "true"})
+    renamed.save_to_disk(tmp_path / "before")
+    options = "--label_column said --clean_label_column true --validation_fraction 0.25 --max_steps 1".split()
+    out = tmp_path / "out"
+    scripts[0]([*TRAIN, "--dataset", str(tmp_path / "before"), "--output_dir", str(out), *options])
+    (tmp_path / "before").rename(tmp_path / "moved")
+    _, data_args = audit.parse_arguments(["--run", str(out)])
+    assert data_args.dataset == str(tmp_path / "before")
+    _, data_args = audit.parse_arguments(["--run", str(out), "--data_dir", "D", "--noise_seed", "3"])
+    assert (data_args.data_dir, data_args.noise_seed, data_args.label_column) == ("D", 3, "said")
+    scripts[1](["--run", str(out), "--dataset", str(tmp_path / "moved")])
+    assert len(load_audit(out)) == 36
+
+
 def test_a_dataset_that_has_changed_is_refused(run, scripts, tiny_dataset, tmp_path):
     tiny_dataset.select(range(40)).save_to_disk(tmp_path / "less")
     with pytest.raises(SystemExit, match="has changed since it was scored: 8 scored rows are gone"):
@@ -158,6 +174,7 @@ def test_options_that_do_not_fit(run, scripts, tmp_path, capsys):
         (["--run", "a", "--model", "b"], "give --run"),
         (["--model", "b"], "--model needs --dataset and --output_dir"),
         (["--run", str(run / "out"), "--clean", "drop"], "say where with --clean_output"),
+        (["--run", str(run / "out"), "--clean_output", "c"], "--clean_output needs --clean or --apply"),
     ):
         with pytest.raises(SystemExit):
             scripts[1](options)

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,39 @@ def test_a_broken_file_stops_it_with_nothing_written(saved, photos, tmp_path, ca
     said = capsys.readouterr().err
     assert said.count("Left out") == 2 and "bomb.png` cannot be read as an image: Image size (4000000 pixels)" in said
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_file_name_that_is_no_utf8_and_the_mode_of_the_output(saved, photos, tmp_path, capsys, ending):
+    stray = photos / os.fsdecode(b"caf\xe9.png")
+    (photos / "0.png").rename(stray)
+    output = tmp_path / "out" / f"p.{ending}"
+    arguments = [str(photos), "--model", str(saved)]
+    script("predict").main([*arguments, "--output", str(output)])
+    assert [path.name for path in output.parent.iterdir()] == [output.name]  # nothing stays behind
+    (tmp_path / "plain").touch()
+    assert output.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    text = output.read_text(encoding="utf-8")
+    if ending == "csv":
+        assert "caf\\udce9.png," in text
+        capsys.readouterr()
+        script("predict").main(arguments)
+        assert capsys.readouterr().out.replace("\r\n", "\n") == text
+    else:
+        assert str(stray) in [json.loads(line)["image"] for line in text.splitlines()]
+
+
+def test_images_of_a_dataset_that_cannot_be_read(saved, flowers, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (flowers / "test" / "blue" / "1.png").write_bytes(b"no")
+    arguments = ["--model", str(saved), "--dataset", "imagefolder", "--data_dir", str(flowers)]
+    arguments += ["--output", str(tmp_path / "p.jsonl")]
+    with pytest.raises(SystemExit, match="1.png` of the sample with index 1 cannot be read.*--skip_unreadable"):
+        script("predict").main(arguments)
+    script("predict").main([*arguments, "--skip_unreadable"])
+    assert "Left out: Image" in capsys.readouterr().err
+    rows = map(json.loads, (tmp_path / "p.jsonl").read_text().splitlines())
+    assert [row["image"] for row in rows] == ["0", "2", "3", "4", "5", "6", "7"]
 
 
 @pytest.mark.parametrize(

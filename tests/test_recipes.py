@@ -1,5 +1,6 @@
 """A recipe can be read: every option exists, the dataset and the network too, and its header says what it is."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
-from options import find_recipe, parse_arguments
+from options import DataArguments, check_noise, find_recipe, load_data, parse_arguments
 
 from hnml_hf.data import DATASET_NAMES
 
@@ -65,3 +66,29 @@ def test_an_option_that_is_null_keeps_its_default(tmp_path):
     _, data_args, args = parse_arguments(["--recipe", str(tmp_path / "mine.yaml")])
     assert data_args.noise is None and args.gauge_fraction is None
     assert args.meta_lr == pytest.approx(40 * args.learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"noise_rate": 0.4}, "--noise_rate 0.4: nothing says which noise. Give its kind, as `--noise symmetric`"),
+        ({"noise_draw": "exact", "noise_output": "n.json"}, "--noise_draw exact, --noise_output n.json: nothing says"),
+    ],
+)
+def test_options_of_a_noise_that_nobody_names(given, message):
+    with pytest.raises(ValueError, match=message):
+        load_data(DataArguments(dataset="no_such_folder", **given))
+    check_noise(DataArguments(noise="symmetric", **given))
+    check_noise(DataArguments(noise_manifest="n.json", **given))
+    check_noise(DataArguments(noise_seed=3, validation_fraction=0.1))  # it draws the held-out labels too
+
+
+def test_a_quarantine_list_of_the_whole_dataset_goes_before_a_balanced_part(tiny_dataset, tmp_path):
+    tiny_dataset.save_to_disk(tmp_path / "data")
+    bad = tiny_dataset["index"][:20]
+    lines = (json.dumps({"split": "train", "index": index}) for index in bad)
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    options = {"dataset": str(tmp_path / "data"), "class_balanced_samples": 15}
+    data = load_data(DataArguments(**options, quarantine=str(tmp_path / "q.jsonl")))["train"]
+    labels = data["label"][:]
+    assert [labels.count(label) for label in range(3)] == [5, 5, 5] and not set(data["index"]) & set(bad)

@@ -8,7 +8,7 @@ import pandas as pd
 from datasets import ClassLabel, Dataset, Value
 
 from ..data.schema import column
-from .table import check_unchanged
+from .table import check_unchanged, probably_wrong
 
 
 MARKS = ("wrong", "right", "unsure")
@@ -73,7 +73,7 @@ def clean_dataset(
     """A dataset without the labels that are probably wrong.
 
     Marks of a person go first: `wrong` takes the new label, `right` and `unsure` keep the given one. On the others
-    `how` acts where the score reaches the threshold.
+    `how` acts where the score reaches the threshold. A sample that was never seen is no suspect.
 
     Args:
         dataset (`datasets.Dataset`): that was scored.
@@ -101,7 +101,7 @@ def clean_dataset(
     facts = table.set_index("index").loc[index]
     labels, score = facts["label"].to_numpy().copy(), facts["noise_score"].to_numpy()
     action = np.full(len(index), "kept", dtype=object)
-    suspect = score >= threshold
+    suspect = probably_wrong(facts, threshold)
     weight = 1 - score
     if marks is not None:
         marked = np.isin(index, marks.index)

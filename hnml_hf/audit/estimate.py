@@ -15,6 +15,7 @@ FIT_ON = 50_000  # samples that the channel is estimated on; all are scored
 FEWEST_HELD_OUT = 100  # labels that no loss saw, for the rate to be estimated on them alone
 REPLICATES = 20
 REPLICATE_SIZE = 5_000  # samples in one of them, at most
+DENSE = 1_000  # classes; with more only the pairs that occur are worked on, and no pair has an interval
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class NoiseEstimate:
         noise_rate (`float`): share of wrong labels, in [0, 1].
         noise_rate_interval (`list[float]`): low and high.
         transition_matrix (`np.ndarray` of shape `(k, k)`): `[i, j] = P(given j | true i)`; rows sum to 1.
-        transition_matrix_interval (`np.ndarray` of shape `(2, k, k)`): low and high.
+        transition_matrix_interval (`np.ndarray` of shape `(2, k, k)`, *optional*): low and high; with more than 1,000
+            classes there is none.
         sharpness (`float`): b, the exponent of the teacher's probabilities.
         log_odds (`np.ndarray` of shape `(n,)`): of "wrong".
         suggested_label (`np.ndarray` of shape `(n,)`): the most probable label other than the given one.
@@ -35,7 +37,7 @@ class NoiseEstimate:
     noise_rate: float
     noise_rate_interval: list[float]
     transition_matrix: np.ndarray
-    transition_matrix_interval: np.ndarray
+    transition_matrix_interval: np.ndarray | None
     sharpness: float
     log_odds: np.ndarray
     suggested_label: np.ndarray
@@ -94,14 +96,17 @@ def estimate_noise(records: np.ndarray, num_labels: int, *, seed: int = 0) -> No
         rates, channels = _replicates(judged, channel, offsets, own_sharpness, other_sharpness, generator)
         log_odds = log_odds + _shift_to(rate, log_odds)
     low, high = np.quantile(rates, [0.025, 0.975])
-    lowest, highest = np.quantile(channels, [0.025, 0.975], axis=0)
+    interval = None
+    if channels is not None:
+        lowest, highest = np.quantile(channels, [0.025, 0.975], axis=0)
+        interval = np.stack([np.minimum(lowest, channel), np.maximum(highest, channel)])
 
     everyone = np.arange(len(opinions))
     return NoiseEstimate(
         noise_rate=rate,
         noise_rate_interval=[float(min(low, rate)), float(max(high, rate))],
         transition_matrix=channel,
-        transition_matrix_interval=np.stack([np.minimum(lowest, channel), np.maximum(highest, channel)]),
+        transition_matrix_interval=interval,
         sharpness=sharpness,
         log_odds=log_odds,
         suggested_label=opinions.classes[everyone, slot],
@@ -164,20 +169,34 @@ class Opinions:
     def fit_channel(
         self, sharpness: float, *, start: tuple[np.ndarray, np.ndarray] | None = None, iterations: int = 200
     ) -> tuple[np.ndarray, np.ndarray]:
-        """T of shape `(k, k)` and a of shape `(k,)` by expectation maximisation; each class has one sure sample."""
-        k, label = self.num_labels, self.labels[:, None]
+        """T of shape `(k, k)` and a of shape `(k,)` by expectation maximisation; each class has one sure sample.
+
+        Of the k^2 cells only those differ from 0 that samples point at: with thousands of classes they are few.
+        """
+        k = self.num_labels
+        pointed_at, sure = self.classes * k + self.labels[:, None], np.arange(k) * (k + 1)
+        known = [] if start is None else np.flatnonzero(start[0])
+        cells = np.unique(np.concatenate([pointed_at.ravel(), sure, known]).astype(np.int64))
+        at, sure, rows = np.searchsorted(cells, pointed_at), np.searchsorted(cells, sure), cells // k
         if start is None:
-            channel = np.full((k, k), 0.3 / (k - 1))
-            np.fill_diagonal(channel, 0.7)
+            channel = np.full(len(cells), 0.3 / (k - 1))
+            channel[sure] = 0.7
             offsets = np.zeros(k)
         else:
-            channel, offsets = start
+            channel, offsets = start[0].ravel()[cells], start[1]
+        matrix = np.zeros((k, k))
         for _ in range(iterations):
-            joint, prior = self.joint(sharpness, channel, offsets)
+            prior = self.prior(sharpness, offsets)
+            joint = prior * channel[at]
             resolved = joint / joint.sum(-1, keepdims=True)
-            counts = np.bincount((self.classes * k + label).ravel(), weights=resolved.ravel(), minlength=k * k)
-            counts = counts.reshape(k, k) + np.eye(k)
-            updated = counts / counts.sum(-1, keepdims=True)
+            counts = np.bincount(at.ravel(), weights=resolved.ravel(), minlength=len(cells))
+            counts[sure] += 1
+            if k <= DENSE:
+                matrix.ravel()[cells] = counts
+                sums = matrix.sum(-1)
+            else:  # the same but for rounding
+                sums = np.bincount(rows, weights=counts)
+            updated = counts / sums[rows]
             found = np.bincount(self.classes.ravel(), weights=resolved.ravel(), minlength=k)
             expected = np.bincount(self.classes.ravel(), weights=prior.ravel(), minlength=k)
             offsets = offsets + 0.5 * (np.log(found + 1) - np.log(expected + 1))
@@ -185,7 +204,8 @@ class Opinions:
             channel = updated
             if done:
                 break
-        return channel, offsets
+        matrix.ravel()[cells] = channel
+        return matrix, offsets
 
 
 def _memorizes(opinions: Opinions, held_out: np.ndarray) -> bool:
@@ -217,8 +237,10 @@ def _match(opinions: Opinions, target: float) -> float:
     return float((low * high) ** 0.5)
 
 
-def _replicates(opinions, channel, offsets, sharpness, other_sharpness, generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rates `(r,)` and channels `(r, k, k)` over resampled samples and over the doubt about b."""
+def _replicates(
+    opinions, channel, offsets, sharpness, other_sharpness, generator
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rates `(r,)` and, up to 1,000 classes, channels `(r, k, k)` over resampled samples and the doubt about b."""
     spread = abs(np.log(other_sharpness / sharpness))
     rates, channels = [], []
     for doubt in np.linspace(-2, 2, REPLICATES):  # the readings differ by 1
@@ -226,8 +248,9 @@ def _replicates(opinions, channel, offsets, sharpness, other_sharpness, generato
         part = opinions.take(generator.integers(0, len(opinions), min(len(opinions), REPLICATE_SIZE)))
         fitted = part.fit_channel(b, start=(channel, offsets), iterations=15)
         rates.append(part.rate(b, *fitted))
-        channels.append(fitted[0])
-    return np.array(rates), np.array(channels)
+        if opinions.num_labels <= DENSE:
+            channels.append(fitted[0])
+    return np.array(rates), np.array(channels) if channels else None
 
 
 def _probability(log_odds: np.ndarray | float) -> np.ndarray:

@@ -13,6 +13,7 @@ from ..cam import normalize_cams
 from ..data.decoding import UNREADABLE, to_rgb
 from ..data.schema import column
 from ..report import Evidence
+from .table import probably_wrong
 
 
 MAX_SUSPECTS = 2_000
@@ -20,9 +21,9 @@ FEWEST_SUSPECTS = 48
 
 
 def num_suspects(table: pd.DataFrame, most: int = MAX_SUSPECTS) -> int:
-    """How many samples to show: all that are probably wrong, at least 48 and at most `most`."""
-    likely = int((table["noise_score"] >= 0.5).sum())
-    return min(len(table), most, max(likely, FEWEST_SUSPECTS))
+    """How many samples to show: all that are probably wrong, at least 48 of those seen and at most `most`."""
+    likely = int(probably_wrong(table).sum())
+    return min(int((table["times_seen"] > 0).sum()), most, max(likely, FEWEST_SUSPECTS))
 
 
 def decode_images(dataset: Dataset, rows: Sequence[int]) -> list[Pillow.Image | str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, Image
 
-from .table import check_unchanged
+from .table import check_unchanged, probably_wrong
 
 
 FORMATS = ("csv", "cleanlab", "fiftyone", "datumaro")
@@ -74,7 +74,7 @@ def escape_formula(value: object) -> object:
 
 def cleanlab_issues(table: pd.DataFrame) -> pd.DataFrame:
     """The columns of cleanlab's `Datalab.get_issues("label")`, by `index`; in them a low score means a wrong label."""
-    wrong = (table["noise_score"] >= 0.5).to_numpy()
+    wrong = probably_wrong(table)
     return pd.DataFrame(
         {
             "is_label_issue": wrong,

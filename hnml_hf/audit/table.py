@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,20 @@ from ..whole_file import whole_file
 from .estimate import estimate_noise
 
 
-TABLE_FILE, SUMMARY_FILE = "noise_scores.parquet", "summary.json"
+TABLE_FILE, SUMMARY_FILE, MATRIX_FILE = "noise_scores.parquet", "summary.json", "transition_matrix.npy"
 FORMAT = "hnml_hf noise audit 1"
+
+
+class SharedMatrix(np.ndarray):
+    """A read-only matrix in `attrs`, which pandas copies with every step otherwise: 100 MB with 5,000 classes."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def _shared(matrix: np.ndarray) -> SharedMatrix:
+    matrix.flags.writeable = False
+    return matrix.view(SharedMatrix)
 
 
 def noise_scores(records: np.ndarray, class_names: Sequence[str], *, seed: int = 0, **facts) -> pd.DataFrame:
@@ -41,8 +54,9 @@ def noise_scores(records: np.ndarray, class_names: Sequence[str], *, seed: int =
         suggested_probability, margin, foreground_agreement` (nan without a mask level), `times_seen,
         first_epoch_learned, last_epoch_learned` (-1 = never), in the order of `index`. Its `attrs` hold the summary:
         `noise_rate` and `noise_rate_interval` (95 %), `transition_matrix` with `[i, j] = P(given j | true i)` and its
-        interval `(low, high)`, `class_names`, `dataset_fingerprint`, `facts`. A sample that was never seen has the
-        estimated rate as its score.
+        interval `(low, high)`, `class_names`, `dataset_fingerprint`, `facts`. With more than 1,000 classes the matrix
+        is a read-only array of float32 instead of a list, and its interval `None`. A sample that was never seen has
+        the estimated rate as its score.
 
     Raises:
         ValueError: if no sample was seen, ids are not unique, or a label is none of the classes.
@@ -79,14 +93,15 @@ def noise_scores(records: np.ndarray, class_names: Sequence[str], *, seed: int =
             "last_epoch_learned": records["last_learned"].astype(np.int64),
         }
     )
+    matrix, interval = estimate.transition_matrix, estimate.transition_matrix_interval
     table.attrs = {
         "format": FORMAT,
         "class_names": list(map(str, class_names)),
         "num_samples": len(records),
         "noise_rate": estimate.noise_rate,
         "noise_rate_interval": estimate.noise_rate_interval,
-        "transition_matrix": estimate.transition_matrix.tolist(),
-        "transition_matrix_interval": estimate.transition_matrix_interval.tolist(),
+        "transition_matrix": _shared(matrix.astype(np.float32)) if interval is None else matrix.tolist(),
+        "transition_matrix_interval": None if interval is None else interval.tolist(),
         "sharpness": estimate.sharpness,
         "dataset_fingerprint": labels_fingerprint(records["index"], labels, num_labels),
         **facts,
@@ -108,13 +123,29 @@ def _check_records(records: np.ndarray, labels: np.ndarray, num_labels: int):
         )
 
 
+def probably_wrong(table: pd.DataFrame, threshold: float = 0.5) -> np.ndarray:
+    """Which labels count as wrong, `(n,)` bool: those whose score reaches the threshold, of samples that were seen.
+
+    Of the others nothing is known; the rate of all is their score.
+    """
+    return ((table["noise_score"] >= threshold) & (table["times_seen"] > 0)).to_numpy()
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
 def write_audit(folder: str | os.PathLike, table: pd.DataFrame) -> Path:
-    """Write `noise_scores.parquet`, with the summary in its metadata, and `summary.json` into a folder; returns it."""
-    folder = Path(folder)
-    summary = json.dumps(table.attrs)
+    """Write `noise_scores.parquet`, with the summary in its metadata, and `summary.json` into a folder; returns it.
+
+    A transition matrix that is an array, since it has more than 1,000 classes, becomes `transition_matrix.npy` beside
+    them: Arrow takes no metadata of that size.
+    """
+    folder, facts = Path(folder), table.attrs
+    if isinstance(facts["transition_matrix"], np.ndarray):
+        with whole_file(folder / MATRIX_FILE) as unfinished:
+            np.save(unfinished, facts["transition_matrix"], allow_pickle=False)
+        facts = {**facts, "transition_matrix": MATRIX_FILE}
+    summary = json.dumps(facts)
     plain = table.copy(deep=False)
     plain.attrs = {}
     content = pa.Table.from_pandas(plain, preserve_index=False)
@@ -122,7 +153,7 @@ def write_audit(folder: str | os.PathLike, table: pd.DataFrame) -> Path:
     with whole_file(folder / TABLE_FILE) as unfinished:
         pq.write_table(content, unfinished)
     with whole_file(folder / SUMMARY_FILE) as unfinished:
-        unfinished.write_text(json.dumps(table.attrs, indent=1) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
@@ -136,8 +167,8 @@ def load_audit(path: str | os.PathLike) -> pd.DataFrame:
         `pd.DataFrame`: as [`noise_scores`] made it; the summary is in `attrs`.
 
     Raises:
-        FileNotFoundError: if there are no scores.
-        ValueError: if the file holds something else.
+        FileNotFoundError: if there are no scores, or the matrix that belongs to them is not beside them.
+        ValueError: if a file holds something else.
     """
     path = Path(path)
     for file in (path, path / TABLE_FILE, path / AUDIT_FOLDER / TABLE_FILE):
@@ -154,6 +185,14 @@ def load_audit(path: str | os.PathLike) -> pd.DataFrame:
         table.attrs = json.loads(content.schema.metadata[b"noise_audit"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not a table of noise scores ({type(error).__name__}: {error}).") from error
+    if table.attrs.get("transition_matrix") == MATRIX_FILE:
+        matrix = file.with_name(MATRIX_FILE)
+        if not matrix.is_file():
+            raise FileNotFoundError(f"{matrix} belongs to {file} and is not there; keep them in one folder.")
+        try:
+            table.attrs["transition_matrix"] = _shared(np.load(matrix, allow_pickle=False))
+        except (ValueError, EOFError, TokenError) as error:  # NumPy takes the header for Python
+            raise ValueError(f"{matrix} is not a transition matrix ({error}).") from error
     return table
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from .columns import RawSplit
 from .files import first_few, is_plain
-from .schema import UNKNOWN
+from .schema import UNKNOWN, DataError
 
 
 logger = logging.getLogger(__name__)
@@ -105,12 +105,12 @@ def encode_labels(raw: RawSplit, names: Sequence[str], split: str) -> tuple[np.n
         if numbers and str(label) in ids:
             return ids[str(label)]
         if numbers or isinstance(label, str):
-            raise ValueError(
+            raise DataError(
                 f"{raw.where(row)}: {what} {label!r} of {split} is none of the {len(names)} classes: "
                 f"{first_few(names)}."
             )
         if not 0 <= label < len(names):
-            raise ValueError(
+            raise DataError(
                 f"{raw.where(row)}: {what} {label} of {split} is out of range, expected 0..{len(names) - 1}."
             )
         return label

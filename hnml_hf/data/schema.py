@@ -16,6 +16,10 @@ COLUMNS = ("image", "label", "clean_label", "index")
 UNKNOWN = -1  # value of `clean_label` where the true class is not known
 
 
+class DataError(ValueError):
+    """A defect of the data, as opposed to a mistake in the options."""
+
+
 def noisy_features(names: Sequence[str]) -> Features:
     """The features that all builders share; `names` are the class names in id order."""
     return Features(

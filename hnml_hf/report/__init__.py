@@ -77,7 +77,8 @@ def render_report(
     if len(evidence) > len(table):
         raise ValueError(f"{len(evidence)} suspects come with evidence, but the table has {len(table)} rows.")
     table = table.sort_values("rank", kind="stable")
-    names, score = list(map(str, summary["class_names"])), table["noise_score"].to_numpy()
+    names, seen = list(map(str, summary["class_names"])), table[table["times_seen"] > 0]  # of others nothing is known
+    score = seen["noise_score"].to_numpy()
     source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
     low, high = summary["noise_rate_interval"]
@@ -96,8 +97,8 @@ def render_report(
             num_likely=int((score >= 0.5).sum()),
             num_suspects=len(evidence),
             matrix=_matrix(summary, names),
-            worst=_worst_classes(table, names),
-            pairs=_pairs(table, names),
+            worst=_worst_classes(seen, names),
+            pairs=_pairs(seen, names),
             histogram=_histogram(score),
             curves=_curves(curves),
             provenance=summary.get("provenance", ""),
@@ -128,9 +129,10 @@ def _percent(share: float) -> str:
 
 
 def _matrix(summary: Mapping, names: list[str]) -> dict:
-    matrix = np.asarray(summary["transition_matrix"], dtype=float)
-    bounds = np.asarray(summary["transition_matrix_interval"], dtype=float)
-    wrong = matrix * (1 - np.eye(len(names)))
+    matrix, interval = np.asarray(summary["transition_matrix"]), summary["transition_matrix_interval"]
+    bounds = None if interval is None else np.asarray(interval)
+    wrong = np.array(matrix)
+    np.fill_diagonal(wrong, 0)
     shown = np.arange(len(names))
     if len(names) > MATRIX_CLASSES:
         shown = np.sort(np.argsort(-wrong.sum(1) - wrong.sum(0), kind="stable")[:MATRIX_CLASSES])
@@ -140,13 +142,16 @@ def _matrix(summary: Mapping, names: list[str]) -> dict:
         cells = []
         for given in shown:
             value = matrix[true, given]
-            low, high = bounds[:, true, given]
             text = "·" if value < 0.005 else f"{100 * value:.0f}"
             shade = 0 if true == given else value / top
-            title = f"{names[true]} labelled {names[given]}: {100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+            title = f"{names[true]} labelled {names[given]}: {100 * value:.1f} %"
+            if bounds is not None:
+                low, high = bounds[:, true, given]
+                title += f" ({100 * low:.1f} to {100 * high:.1f})"
             cells.append({"text": text, "shade": f"{shade:.3f}", "same": true == given, "title": title})
         rows.append({"name": names[true], "cells": cells})
-    return {"names": [names[i] for i in shown], "rows": rows, "cut": len(shown) < len(names)}
+    found = {"names": [names[i] for i in shown], "cut": len(shown) < len(names), "bounds": bounds is not None}
+    return {**found, "rows": rows}
 
 
 def _worst_classes(table: pd.DataFrame, names: list[str]) -> list[dict]:

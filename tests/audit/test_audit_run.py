@@ -11,8 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from hnml_hf import TimmCAMForImageClassification, audit_run, create_transforms, load_audit, noise_scores, run_records
+from hnml_hf import (
+    TimmCAMForImageClassification,
+    audit_run,
+    clean_dataset,
+    create_transforms,
+    load_audit,
+    noise_scores,
+    run_records,
+)
 from hnml_hf.audit.evidence import collect_evidence, num_suspects
+from hnml_hf.audit.export import cleanlab_issues
 from hnml_hf.audit.table import check_unchanged
 
 
@@ -119,6 +128,29 @@ def test_the_picture_is_what_the_transform_looks_at(crop_mode, colours):
 
 
 def test_number_of_suspects():
-    table = pd.DataFrame({"noise_score": np.linspace(0, 1, 1000)})
+    table = pd.DataFrame({"noise_score": np.linspace(0, 1, 1000), "times_seen": 1})
     assert num_suspects(table) == 500 and num_suspects(table, 100) == 100
     assert num_suspects(table.head(30)) == 30 and num_suspects(table.head(300)) == 48
+    table.loc[970:, "times_seen"] = 0
+    assert num_suspects(table) == 470 and num_suspects(table.tail(40)) == 10
+
+
+def test_rows_that_no_model_saw_are_no_suspects(tiny_dataset, scored, tmp_path):
+    """Their score is the rate of all, which says nothing of them: here it is above the threshold."""
+    records = scored.copy()
+    by_index = tiny_dataset.to_pandas().set_index("index").loc[records["index"]]
+    wrong = (by_index["label"] != by_index["clean_label"]).to_numpy()
+    right = np.flatnonzero(~wrong)
+    records["times_seen"][right[4:]] = 0
+    table = audit_run(tmp_path, records, tiny_dataset, transform=lambda image: image)
+    unseen = set(table.loc[table["times_seen"] == 0, "index"])
+    assert table.attrs["noise_rate"] > 0.5 and len(unseen) == 26
+    for how in ("drop", "relabel"):
+        cleaned = clean_dataset(tiny_dataset, table, how=how).to_pandas().set_index("index")
+        assert unseen <= set(cleaned.index) and set(cleaned.loc[list(unseen), "audit_action"]) == {"kept"}
+    issues = cleanlab_issues(table)
+    assert set(issues.index[issues["is_label_issue"]]) == set(records["index"][wrong])
+    page = (tmp_path / "_audit" / "report.html").read_text(encoding="utf-8")
+    assert '<span class="soft">Labels probably wrong</span><b class="num">18</b>' in page
+    assert '<span class="soft">Shown with evidence</span><b class="num">22</b>' in page
+    assert "4 samples below 0.1" in page

@@ -1,11 +1,15 @@
 """Rates, channels and scores on simulated runs whose wrong labels are known."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hnml_hf import SampleStatistics, noise_scores
+from hnml_hf import SampleStatistics, load_audit, noise_scores, render_report
+from hnml_hf.audit.estimate import estimate_noise
+from hnml_hf.audit.table import write_audit
 
 
 def simulate(rate, *, n=3000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0, memorized=0.0, held_out=0.0):
@@ -137,6 +141,58 @@ def test_more_classes_than_are_followed():
     table = noise_scores(statistics.records, [str(i) for i in range(k)])
     assert roc_auc_score(labels != clean, table["noise_score"]) > 0.95
     assert abs(table.attrs["noise_rate"] - (labels != clean).mean()) < 0.06
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.15])
+def test_the_pairs_that_occur_give_what_all_cells_give(monkeypatch, held_out):
+    """Beyond a number of classes only these are worked on; sums are then rounded otherwise, and no pair has an
+    interval."""
+    records, _, _ = simulate(0.4, memorized=0.6 if held_out else 0.0, held_out=held_out)
+    dense = estimate_noise(records, 5)
+    monkeypatch.setattr("hnml_hf.audit.estimate.DENSE", 4)
+    few = estimate_noise(records, 5)
+    assert few.transition_matrix_interval is None
+    np.testing.assert_allclose(few.transition_matrix, dense.transition_matrix, rtol=1e-9)
+    np.testing.assert_allclose(few.log_odds, dense.log_odds, rtol=1e-9)
+    np.testing.assert_allclose(few.noise_rate_interval, dense.noise_rate_interval, rtol=1e-9)
+
+
+def test_thousands_of_classes_take_a_few_matrices(tmp_path):
+    """Of 1,500 classes; those of all replicates, with their quantiles, would be more than twenty. With 5,000 classes
+    and 100,000 samples `noise_scores` took 15 s of processor time and 700 MB beside what imports take."""
+    k, n = 1_500, 3_000
+    generator = np.random.default_rng(0)
+    records = SampleStatistics(np.arange(n), np.arange(n) % k, k).records
+    records["candidate_labels"] = (records["label"][:, None] + generator.integers(1, k, (n, 9))) % k
+    records["times_seen"], records["given"], records["given_votes"] = 2, 0.6, 0.9
+    records["candidates"] = records["votes"] = 0.01
+    tracemalloc.start()
+    table = noise_scores(records, [f"c{i}" for i in range(k)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 * 8 * k * k
+    matrix = table.attrs["transition_matrix"]
+    np.testing.assert_allclose(matrix.sum(-1), 1, rtol=1e-5)
+    assert table.head(3).attrs["transition_matrix"] is matrix  # not copied by every step
+    assert table.attrs["transition_matrix_interval"] is None
+
+    loaded = load_audit(write_audit(tmp_path, table))
+    pd.testing.assert_frame_equal(loaded, table)
+    np.testing.assert_array_equal(loaded.attrs["transition_matrix"], matrix)
+    assert loaded.attrs["transition_matrix"][2][2] == matrix[2, 2]
+    assert {name: loaded.attrs[name] for name in loaded.attrs if name != "transition_matrix"} == {
+        name: table.attrs[name] for name in table.attrs if name != "transition_matrix"
+    }
+    assert (tmp_path / "summary.json").stat().st_size < 100_000
+    page = render_report(loaded, loaded.attrs, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Point at a cell" not in page and "The 20 classes with most wrong labels of 1500" in page
+
+    (tmp_path / "transition_matrix.npy").write_bytes(b"x")
+    with pytest.raises(ValueError, match="transition_matrix.npy is not a transition matrix"):
+        load_audit(tmp_path)
+    (tmp_path / "transition_matrix.npy").unlink()
+    with pytest.raises(FileNotFoundError, match="transition_matrix.npy belongs to .* keep them in one folder"):
+        load_audit(tmp_path)
 
 
 def test_runs_without_scores_and_bad_records():

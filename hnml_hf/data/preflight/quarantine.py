@@ -7,6 +7,7 @@ import os
 import numpy as np
 from datasets import DatasetDict
 
+from ...whole_file import whole_file
 from ..schema import column
 from .images import IMAGE_DEFECTS
 from .report import LABEL_DEFECTS
@@ -42,7 +43,10 @@ def save_quarantine(path: str | os.PathLike, report: dict) -> int:
         for row in entry["rows"]:
             if row["split"] == entry["splits"][0]:
                 add(row, f"split_overlap: also in {entry['splits'][1]}")
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
+    with (
+        whole_file(path) as unfinished,
+        open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+    ):
         for (split, index), entry in rows.items():
             reason = "; ".join(dict.fromkeys(entry["reasons"]))
             line = {"split": split, "index": index, "reason": reason, "path": entry["path"]}

@@ -2,8 +2,8 @@
 
 import json
 import os
-from pathlib import Path
 
+from ...whole_file import whole_file
 from .images import IMAGE_DEFECTS
 
 
@@ -40,8 +40,10 @@ def empty_report() -> dict:
 
 
 def save_report(path: str | os.PathLike, report: dict) -> None:
-    """Write the report as JSON."""
-    Path(path).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    """Write the report as JSON. Bytes of a file name that are no UTF-8 are escaped."""
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def format_report(report: dict) -> str:
