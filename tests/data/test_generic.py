@@ -147,11 +147,11 @@ def test_label_names_give_the_ids(images, load):
 def test_sorted_names_and_integers_are_said_in_the_log(images, load, caplog):
     root, names = images
     write_table(root / "train.csv", ["image", "label"], [(names[0], "b"), (names[1], "a")])
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="hnml_hf"):
         load(str(root))
     assert "2 classes in sorted order: a, b" in caplog.text
     write_table(root / "train.csv", ["image", "label"], [(names[0], 3), (names[1], 0)])
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="hnml_hf"):
         load(str(root))
     assert "integer labels without names: classes 0..3" in caplog.text
 
