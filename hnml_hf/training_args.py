@@ -192,17 +192,7 @@ class HNMLTrainingArguments(TrainingArguments):
         metadata={"help": "Where `torch_compile` fails, go on with that part uncompiled instead of stopping (ours)."},
     )
 
-    # -- defaults of the parent that are changed, and what they mean here --
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "Go on from a checkpoint: its folder, `true` for the newest whole one in `output_dir`, or `auto` "
-            "for that one if there is any."
-        },
-    )
-    hub_private_repo: bool | None = field(
-        default=None, metadata={"help": "Whether a new repository on the Hub is private. Default: it is."}
-    )
+    # -- defaults of the parent that are changed --
     optim: str = field(default="sgd", metadata={"help": "Optimizer (transformers: AdamW)."})
     optim_args: str | None = field(default="momentum=0.9", metadata={"help": "Arguments of the optimizer."})
     learning_rate: float = field(default=0.05, metadata={"help": "Peak learning rate, for SGD from random weights."})

@@ -230,6 +230,13 @@ def as_arguments(options: Mapping[str, object]) -> list[str]:
     return arguments
 
 
+MEANINGS = {  # of options of transformers that mean something else here
+    "resume_from_checkpoint": "Go on from a checkpoint: its folder, `true` for the newest whole one in `output_dir`, "
+    "or `auto` for that one if there is any.",
+    "hub_private_repo": "Whether a new repository on the Hub is private. Default: it is.",
+}
+
+
 def parse_arguments(argv: list[str], doc: str = ""):
     """Options of the recipe, overridden by those of the command line; none at all mean the quickstart."""
     recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -244,6 +251,8 @@ def parse_arguments(argv: list[str], doc: str = ""):
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", help="YAML file of options, or its name in scripts/recipes; others override it.")
+    for action in parser._actions:
+        action.help = MEANINGS.get(action.dest, action.help)
     model_args, data_args, args, _ = parse_all(parser, options + argv)
     for name, value in (("--backbone", model_args.backbone), ("--dataset", data_args.dataset)):
         if value is None:
