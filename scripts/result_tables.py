@@ -128,16 +128,16 @@ def audits() -> list[dict]:
 
 def audit_rates() -> str:
     """What one run says of its labels: quality of the scores, and the noise rate beside the true one."""
-    header = ["labels", "objective", "AUROC", "average precision", "precision at n", "calibration error"]
+    header = ["labels", "objective", "seed", "AUROC", "average precision", "precision at n", "calibration error"]
     rows = []
-    for row in audits():
+    for row in sorted(audits(), key=lambda row: list(AUDITED).index(row["dataset"])):
         ours, _, objective = row["scorer"].partition(", objective ")
         if ours != "hnml_hf":
             continue
         figures = [row[key] for key in ("auroc", "average_precision", "precision_at_n", "ece")]
         rate, true, (low, high) = row["estimated_rate"], row["true_rate"], row["estimated_rate_interval"]
         rows.append(
-            [AUDITED[row["dataset"]], objective]
+            [AUDITED[row["dataset"]], objective, str(row["seed"])]
             + ["-" if value is None else f"{value:.3f}" for value in figures]
             + [f"{100 * true:.1f} %", f"{100 * rate:.1f} % ({100 * low:.0f} to {100 * high:.0f})"]
             + ["yes" if abs(rate - true) <= 0.03 else "**no**"]
@@ -147,7 +147,8 @@ def audit_rates() -> str:
 
 def audit_scorers() -> str:
     """AUROC of every scorer on every dataset with wrong labels, and what it costs."""
-    found, noisy = audits(), [name for name in AUDITED if name != "quickstart 0 %"]
+    found = [row for row in audits() if row["seed"] == 0]
+    noisy = [name for name in AUDITED if name != "quickstart 0 %"]
     rows = []
     for scorer in dict.fromkeys(row["scorer"] for row in found):
         cells = {row["dataset"]: row for row in found if row["scorer"] == scorer}

@@ -95,17 +95,20 @@ def test_a_figure_that_was_changed_by_hand_is_noticed(script, tmp_path, monkeypa
 def test_audits_by_hand(script, tmp_path):
     def scored(dataset, scorer, auroc, cost, **more):
         names = ("average_precision", "precision_at_n", "ece")
-        return {"dataset": dataset, "scorer": scorer, "auroc": auroc, "cost_ce": cost, **dict.fromkeys(names), **more}
+        facts = {"dataset": dataset, "scorer": scorer, "seed": 0, "auroc": auroc, "cost_ce": cost}
+        return {**facts, **dict.fromkeys(names), **more}
 
     rate = {"estimated_rate": 0.25, "true_rate": 0.285, "estimated_rate_interval": [0.2, 0.3], "ece": 0.0625}
     results = [
         scored("cifar10n-10k worse", "hnml_hf, objective hnml", 0.8755, 1.1, **rate),
         scored("quickstart symmetric 50 %", "hnml_hf, objective hnml", 0.75, 1.25, **(rate | {"true_rate": 0.25})),
         scored("cifar10n-10k worse", "AUM", 0.5, 1.0),
+        scored("cifar10n-10k worse", "hnml_hf, objective hnml", 0.25, 9.0, **rate, seed=1),
     ]
     (tmp_path / "audit_benchmark.json").write_text(json.dumps({"results": results}))
-    first, second = script.audit_rates().splitlines()[2:]
-    assert first == "| CIFAR-10N `worse` | hnml | 0.875 | - | - | 0.062 | 28.5 % | 25.0 % (20 to 30) | **no** |"
+    first, other_seed, second = script.audit_rates().splitlines()[2:]
+    assert other_seed.startswith("| CIFAR-10N `worse` | hnml | 1 | 0.250 |")
+    assert first == "| CIFAR-10N `worse` | hnml | 0 | 0.875 | - | - | 0.062 | 28.5 % | 25.0 % (20 to 30) | **no** |"
     assert second.endswith("| 25.0 % | 25.0 % (20 to 30) | yes |")
     assert script.audit_scorers().splitlines()[2:] == [
         "| hnml_hf, objective hnml | 1.10 to 1.25 | 0.875 | 0.750 |  |  |",
