@@ -153,6 +153,11 @@ def run(argv: list[str]):
             "`load_best_model_at_end` needs held-out labels to choose by; the test set chooses nothing. Give a split "
             "`validation`, or `--validation_fraction 0.1`."
         )
+    if args.load_best_model_at_end and args.metric_for_best_model.removeprefix("eval_").startswith("test_"):
+        raise ValueError(
+            f"`metric_for_best_model={args.metric_for_best_model}` is of the test set, which chooses nothing. Give "
+            "the name alone, as `accuracy`; it is measured on the held-out labels."
+        )
     if args.load_best_model_at_end and data_args.eval_test:  # then every metric says of which split it is
         metric = args.metric_for_best_model.removeprefix("eval_").removeprefix("validation_")
         args.metric_for_best_model = f"eval_validation_{metric}"

@@ -111,6 +111,10 @@ def test_without_a_known_wrong_label_nothing_is_predicted_to_find_one(clean):
         (["--model_args", '{"no_such": 8}'], "timm cannot build `resnet10t` with the arguments {'no_such': 8}"),
         (["--backbone", "test_vit", "--model_args", "{}", "--image_size", "33"], "takes no images of 33x33 pixels"),
         (["--validation_fraction", "0", "--load_best_model_at_end", "true"], "the test set chooses nothing"),
+        (
+            ["--load_best_model_at_end", "true", "--metric_for_best_model", "test_accuracy"],
+            "`metric_for_best_model=test_accuracy` is of the test set, which chooses nothing",
+        ),
         (["--dataset", "imagefolder", "--data_dir", "one"], "have one class, `a`; a classifier needs at least two"),
         (["--dataset", "imagefolder", "--data_dir", "empty"], "No image in a class folder below"),
     ],
