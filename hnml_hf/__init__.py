@@ -37,9 +37,22 @@ from .metrics import compute_metrics, noise_auroc
 from .model_card import command_line
 from .modeling import TimmCAMForImageClassification
 from .monitor import NonFiniteError
-from .probe import LinearProbe, fit_linear_probe, pooled_features, set_head, start_from_probe
+from .probe import (
+    LinearProbe,
+    cross_validate_probe,
+    fit_linear_probe,
+    pooled_features,
+    set_head,
+    start_from_probe,
+)
 from .report import render_report
-from .sample_statistics import SampleStatistics, run_records
+from .sample_statistics import (
+    SampleStatistics,
+    probe_records,
+    run_records,
+    save_probe_records,
+    save_run_records,
+)
 from .trainer import HNMLTrainer
 from .training_args import HNMLTrainingArguments
 
@@ -84,6 +97,7 @@ __all__ = [
     "create_image_processor",
     "create_strong_transform",
     "create_transforms",
+    "cross_validate_probe",
     "draw_noise",
     "escape_formula",
     "export_audit",
@@ -101,11 +115,14 @@ __all__ = [
     "peak_tensor_bytes",
     "pooled_features",
     "predict",
+    "probe_records",
     "push_to_hub",
     "read_marks",
     "render_report",
     "run_records",
     "save_manifest",
+    "save_probe_records",
+    "save_run_records",
     "score_model",
     "set_head",
     "start_from_probe",

@@ -1,5 +1,6 @@
 """Linear probe: logistic regression on the frozen pooled features of a backbone, the baseline for pretrained ones."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -7,12 +8,14 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from .data.collate import collate_images
+from .sample_statistics import score_predictions
 
 
 START_SAMPLES = 50_000  # enough for a start, and their features fit into memory
@@ -107,13 +110,7 @@ def fit_linear_probe(
         raise ValueError(f"Classes {absent.tolist()[:10]} have no training sample, so a probe cannot learn them.")
     probes = {}
     for strength in sorted(strengths):
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=max_iter))
-        probes[strength] = probe.fit(
-            features,
-            labels,
-            standardscaler__sample_weight=sample_weights,
-            logisticregression__sample_weight=sample_weights,
-        )
+        probes[strength] = _classifier(strength, max_iter).fit(features, labels, **_weighted(sample_weights))
     accuracies = {
         strength: float(probe.score(held_out_features, held_out_labels)) for strength, probe in probes.items()
     }
@@ -125,6 +122,70 @@ def fit_linear_probe(
     weight = weight / scaler.scale_
     bias = bias - weight @ scaler.mean_
     return LinearProbe(torch.from_numpy(weight).float(), torch.from_numpy(bias).float(), best, accuracies)
+
+
+def cross_validate_probe(
+    features: np.ndarray,
+    labels: np.ndarray,
+    index: np.ndarray,
+    *,
+    num_labels: int,
+    strength: float,
+    sample_weights: np.ndarray | None = None,
+    folds: int = 5,
+    max_iter: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """What probes that did not learn a sample's label say of it: evidence on every label that knows none by heart.
+
+    Each of five parts, alike in their classes, is predicted by the probe of the other four. For [`noise_scores`], or
+    as its `cross_validated` beside the records of a run that started from this probe.
+
+    Args:
+        features (`np.ndarray` of shape `(n, d)`), labels (`np.ndarray` of shape `(n,)`): training samples; each of the
+            k classes has one.
+        index (`np.ndarray` of shape `(n,)`): sample ids.
+        num_labels (`int`): number of classes k.
+        strength (`float`): C, as [`fit_linear_probe`] chose it.
+        sample_weights (`np.ndarray` of shape `(n,)`, *optional*): w in [0, 1]. Samples of weight 0 are predicted too.
+        folds (`int`): number of parts, at least 2; no more than the largest class has samples.
+        max_iter (`int`): of L-BFGS.
+        seed (`int`): of the parts.
+
+    Returns:
+        structured `np.ndarray` of shape `(n,)`, ordered by `index`: records as of [`SampleStatistics`]. The only
+        sample of a class counts as not seen, since no other part knows the class.
+
+    Raises:
+        ValueError: if no class has two samples.
+    """
+    counts = np.bincount(labels, minlength=num_labels)
+    if counts.max() < 2:
+        raise ValueError(
+            f"Cross-validation needs a class of two samples; each of the {len(labels)} is of another class."
+        )
+    parts = StratifiedKFold(min(folds, counts.max()), shuffle=True, random_state=seed)
+    weights = np.ones(len(labels)) if sample_weights is None else sample_weights
+    with warnings.catch_warnings():  # of classes with fewer samples than parts: the rest of them are predicted
+        warnings.filterwarnings("ignore", message="The least populated class in y has only")
+        warnings.filterwarnings("ignore", message="Number of classes in training fold")
+        probabilities = cross_val_predict(
+            _classifier(strength, max_iter),
+            features,
+            labels,
+            cv=parts,
+            method="predict_proba",
+            params=_weighted(weights),
+        )
+    return score_predictions(index, labels, probabilities, seen=counts[labels] > 1, held_out=True)
+
+
+def _classifier(strength: float, max_iter: int) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=max_iter))
+
+
+def _weighted(weights: np.ndarray) -> dict[str, np.ndarray]:
+    return {f"{step}__sample_weight": weights for step in ("standardscaler", "logisticregression")}
 
 
 @torch.no_grad()
@@ -146,8 +207,15 @@ def set_head(classifiers: Sequence[torch.nn.Module], probe: LinearProbe):
 
 
 def start_from_probe(
-    model, dataset: Dataset, held_out: Dataset, *, batch_size: int = 64, num_workers: int = 0, seed: int = 0
-) -> LinearProbe:
+    model,
+    dataset: Dataset,
+    held_out: Dataset,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    seed: int = 0,
+    cross_validate: bool = False,
+) -> tuple[LinearProbe, np.ndarray | None]:
     """Give a pretrained model the head of its linear probe, so that fine-tuning does not begin by bending good
     features to a random head (Kumar et al., ICLR 2022).
 
@@ -160,23 +228,28 @@ def start_from_probe(
             `dataset` must not hold those either, or it measures nothing.
         batch_size (`int`), num_workers (`int`): see [`pooled_features`].
         seed (`int`): of the choice of samples.
+        cross_validate (`bool`): whether this process wants the records of [`cross_validate_probe`].
 
     Returns:
-        [`LinearProbe`]
+        [`LinearProbe`], and the records of the training samples that count, or `None`.
 
     Raises:
-        ValueError: as [`fit_linear_probe`] and [`set_head`].
+        ValueError: as [`fit_linear_probe`], [`cross_validate_probe`] and [`set_head`].
     """
-    samples, weights = [], None
+    samples, weights, index = [], None, None
     for whole in (dataset, held_out):
         rows = np.sort(np.random.default_rng(seed).permutation(len(whole))[:START_SAMPLES])
         part = Subset(whole, rows.tolist())
         samples += pooled_features(model, part, batch_size=batch_size, num_workers=num_workers)
-        if whole is dataset and whole.weights is not None:
-            weights = whole.weights[rows]
-    probe = fit_linear_probe(*samples, num_labels=model.config.num_labels, sample_weights=weights)
+        if whole is dataset:
+            index = whole.index[rows]
+            weights = None if whole.weights is None else whole.weights[rows]
+    how = {"num_labels": model.config.num_labels, "sample_weights": weights}
+    probe, records = fit_linear_probe(*samples, **how), None
+    if cross_validate:
+        records = cross_validate_probe(*samples[:2], index, strength=probe.strength, seed=seed, **how)
     set_head(model.classifiers, probe)
     for classifier in model.classifiers:
         for parameter in classifier.parameters():
             parameter.data.copy_(broadcast(parameter.data))
-    return probe
+    return probe, records

@@ -16,6 +16,9 @@ IN_MEMORY = 256 * 2**20  # bytes; a larger table lives in a mapped file
 NEVER = -1
 AUDIT_FOLDER = "_audit"  # of a run, in its `output_dir`
 STATISTICS_FILE = "sample_statistics.npy"
+PROBE_FILE = (
+    "probe_statistics.npy"  # of a run that started from a linear probe: what the probe's cross-validation said
+)
 
 
 def record_type(num_labels: int) -> np.dtype:
@@ -205,8 +208,7 @@ class SampleStatistics:
 
     def save(self, path: str | os.PathLike):
         """Write the records to a `.npy` file, whole or not at all."""
-        with whole_file(path) as unfinished, open(unfinished, "wb") as file:
-            np.save(file, self.records, allow_pickle=False)
+        save_records(path, self.records)
 
     def load(self, path: str | os.PathLike):
         """Go on from saved records. Raises `ValueError` if they belong to other samples or to other labels."""
@@ -219,6 +221,37 @@ class SampleStatistics:
                 "data that the run was started on."
             )
         self.records[:] = stored
+
+
+def score_predictions(
+    index: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    seen: np.ndarray | None = None,
+    held_out: bool = False,
+) -> np.ndarray:
+    """Records from one prediction of each sample, by any classifier.
+
+    Args:
+        index, labels (`np.ndarray` of shape `(n,)`): sample ids and given labels.
+        probabilities (`np.ndarray` of shape `(n, k)`): what the classifier says.
+        seen (boolean `np.ndarray` of shape `(n,)`, *optional*): which images it could see; default: all.
+        held_out (`bool`): whether no classifier had learned the label that it is asked about, as in cross-validation.
+
+    Returns:
+        structured `np.ndarray` of shape `(n,)`, in the order of `index`.
+    """
+    statistics = SampleStatistics(index, labels, probabilities.shape[-1], held_out=np.full(len(labels), held_out))
+    there = slice(None) if seen is None else seen
+    statistics.update(np.asarray(index)[there], probabilities[there], epoch=0)
+    return statistics.records
+
+
+def save_records(path: str | os.PathLike, records: np.ndarray):
+    """Write records to a `.npy` file, whole or not at all; its folder is made."""
+    with whole_file(path) as unfinished, open(unfinished, "wb") as file:
+        np.save(file, records, allow_pickle=False)
 
 
 def read_records(path: str | os.PathLike) -> np.ndarray:
@@ -255,3 +288,41 @@ def run_records(run: str | os.PathLike) -> np.ndarray:
             "classifier."
         )
     return read_records(path)
+
+
+def save_run_records(run: str | os.PathLike, records: np.ndarray):
+    """Leave records where [`run_records`] finds them.
+
+    Args:
+        run (`str` or `Path`): the `output_dir`.
+        records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`] or [`cross_validate_probe`].
+    """
+    save_records(Path(run) / AUDIT_FOLDER / STATISTICS_FILE, records)
+
+
+def probe_records(run: str | os.PathLike) -> np.ndarray | None:
+    """What the cross-validated linear probe that a run started from said of the samples, or None without one.
+
+    Args:
+        run (`str` or `Path`): the `output_dir`.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
+    path = Path(run) / AUDIT_FOLDER / PROBE_FILE
+    return read_records(path) if path.is_file() else None
+
+
+def save_probe_records(run: str | os.PathLike, records: np.ndarray | None):
+    """Leave records where [`probe_records`] finds them.
+
+    Args:
+        run (`str` or `Path`): the `output_dir`.
+        records (structured `np.ndarray` of shape `(m,)`): of [`cross_validate_probe`]; None takes away those that an
+            earlier run left.
+    """
+    path = Path(run) / AUDIT_FOLDER / PROBE_FILE
+    if records is None:
+        path.unlink(missing_ok=True)
+    else:
+        save_records(path, records)

@@ -4,8 +4,9 @@ r"""Fit a linear classifier on the frozen features of a pretrained backbone: the
         --validation_fraction 0.1 --output_dir outputs/probe
     python scripts/probe.py --recipe imagenette_noisy --output_dir outputs/probe
 
-Takes the options and recipes of scripts/train.py; those of training have no effect. Writes a model folder and
-`all_results.json` as training does. Do this before you train a pretrained backbone: where it is as good, stop here.
+Takes the options and recipes of scripts/train.py; those of training have no effect. Writes a model folder,
+`all_results.json` and, from a cross-validation of the probe, which labels are probably wrong (`_audit/`), as training
+does. Do this before you train a pretrained backbone: where it is as good, stop here.
 """
 
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import transformers
 from options import build_model, load_data, parse_arguments, plain_errors
-from train import print_table
+from train import print_table, write_audit
 
 from hnml_hf import (
     HNMLTrainer,
@@ -25,9 +26,12 @@ from hnml_hf import (
     compute_metrics,
     create_image_processor,
     create_transforms,
+    cross_validate_probe,
     fit_linear_probe,
     noise_auroc,
     pooled_features,
+    save_probe_records,
+    save_run_records,
     set_head,
 )
 
@@ -56,11 +60,15 @@ def main(argv: list[str] | None = None):
     start = time.perf_counter()
     loading = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
     samples = [pooled_features(model, sets[split], **loading) for split in ("train", "validation")]
-    probe = fit_linear_probe(
-        *samples[0], *samples[1], num_labels=model.config.num_labels, sample_weights=sets["train"].weights
-    )
+    how = {"num_labels": model.config.num_labels, "sample_weights": sets["train"].weights}
+    probe = fit_linear_probe(*samples[0], *samples[1], **how)
     set_head(model.classifiers, probe)
     seconds = time.perf_counter() - start
+    records = None
+    if data_args.audit:
+        records = cross_validate_probe(
+            *samples[0], sets["train"].index, strength=probe.strength, seed=args.seed, **how
+        )
 
     args.objective, args.eval_teacher, args.load_best_model_at_end = "ce", False, False
     trainer = HNMLTrainer(  # to evaluate and to save as every other run does
@@ -90,6 +98,19 @@ def main(argv: list[str] | None = None):
     metrics["eval_accuracy_last"] = metrics["eval_accuracy"]
     trainer.save_metrics("all", metrics, combined=False)
     print_table(f"Saved to {args.output_dir}", metrics)
+    if records is not None:
+        save_probe_records(args.output_dir, None)
+        save_run_records(args.output_dir, records)
+        write_audit(
+            model,
+            data_args,
+            data["train"],
+            transform,
+            records,
+            output_dir=args.output_dir,
+            provenance=f"{model.config.architecture}, linear probe in 5-fold cross-validation, seed {args.seed}. No "
+            "label was judged by a probe that had learned it.",
+        )
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from hnml_hf import (
     create_strong_transform,
     create_transforms,
     noise_auroc,
+    save_probe_records,
     start_from_probe,
 )
 
@@ -91,29 +92,30 @@ def print_table(title: str, metrics: dict):
     print("\n".join(["", title, *lines, ""]))
 
 
-def write_audit(trainer: HNMLTrainer, data_args: DataArguments, dataset, transform):
-    """Say of every training label how likely it is wrong, from what training saw of it, and show the worst."""
-    args, config = trainer.args, trainer.model.config
-    epochs = trainer.state.epoch or 0
+def write_audit(model, data_args: DataArguments, dataset, transform, records, *, output_dir: str, **facts) -> str:
+    """Say of every training label how likely it is wrong, from what was seen of it, and show the worst.
+
+    Returns:
+        `str`: the estimate of the share of wrong labels.
+    """
+    data = model.config.pretrained_cfg
     table = audit_run(
-        args.output_dir,
-        trainer.statistics.records,
+        output_dir,
+        records,
         dataset,
         transform=transform,
-        model=trainer.evaluated_model(),
-        crop_pct=config.pretrained_cfg.get("crop_pct", 0.875),
-        crop_mode=config.pretrained_cfg.get("crop_mode", "center"),
-        curves=trainer.state.log_history,
+        model=model,
+        crop_pct=data.get("crop_pct", 0.875),
+        crop_mode=data.get("crop_mode", "center"),
         source=data_args.dataset,
-        provenance=f"{config.architecture}, objective {args.objective}, {epochs:.3g} epochs, seed {args.seed}. The "
-        "model was trained on the labels it judges.",
+        **facts,
     )
-    folder = Path(args.output_dir, "_audit")
+    folder = Path(output_dir, "_audit")
     (folder / "dataset.json").write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
     low, high = table.attrs["noise_rate_interval"]
     estimate = f"{table.attrs['noise_rate']:.1%} ({low:.1%} to {high:.1%})"
-    trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {estimate}"
     print(f"Wrong labels: {estimate}, see {folder / 'report.html'}")
+    return estimate
 
 
 def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArguments, data, argv: list[str]):
@@ -176,6 +178,7 @@ def run(argv: list[str]):
         split: TransformedDataset(rows, eval_transform, cache=kept) for split, rows in data.items() if split != "train"
     }
 
+    crossed = None
     if model_args.start_from_probe:
         if not (model_args.pretrained or model_args.weights) or "validation" not in data:
             raise ValueError(
@@ -185,13 +188,14 @@ def run(argv: list[str]):
         gauge, rows = create_gauge(args, len(data["train"])), data["train"]
         if gauge is not None:  # what it holds out, no loss may see
             rows = rows.select(np.flatnonzero(~gauge.held_out(torch.from_numpy(train_set.index)).numpy()))
-        probe = start_from_probe(
+        probe, crossed = start_from_probe(
             model.to(args.device),
             TransformedDataset(rows, eval_transform),
             held_out["validation"],
             batch_size=args.per_device_eval_batch_size,
             num_workers=args.dataloader_num_workers,
             seed=args.seed,
+            cross_validate=args.process_index == 0,
         )
         if args.process_index == 0:
             print(
@@ -223,13 +227,28 @@ def run(argv: list[str]):
     }
     metrics.update(measure(trainer, TransformedDataset(data["train"], eval_transform), held_out))
     if trainer.is_world_process_zero():
+        save_probe_records(args.output_dir, crossed)
         trainer.save_metrics("all", metrics, combined=False)
         trainer.save_state()
         print_table(f"Saved to {args.output_dir}", metrics)
         if data_args.audit and trainer.statistics is None:
             print("No audit: mixed images tell nothing of one label. `scripts/audit.py --model` scores the dataset.")
         elif data_args.audit:
-            write_audit(trainer, data_args, data["train"], eval_transform)
+            epochs = trainer.state.epoch or 0
+            estimate = write_audit(
+                trainer.evaluated_model(),
+                data_args,
+                data["train"],
+                eval_transform,
+                trainer.statistics.records,
+                output_dir=args.output_dir,
+                cross_validated=crossed,
+                curves=trainer.state.log_history,
+                provenance=f"{model.config.architecture}, objective {args.objective}, {epochs:.3g} epochs, seed "
+                f"{args.seed}. The model was trained on the labels it judges"
+                + ("." if crossed is None else "; the noise rate is that of the cross-validated probe before it."),
+            )
+            trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {estimate}"
     publish(trainer, model_args, data_args, data, argv)
 
 

@@ -97,7 +97,7 @@ ALLOWED = {
     "inference": {"cam", "data.decoding", "data.transforms"},
     "export": {"cam", "whole_file"},
     "cost": set(),
-    "probe": {"data.collate"},
+    "probe": {"data.collate", "sample_statistics"},
     "__main__": set(),
     "report": {"whole_file"},
     "audit.estimate": {"gauge"},

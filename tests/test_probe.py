@@ -8,15 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import StratifiedKFold
 from test_train_script import load_script
 
 from hnml_hf import (
     TimmCAMForImageClassification,
     TransformedDataset,
     create_transforms,
+    cross_validate_probe,
     fit_linear_probe,
+    load_audit,
     load_noisy_dataset,
     pooled_features,
+    probe_records,
     run_records,
     set_head,
     start_from_probe,
@@ -30,6 +34,16 @@ def clusters(n: int, k: int, wrong: float, seed: int):
     features = np.eye(5)[clean] * 4 + random.normal(size=(n, 5))
     labels = np.where(random.random(n) < wrong, (clean + random.integers(1, k, n)) % k, clean)
     return (features * [1, 100, 0.01, 1, 10] + 7).astype(np.float32), labels, clean
+
+
+def save_small_quickstart(every: int) -> list[str]:
+    """A part of the quickstart in `data`; the options that load it."""
+    data = load_noisy_dataset("quickstart")
+    data["train"], data["test"] = (
+        data[split].select(range(0, len(data[split]), every)) for split in ("train", "test")
+    )
+    data.save_to_disk("data")
+    return ["--dataset", "data", "--clean_label_column", "clean_label", "--index_column", "index"]
 
 
 @pytest.mark.parametrize("num_labels", [2, 3])
@@ -58,14 +72,74 @@ def test_the_gradient_of_the_loss_is_zero():
     assert gradient.abs().max() < 2e-3 < weight.abs().max() / 10
 
 
+def test_cross_validation_never_asks_a_probe_that_learned_the_label():
+    """Features that say nothing, more of them than samples: a probe repeats what it learned, and guesses the rest."""
+    generator = np.random.default_rng(0)
+    features, labels = generator.normal(size=(200, 400)), generator.integers(0, 4, 200)
+    index = generator.permutation(1000)[:200]
+    how = {"num_labels": 4, "strength": 1.0}
+    learned = fit_linear_probe(features, labels, features, labels, num_labels=4, strengths=[1.0])
+    assert learned.accuracies[1.0] == 1
+    records = cross_validate_probe(features, labels, index, **how)
+    assert records["held_out"].all() and (records["times_seen"] == 1).all()
+    assert records["index"].tolist() == sorted(index) and (records["label"] == labels[index.argsort()]).all()
+    assert 0.15 < (records["given"] > 0.5).mean() < 0.35
+    again, other = (cross_validate_probe(features, labels, index, seed=seed, **how) for seed in (0, 1))
+    assert (again == records).all() and not (other["given"] == records["given"]).all()
+
+
+def test_each_part_is_predicted_by_the_probe_of_the_others():
+    features, labels, _ = clusters(60, 3, 0.2, seed=0)
+    records = cross_validate_probe(features, labels, np.arange(60), num_labels=3, strength=0.1, folds=3, seed=5)
+    for taught, asked in StratifiedKFold(3, shuffle=True, random_state=5).split(features, labels):
+        samples = (features[taught], labels[taught], features[asked], labels[asked])
+        probe = fit_linear_probe(*samples, num_labels=3, strengths=[0.1])
+        logits = torch.from_numpy(features[asked]) @ probe.weight.T + probe.bias
+        given = logits.softmax(-1).numpy()[np.arange(len(asked)), labels[asked]]
+        np.testing.assert_allclose(records["given"][asked], given, atol=1e-4)
+
+
+def test_samples_of_weight_zero_are_asked_but_teach_nothing():
+    features, labels, _ = clusters(120, 3, 0.2, seed=0)
+    weights, elsewhere = (np.arange(120) % 4 > 0).astype(float), features.copy()
+    elsewhere[weights == 0] *= -50
+    how = {"index": np.arange(120), "num_labels": 3, "strength": 0.01, "sample_weights": weights}
+    records, others = (cross_validate_probe(there, labels, **how) for there in (features, elsewhere))
+    np.testing.assert_allclose(records["given"][weights == 1], others["given"][weights == 1], rtol=1e-5)
+    assert (records["times_seen"] == 1).all() and (records["given"][weights == 0] > 0.4).mean() > 0.5
+
+
+def test_classes_of_few_samples_are_cross_validated_as_far_as_they_go():
+    """Two samples of a class are asked about by each other; the only one of another cannot be told, and is not."""
+    features, labels, _ = clusters(90, 3, 0.0, seed=0)
+    keep = np.concatenate(
+        [np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)[:2], np.flatnonzero(labels == 2)[:1]]
+    )
+    records = cross_validate_probe(features[keep], labels[keep], np.arange(33), num_labels=3, strength=1.0)
+    assert records["times_seen"].tolist() == [1] * 32 + [0]
+    assert (records["given"][30:32] > 0.1).all()
+    with pytest.raises(ValueError, match="class of two samples"):
+        cross_validate_probe(features[:3], labels[:3], np.arange(3), num_labels=3, strength=1.0)
+
+
 def test_training_starts_from_the_probe(tmp_path, monkeypatch, capfd):
     """With a rate of zero the run ends as the probe that the other script fits on the same data."""
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
     TimmCAMForImageClassification.from_timm("test_resnet", num_labels=2, image_size=64).save_pretrained("weights")
     weights = Path("weights", "model.safetensors").rename("backbone.safetensors")
-    common = ["--dataset", "quickstart", "--noise", "symmetric", "--noise_rate", "0.3", "--validation_fraction", "0.1"]
+    common = [
+        *save_small_quickstart(10),
+        "--noise",
+        "symmetric",
+        "--noise_rate",
+        "0.3",
+        "--validation_fraction",
+        "0.1",
+    ]
     common += ["--backbone", "test_resnet", "--image_size", "64", "--weights", str(weights), "--use_cpu", "true"]
-    load_script("probe").main([*common, "--output_dir", "probe"])
+    load_script("probe").main([*common, "--audit", "false", "--output_dir", "probe"])
+    assert not Path("probe", "_audit").exists()
     start = ["--start_from_probe", "true", "--learning_rate", "0", "--max_steps", "2", "--freeze_batch_norm", "true"]
     start += ["--gauge_fraction", "0"]  # the other script sees all labels
     load_script("train").main([*common, *start, "--audit", "false", "--output_dir", "run"])
@@ -100,12 +174,13 @@ def test_the_probe_does_not_see_what_the_gauge_holds_out(tmp_path, monkeypatch):
         return start_from_probe(model, dataset, held_out, **options)
 
     monkeypatch.setattr(train, "start_from_probe", spying)
-    common = ["--dataset", "quickstart", "--backbone", "test_resnet", "--image_size", "64", "--weights", "weights"]
+    common = [*save_small_quickstart(5), "--backbone", "test_resnet", "--image_size", "64", "--weights", "weights"]
     common += ["--validation_fraction", "0.1", "--start_from_probe", "true", "--max_steps", "1", "--audit", "false"]
     train.main([*common, "--use_cpu", "true", "--output_dir", "run"])
     records = run_records("run")
+    assert probe_records("run")["index"].tolist() == sorted(seen["probe"])
     held_out = records["index"][records["held_out"]]
-    assert len(held_out) > 100 and len(seen["probe"]) + len(held_out) == len(records)
+    assert len(held_out) > 40 and len(seen["probe"]) + len(held_out) == len(records)
     assert not np.isin(held_out, seen["probe"]).any()
 
 
@@ -171,11 +246,9 @@ def test_the_script_writes_what_training_writes(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     start = TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=64)
     start.save_pretrained(tmp_path / "start")
-    data = load_noisy_dataset("quickstart")
-    data["train"], data["test"] = data["train"].select(range(0, 4000, 20)), data["test"].select(range(0, 1000, 20))
-    data.save_to_disk(tmp_path / "data")
-    options = ["--dataset", str(tmp_path / "data"), "--backbone", "test_resnet", "--image_size", "64"]
-    options += ["--clean_label_column", "clean_label", "--index_column", "index", "--validation_fraction", "0.2"]
+    monkeypatch.chdir(tmp_path)
+    options = [*save_small_quickstart(20), "--backbone", "test_resnet", "--image_size", "64"]
+    options += ["--validation_fraction", "0.2"]
     options += ["--output_dir", str(tmp_path / "out"), "--report_to", "none", "--use_cpu", "true"]
     with pytest.raises(SystemExit, match="random features"):
         script.main(options)
@@ -189,4 +262,31 @@ def test_the_script_writes_what_training_writes(tmp_path, monkeypatch, capsys):
     assert results["eval_accuracy"] > 0.2  # ten classes
     assert 0.5 < results["train_noise_auroc"] <= 1 and results["probe_strength"] > 0
     TimmCAMForImageClassification.from_pretrained(tmp_path / "out")
-    assert "linear probe" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "linear probe" in said and "Wrong labels: " in said
+
+
+def test_an_audit_without_training_and_one_with(tmp_path, monkeypatch, capfd):
+    """The probe's cross-validation is its audit; a run that starts from it takes the rate from there, and says so."""
+    monkeypatch.chdir(tmp_path)
+    TimmCAMForImageClassification.from_timm("test_resnet", num_labels=10, image_size=64).save_pretrained("weights")
+    options = [*save_small_quickstart(10), "--backbone", "test_resnet", "--image_size", "64", "--weights", "weights"]
+    options += ["--validation_fraction", "0.2", "--use_cpu", "true", "--report_to", "none"]
+    load_script("probe").main([*options, "--output_dir", "probe"])
+    audit = load_audit("probe")
+    assert len(audit) == 320 and "had learned it" in audit.attrs["provenance"]
+    assert Path("probe", "_audit", "report.html").is_file()
+    load_script("audit").main(["--run", "probe", "--export", "csv"])
+    assert load_audit("probe").attrs["noise_rate"] == audit.attrs["noise_rate"]
+
+    train = [*options, "--gauge_fraction", "0", "--max_steps", "2", "--save_strategy", "no", "--output_dir", "run"]
+    load_script("train").main([*train, "--start_from_probe", "true"])
+    from_probe = load_audit("run")
+    assert (
+        from_probe.attrs["noise_rate"] == audit.attrs["noise_rate"] == pytest.approx(from_probe["noise_score"].mean())
+    )
+    assert "cross-validated probe before it" in from_probe.attrs["provenance"]
+    load_script("audit").main(["--run", "run"])
+    assert load_audit("run").attrs["noise_rate"] == audit.attrs["noise_rate"]
+    load_script("train").main(train)
+    assert probe_records("run") is None and load_audit("run").attrs["noise_rate"] != audit.attrs["noise_rate"]

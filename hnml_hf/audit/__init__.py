@@ -32,6 +32,7 @@ def audit_run(
     *,
     transform: Callable,
     model=None,
+    cross_validated: np.ndarray | None = None,
     crop_pct: float = 1.0,
     crop_mode: str = "center",
     curves: Sequence[Mapping] = (),
@@ -46,6 +47,7 @@ def audit_run(
         records (structured `np.ndarray` of shape `(n,)`): of [`run_records`] or [`score_model`].
         dataset (`datasets.Dataset`): that the records are of, rows in any order.
         transform, model, crop_pct, crop_mode: see [`~hnml_hf.audit.evidence.collect_evidence`].
+        cross_validated (structured `np.ndarray`, *optional*): see [`noise_scores`].
         curves (`Sequence[Mapping]`): the trainer's `log_history`, for the report.
         max_suspects (`int`): how many the report shows at most.
         batch_size (`int`): images in a forward pass for their maps.
@@ -57,7 +59,7 @@ def audit_run(
     Raises:
         ValueError: if the dataset is not the one that the records are of.
     """
-    table = noise_scores(records, dataset.features["label"].names, **facts)
+    table = noise_scores(records, dataset.features["label"].names, cross_validated=cross_validated, **facts)
     check_unchanged(table, dataset)
     table["path"] = image_paths(dataset)
     folder = write_audit(Path(output_dir) / AUDIT_FOLDER, table)

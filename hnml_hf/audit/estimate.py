@@ -49,7 +49,9 @@ class NoiseEstimate:
         return _probability(self.log_odds)
 
 
-def estimate_noise(records: np.ndarray, num_labels: int, *, seed: int = 0) -> NoiseEstimate:
+def estimate_noise(
+    records: np.ndarray, num_labels: int, *, cross_validated: np.ndarray | None = None, seed: int = 0
+) -> NoiseEstimate:
     """Estimate for every sample the odds that its label is wrong, and how noisy the labels are as a whole.
 
     The true class c of a sample is hidden. The teacher gives pi_c = q_c^b exp(a_c) / sum, its running probabilities
@@ -62,16 +64,21 @@ def estimate_noise(records: np.ndarray, num_labels: int, *, seed: int = 0) -> No
     from the student's votes: b is such that the mean of max_c pi_c equals the mean share of the most frequent vote of
     a sample. That votes of one run are as often of one opinion as they are right is the observation of Jiang et al.
     (ICLR 2022, "Assessing generalization via disagreement"); that it serves here is ours. Without votes (a single
-    visit) b is the value of highest likelihood, which errs towards fewer wrong labels.
+    visit) b is the value of highest likelihood, which errs towards fewer wrong labels if the labels were learned.
 
     Where the run kept labels from every loss, at least 100 of them, and fits the others significantly better, b, T and
     the rate are estimated on these alone, which no prediction knows by heart, and the log odds of all samples are
     shifted by one number so that their mean probability is that rate. Where it does not, nothing tells the two apart
     and all labels are used: a tenth of them, or less, would only be a less certain sample of the same.
 
+    Predictions of a cross-validation know no label by heart, and there may be one for every sample: where they are
+    given, b, T and the rate come from them, with b at its highest likelihood.
+
     Args:
         records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`], each seen at least once.
         num_labels (`int`): k.
+        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of the same labels, by models that did
+            not learn them ([`cross_validate_probe`]), at least 100.
         seed (`int`): of the resampling behind the intervals.
     """
     opinions = Opinions(records, num_labels)
@@ -83,13 +90,12 @@ def estimate_noise(records: np.ndarray, num_labels: int, *, seed: int = 0) -> No
     channel, offsets = fit_on.fit_channel(sharpness)
     log_odds, slot = opinions.log_odds(sharpness, channel, offsets)
 
-    held_out = np.flatnonzero(records["held_out"])
-    if len(held_out) < FEWEST_HELD_OUT or not _memorizes(opinions, records["held_out"]):
+    judged = _judges(opinions, records["held_out"], cross_validated, generator)
+    if judged is None:
         rate = float(_probability(log_odds).mean())
         rates, channels = _replicates(fit_on, channel, offsets, sharpness, other_sharpness, generator)
         rates += rate - fit_on.rate(sharpness, channel, offsets)  # of the subsample
     else:
-        judged = opinions.take(held_out)
         own_sharpness, other_sharpness = _sharpness(judged)
         channel, offsets = judged.fit_channel(own_sharpness)
         rate = judged.rate(own_sharpness, channel, offsets)
@@ -208,6 +214,18 @@ class Opinions:
         return matrix, offsets
 
 
+def _judges(opinions: Opinions, held_out: np.ndarray, cross_validated, generator) -> Opinions | None:
+    """What the rate is estimated on instead of all records, or None."""
+    if cross_validated is not None and len(cross_validated) >= FEWEST_HELD_OUT:
+        judged = Opinions(cross_validated, opinions.num_labels)
+        rows = generator.permutation(len(judged))[:FIT_ON]
+        return judged.take(np.sort(rows))
+    rows = np.flatnonzero(held_out)
+    if len(rows) < FEWEST_HELD_OUT or len(rows) == len(held_out) or not _memorizes(opinions, held_out):
+        return None
+    return opinions.take(rows)
+
+
 def _memorizes(opinions: Opinions, held_out: np.ndarray) -> bool:
     """Whether the teacher predicts the labels that were taught more often than those held out, `(n,)` bool, by as many
     standard errors as the gauge asks for."""
@@ -220,12 +238,18 @@ def _memorizes(opinions: Opinions, held_out: np.ndarray) -> bool:
 def _sharpness(opinions: Opinions) -> tuple[float, float]:
     """b, and a second reading of it that says how far the first may be trusted."""
     if not (opinions.records["times_seen"] > 1).any():  # one vote is always of one opinion
-        grid = np.geomspace(0.5, SHARPEST, 12)
-        fits = [opinions.likelihood(b, *opinions.fit_channel(b, iterations=40)) for b in grid]
-        best = float(grid[int(np.argmax(fits))])
-        return best, 2 * best
+        best = _likeliest(opinions, np.geomspace(0.5, SHARPEST, 9))
+        best = _likeliest(opinions, best * np.geomspace(0.7, 1.4, 5))
+        known_by_heart = not opinions.records["held_out"].all()
+        return best, best * (2 if known_by_heart else 2**0.5)
     most, agree = opinions.votes.max(-1).mean(), (opinions.votes**2).sum(-1).mean()
     return _match(opinions, most), _match(opinions, agree)
+
+
+def _likeliest(opinions: Opinions, grid: np.ndarray) -> float:
+    """The b of a grid at which the given labels are most probable."""
+    fits = [opinions.likelihood(b, *opinions.fit_channel(b, iterations=40)) for b in grid]
+    return float(grid[int(np.argmax(fits))])
 
 
 def _match(opinions: Opinions, target: float) -> float:

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from ..data.schema import column
-from ..sample_statistics import SampleStatistics
+from ..sample_statistics import score_predictions
 from .evidence import decode_images
 
 
@@ -88,22 +88,3 @@ def predict_probabilities(
     if not seen.all():
         logger.warning("%d of %d images could not be read; they have no score of their own.", (~seen).sum(), len(seen))
     return probabilities, seen
-
-
-def score_predictions(
-    index: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, *, seen: np.ndarray | None = None
-) -> np.ndarray:
-    """Records for [`noise_scores`] from one pass of any classifier.
-
-    Args:
-        index, labels (`np.ndarray` of shape `(n,)`): sample ids and given labels.
-        probabilities (`np.ndarray` of shape `(n, k)`): what the classifier says.
-        seen (boolean `np.ndarray` of shape `(n,)`, *optional*): which images it could see; default: all.
-
-    Returns:
-        structured `np.ndarray` of shape `(n,)`, in the order of `index`.
-    """
-    statistics = SampleStatistics(index, labels, probabilities.shape[-1])
-    there = slice(None) if seen is None else seen
-    statistics.update(np.asarray(index)[there], probabilities[there], epoch=0)
-    return statistics.records

@@ -35,7 +35,14 @@ def _shared(matrix: np.ndarray) -> SharedMatrix:
     return matrix.view(SharedMatrix)
 
 
-def noise_scores(records: np.ndarray, class_names: Sequence[str], *, seed: int = 0, **facts) -> pd.DataFrame:
+def noise_scores(
+    records: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    cross_validated: np.ndarray | None = None,
+    seed: int = 0,
+    **facts,
+) -> pd.DataFrame:
     """Estimate for every sample the probability that its label is wrong, and how noisy the labels are as a whole.
 
     Two readings of the same run are compared, the teacher's running probabilities and the student's votes, and a
@@ -45,6 +52,8 @@ def noise_scores(records: np.ndarray, class_names: Sequence[str], *, seed: int =
     Args:
         records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`].
         class_names (`Sequence[str]`): k names in id order.
+        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`cross_validate_probe`], for the
+            probe that the run started from: the rate and the matrix are taken from it.
         seed (`int`): of the resampling behind the intervals.
         facts: further entries of the summary, as `source` and `provenance`.
 
@@ -59,12 +68,16 @@ def noise_scores(records: np.ndarray, class_names: Sequence[str], *, seed: int =
         the estimated rate as its score.
 
     Raises:
-        ValueError: if no sample was seen, ids are not unique, or a label is none of the classes.
+        ValueError: if no sample was seen, ids are not unique, a label is none of the classes, or `cross_validated` is
+            of other samples or labels.
     """
     num_labels, labels = len(class_names), records["label"].astype(np.int64)
     _check_records(records, labels, num_labels)
+    if cross_validated is not None:
+        _check_same_labels(records, cross_validated)
+        cross_validated = cross_validated[cross_validated["times_seen"] > 0]
     seen = records["times_seen"] > 0
-    estimate = estimate_noise(records[seen], num_labels, seed=seed)
+    estimate = estimate_noise(records[seen], num_labels, cross_validated=cross_validated, seed=seed)
 
     suggested, suggested_probability = labels.copy(), np.full(len(records), np.nan)
     suggested[seen], suggested_probability[seen] = estimate.suggested_label, estimate.suggested_probability
@@ -120,6 +133,17 @@ def _check_records(records: np.ndarray, labels: np.ndarray, num_labels: int):
     if bad.any():
         raise ValueError(
             f"Sample {records['index'][bad][0]} has label {labels[bad][0]}, but the model knows {num_labels} classes."
+        )
+
+
+def _check_same_labels(records: np.ndarray, cross_validated: np.ndarray):
+    index = records["index"]  # in order
+    rows = np.searchsorted(index, cross_validated["index"]).clip(max=len(index) - 1)
+    same = records[["index", "label"]][rows] == cross_validated[["index", "label"]]
+    if cross_validated.dtype != records.dtype or not same.all():
+        raise ValueError(
+            "The cross-validated predictions are of other samples, labels or classes than those that the run saw. "
+            "Give those of the probe that it started from, or none."
         )
 
 

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from hnml_hf import SampleStatistics, load_audit, noise_scores, render_report
 from hnml_hf.audit.estimate import estimate_noise
 from hnml_hf.audit.table import write_audit
+from hnml_hf.sample_statistics import score_predictions
 
 
 def simulate(rate, *, n=3000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0, memorized=0.0, held_out=0.0):
@@ -204,3 +205,60 @@ def test_runs_without_scores_and_bad_records():
     twice = np.concatenate([records, records[:1]])
     with pytest.raises(ValueError, match="Sample id 7 occurs more than once"):
         noise_scores(twice, list("abcde"))
+
+
+def cross_validated(clean, labels, ids, *, temper=0.4, k=5, seed=3):
+    """One prediction of each sample by a classifier that never saw its label: less sure than it is right."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(len(clean), k))
+    logits[np.arange(len(clean)), clean] += 4  # P(class | logits) is a softmax of 4 times them
+    soft = np.exp(temper * 4 * logits)
+    return score_predictions(ids, labels, soft / soft.sum(-1, keepdims=True), held_out=True)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.25, 0.5])
+def test_cross_validated_predictions_tell_the_rate_by_themselves(rate):
+    _, clean, labels = simulate(rate)
+    table = noise_scores(cross_validated(clean, labels, np.arange(3000)), list("abcde"))
+    low, high = table.attrs["noise_rate_interval"]
+    wrong = clean != labels
+    assert abs(table.attrs["noise_rate"] - wrong.mean()) < 0.03 and low <= wrong.mean() <= high
+    assert high - low < 0.2
+    assert table.attrs["sharpness"] == pytest.approx(1 / 0.4, rel=0.35)
+    assert roc_auc_score(wrong, table["noise_score"]) > 0.98
+    records = cross_validated(clean, labels, np.arange(3000))
+    records["held_out"] = False  # the labels may have been learned: the same rate, with more doubt
+    taught = noise_scores(records, list("abcde"))
+    low_taught, high_taught = taught.attrs["noise_rate_interval"]
+    assert taught.attrs["noise_rate"] == table.attrs["noise_rate"] and high_taught - low_taught > high - low
+
+
+def test_a_run_that_knows_its_labels_takes_the_rate_of_the_probe_before_it():
+    """Its order stays, its rate and matrix are those of the cross-validation, of a part of the samples too."""
+    records, clean, labels = simulate(0.4, memorized=0.9)
+    wrong = clean != labels
+    fooled = noise_scores(records, list("abcde"))
+    assert fooled.attrs["noise_rate"] < 0.1
+    part = np.random.default_rng(0).permutation(3000)[:2000]
+    before = cross_validated(clean[part], labels[part], records["index"][part])
+    table = noise_scores(records, list("abcde"), cross_validated=before)
+    low, high = table.attrs["noise_rate_interval"]
+    assert abs(table.attrs["noise_rate"] - wrong.mean()) < 0.03 and low <= wrong.mean() <= high
+    assert abs(table["noise_score"].mean() - table.attrs["noise_rate"]) < 1e-6
+    assert abs(1 - np.diag(table.attrs["transition_matrix"]).mean() - wrong.mean()) < 0.05
+    assert (fooled["rank"] == table["rank"]).all()
+    few = noise_scores(records, list("abcde"), cross_validated=before[:99])
+    assert few.attrs["noise_rate"] == fooled.attrs["noise_rate"]  # too few to tell
+
+
+def test_a_probe_of_other_samples_or_labels_is_refused():
+    records, clean, labels = simulate(0.4, n=300)
+    before = cross_validated(clean, labels, records["index"])
+    for change in ("index", "label"):
+        other = before.copy()
+        other[change][7] += 1
+        with pytest.raises(ValueError, match="other samples, labels or classes"):
+            noise_scores(records, list("abcde"), cross_validated=other)
+    other = cross_validated(clean, labels, records["index"], k=6)
+    with pytest.raises(ValueError, match="other samples, labels or classes"):
+        noise_scores(records, list("abcde"), cross_validated=other)
