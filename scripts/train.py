@@ -246,7 +246,11 @@ def run(argv: list[str]):
                 curves=trainer.state.log_history,
                 provenance=f"{model.config.architecture}, objective {args.objective}, {epochs:.3g} epochs, seed "
                 f"{args.seed}. The model was trained on the labels it judges"
-                + ("." if crossed is None else "; the noise rate is that of the cross-validated probe before it."),
+                + (
+                    "."
+                    if crossed is None
+                    else "; the probe that it started from was cross-validated, gives the rate and has half a say."
+                ),
             )
             trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {estimate}"
     publish(trainer, model_args, data_args, data, argv)

@@ -72,13 +72,14 @@ def estimate_noise(
     and all labels are used: a tenth of them, or less, would only be a less certain sample of the same.
 
     Predictions of a cross-validation know no label by heart, and there may be one for every sample: where they are
-    given, b, T and the rate come from them, with b at its highest likelihood.
+    given, b, T and the rate come from them, with b at its highest likelihood. The log odds of a sample are then the
+    mean of both, for they err in different places, before the shift to that rate.
 
     Args:
         records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`], each seen at least once.
         num_labels (`int`): k.
-        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of the same labels, by models that did
-            not learn them ([`cross_validate_probe`]), at least 100.
+        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of samples among these, by models that
+            did not learn their labels ([`cross_validate_probe`]); fewer than 100 are not enough, and left out.
         seed (`int`): of the resampling behind the intervals.
     """
     opinions = Opinions(records, num_labels)
@@ -101,6 +102,11 @@ def estimate_noise(
         rate = judged.rate(own_sharpness, channel, offsets)
         rates, channels = _replicates(judged, channel, offsets, own_sharpness, other_sharpness, generator)
         log_odds = log_odds + _shift_to(rate, log_odds)
+        if cross_validated is not None and len(cross_validated) >= FEWEST_HELD_OUT:
+            others, _ = Opinions(cross_validated, num_labels).log_odds(own_sharpness, channel, offsets)
+            rows = np.searchsorted(records["index"], cross_validated["index"])
+            log_odds[rows] = (log_odds[rows] + others) / 2
+            log_odds = log_odds + _shift_to(rate, log_odds)
     low, high = np.quantile(rates, [0.025, 0.975])
     interval = None
     if channels is not None:

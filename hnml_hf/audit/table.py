@@ -53,7 +53,7 @@ def noise_scores(
         records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`].
         class_names (`Sequence[str]`): k names in id order.
         cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`cross_validate_probe`], for the
-            probe that the run started from: the rate and the matrix are taken from it.
+            probe that the run started from: rate and matrix are taken from it, and it has half a say in the scores.
         seed (`int`): of the resampling behind the intervals.
         facts: further entries of the summary, as `source` and `provenance`.
 
@@ -73,10 +73,10 @@ def noise_scores(
     """
     num_labels, labels = len(class_names), records["label"].astype(np.int64)
     _check_records(records, labels, num_labels)
-    if cross_validated is not None:
-        _check_same_labels(records, cross_validated)
-        cross_validated = cross_validated[cross_validated["times_seen"] > 0]
     seen = records["times_seen"] > 0
+    if cross_validated is not None:
+        rows = _rows_of(records, cross_validated)
+        cross_validated = cross_validated[seen[rows] & (cross_validated["times_seen"] > 0)]
     estimate = estimate_noise(records[seen], num_labels, cross_validated=cross_validated, seed=seed)
 
     suggested, suggested_probability = labels.copy(), np.full(len(records), np.nan)
@@ -136,15 +136,16 @@ def _check_records(records: np.ndarray, labels: np.ndarray, num_labels: int):
         )
 
 
-def _check_same_labels(records: np.ndarray, cross_validated: np.ndarray):
-    index = records["index"]  # in order
-    rows = np.searchsorted(index, cross_validated["index"]).clip(max=len(index) - 1)
+def _rows_of(records: np.ndarray, cross_validated: np.ndarray) -> np.ndarray:
+    """Where the samples of a cross-validation are among the records, which are in the order of `index`."""
+    rows = np.searchsorted(records["index"], cross_validated["index"]).clip(max=len(records) - 1)
     same = records[["index", "label"]][rows] == cross_validated[["index", "label"]]
     if cross_validated.dtype != records.dtype or not same.all():
         raise ValueError(
             "The cross-validated predictions are of other samples, labels or classes than those that the run saw. "
             "Give those of the probe that it started from, or none."
         )
+    return rows
 
 
 def probably_wrong(table: pd.DataFrame, threshold: float = 0.5) -> np.ndarray:

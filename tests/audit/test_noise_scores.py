@@ -234,7 +234,7 @@ def test_cross_validated_predictions_tell_the_rate_by_themselves(rate):
 
 
 def test_a_run_that_knows_its_labels_takes_the_rate_of_the_probe_before_it():
-    """Its order stays, its rate and matrix are those of the cross-validation, of a part of the samples too."""
+    """Rate and matrix are those of the cross-validation, of a part of the samples too; the scores are of both."""
     records, clean, labels = simulate(0.4, memorized=0.9)
     wrong = clean != labels
     fooled = noise_scores(records, list("abcde"))
@@ -246,7 +246,14 @@ def test_a_run_that_knows_its_labels_takes_the_rate_of_the_probe_before_it():
     assert abs(table.attrs["noise_rate"] - wrong.mean()) < 0.03 and low <= wrong.mean() <= high
     assert abs(table["noise_score"].mean() - table.attrs["noise_rate"]) < 1e-6
     assert abs(1 - np.diag(table.attrs["transition_matrix"]).mean() - wrong.mean()) < 0.05
-    assert (fooled["rank"] == table["rank"]).all()
+    alone = np.setdiff1d(np.arange(3000), part)
+    order = [scores["noise_score"][alone].to_numpy().argsort() for scores in (fooled, table)]
+    assert (order[0] == order[1]).all()
+    own = fooled["noise_score"][part]
+    assert roc_auc_score(wrong[part], table["noise_score"][part]) > roc_auc_score(wrong[part], own) + 0.05
+    unseen = records.copy()
+    unseen["times_seen"][part[:500]] = 0  # by the run: nothing is said of them
+    assert noise_scores(unseen, list("abcde"), cross_validated=before)["noise_score"][part[:500]].nunique() == 1
     few = noise_scores(records, list("abcde"), cross_validated=before[:99])
     assert few.attrs["noise_rate"] == fooled.attrs["noise_rate"]  # too few to tell
 
