@@ -228,7 +228,7 @@ def start_from_probe(
             `dataset` must not hold those either, or it measures nothing.
         batch_size (`int`), num_workers (`int`): see [`pooled_features`].
         seed (`int`): of the choice of samples.
-        cross_validate (`bool`): whether this process wants the records of [`cross_validate_probe`].
+        cross_validate (`bool`): whether the records of [`cross_validate_probe`] are wanted.
 
     Returns:
         [`LinearProbe`], and the records of the training samples that count, or `None`.

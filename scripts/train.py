@@ -195,7 +195,7 @@ def run(argv: list[str]):
             batch_size=args.per_device_eval_batch_size,
             num_workers=args.dataloader_num_workers,
             seed=args.seed,
-            cross_validate=args.process_index == 0,
+            cross_validate=data_args.audit,
         )
         if args.process_index == 0:
             print(

@@ -143,6 +143,7 @@ def test_training_starts_from_the_probe(tmp_path, monkeypatch, capfd):
     start = ["--start_from_probe", "true", "--learning_rate", "0", "--max_steps", "2", "--freeze_batch_norm", "true"]
     start += ["--gauge_fraction", "0"]  # the other script sees all labels
     load_script("train").main([*common, *start, "--audit", "false", "--output_dir", "run"])
+    assert probe_records("run") is None
     probe, run = (load_file(Path(folder, "model.safetensors")) for folder in ("probe", "run"))
     assert probe.keys() == run.keys() and all(torch.equal(probe[name], run[name]) for name in probe)
     assert "starts from a linear probe, " in capfd.readouterr().out
@@ -175,7 +176,7 @@ def test_the_probe_does_not_see_what_the_gauge_holds_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "start_from_probe", spying)
     common = [*save_small_quickstart(5), "--backbone", "test_resnet", "--image_size", "64", "--weights", "weights"]
-    common += ["--validation_fraction", "0.1", "--start_from_probe", "true", "--max_steps", "1", "--audit", "false"]
+    common += ["--validation_fraction", "0.1", "--start_from_probe", "true", "--max_steps", "1"]
     train.main([*common, "--use_cpu", "true", "--output_dir", "run"])
     records = run_records("run")
     assert probe_records("run")["index"].tolist() == sorted(seen["probe"])
