@@ -187,7 +187,7 @@ def probe_heads(rank: int) -> dict[str, list]:
     """The probe that each rank fits, on a half of the samples that is its own, and the head that it then has."""
     model, (transform, _) = make_model(VIT), create_transforms(make_model(VIT).config.pretrained_cfg)
     half = TransformedDataset(make_dataset().select(range(16 * rank, 16 * rank + 16)), transform)
-    probe = start_from_probe(model, half, half)
+    probe, _ = start_from_probe(model, half, half)
     (head,) = model.classifiers
     return {
         name: gather(value.detach()[None]).tolist() for name, value in (("fitted", probe.bias), ("head", head.bias))

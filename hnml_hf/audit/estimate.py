@@ -78,8 +78,8 @@ def estimate_noise(
     Args:
         records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`], each seen at least once.
         num_labels (`int`): k.
-        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of samples among these, by models that
-            did not learn their labels ([`cross_validate_probe`]); fewer than 100 are not enough, and left out.
+        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of samples of the same dataset, by
+            models that did not learn their labels ([`cross_validate_probe`]); fewer than 100 are left out.
         seed (`int`): of the resampling behind the intervals.
     """
     opinions = Opinions(records, num_labels)
@@ -103,8 +103,8 @@ def estimate_noise(
         rates, channels = _replicates(judged, channel, offsets, own_sharpness, other_sharpness, generator)
         log_odds = log_odds + _shift_to(rate, log_odds)
         if cross_validated is not None and len(cross_validated) >= FEWEST_HELD_OUT:
-            others, _ = Opinions(cross_validated, num_labels).log_odds(own_sharpness, channel, offsets)
-            rows = np.searchsorted(records["index"], cross_validated["index"])
+            _, rows, asked = np.intersect1d(records["index"], cross_validated["index"], return_indices=True)
+            others, _ = Opinions(cross_validated[asked], num_labels).log_odds(own_sharpness, channel, offsets)
             log_odds[rows] = (log_odds[rows] + others) / 2
             log_odds = log_odds + _shift_to(rate, log_odds)
     low, high = np.quantile(rates, [0.025, 0.975])

@@ -73,10 +73,10 @@ def noise_scores(
     """
     num_labels, labels = len(class_names), records["label"].astype(np.int64)
     _check_records(records, labels, num_labels)
-    seen = records["times_seen"] > 0
     if cross_validated is not None:
-        rows = _rows_of(records, cross_validated)
-        cross_validated = cross_validated[seen[rows] & (cross_validated["times_seen"] > 0)]
+        _check_same_labels(records, cross_validated)
+        cross_validated = cross_validated[cross_validated["times_seen"] > 0]
+    seen = records["times_seen"] > 0
     estimate = estimate_noise(records[seen], num_labels, cross_validated=cross_validated, seed=seed)
 
     suggested, suggested_probability = labels.copy(), np.full(len(records), np.nan)
@@ -136,8 +136,7 @@ def _check_records(records: np.ndarray, labels: np.ndarray, num_labels: int):
         )
 
 
-def _rows_of(records: np.ndarray, cross_validated: np.ndarray) -> np.ndarray:
-    """Where the samples of a cross-validation are among the records, which are in the order of `index`."""
+def _check_same_labels(records: np.ndarray, cross_validated: np.ndarray):
     rows = np.searchsorted(records["index"], cross_validated["index"]).clip(max=len(records) - 1)
     same = records[["index", "label"]][rows] == cross_validated[["index", "label"]]
     if cross_validated.dtype != records.dtype or not same.all():
@@ -145,7 +144,6 @@ def _rows_of(records: np.ndarray, cross_validated: np.ndarray) -> np.ndarray:
             "The cross-validated predictions are of other samples, labels or classes than those that the run saw. "
             "Give those of the probe that it started from, or none."
         )
-    return rows
 
 
 def probably_wrong(table: pd.DataFrame, threshold: float = 0.5) -> np.ndarray:
