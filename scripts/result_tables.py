@@ -118,6 +118,7 @@ AUDITED = {
     "quickstart symmetric 50 %": "quickstart, symmetric 50 %",
     "quickstart asymmetric 40 %": "quickstart, asymmetric 40 %",
     "imagenette-noisy 25 %": "Imagenette-noisy 25 %",
+    "imagenette-noisy 25 %, pretrained": "the same, pretrained",
     "quickstart 0 %": "quickstart, as it comes",
 }
 
@@ -127,17 +128,17 @@ def audits() -> list[dict]:
 
 
 def audit_rates() -> str:
-    """What one run says of its labels: quality of the scores, and the noise rate beside the true one."""
-    header = ["labels", "objective", "seed", "AUROC", "average precision", "precision at n", "calibration error"]
+    """What one run or probe says of its labels: quality of the scores, and the noise rate beside the true one."""
+    header = ["labels", "from", "seed", "AUROC", "average precision", "precision at n", "calibration error"]
     rows = []
     for row in sorted(audits(), key=lambda row: list(AUDITED).index(row["dataset"])):
-        ours, _, objective = row["scorer"].partition(", objective ")
+        ours, _, source = row["scorer"].partition(", ")
         if ours != "hnml_hf":
             continue
         figures = [row[key] for key in ("auroc", "average_precision", "precision_at_n", "ece")]
         rate, true, (low, high) = row["estimated_rate"], row["true_rate"], row["estimated_rate_interval"]
         rows.append(
-            [AUDITED[row["dataset"]], objective, str(row["seed"])]
+            [AUDITED[row["dataset"]], source, str(row["seed"])]
             + ["-" if value is None else f"{value:.3f}" for value in figures]
             + [f"{100 * true:.1f} %", f"{100 * rate:.1f} % ({100 * low:.0f} to {100 * high:.0f})"]
             + ["yes" if abs(rate - true) <= 0.03 else "**no**"]
@@ -152,8 +153,8 @@ def audit_scorers() -> str:
     rows = []
     for scorer in dict.fromkeys(row["scorer"] for row in found):
         cells = {row["dataset"]: row for row in found if row["scorer"] == scorer}
-        costs = [f"{row['cost_ce']:.2f}" for row in cells.values()]
-        cost = min(costs) if min(costs) == max(costs) else f"{min(costs)} to {max(costs)}"
+        costs = [f"{row['cost_ce']:.2f}" for row in cells.values() if row["cost_ce"] is not None]
+        cost = "" if not costs else min(costs) if min(costs) == max(costs) else f"{min(costs)} to {max(costs)}"
         rows.append([scorer, cost, *(f"{cells[name]['auroc']:.3f}" if name in cells else "" for name in noisy)])
     return markdown(["scorer", "cost", *(AUDITED[name] for name in noisy)], rows)
 
@@ -168,6 +169,7 @@ COSINE = ("cross-entropy", "cross-entropy, rate 0.05", "mean teacher", "look-ahe
 CONSTANT = tuple(
     f"{method}, constant rate" for method in ("cross-entropy", "mean teacher", "look-ahead alone", "ELR", "HNML")
 )
+MEMORY = "HNML from memory, constant rate"
 
 
 def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]) -> str:
@@ -189,7 +191,7 @@ def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
-        "CPU": partial(by_noise, "last", "cpu", CPU, ("cross-entropy", *CONSTANT)),
+        "CPU": partial(by_noise, "last", "cpu", CPU, ("cross-entropy", *CONSTANT, MEMORY)),
     },
     "docs/audit.md": {
         "AUDIT_RATES": audit_rates,
@@ -198,8 +200,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/ablations.md": {
         "AUGMENTED": augmented,
         "TUNING": tuning,
-        "LAST": partial(by_noise, "last", "cpu", CPU, COSINE + CONSTANT),
-        "BEST": partial(by_noise, "best", "cpu", CPU, COSINE + CONSTANT),
+        "LAST": partial(by_noise, "last", "cpu", CPU, (*COSINE, *CONSTANT, MEMORY)),
+        "BEST": partial(by_noise, "best", "cpu", CPU, (*COSINE, *CONSTANT, MEMORY)),
         "LEADS": partial(leads, "cpu", CPU, CONSTANT[-1], ("cross-entropy", *CONSTANT[:-1])),
         "ABLATIONS": ablations,
         "PRETRAINED": pretrained,
