@@ -104,13 +104,18 @@ def test_audits_by_hand(script, tmp_path):
         scored("quickstart symmetric 50 %", "hnml_hf, objective hnml", 0.75, 1.25, **(rate | {"true_rate": 0.25})),
         scored("cifar10n-10k worse", "AUM", 0.5, 1.0),
         scored("cifar10n-10k worse", "hnml_hf, objective hnml", 0.25, 9.0, **rate, seed=1),
+        scored("quickstart symmetric 50 %", "hnml_hf, cross-validated probe", 0.5, None, **rate),
     ]
     (tmp_path / "audit_benchmark.json").write_text(json.dumps({"results": results}))
-    first, other_seed, second = script.audit_rates().splitlines()[2:]
-    assert other_seed.startswith("| CIFAR-10N `worse` | hnml | 1 | 0.250 |")
-    assert first == "| CIFAR-10N `worse` | hnml | 0 | 0.875 | - | - | 0.062 | 28.5 % | 25.0 % (20 to 30) | **no** |"
+    first, other_seed, second, probe = script.audit_rates().splitlines()[2:]
+    assert other_seed.startswith("| CIFAR-10N `worse` | objective hnml | 1 | 0.250 |")
+    assert first == (
+        "| CIFAR-10N `worse` | objective hnml | 0 | 0.875 | - | - | 0.062 | 28.5 % | 25.0 % (20 to 30) | **no** |"
+    )
+    assert probe.startswith("| quickstart, symmetric 50 % | cross-validated probe | 0 | 0.500 |")
     assert second.endswith("| 25.0 % | 25.0 % (20 to 30) | yes |")
     assert script.audit_scorers().splitlines()[2:] == [
-        "| hnml_hf, objective hnml | 1.10 to 1.25 | 0.875 | 0.750 |  |  |",
-        "| AUM | 1.00 | 0.500 |  |  |  |",
+        "| hnml_hf, objective hnml | 1.10 to 1.25 | 0.875 | 0.750 |  |  |  |",
+        "| AUM | 1.00 | 0.500 |  |  |  |  |",
+        "| hnml_hf, cross-validated probe |  |  | 0.500 |  |  |  |",
     ]
