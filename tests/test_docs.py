@@ -73,7 +73,7 @@ def parse(command: str, monkeypatch):
         cpu = ["--use_cpu", "true"] if options else []  # bf16 asks for a GPU otherwise
         module.parse_arguments([*options, *cpu])
     elif name == "audit":
-        module.parse_arguments([word.replace("outputs/photos", "outputs/quickstart") for word in options])
+        module.parse_arguments([re.sub("^outputs/(photos|probe)$", "outputs/quickstart", word) for word in options])
     else:
         read = argparse.ArgumentParser.parse_args
 
