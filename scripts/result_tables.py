@@ -227,6 +227,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "TUNING": tuning,
         "LAST": partial(by_noise, "last", "cpu", CPU, (*COSINE, *CONSTANT, MEMORY)),
         "BEST": partial(by_noise, "best", "cpu", CPU, (*COSINE, *CONSTANT, MEMORY)),
+        "LEADS_COSINE": partial(leads, "cpu", CPU, "HNML", [method for method in COSINE if method != "HNML"]),
         "LEADS": partial(leads, "cpu", CPU, CONSTANT[-1], ("cross-entropy", *CONSTANT[:-1])),
         "ABLATIONS": ablations,
         "PRETRAINED": pretrained,
