@@ -16,9 +16,7 @@ IN_MEMORY = 256 * 2**20  # bytes; a larger table lives in a mapped file
 NEVER = -1
 AUDIT_FOLDER = "_audit"  # of a run, in its `output_dir`
 STATISTICS_FILE = "sample_statistics.npy"
-PROBE_FILE = (
-    "probe_statistics.npy"  # of a run that started from a linear probe: what the probe's cross-validation said
-)
+PROBE_FILE = "probe_statistics.npy"  # the same from the cross-validated probe that a run started from
 
 
 def record_type(num_labels: int) -> np.dtype:

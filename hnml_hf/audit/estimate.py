@@ -91,6 +91,8 @@ def estimate_noise(
     channel, offsets = fit_on.fit_channel(sharpness)
     log_odds, slot = opinions.log_odds(sharpness, channel, offsets)
 
+    if cross_validated is not None and len(cross_validated) < FEWEST_HELD_OUT:
+        cross_validated = None
     judged = _judges(opinions, records["held_out"], cross_validated, generator)
     if judged is None:
         rate = float(_probability(log_odds).mean())
@@ -102,7 +104,7 @@ def estimate_noise(
         rate = judged.rate(own_sharpness, channel, offsets)
         rates, channels = _replicates(judged, channel, offsets, own_sharpness, other_sharpness, generator)
         log_odds = log_odds + _shift_to(rate, log_odds)
-        if cross_validated is not None and len(cross_validated) >= FEWEST_HELD_OUT:
+        if cross_validated is not None:
             _, rows, asked = np.intersect1d(records["index"], cross_validated["index"], return_indices=True)
             others, _ = Opinions(cross_validated[asked], num_labels).log_odds(own_sharpness, channel, offsets)
             log_odds[rows] = (log_odds[rows] + others) / 2
@@ -222,7 +224,7 @@ class Opinions:
 
 def _judges(opinions: Opinions, held_out: np.ndarray, cross_validated, generator) -> Opinions | None:
     """What the rate is estimated on instead of all records, or None."""
-    if cross_validated is not None and len(cross_validated) >= FEWEST_HELD_OUT:
+    if cross_validated is not None:
         judged = Opinions(cross_validated, opinions.num_labels)
         rows = generator.permutation(len(judged))[:FIT_ON]
         return judged.take(np.sort(rows))
