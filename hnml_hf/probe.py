@@ -162,8 +162,8 @@ def cross_validate_probe(
     counts = np.bincount(labels, minlength=num_labels)
     if counts.max() < 2:
         raise ValueError(
-            f"Cross-validation needs a class of two samples; each of the {len(labels)} is of another class. Without an "
-            "audit (`--audit false`) none is needed."
+            f"Cross-validation needs a class of two samples; each of the {len(labels)} is of another class. Without "
+            "an audit (`--audit false`) none is needed."
         )
     parts = StratifiedKFold(min(folds, counts.max()), shuffle=True, random_state=seed)
     weights = np.ones(len(labels)) if sample_weights is None else sample_weights
