@@ -57,8 +57,12 @@ class Setting:
     def options(self) -> dict:
         if self.pretrained:  # those of scripts/recipes/imagenette_noisy.yaml
             return {
-                **{"learning_rate": 0.005, "weight_decay": 1e-4, "per_device_train_batch_size": 32},
-                **{"warmup_steps": 0.1, "freeze_batch_norm": True, "gauge_fraction": 0},
+                "learning_rate": 0.005,
+                "weight_decay": 1e-4,
+                "per_device_train_batch_size": 32,
+                "warmup_steps": 0.1,
+                "freeze_batch_norm": True,
+                "gauge_fraction": 0,
             }
         return {"learning_rate": 0.05, "weight_decay": 5e-4, "per_device_train_batch_size": 64}
 
