@@ -21,6 +21,7 @@ from .gauge import UPDATE_EVERY, create_gauge
 from .memory import create_memory
 from .meta import look_ahead, running_directions
 from .monitor import StepMonitor, label_fit, non_finite_error
+from .noise_estimate import estimate_noise_rate
 from .objectives import OBJECTIVES, sigmoid_rampup
 from .publishing import PublishingMixin
 from .resumable import ResumableTrainer, any_process
@@ -35,7 +36,8 @@ from .visits import VisitLog
 logger = logging.get_logger(__name__)
 
 # what a step gives its objective
-PROVIDED = ("wanted", "teacher", "generator", "remember", "class_prior", "sample_weights")
+PROVIDED = ("wanted", "teacher", "generator", "remember", "class_prior", "sample_weights", "noise_rate")
+HIGHEST_RATE = 0.9  # noise rate of the forward correction, as a share of the one at which labels say nothing
 VISITS_KEPT = 32  # batches whose predictions wait on the device, at most
 
 
@@ -87,8 +89,10 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
             if "sample_weights" not in self.provided:
                 raise ValueError(f"Objective `{args.objective}` takes no weights of samples; leave them out.")
             check_sample_weights(train_dataset, mixes=self._mixes())
+        self._check_forward_correction()
         self._create_teacher_and_memory()
         self._create_gauge_and_statistics()
+        self.noise_rate: float | None = None  # none estimated yet
         self._evaluated = "teacher" if args.eval_teacher else "student"
         self.cost_meter = CostMeter()
         self.gradient_norm: torch.Tensor | None = None
@@ -116,6 +120,19 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
             logger.info(
                 "Second-order virtual steps run attention by the math kernel; fused ones have no second derivative."
             )
+
+    def _check_forward_correction(self):
+        if not self.args.forward_correction:
+            return
+        reason = None
+        if "noise_rate" not in self.provided:
+            reason = f"objective `{self.args.objective}` has no cross-entropy that it could correct"
+        elif self._mixes():
+            reason = "of mixed images no record is kept, from which the noise rate is estimated"
+        elif getattr(self.train_dataset, "weights", None) is not None:
+            reason = "the weights of the samples already say how far each label is believed"
+        if reason is not None:
+            raise ValueError(f"`forward_correction` cannot be had here: {reason}. Leave it out.")
 
     def _create_teacher_and_memory(self):
         """Where targets come from: the moving average of the weights, or of each sample's predictions."""
@@ -267,6 +284,8 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         }
         if "sample_weights" in inputs:
             providers["sample_weights"] = inputs["sample_weights"]
+        if self.noise_rate is not None:
+            providers["noise_rate"] = torch.tensor(self.noise_rate, device=labels.device)
         return self.objective(
             student, labels, **{name: providers[name] for name in self.provided if name in providers}
         )
@@ -305,6 +324,19 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         """Take what was seen of samples since the last time into gauge and statistics. All processes must call it."""
         self.visits.flush()
 
+    def update_noise_rate(self):
+        """Estimate the noise rate of the forward correction anew. All processes must call it."""
+        if self.args.forward_correction:
+            self.update_statistics()
+            self.noise_rate = self.on_first_process(self._estimated_noise_rate)
+
+    def _estimated_noise_rate(self) -> float | None:
+        records, classes = self.statistics.records, self.model.config.num_labels
+        if not (records["times_seen"] > 1).any():  # what votes of one visit agree on says nothing
+            return None
+        rate = estimate_noise_rate(records[records["times_seen"] > 0], classes, seed=self.args.seed)
+        return min(rate, HIGHEST_RATE * (classes - 1) / classes)
+
     def _get_grad_norm(self, model, grad_norm=None):
         """The parent has to go through all gradients anyway; the check for finite values takes the norm from here."""
         self.gradient_norm = super()._get_grad_norm(model, grad_norm)
@@ -336,6 +368,8 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
             if self.gauge is not None:
                 logs["memorized_share"], logs["strength"] = self.gauge.memorized_share(), self.gauge.strength
         if "train_runtime" in logs:  # the summary, which `train` also returns
+            if self.noise_rate is not None:
+                logs["noise_rate"] = self.noise_rate
             logs["cost_ce"] = round(self.cost_meter.cost, 3)
             logs["peak_memory_mib"] = round(peak_memory_mib(self.args.device), 1)
         super().log(logs, start_time)
@@ -381,6 +415,9 @@ class StepCallback(TrainerCallback):
         if self.trainer.gauge is not None and state.global_step % UPDATE_EVERY == 0:
             self.trainer.update_statistics()
             self.trainer.gauge.update()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.trainer.update_noise_rate()
 
     def on_train_end(self, args, state, control, **kwargs):
         self.trainer.update_statistics()

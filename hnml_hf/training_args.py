@@ -119,6 +119,14 @@ class HNMLTrainingArguments(TrainingArguments):
             "help": "Weight of the term by which a batch's predictions leave no class out (Tanaka et al., 2018)."
         },
     )
+    forward_correction: bool = field(
+        default=False,
+        metadata={
+            "help": "Ask the network for the probability of the given labels, where a share of them is wrong, not for "
+            "the labels themselves (Patrini et al., CVPR 2017, for symmetric noise). The share is estimated from the "
+            "run's own records after each epoch, from the second one on (ours)."
+        },
+    )
     gauge_fraction: float | None = field(
         default=None,
         metadata={

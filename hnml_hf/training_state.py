@@ -45,11 +45,17 @@ class TrainingStateMixin:
 
     def progress(self):
         kinds = [[sorted(kind), ratio, self.cost_meter.steps[kind]] for kind, ratio in self.cost_meter.ratios.items()]
-        return {**super().progress(), "figures": self.monitor.state(), "cost": kinds}
+        return {
+            **super().progress(),
+            "figures": self.monitor.state(),
+            "cost": kinds,
+            "noise_rate": self.noise_rate,
+        }
 
     def load_progress(self, progress):
         super().load_progress(progress)
         self.monitor.load_state(progress["figures"], self.args.device)
+        self.noise_rate = progress["noise_rate"]
         for kind, ratio, steps in progress["cost"]:
             self.cost_meter.ratios[frozenset(kind)], self.cost_meter.steps[frozenset(kind)] = ratio, steps
 

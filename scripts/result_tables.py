@@ -83,15 +83,26 @@ def ablations() -> str:
     return by_method(groups + groups_of("ablations", noise))
 
 
+OWN_PROBE = ", own probe"  # ends the names of runs that start from a probe of their own training split
+
+
+def own_probe() -> str:
+    """Runs of a pretrained backbone over several seeds."""
+    groups = groups_of("imagenette", "50 %")
+    return by_method([(name.removesuffix(OWN_PROBE), found) for name, found in groups if name.endswith(OWN_PROBE)])
+
+
 def augmented() -> str:
     return by_method(groups_of("augmented", "human 40 %"))
 
 
 def pretrained() -> str:
-    """Runs of a pretrained backbone, with the estimate of the noise rate that each ends with."""
+    """Single runs of a pretrained backbone, with the estimate of the noise rate that each ends with."""
     header = ["wrong labels", "", "last", "best", "student, last", "memorised", "AUROC", "estimated rate (95 %)"]
     rows = []
     for record in records("imagenette"):
+        if record["method"].endswith(OWN_PROBE):
+            continue
         low, high = (f"{100 * bound:.0f}" for bound in record["noise_rate_interval"])
         rows.append(
             [record["noise"], record["method"]]
@@ -191,7 +202,8 @@ CPU = {
 }
 COSINE = ("cross-entropy", "cross-entropy, rate 0.05", "mean teacher", "look-ahead alone", "ELR", "HNML")
 CONSTANT = tuple(
-    f"{method}, constant rate" for method in ("cross-entropy", "mean teacher", "look-ahead alone", "ELR", "HNML")
+    f"{method}, constant rate"
+    for method in ("cross-entropy", "mixup", "mean teacher", "look-ahead alone", "ELR", "HNML")
 )
 MEMORY = "HNML from memory, constant rate"
 
@@ -231,6 +243,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "LEADS": partial(leads, "cpu", CPU, CONSTANT[-1], ("cross-entropy", *CONSTANT[:-1])),
         "ABLATIONS": ablations,
         "PRETRAINED": pretrained,
+        "OWN_PROBE": own_probe,
     },
 }
 

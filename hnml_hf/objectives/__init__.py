@@ -10,7 +10,8 @@ An objective is a function `objective(student, labels, *, ...) -> (terms, monito
   `teacher()` gives the teacher's output with its class activation maps (`teacher` is None without such a pass),
   `remember(probabilities)` gives each example's running average, `generator` is the source of randomness,
   `class_prior` holds the classes' shares among the given labels, `sample_weights` says how far each label is believed
-  (None = all alike). All others are fields of [`HNMLTrainingArguments`] of the same name.
+  (None = all alike), `noise_rate` which share of them is wrong (None = do not ask). All others are fields of
+  [`HNMLTrainingArguments`] of the same name.
 
 To add one, write a file and name it in `OBJECTIVES`.
 """

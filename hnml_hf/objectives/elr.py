@@ -22,10 +22,11 @@ def early_learning_regularizer(logits: torch.Tensor, targets: torch.Tensor) -> t
     return torch.log1p(-(targets * probabilities).sum(-1).clamp_max(1 - CLAMP))
 
 
-def elr(student, labels, *, remember, elr_weight: float, sample_weights=None):
+def elr(student, labels, *, remember, elr_weight: float, sample_weights=None, noise_rate=None):
     """Objective `elr`. `remember(probabilities)` folds them into the running averages and returns those."""
     logits = student().logits
     probabilities = logits.detach().float().softmax(-1).clamp(CLAMP, 1 - CLAMP)
     targets = remember(probabilities / probabilities.sum(-1, keepdim=True))
-    base = cross_entropy(logits, labels, sample_weights) + elr_weight * early_learning_regularizer(logits, targets)
+    base = cross_entropy(logits, labels, sample_weights, noise_rate)
+    base = base + elr_weight * early_learning_regularizer(logits, targets)
     return {"base": base}, {"logits": logits}

@@ -80,6 +80,7 @@ def hnml(
     mask_temperature: float,
     remember=None,
     sample_weights=None,
+    noise_rate=None,
 ):
     """Objective `hnml`.
 
@@ -95,7 +96,7 @@ def hnml(
     """
     if wanted == {"base"}:
         logits = student().logits
-        return {"base": cross_entropy(logits, labels, sample_weights)}, {"logits": logits}
+        return {"base": cross_entropy(logits, labels, sample_weights, noise_rate)}, {"logits": logits}
 
     passed = None
     if teacher is None:
@@ -147,7 +148,7 @@ def hnml(
             passed=passed,
         )
 
-    terms = {"base": cross_entropy(output.logits, labels, sample_weights)}
+    terms = {"base": cross_entropy(output.logits, labels, sample_weights, noise_rate)}
     if "consistency" in wanted:
         consistencies = consistency_loss(virtual.logits, probabilities).mean(0)
         if consistency_form == "refurbished":

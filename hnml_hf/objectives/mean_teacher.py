@@ -109,11 +109,11 @@ def sigmoid_rampup(progress: float) -> float:
     return math.exp(-5 * (1 - min(max(progress, 0.0), 1.0)) ** 2)
 
 
-def mean_teacher(student, labels, *, wanted, teacher, remember=None, sample_weights=None):
+def mean_teacher(student, labels, *, wanted, teacher, remember=None, sample_weights=None, noise_rate=None):
     """Objective `mean_teacher` (Tarvainen & Valpola, NeurIPS 2017) = HNML without inner step and without mask."""
     evidence = teacher_evidence(teacher) if "consistency" in wanted and teacher is not None else None
     output = student()
-    terms = {"base": cross_entropy(output.logits, labels, sample_weights)}
+    terms = {"base": cross_entropy(output.logits, labels, sample_weights, noise_rate)}
     if "consistency" in wanted:
         evidence = evidence or own_evidence(student, output, remember)
         terms["consistency"] = consistency_loss(output.logits, evidence.probabilities)

@@ -173,11 +173,12 @@ def mlnt(
     num_neighbors: int,
     remember=None,
     sample_weights=None,
+    noise_rate=None,
 ):
     """Objective `mlnt` (Li et al., CVPR 2019): always say of which order, the released code is second order."""
     if "consistency" not in wanted:
         logits = student().logits
-        return {"base": cross_entropy(logits, labels, sample_weights)}, {"logits": logits}
+        return {"base": cross_entropy(logits, labels, sample_weights, noise_rate)}, {"logits": logits}
     passed = None if teacher is not None else first_pass(student, meta_scope)
     evidence = teacher_evidence(teacher) if passed is None else own_evidence(student, passed[1], remember)
     synthetic_labels = draw_synthetic_labels(
@@ -193,7 +194,7 @@ def mlnt(
         student, labels, synthetic_labels, {}, scope=meta_scope, lr=meta_lr, second_order=second_order, passed=passed
     )
     terms = {
-        "base": cross_entropy(output.logits, labels, sample_weights),
+        "base": cross_entropy(output.logits, labels, sample_weights, noise_rate),
         "consistency": consistency_loss(virtual.logits, evidence.probabilities).mean(0),
     }
     return terms, {"logits": output.logits, "swapped_label_loss_drop": drop}

@@ -8,8 +8,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from hnml_hf import SampleStatistics, load_audit, noise_scores, render_report
-from hnml_hf.audit.estimate import estimate_noise
 from hnml_hf.audit.table import write_audit
+from hnml_hf.noise_estimate import estimate_noise, estimate_noise_rate
 from hnml_hf.sample_statistics import score_predictions
 
 
@@ -150,7 +150,7 @@ def test_the_pairs_that_occur_give_what_all_cells_give(monkeypatch, held_out):
     interval."""
     records, _, _ = simulate(0.4, memorized=0.6 if held_out else 0.0, held_out=held_out)
     dense = estimate_noise(records, 5)
-    monkeypatch.setattr("hnml_hf.audit.estimate.DENSE", 4)
+    monkeypatch.setattr("hnml_hf.noise_estimate.DENSE", 4)
     few = estimate_noise(records, 5)
     assert few.transition_matrix_interval is None
     np.testing.assert_allclose(few.transition_matrix, dense.transition_matrix, rtol=1e-9)
