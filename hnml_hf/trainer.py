@@ -92,7 +92,6 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         self._check_forward_correction()
         self._create_teacher_and_memory()
         self._create_gauge_and_statistics()
-        self.noise_rate: float | None = None  # none estimated yet
         self._evaluated = "teacher" if args.eval_teacher else "student"
         self.cost_meter = CostMeter()
         self.gradient_norm: torch.Tensor | None = None
@@ -163,6 +162,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         """Who learns what training sees of each sample: the dial of the meta terms, and the records of the audit."""
         args, data = self.args, self.train_dataset
         self.gauge = self.statistics = None
+        self.noise_rate: float | None = None  # none estimated yet
         self.statistics_path = os.path.join(args.output_dir, AUDIT_FOLDER, STATISTICS_FILE)
         if data is not None:
             self.gauge = create_gauge(args, len(data))
@@ -367,9 +367,9 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
             logs.update(self.monitor.averages())  # of all processes
             if self.gauge is not None:
                 logs["memorized_share"], logs["strength"] = self.gauge.memorized_share(), self.gauge.strength
-        if "train_runtime" in logs:  # the summary, which `train` also returns
             if self.noise_rate is not None:
                 logs["noise_rate"] = self.noise_rate
+        if "train_runtime" in logs:  # the summary, which `train` also returns
             logs["cost_ce"] = round(self.cost_meter.cost, 3)
             logs["peak_memory_mib"] = round(peak_memory_mib(self.args.device), 1)
         super().log(logs, start_time)

@@ -58,6 +58,7 @@ CASES = {
     "momentum memory": {**MOMENTUM, "meta_lr": 0.3, "teacher_source": "memory"},
     "full memory": {**SYNTHETIC, "meta_scope": "full", "teacher_source": "memory", "memory_top_k": 2, "meta_every": 2},
 }
+CORRECTED = {**MOMENTUM, "meta_lr": 0.3, "forward_correction": True, "num_train_epochs": 3, "max_steps": -1}
 LONG_CASES = {  # all ranks must hold the same weights afterwards; uneven: 29 images, the last batch is filled up
     "long full": (VIT, CASES["full first"]),
     "long momentum": (VIT, CASES["momentum"]),
@@ -231,6 +232,11 @@ def main(output: Path, accumulation: int):
     trainer = make_trainer(VIT, {**shared, "logging_strategy": "steps", "logging_steps": 1})
     trainer.train()
     facts["logged"] = [{name: entry.get(name) for name in LOGGED} for entry in trainer.state.log_history[:STEPS]]
+
+    trainer = make_trainer(VIT, {**CORRECTED, "gradient_accumulation_steps": accumulation})
+    trainer.train()
+    facts["noise_rates"] = gather(torch.tensor([trainer.noise_rate])).tolist()
+    facts["rank_equality"]["corrected"] = same_on_all_ranks(trainer)
 
     if trainer.accelerator.num_processes > 1:
         for name, (backbone, options) in LONG_CASES.items():

@@ -166,6 +166,14 @@ def test_all_ranks_measure_the_memorisation_of_all(one_process, two_processes):
     assert two_processes[1]["gauge_counts"] == [alone, alone]
 
 
+def test_all_ranks_correct_by_the_noise_rate_of_all(one_process, two_processes):
+    """The first process estimates it from the visits of both."""
+    (alone,) = one_process[1]["noise_rates"]
+    assert alone > 0
+    assert two_processes[1]["noise_rates"] == pytest.approx([alone, alone], abs=1e-3)
+    assert two_processes[1]["rank_equality"]["corrected"]
+
+
 def test_every_rank_draws_its_own_synthetic_labels(one_process, two_processes):
     _, facts = two_processes
     assert len(set(facts["draw_seeds"])) == 2

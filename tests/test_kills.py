@@ -65,6 +65,7 @@ FORMS = {
         "eval_strategy": "steps",
         "eval_steps": 4,
     },
+    "corrected": {"forward_correction": True, "num_train_epochs": 3},
     "adamw": {"optim": "adamw_torch", "optim_args": None, "learning_rate": 1e-3, "inner_direction": "momentum"},
 }
 

@@ -63,6 +63,12 @@ def test_labels_held_out_tell_the_rate_of_a_run_that_knows_the_others_by_heart(r
     assert (fooled["rank"] == table["rank"]).all()  # the order is the same, what it means is not
 
 
+@pytest.mark.parametrize("known", [{}, {"memorized": 0.6, "held_out": 0.15}])
+def test_the_rate_alone_is_that_of_the_whole_estimate(known):
+    records, _, _ = simulate(0.3, **known)
+    assert abs(estimate_noise_rate(records, 5) - estimate_noise(records, 5).noise_rate) < 1e-9
+
+
 def test_where_nothing_is_known_by_heart_all_labels_tell_the_rate():
     """Those held out are then a small sample of the same."""
     records, _, _ = simulate(0.3, held_out=0.15)
