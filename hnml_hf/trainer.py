@@ -131,7 +131,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         elif getattr(self.train_dataset, "weights", None) is not None:
             reason = "the weights of the samples already say how far each label is believed"
         if reason is not None:
-            raise ValueError(f"`forward_correction` cannot be had here: {reason}. Leave it out.")
+            raise ValueError(f"`forward_correction` cannot be had here: {reason}. Set it to false.")
 
     def _create_teacher_and_memory(self):
         """Where targets come from: the moving average of the weights, or of each sample's predictions."""

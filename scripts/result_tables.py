@@ -206,6 +206,8 @@ CONSTANT = tuple(
     for method in ("cross-entropy", "mixup", "mean teacher", "look-ahead alone", "ELR", "HNML")
 )
 MEMORY = "HNML from memory, constant rate"
+CORRECTED = ("cross-entropy, corrected", "mean teacher, corrected", "HNML, corrected")
+EVERY = (*COSINE, "HNML, corrected, cosine", *CONSTANT, MEMORY, *CORRECTED)
 
 
 def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]) -> str:
@@ -227,7 +229,7 @@ def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
-        "CPU": partial(by_noise, "last", "cpu", CPU, ("cross-entropy", *CONSTANT, MEMORY)),
+        "CPU": partial(by_noise, "last", "cpu", CPU, ("cross-entropy", *CONSTANT, MEMORY, *CORRECTED)),
     },
     "docs/audit.md": {
         "AUDIT_RATES": audit_rates,
@@ -237,10 +239,11 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/ablations.md": {
         "AUGMENTED": augmented,
         "TUNING": tuning,
-        "LAST": partial(by_noise, "last", "cpu", CPU, (*COSINE, *CONSTANT, MEMORY)),
-        "BEST": partial(by_noise, "best", "cpu", CPU, (*COSINE, *CONSTANT, MEMORY)),
+        "LAST": partial(by_noise, "last", "cpu", CPU, EVERY),
+        "BEST": partial(by_noise, "best", "cpu", CPU, EVERY),
         "LEADS_COSINE": partial(leads, "cpu", CPU, "HNML", [method for method in COSINE if method != "HNML"]),
         "LEADS": partial(leads, "cpu", CPU, CONSTANT[-1], ("cross-entropy", *CONSTANT[:-1])),
+        "LEADS_CORRECTED": partial(leads, "cpu", CPU, CORRECTED[-1], ("cross-entropy", *CONSTANT, *CORRECTED[:-1])),
         "ABLATIONS": ablations,
         "PRETRAINED": pretrained,
         "OWN_PROBE": own_probe,
