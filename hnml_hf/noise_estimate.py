@@ -132,17 +132,18 @@ def estimate_noise_rate(records: np.ndarray, num_labels: int, *, seed: int = 0) 
     """The rate of [`estimate_noise`] alone, without what costs most: replicates, and scores of all samples.
 
     Args:
-        records, num_labels, seed: see [`estimate_noise`]. Of over 50,000 samples a part is looked at.
+        records, num_labels, seed: see [`estimate_noise`]. Of over 50,000 samples so many are looked at, and all those
+            held out.
 
     Returns:
         `float`: share of wrong labels, in [0, 1].
     """
-    opinions = Opinions(records, num_labels)
     generator = np.random.default_rng(seed)
-    judged = _judges(opinions, records["held_out"], None, generator)
-    if judged is None:
-        few = min(len(opinions), FIT_ON)
-        judged = opinions.take(np.sort(generator.choice(len(opinions), few, replace=False)))
+    if len(records) > FIT_ON:
+        some = generator.choice(len(records), FIT_ON, replace=False)
+        records = records[np.union1d(some, np.flatnonzero(records["held_out"]))]
+    opinions = Opinions(records, num_labels)
+    judged = _judges(opinions, records["held_out"], None, generator) or opinions
     sharpness, _ = _sharpness(judged)
     return judged.rate(sharpness, *judged.fit_channel(sharpness))
 

@@ -285,7 +285,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         if "sample_weights" in inputs:
             providers["sample_weights"] = inputs["sample_weights"]
         if self.noise_rate is not None:
-            providers["noise_rate"] = torch.tensor(self.noise_rate, device=labels.device)
+            providers["noise_rate"] = torch.full((), self.noise_rate, device=labels.device)
         return self.objective(
             student, labels, **{name: providers[name] for name in self.provided if name in providers}
         )

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hnml_hf import SampleStatistics, load_audit, noise_scores, render_report
+from hnml_hf import SampleStatistics, load_audit, noise_estimate, noise_scores, render_report
 from hnml_hf.audit.table import write_audit
 from hnml_hf.noise_estimate import estimate_noise, estimate_noise_rate
 from hnml_hf.sample_statistics import score_predictions
@@ -67,6 +67,18 @@ def test_labels_held_out_tell_the_rate_of_a_run_that_knows_the_others_by_heart(r
 def test_the_rate_alone_is_that_of_the_whole_estimate(known):
     records, _, _ = simulate(0.3, **known)
     assert abs(estimate_noise_rate(records, 5) - estimate_noise(records, 5).noise_rate) < 1e-9
+
+
+def test_the_rate_of_many_samples_is_read_from_some_and_from_all_held_out(monkeypatch):
+    records, clean, labels = simulate(0.3, memorized=0.6, held_out=0.15)
+    whole = estimate_noise_rate(records, 5)
+    monkeypatch.setattr("hnml_hf.noise_estimate.FIT_ON", 600)
+    seen, opinions = [], noise_estimate.Opinions
+    monkeypatch.setattr(
+        noise_estimate, "Opinions", lambda records, k: seen.append(len(records)) or opinions(records, k)
+    )
+    assert abs(estimate_noise_rate(records, 5) - whole) < 0.03
+    assert 900 < seen[0] < 1000  # 450 held out, and about 510 others
 
 
 def test_where_nothing_is_known_by_heart_all_labels_tell_the_rate():
