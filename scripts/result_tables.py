@@ -207,7 +207,7 @@ CONSTANT = tuple(
 )
 MEMORY = "HNML from memory, constant rate"
 CORRECTED = ("cross-entropy, corrected", "mean teacher, corrected", "HNML, corrected")
-EVERY = (*COSINE, "HNML, corrected, cosine", *CONSTANT, MEMORY, *CORRECTED)
+EVERY = (*COSINE, *CONSTANT, MEMORY, *CORRECTED)
 
 
 def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]) -> str:
