@@ -329,6 +329,7 @@ def plot(records: list[dict], path: Path):
     except ImportError as error:
         raise SystemExit("--plot needs matplotlib: pip install 'hnml_hf[benchmark]'") from error
     matplotlib.use("Agg")
+    import matplotlib.lines
     from matplotlib import pyplot
 
     groups = grouped(records)
@@ -336,7 +337,7 @@ def plot(records: list[dict], path: Path):
     figure, panels = pyplot.subplots(
         len(noises), 3, figsize=(15, 4 * len(noises)), layout="constrained", squeeze=False
     )
-    colours, palette = {}, [f"C{i}" for i in range(10)] + [matplotlib.colormaps["Dark2"](i) for i in range(8)]
+    colours, palette = {}, [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
     for (noise, backbone, method), group in groups.items():
         accuracy_panel, memory_panel, cost_panel = panels[noises.index(noise)]
         label = " ".join(part for part in (backbone, method) if part)
@@ -352,8 +353,8 @@ def plot(records: list[dict], path: Path):
         accuracy_panel.set(title=f"{noise}: accuracy on clean test data", xlabel="epoch", ylabel="%")
         memory_panel.set(title=f"{noise}: wrong labels that are fitted", xlabel="epoch", ylabel="%")
         cost_panel.set(title=f"{noise}: last epoch over cost", xlabel="cross-entropy trainings", ylabel="%")
-    for row in panels:
-        row[0].legend(fontsize=7)
+    keys = [matplotlib.lines.Line2D([], [], color=colour, label=label) for label, colour in colours.items()]
+    figure.legend(handles=keys, loc="outside lower center", ncols=4)
     figure.savefig(path)
 
 
