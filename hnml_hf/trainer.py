@@ -53,6 +53,8 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         model ([`TimmCAMForImageClassification`]): the student.
         args ([`HNMLTrainingArguments`]): the options.
         train_dataset ([`TransformedDataset`], *optional*): needed for training.
+        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`cross_validate_probe`]. Then
+            `forward_correction` has its noise rate from there, from the first step on.
         kwargs: as in transformers' Trainer, as `eval_dataset`, `data_collator` and `compute_metrics`.
 
     Raises:
@@ -62,7 +64,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
 
     loss_is_scaled_for_ga = False  # compute_loss returns a plain mean; the parent divides it by the accumulation steps
 
-    def __init__(self, model, args: HNMLTrainingArguments, *, train_dataset=None, **kwargs):
+    def __init__(self, model, args: HNMLTrainingArguments, *, train_dataset=None, cross_validated=None, **kwargs):
         if kwargs.get("model_init") is not None:
             raise ValueError(
                 "`model_init` would put another model in the place of the one that the teacher is a copy of. Give the "
@@ -89,6 +91,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
             if "sample_weights" not in self.provided:
                 raise ValueError(f"Objective `{args.objective}` takes no weights of samples; leave them out.")
             check_sample_weights(train_dataset, mixes=self._mixes())
+        self.cross_validated = cross_validated
         self._check_forward_correction()
         self._create_teacher_and_memory()
         self._create_gauge_and_statistics()
@@ -331,9 +334,11 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
             self.noise_rate = self.on_first_process(self._estimated_noise_rate)
 
     def _estimated_noise_rate(self) -> float | None:
-        records, classes = self.statistics.records, self.model.config.num_labels
-        if not (records["times_seen"] > 1).any():  # what votes of one visit agree on says nothing
-            return None
+        records, classes = self.cross_validated, self.model.config.num_labels
+        if records is None:
+            records = self.statistics.records
+            if not (records["times_seen"] > 1).any():  # what votes of one visit agree on says nothing
+                return None
         rate = estimate_noise_rate(records[records["times_seen"] > 0], classes, seed=self.args.seed)
         return min(rate, HIGHEST_RATE * (classes - 1) / classes)
 
@@ -390,6 +395,10 @@ class StepCallback(TrainerCallback):
     def __init__(self, trainer: HNMLTrainer):
         self.trainer = trainer
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.cross_validated is not None:
+            self.trainer.update_noise_rate()
+
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         trainer, norm = self.trainer, self.trainer.gradient_norm
         if norm is None:
@@ -417,7 +426,8 @@ class StepCallback(TrainerCallback):
             self.trainer.gauge.update()
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        self.trainer.update_noise_rate()
+        if self.trainer.cross_validated is None:
+            self.trainer.update_noise_rate()
 
     def on_train_end(self, args, state, control, **kwargs):
         self.trainer.update_statistics()

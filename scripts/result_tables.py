@@ -88,8 +88,14 @@ OWN_PROBE = ", own probe"  # ends the names of runs that start from a probe of t
 
 def own_probe() -> str:
     """Runs of a pretrained backbone over several seeds."""
-    groups = groups_of("imagenette", "50 %")
-    return by_method([(name.removesuffix(OWN_PROBE), found) for name, found in groups if name.endswith(OWN_PROBE)])
+    groups = [(noise, *group) for noise in ("50 %", "25 %") for group in groups_of("imagenette", noise)]
+    return by_method(
+        [
+            (f"{noise} wrong: {method.removesuffix(OWN_PROBE)}", found)
+            for noise, method, found in groups
+            if method.endswith(OWN_PROBE)
+        ]
+    )
 
 
 def augmented() -> str:

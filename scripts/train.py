@@ -195,7 +195,7 @@ def run(argv: list[str]):
             batch_size=args.per_device_eval_batch_size,
             num_workers=args.dataloader_num_workers,
             seed=args.seed,
-            cross_validate=data_args.audit,
+            cross_validate=data_args.audit or args.forward_correction,
         )
         if args.process_index == 0:
             print(
@@ -207,6 +207,7 @@ def run(argv: list[str]):
         model=model,
         args=args,
         train_dataset=train_set,
+        cross_validated=crossed,
         eval_dataset=held_out if data_args.eval_test else held_out.get("validation", held_out.get("test")),
         data_collator=MixupCollator(len(names), seed=args.seed, **mix) if any(mix.values()) else collate_images,
         compute_metrics=compute_metrics,

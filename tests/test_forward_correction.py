@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from test_trainer import FORMS, assert_same_networks, build_model, build_trainer, logged, weights_of
 from torch.testing import assert_close
 
-from hnml_hf import MixupCollator
+from hnml_hf import HNMLTrainer, MixupCollator
 from hnml_hf.noise import symmetric_transition_matrix
 from hnml_hf.noise_estimate import estimate_noise_rate
 from hnml_hf.objectives.cross_entropy import cross_entropy
+from hnml_hf.sample_statistics import score_predictions
 from hnml_hf.trainer import HIGHEST_RATE
 
 
@@ -80,6 +81,34 @@ def test_the_rate_is_estimated_from_the_second_epoch_on_and_then_used(form, tiny
     assert logged(longer, "loss")[:8] == logged(plain, "loss")[:8]
     assert logged(longer, "loss")[8] != logged(plain, "loss")[8]
     assert logged(longer, "noise_rate") == [ends[1].noise_rate] * 4 and not logged(plain, "noise_rate")
+
+
+def test_a_cross_validation_gives_the_rate_from_the_first_step_on(tiny_dataset, tmp_path, monkeypatch):
+    """And it stays, in a resumed run too, whatever the records of training would say."""
+    options = {**THREE_EPOCHS, "objective": "ce", "seed": 0, "save_strategy": "steps", "save_steps": 10}
+    used, step = [], HNMLTrainer._objective_step
+
+    def spy(trainer, *args, **kwargs):
+        used.append(trainer.noise_rate)
+        return step(trainer, *args, **kwargs)
+
+    def trained(start=None, **others):
+        trainer = build_trainer(tmp_path, tiny_dataset, **{**options, **others})
+        data, wrong = trainer.train_dataset, np.arange(48) % 4 == 0
+        sure = 0.9 * np.eye(3)[(data.labels + wrong) % 3] + 0.1 / 3
+        trainer.cross_validated = score_predictions(data.index, data.labels, sure, held_out=True)
+        trainer.train(resume_from_checkpoint=start)
+        return trainer
+
+    monkeypatch.setattr(HNMLTrainer, "_objective_step", spy)
+    whole = trained()
+    rate = estimate_noise_rate(whole.cross_validated, 3)
+    assert 0.15 < rate < 0.35 and used == [rate] * 12 == logged(whole, "noise_rate")
+    assert_same_networks(whole, trained(str(tmp_path / "checkpoint-10")))
+
+    used.clear()
+    trained(forward_correction=False, save_strategy="no")
+    assert used == [None] * 12
 
 
 def test_the_loss_of_a_step_is_the_corrected_one(tiny_dataset, tmp_path):

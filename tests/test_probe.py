@@ -289,5 +289,9 @@ def test_an_audit_without_training_and_one_with(tmp_path, monkeypatch, capfd):
     assert "was cross-validated, gives the rate" in from_probe.attrs["provenance"]
     load_script("audit").main(["--run", "run"])
     assert load_audit("run").attrs["noise_rate"] == rate
+    corrected = ["--start_from_probe", "true", "--forward_correction", "true", "--logging_steps", "1"]
+    load_script("train").main([*train, *corrected, "--audit", "false"])
+    log = json.loads(Path("run", "trainer_state.json").read_text("utf-8"))["log_history"]
+    assert [entry["noise_rate"] for entry in log if "noise_rate" in entry] == [rate, rate]
     load_script("train").main(train)
     assert probe_records("run") is None and load_audit("run").attrs["noise_rate"] != rate
