@@ -124,8 +124,8 @@ class HNMLTrainingArguments(TrainingArguments):
         metadata={
             "help": "Ask the network for the probability of the given labels, where a share of them is wrong, not for "
             "the labels themselves (Patrini et al., CVPR 2017, for symmetric noise). The share is estimated from the "
-            "run's own records after each epoch, from the second one on, or by the cross-validation of the probe that it "
-            "starts from (ours)."
+            "run's own records after each epoch, from the second one on, or by the cross-validation of the probe that "
+            "it starts from (ours)."
         },
     )
     gauge_fraction: float | None = field(
