@@ -204,6 +204,7 @@ CPU = {
     "human 40 %": "human, 40 %",
     "symmetric 50 %": "symmetric, 50 %",
     "asymmetric 40 %": "asymmetric, 40 %",
+    "human 9 %": "human, 9 %",
     "none": "as they are",
 }
 COSINE = ("cross-entropy", "cross-entropy, rate 0.05", "mean teacher", "look-ahead alone", "ELR", "HNML")
