@@ -163,7 +163,7 @@ def cross_validate_probe(
     if counts.max() < 2:
         raise ValueError(
             f"Cross-validation needs a class of two samples; each of the {len(labels)} is of another class. Without "
-            "an audit (`--audit false`) none is needed."
+            "an audit and a forward correction (`--audit false --forward_correction false`) none is needed."
         )
     parts = StratifiedKFold(min(folds, counts.max()), shuffle=True, random_state=seed)
     weights = np.ones(len(labels)) if sample_weights is None else sample_weights
