@@ -22,8 +22,8 @@ TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CURVES_FILE, CAMS_FILE, RESULTS_FILE = "training_curves.png", "cam_examples.png", "all_results.json"
 HUB_DATASETS = {  # where the Hub has the images of a dataset that this package knows by name
     "quickstart": "zalando-datasets/fashion_mnist",
-    "cifar10n": "uoft-cs/cifar10",
-    "cifar100n": "uoft-cs/cifar100",
+    **dict.fromkeys(("cifar10", "cifar10n"), "uoft-cs/cifar10"),
+    **dict.fromkeys(("cifar100", "cifar100n"), "uoft-cs/cifar100"),
 }
 NOT_HYPERPARAMETERS = re.compile(
     r"(output_dir|seed|objective|do_.*|hub_.*|push_.*|.*logging.*|log_.*|report_to|run_name|save_.*|eval_strategy|eval_steps"

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 
 from .animal10n import Animal10N
 from .builder import prepare
-from .cifar_files import HUMAN_LABELS
+from .cifar_files import HUMAN_LABELS, OFFICIAL
 from .cifar_n import CIFARN, attach_human_labels, clean_split, find_labels_file
 from .clothing1m import Clothing1M
 from .columns import ColumnOptions
@@ -28,7 +28,7 @@ BUILDERS = {
     "mini-webvision": (WebVision, "mini"),
     "animal10n": (Animal10N, None),
     "food101n": (Food101N, None),
-    **{name: (CIFARN, name) for name in HUMAN_LABELS},
+    **{name: (CIFARN, name) for name in (*HUMAN_LABELS, *OFFICIAL)},
 }
 DATASET_NAMES = (*BUILDERS, "cifar10n", "imagefolder")
 
@@ -61,9 +61,9 @@ def load_noisy_dataset(
     Args:
         name_or_path (`str`):
             `quickstart` (comes with the package), `clothing1m`, `webvision`, `mini-webvision`,
-            `cifar10n-{aggre,rand1,rand2,rand3,worse}` (or `cifar10n` with `config`), `cifar100n`, `animal10n`,
-            `food101n`: see the builder of that name. `imagefolder` with `data_dir`. Else a local folder, table or
-            saved dataset, else the id of a Hub dataset.
+            `cifar10n-{aggre,rand1,rand2,rand3,worse}` (or `cifar10n` with `config`), `cifar100n`, `cifar10`,
+            `cifar100`, `animal10n`, `food101n`: see the builder of that name. `imagefolder` with `data_dir`. Else a
+            local folder, table or saved dataset, else the id of a Hub dataset.
         config (`str`): a config of the builder (`double_labelled` of `clothing1m`) or of the Hub dataset.
         data_dir: the folder that holds the data; for a table or a dataset with image paths, where these start.
         images (`DatasetDict` or `Dataset`):

@@ -32,6 +32,7 @@ HUMAN_LABELS = {
     "cifar10n-worse": "worse_label",  # "worst" in the paper
     "cifar100n": "noisy_label",
 }
+OFFICIAL = ("cifar10", "cifar100")  # the labels of the release itself, for synthetic noise
 SIDE = 32  # pixels
 
 # What a failed `torch.load` raises depends on where in the file the damage is; it documents no type.
@@ -43,7 +44,12 @@ LOAD_ERRORS = (
 
 def class_names(config: str) -> list[str]:
     """Of CIFAR-10 or CIFAR-100, in id order."""
-    return CLASSES_100 if config == "cifar100n" else CLASSES_10
+    return CLASSES_100 if is_fine(config) else CLASSES_10
+
+
+def is_fine(config: str) -> bool:
+    """Whether it is CIFAR-100."""
+    return config.startswith("cifar100")
 
 
 def read_human_labels(path: str | os.PathLike, config: str) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,15 @@ import numpy as np
 from datasets import Dataset
 
 from .builder import NoisyLabelBuilder, NoisyLabelConfig, ParquetImages, Rows, open_parquet, read_parquet
-from .cifar_files import HUMAN_LABELS, BatchImages, class_names, read_batch, read_human_labels
+from .cifar_files import (
+    HUMAN_LABELS,
+    OFFICIAL,
+    BatchImages,
+    class_names,
+    is_fine,
+    read_batch,
+    read_human_labels,
+)
 from .files import file_names
 from .schema import assemble, column
 
@@ -74,7 +82,7 @@ def attach_human_labels(
     see [`official_order`].
     """
     image_column = image_column or _pick(images.column_names, IMAGE_COLUMNS, "image")
-    label_column = label_column or _pick(images.column_names, CLEAN_COLUMNS[config == "cifar100n"], "clean label")
+    label_column = label_column or _pick(images.column_names, CLEAN_COLUMNS[is_fine(config)], "clean label")
     official, human = read_human_labels(labels_file, config)
     clean_labels = column(images, label_column).astype(np.int64)
     if "index" in images.column_names:
@@ -90,7 +98,7 @@ def clean_split(
 ) -> Dataset:
     """A CIFAR test set with the common features; its labels are clean."""
     image_column = image_column or _pick(images.column_names, IMAGE_COLUMNS, "image")
-    label_column = label_column or _pick(images.column_names, CLEAN_COLUMNS[config == "cifar100n"], "clean label")
+    label_column = label_column or _pick(images.column_names, CLEAN_COLUMNS[is_fine(config)], "clean label")
     labels = column(images, label_column).astype(np.int64)
     index = column(images, "index") if "index" in images.column_names else np.arange(len(images))
     return assemble(images, image_column, labels, labels, index.astype(np.int64), class_names(config))
@@ -98,7 +106,7 @@ def clean_split(
 
 def find_labels_file(data_dir: str | os.PathLike | None, config: str) -> str:
     """The official label file in a folder or in its `data/`."""
-    name = "CIFAR-100_human.pt" if config == "cifar100n" else "CIFAR-10_human.pt"
+    name = "CIFAR-100_human.pt" if is_fine(config) else "CIFAR-10_human.pt"
     for folder in () if data_dir is None else (data_dir, os.path.join(data_dir, "data")):
         if os.path.isfile(os.path.join(folder, name)):
             return os.path.join(folder, name)
@@ -141,14 +149,18 @@ class Source:
 
 
 class CIFARN(NoisyLabelBuilder):
-    """CIFAR-10N and CIFAR-100N from a local folder: `cifar10n-{aggre,rand1,rand2,rand3,worse}` and `cifar100n`.
+    """CIFAR-10N and CIFAR-100N from a local folder: `cifar10n-{aggre,rand1,rand2,rand3,worse}` and `cifar100n`, and
+    the same images with their official labels: `cifar10` and `cifar100`.
 
     Images come from parquet files (`train*.parquet`, `test*.parquet`; columns `image` or `img`, and `label` or
     `fine_label` with the clean label), or from the official "python" or "binary" batches. Human labels come from the
     columns of the parquet files, or from the official label file. `index` is the position in the official order.
     """
 
-    BUILDER_CONFIGS = [NoisyLabelConfig(name=name, description=label) for name, label in HUMAN_LABELS.items()]
+    BUILDER_CONFIGS = [
+        *(NoisyLabelConfig(name=name, description=label) for name, label in HUMAN_LABELS.items()),
+        *(NoisyLabelConfig(name=name, description="official labels") for name in OFFICIAL),
+    ]
     DESCRIPTION = "CIFAR-10 and CIFAR-100 with labels from people; the official labels are the clean ones."
     HOMEPAGE = "http://noisylabels.com"
     LICENSE = "Labels: CC BY-NC 4.0. Images: none stated."
@@ -158,12 +170,15 @@ class CIFARN(NoisyLabelBuilder):
   booktitle = {ICLR},
   year = {2022}
 }"""
-    TREE = """  CIFAR-10_human.pt  or  CIFAR-100_human.pt      (not needed if the parquet files hold the human labels)
+    TREE = """  CIFAR-10_human.pt  or  CIFAR-100_human.pt      (unless the parquet files hold the human labels)
 and one of
   train*.parquet  test*.parquet
   cifar-10-batches-py/data_batch_1 ... test_batch      cifar-100-python/train  test
   cifar-10-batches-bin/data_batch_1.bin ...            cifar-100-binary/train.bin  test.bin"""
-    REQUEST = "labels: https://github.com/UCSC-REAL/cifar-10-100n; images: https://www.cs.toronto.edu/~kriz/cifar.html"
+    REQUEST = (
+        "labels: https://github.com/UCSC-REAL/cifar-10-100n; images: https://www.cs.toronto.edu/~kriz/cifar.html, or "
+        "with the official labels on the Hub: --dataset uoft-cs/cifar10 --image_column img"
+    )
 
     @classmethod
     def watched_files(cls, root: str, **options) -> list[str]:
@@ -181,14 +196,14 @@ and one of
 
     @property
     def fine(self) -> bool:
-        return self.config.name == "cifar100n"
+        return is_fine(self.config.name)
 
     def class_names(self) -> list[str]:
         return class_names(self.config.name)
 
     def read_splits(self, root: str) -> dict[str, list[Rows]]:
         train, test = (self._find_images(root, split) for split in SIZES)
-        labels, index = self._human_labels(root, train)
+        labels, index = self._given_labels(root, train)
         return {
             "train": self._rows(train, labels, index),
             "test": self._rows(test, np.concatenate(test.clean_labels), self._index(test)),
@@ -207,9 +222,11 @@ and one of
             return np.concatenate(source.columns["index"])
         return np.arange(sum(map(len, source.clean_labels)))
 
-    def _human_labels(self, root: str, source: Source) -> tuple[np.ndarray, np.ndarray]:
-        """Human labels and official positions of the training images, in the order of the source."""
+    def _given_labels(self, root: str, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        """Given labels and official positions of the training images, in the order of the source."""
         clean_labels = np.concatenate(source.clean_labels)
+        if self.config.name in OFFICIAL:
+            return clean_labels, self._index(source)
         name = HUMAN_LABELS[self.config.name]
         if name in source.columns:
             return np.concatenate(source.columns[name]), self._index(source)
@@ -249,8 +266,9 @@ and one of
                 names = file.schema_arrow.names
             clean = _pick(names, CLEAN_COLUMNS[self.fine], f"{path}: clean label")
             wanted = [clean]
-            if split == "train" and HUMAN_LABELS[self.config.name] in names:
-                wanted.append(HUMAN_LABELS[self.config.name])
+            human = HUMAN_LABELS.get(self.config.name)
+            if split == "train" and human in names:
+                wanted.append(human)
             for name in wanted + (["index"] if "index" in names else []):
                 values = read_parquet(path, [name])[name]
                 if name != "index" and len(values) and not 0 <= values.min() <= values.max() < len(self.class_names()):

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
+from test_launched_runs import TRAIN
+from test_train_script import load_script
 
 from hnml_hf.data import load_noisy_dataset
 from hnml_hf.data.builder import encode_png
@@ -42,6 +44,37 @@ def test_official_batches(cifar, prepare, form, config):
     assert column(dataset["test"], "label").tolist() == column(dataset["test"], "clean_label").tolist() == [*range(10)]
     for row in (0, 25, 99):
         assert np.array_equal(pixels(dataset["train"], row), cifar.pixels[row])
+
+
+@pytest.mark.parametrize("form", ["python", "binary"])
+def test_official_labels_need_no_label_file(cifar, prepare, tmp_path, form):
+    root = tmp_path / "images"
+    shutil.copytree(cifar.root / form, root, ignore=shutil.ignore_patterns("*.pt"))
+    dataset = prepare(CIFARN, root, "cifar10", partial=True)
+    for name in ("label", "clean_label"):
+        assert column(dataset["train"], name).tolist() == cifar.clean.tolist()
+    assert column(dataset["train"], "index").tolist() == list(range(100))
+    with pytest.raises(FileNotFoundError, match=r"No human labels: .*\n.*Expected below"):
+        prepare(CIFARN, root, "cifar10n-worse", partial=True)
+
+
+@pytest.mark.parametrize(
+    ("noise", "wrong"), [("human 40 %", None), ("symmetric 50 %", 45), ("symmetric 80 %", 72), ("asymmetric 40 %", 20)]
+)
+def test_the_noises_of_the_full_protocol(cifar, noise, wrong, tmp_path):
+    """They can be drawn, on the official labels: synthetic noise on human labels is refused."""
+    benchmark, train = load_script("benchmark_accuracy"), load_script("train")
+    cells = benchmark.load_suite(TRAIN.parent / "suites" / "full.yaml")
+    cell = next(cell for cell in cells if dict(cell.names)["noise"] == noise)
+    own = ["--data_dir", str(cifar.root / "python"), "--partial", "true", "--use_cpu", "true", "--output_dir", "x"]
+    own += ["--validation_fraction", "0.3"]
+    _, data_args, _ = train.parse_arguments([*cell.arguments(), *own])
+    data = train.load_data(data_args)
+    given = np.concatenate([column(data[split], "label") for split in ("train", "validation")])
+    clean = np.concatenate([column(data[split], "clean_label") for split in ("train", "validation")])
+    assert len(given) == 100
+    expected = (cifar.human["worse_label"] != cifar.clean).sum() if wrong is None else wrong
+    assert abs((given != clean).sum() - expected) <= (0 if wrong is None else 8)
 
 
 def test_a_python_batch_is_read_without_being_executed(tmp_path, cifar):
