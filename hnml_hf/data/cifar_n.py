@@ -170,7 +170,7 @@ class CIFARN(NoisyLabelBuilder):
   booktitle = {ICLR},
   year = {2022}
 }"""
-    TREE = """  CIFAR-10_human.pt  or  CIFAR-100_human.pt      (unless the parquet files hold the human labels)
+    TREE = """  CIFAR-10_human.pt  or  CIFAR-100_human.pt      (for human labels, unless the parquet files hold them)
 and one of
   train*.parquet  test*.parquet
   cifar-10-batches-py/data_batch_1 ... test_batch      cifar-100-python/train  test
