@@ -13,6 +13,7 @@ import torch
 import yaml
 from datasets import DatasetDict
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from hnml_hf import (
     CheckpointError,
@@ -274,6 +275,10 @@ def add_source_options(parser: argparse.ArgumentParser, *, required: bool = True
         option = options[name]
         needed = required and name == "dataset"
         parser.add_argument(f"--{name}", default=option.default, required=needed, help=option.metadata["help"])
+    partial = options["partial"]
+    parser.add_argument(
+        "--partial", default=False, type=string_to_bool, nargs="?", const=True, help=partial.metadata["help"]
+    )
 
 
 def read_dataset(options: argparse.Namespace | DataArguments, **more) -> DatasetDict:
@@ -285,6 +290,7 @@ def read_dataset(options: argparse.Namespace | DataArguments, **more) -> Dataset
         label_names=from_json("class_names", options.class_names),  # transformers has its own `--label_names`
         splits=from_json("splits", options.splits),
         builder_options=from_json("dataset_options", options.dataset_options) or None,
+        partial=options.partial,
         **{name: getattr(options, name) for name in COLUMNS},
         **more,
     )
@@ -316,7 +322,6 @@ def load_data(data_args: DataArguments) -> DatasetDict:
     check_noise(data_args)
     data = read_dataset(
         data_args,
-        partial=data_args.partial,
         on_missing=data_args.on_missing,
         weight_column=data_args.weight_column,
     )

@@ -1,12 +1,15 @@
-"""The recipes of the known datasets, from the official layout to the audit, on a small backbone."""
+"""The recipes of the known datasets on their official layouts, with a small backbone; the other scripts on a part."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from test_launched_runs import TRAIN
 from test_train_script import load_script
+
+from hnml_hf import TimmCAMForImageClassification, create_image_processor
 
 
 SMALL = ["--backbone", "test_resnet", "--pretrained", "false", "--image_size", "64", "--partial", "true"]
@@ -36,3 +39,20 @@ def test_one_epoch(name, request, tmp_path, monkeypatch):
     results = json.loads(Path("run", "all_results.json").read_text("utf-8"))
     assert results["dataset"] == recipe["dataset"] and 0 <= results["eval_accuracy"] <= 1
     assert Path("run", "_audit", "report.html").is_file()
+
+
+def test_every_script_takes_a_part_of_a_known_dataset(cifar, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    part = ["--dataset", "cifar10n-worse", "--data_dir", str(cifar.root / "python")]
+    model = TimmCAMForImageClassification.from_timm("test_resnet", num_labels=10, image_size=64)
+    model.save_pretrained("model")
+    create_image_processor(model.config.pretrained_cfg).save_pretrained("model")
+    check, evaluate, predict = (load_script(name).main for name in ("audit_data", "evaluate", "predict"))
+    assert check(part) == 1 and "pass `partial=True`" in capsys.readouterr().err
+    assert check([*part, "--partial"]) != 1
+    assert re.search(r"^train +100 +100 ", capsys.readouterr().out, re.M)
+    evaluate(["--model", "model", *part, "--partial", "true"])
+    assert "accuracy" in capsys.readouterr().out
+    predict(["--model", "model", *part, "--partial", "true", "--split", "test", "--output", "predictions.csv"])
+    assert len(Path("predictions.csv").read_text("utf-8").splitlines()) == 11
