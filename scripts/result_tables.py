@@ -40,7 +40,7 @@ def figure(found: list[dict], key: str, percent: bool = True) -> str:
 
 
 def cost(found: list[dict]) -> str:
-    return f"{statistics.mean(record['cost_ce'] for record in found):.2f}"
+    return f"{statistics.mean(record['cost_ce'] for record in found):.2f}" if found else ""
 
 
 def by_noise(key: str, suite: str, noises: dict[str, str], methods: Sequence[str]) -> str:
@@ -214,7 +214,9 @@ CONSTANT = tuple(
 )
 MEMORY = "HNML from memory, constant rate"
 CORRECTED = ("cross-entropy, corrected", "mean teacher, corrected", "HNML, corrected")
-EVERY = (*COSINE, *CONSTANT, MEMORY, *CORRECTED)
+CORRECTED_COSINE = ("cross-entropy, corrected, cosine", "HNML, corrected, cosine")
+WITHOUT_GAUGE_LABELS = "cross-entropy without the gauge's labels, constant rate"
+EVERY = (*COSINE, *CORRECTED_COSINE, *CONSTANT, MEMORY, WITHOUT_GAUGE_LABELS, *CORRECTED)
 
 
 def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]) -> str:
