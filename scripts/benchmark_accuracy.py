@@ -337,23 +337,31 @@ def plot(records: list[dict], path: Path):
     figure, panels = pyplot.subplots(
         len(noises), 3, figsize=(15, 4 * len(noises)), layout="constrained", squeeze=False
     )
-    colours, palette = {}, [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
+    palette = [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
+    looks = itertools.cycle((colour, *form) for form in (("-", "o"), ("--", "s"), (":", "^")) for colour in palette)
+    styles = {}
     for (noise, backbone, method), group in groups.items():
         accuracy_panel, memory_panel, cost_panel = panels[noises.index(noise)]
         label = " ".join(part for part in (backbone, method) if part)
-        colour = colours.setdefault(label, palette[len(colours) % len(palette)])
+        if label not in styles:
+            styles[label] = next(looks)
+        colour, line, marker = styles[label]
         for panel, key in ((accuracy_panel, "test"), (memory_panel, "memorized")):
             curves = [[entry.get(key, math.nan) for entry in record["curve"]] for record in group]
             epochs = [entry["epoch"] for entry in group[0]["curve"]][: min(map(len, curves))]
             means = [100 * statistics.fmean(column) for column in zip(*curves, strict=False)]
-            panel.plot(epochs, means, color=colour, label=label)
+            panel.plot(epochs, means, line, color=colour)
+            panel.set_visible(panel.get_visible() and not all(map(math.isnan, means)))  # no label is wrong
         cost = statistics.mean(record["cost_ce"] for record in group)
         last = 100 * statistics.mean(record["last"] for record in group)
-        cost_panel.plot(cost, last, "o", color=colour, label=label)
+        cost_panel.plot(cost, last, marker, color=colour)
         accuracy_panel.set(title=f"{noise}: accuracy on clean test data", xlabel="epoch", ylabel="%")
         memory_panel.set(title=f"{noise}: wrong labels that are fitted", xlabel="epoch", ylabel="%")
         cost_panel.set(title=f"{noise}: last epoch over cost", xlabel="cross-entropy trainings", ylabel="%")
-    keys = [matplotlib.lines.Line2D([], [], color=colour, label=label) for label, colour in colours.items()]
+    keys = [
+        matplotlib.lines.Line2D([], [], color=colour, linestyle=line, marker=marker, label=label)
+        for label, (colour, line, marker) in styles.items()
+    ]
     figure.legend(handles=keys, loc="outside lower center", ncols=4)
     figure.savefig(path)
 
