@@ -351,13 +351,14 @@ def plot(records: list[dict], path: Path):
             epochs = [entry["epoch"] for entry in group[0]["curve"]][: min(map(len, curves))]
             means = [100 * statistics.fmean(column) for column in zip(*curves, strict=False)]
             panel.plot(epochs, means, line, color=colour)
-            panel.set_visible(panel.get_visible() and not all(map(math.isnan, means)))  # no label is wrong
         cost = statistics.mean(record["cost_ce"] for record in group)
         last = 100 * statistics.mean(record["last"] for record in group)
         cost_panel.plot(cost, last, marker, color=colour)
         accuracy_panel.set(title=f"{noise}: accuracy on clean test data", xlabel="epoch", ylabel="%")
         memory_panel.set(title=f"{noise}: wrong labels that are fitted", xlabel="epoch", ylabel="%")
         cost_panel.set(title=f"{noise}: last epoch over cost", xlabel="cross-entropy trainings", ylabel="%")
+    for panel in panels.flat:  # of wrong labels there is nothing to show where no label is wrong
+        panel.set_visible(not all(math.isnan(y) for line in panel.get_lines() for y in line.get_ydata()))
     keys = [
         matplotlib.lines.Line2D([], [], color=colour, linestyle=line, marker=marker, label=label)
         for label, (colour, line, marker) in styles.items()

@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 from benchmark_accuracy import TRAIN
+from matplotlib import pyplot
 from test_train_script import load_script
 
 
@@ -244,15 +245,15 @@ def test_one_tiny_run_from_end_to_end(script, write, tmp_path, capsys):
 
 
 def test_no_two_methods_look_alike_and_no_panel_is_empty(script, tmp_path):
-    pyplot = pytest.importorskip("matplotlib.pyplot", reason="--plot needs matplotlib, of the extra `benchmark`")
     curve = [{"epoch": epoch, "test": 0.5, "memorized": 0.1} for epoch in (1, 2)]
     clean = [{"epoch": 1, "test": 0.5}]
     records = [record(str(i), last=0.5, method=f"method {i}", curve=curve) for i in range(25)]
+    records.append(record("unwatched", last=0.5, method="unwatched", curve=clean))
     records.append(record("clean", last=0.5, method="method 0", noise="none", curve=clean))
     script.plot(records, tmp_path / "curves.svg")
     figure = pyplot.gcf()
     keys = figure.legends[0].get_lines()
-    assert len({(key.get_color(), key.get_linestyle(), key.get_marker()) for key in keys}) == len(keys) == 25
+    assert len({(key.get_color(), key.get_linestyle(), key.get_marker()) for key in keys}) == len(keys) == 26
     visible = {panel.get_title(): panel.get_visible() for panel in figure.axes}
     assert visible["half: wrong labels that are fitted"] and not visible["none: wrong labels that are fitted"]
     pyplot.close(figure)
