@@ -2,7 +2,6 @@
 
 from importlib.metadata import version
 
-from . import backbones as _register_backbones  # noqa: F401 (registers with timm)
 from .audit import (
     audit_run,
     clean_dataset,
@@ -13,12 +12,19 @@ from .audit import (
     read_marks,
     score_model,
 )
-from .checkpoint import CheckpointError
-from .cost import counting_flops, peak_tensor_bytes, tensor_bytes
+from .audit.probe import (
+    LinearProbe,
+    cross_validate_probe,
+    fit_linear_probe,
+    pooled_features,
+    set_head,
+    start_from_probe,
+)
+from .audit.report import render_report
 from .data import CIFARN, Animal10N, Clothing1M, Food101N, WebVision, class_balanced, load_noisy_dataset
+from .data.checks import apply_quarantine, check_dataset, load_quarantine
 from .data.collate import MixupCollator, collate_images
-from .data.manifest import apply_manifest, load_manifest, save_manifest
-from .data.preflight import apply_quarantine, check_dataset, load_quarantine
+from .data.noise_file import apply_manifest, load_manifest, save_manifest
 from .data.splits import split_validation
 from .data.synthetic import add_noise, draw_noise
 from .data.transforms import (
@@ -28,33 +34,27 @@ from .data.transforms import (
     create_strong_transform,
     create_transforms,
 )
-from .export import ExportError, export_program, export_to_onnx
-from .gauge import create_gauge
-from .hub import HubError, push_to_hub
+from .hub.model_card import command_line
+from .hub.onnx_export import ExportError, export_program, export_to_onnx
+from .hub.upload import HubError, push_to_hub
 from .inference import NotAnImageError, Prediction, cam_examples, open_image, overlay, predict
-from .interrupt import EXIT_CODE, TrainingInterrupted
-from .metrics import compute_metrics, noise_auroc
-from .model_card import command_line
-from .modeling import TimmCAMForImageClassification
-from .monitor import NonFiniteError
-from .probe import (
-    LinearProbe,
-    cross_validate_probe,
-    fit_linear_probe,
-    pooled_features,
-    set_head,
-    start_from_probe,
-)
-from .report import render_report
-from .sample_statistics import (
+from .modeling import backbones as _register_backbones  # noqa: F401 (registers with timm)
+from .modeling.timm_cam import TimmCAMForImageClassification
+from .training.args import HNMLTrainingArguments
+from .training.dynamics import (
     SampleStatistics,
     probe_records,
     run_records,
     save_probe_records,
     save_run_records,
 )
-from .trainer import HNMLTrainer
-from .training_args import HNMLTrainingArguments
+from .training.flops import counting_flops, peak_tensor_bytes, tensor_bytes
+from .training.memorization import create_gauge
+from .training.metrics import compute_metrics, noise_auroc
+from .training.resume.files import CheckpointError
+from .training.resume.signals import EXIT_CODE, TrainingInterrupted
+from .training.step_monitor import NonFiniteError
+from .training.trainer import HNMLTrainer
 
 
 __version__ = version("hnml_hf")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 
-COMMANDS = ("train", "probe", "evaluate", "predict", "audit", "audit_data", "export", "benchmark")
+COMMANDS = ("train", "probe", "evaluate", "predict", "audit", "audit_data", "export")
 
 
 def scripts_folder() -> Path:

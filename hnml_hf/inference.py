@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .cam import normalize_cams
 from .data.decoding import UNREADABLE, to_rgb
 from .data.transforms import create_transforms
+from .modeling.cam import normalize_cams
 
 
 SHOWN = 224  # pixels; a smaller image is enlarged before a map is laid over it

@@ -21,7 +21,7 @@ import hnml_hf
 from hnml_hf import check_dataset
 
 
-preflight = hnml_hf.data.preflight
+preflight = hnml_hf.data.checks
 DataError = hnml_hf.data.schema.DataError
 
 CLEAN, COULD_NOT_RUN, DEFECTS = 0, 1, 2

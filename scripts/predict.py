@@ -35,7 +35,7 @@ from hnml_hf import (
 )
 
 
-whole_file = hnml_hf.whole_file.whole_file
+whole_file = hnml_hf.atomic.whole_file
 
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 

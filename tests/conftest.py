@@ -69,7 +69,7 @@ def tiny_dataset():
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory):
     """A few steps of the quickstart, in a folder of its own: the folder, and the process that ended."""
-    from test_train_script import ROOT, launch
+    from commands import ROOT, launch
 
     folder = tmp_path_factory.mktemp("quickstart")
     recipe = ("--recipe", ROOT / "scripts" / "recipes" / "quickstart.yaml")

@@ -50,4 +50,4 @@ def test_the_reference_has_every_public_name(tmp_path):
     page = (tmp_path / "hnml_hf.html").read_text(encoding="utf-8")
     for name in hnml_hf.__all__:
         assert f'id="{name}"' in page, name
-    assert (tmp_path / "hnml_hf" / "meta.html").is_file()
+    assert (tmp_path / "hnml_hf" / "objectives" / "inner_step.html").is_file()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from test_train_script import load_script
+from commands import load_script
 from transformers import TrainingArguments
 
 from hnml_hf.__main__ import COMMANDS

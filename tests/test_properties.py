@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from hnml_hf.cam import class_activation_maps, foreground_mask, normalize_cams
-from hnml_hf.meta import head_step_logits, inner_loss, label_residuals
+from hnml_hf.modeling.cam import class_activation_maps, foreground_mask, normalize_cams
 from hnml_hf.noise import neighbor_labels
 from hnml_hf.objectives.cross_entropy import cross_entropy
 from hnml_hf.objectives.elr import early_learning_regularizer
 from hnml_hf.objectives.gce import generalized_cross_entropy
 from hnml_hf.objectives.hnml import mask_guided_loss
+from hnml_hf.objectives.inner_step import head_step_logits, inner_loss, label_residuals
 from hnml_hf.objectives.mean_teacher import consistency_loss
-from hnml_hf.sample_statistics import SampleStatistics
+from hnml_hf.training.dynamics import SampleStatistics
 
 
 PROPERTIES = settings(max_examples=60, deadline=None)

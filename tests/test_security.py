@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 from packaging.requirements import Requirement
-from test_trainer import build_trainer
+from trainers import build_trainer
 
 from hnml_hf import CheckpointError, TimmCAMForImageClassification, load_audit, load_manifest, load_quarantine, predict
-from hnml_hf.checkpoint import seal
-from hnml_hf.hub import PUBLISHED
-from hnml_hf.sample_statistics import read_records
+from hnml_hf.hub.upload import PUBLISHED
+from hnml_hf.training.dynamics import read_records
+from hnml_hf.training.resume.files import seal
 
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted([*(ROOT / "hnml_hf").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
+SOURCES = sorted([*(ROOT / "hnml_hf").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
 
 # name of a call: what it must be given, None = it must not occur
 CALLS = {

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from ..report import render_report
-from ..sample_statistics import AUDIT_FOLDER
+from ..training.dynamics import AUDIT_FOLDER
 from .cleaning import clean_dataset, read_marks
-from .evidence import MAX_SUSPECTS, collect_evidence, num_suspects
 from .export import escape_formula, export_audit
+from .gallery import MAX_SUSPECTS, collect_evidence, num_suspects
+from .report import render_report
 from .single_pass import score_model
 from .table import check_unchanged, image_paths, load_audit, noise_scores, write_audit
 
@@ -46,7 +46,7 @@ def audit_run(
         output_dir (`str` or `Path`): of the run.
         records (structured `np.ndarray` of shape `(n,)`): of [`run_records`] or [`score_model`].
         dataset (`datasets.Dataset`): that the records are of, rows in any order.
-        transform, model, crop_pct, crop_mode: see [`~hnml_hf.audit.evidence.collect_evidence`].
+        transform, model, crop_pct, crop_mode: see [`~hnml_hf.audit.gallery.collect_evidence`].
         cross_validated (structured `np.ndarray`, *optional*): see [`noise_scores`].
         curves (`Sequence[Mapping]`): the trainer's `log_history`, for the report.
         max_suspects (`int`): how many the report shows at most.

@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 
 from ..data.schema import column
-from ..sample_statistics import score_predictions
-from .evidence import decode_images
+from ..training.dynamics import score_predictions
+from .gallery import decode_images
 
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Image
 
+from ..atomic import whole_file
 from ..data.schema import column, labels_fingerprint
-from ..noise_estimate import estimate_noise
-from ..sample_statistics import AUDIT_FOLDER
-from ..whole_file import whole_file
+from ..training.dynamics import AUDIT_FOLDER
+from .noise_model import estimate_noise
 
 
 TABLE_FILE, SUMMARY_FILE, MATRIX_FILE = "noise_scores.parquet", "summary.json", "transition_matrix.npy"
@@ -47,7 +47,7 @@ def noise_scores(
 
     Two readings of the same run are compared, the teacher's running probabilities and the student's votes, and a
     noise channel is fitted to the given labels: formulas and sources are in
-    [`~hnml_hf.noise_estimate.estimate_noise`].
+    [`~hnml_hf.audit.noise_model.estimate_noise`].
 
     Args:
         records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`].

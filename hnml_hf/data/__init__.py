@@ -6,18 +6,18 @@ from dataclasses import asdict
 
 from datasets import Dataset, DatasetDict
 
-from .animal10n import Animal10N
-from .builder import prepare
-from .cifar_files import HUMAN_LABELS, OFFICIAL
-from .cifar_n import CIFARN, attach_human_labels, clean_split, find_labels_file
-from .clothing1m import Clothing1M
-from .columns import ColumnOptions
+from .custom.columns import ColumnOptions
+from .custom.load import load_generic
 from .files import refuse_archive
-from .food101n import Food101N
-from .generic import load_generic
-from .quickstart import Quickstart
+from .published.animal10n import Animal10N
+from .published.builder import prepare
+from .published.cifar_files import HUMAN_LABELS, OFFICIAL
+from .published.cifar_n import CIFARN, attach_human_labels, clean_split, find_labels_file
+from .published.clothing1m import Clothing1M
+from .published.food101n import Food101N
+from .published.quickstart import Quickstart
+from .published.webvision import WebVision
 from .splits import class_balanced, find_splits
-from .webvision import WebVision
 
 
 # Name -> builder and its config; `None` = the default, or the one given by `config`.
@@ -70,7 +70,7 @@ def load_noisy_dataset(
             CIFAR images from elsewhere, as the Hub's `uoft-cs/cifar10`, for CIFAR-N; `data_dir` then holds the
             official label file. A `Dataset` is the training set.
         image_column, label_column, clean_label_column, index_column, test_label_column, weight_column (`str`):
-            for your own data and Hub datasets, see [`~hnml_hf.data.columns.ColumnOptions`].
+            for your own data and Hub datasets, see [`~hnml_hf.data.custom.columns.ColumnOptions`].
         label_names (`Sequence[str]`): for your own data: class names in id order, where the data do not say; labels
             are such names, or ids where no name is a number.
         splits (`dict`): for your own data: our split name (`train`, `validation`, `test`) -> the name, folder or

@@ -17,7 +17,7 @@ from PIL import Image
 
 from .. import noise
 from .decoding import to_rgb
-from .manifest import NoiseManifest, apply_manifest, clean_labels, unique_index
+from .noise_file import NoiseManifest, apply_manifest, clean_labels, unique_index
 from .schema import UNKNOWN, column, labels_fingerprint
 
 

@@ -2,7 +2,8 @@
 
 An objective is a function `objective(student, labels, *, ...) -> (terms, monitors)`:
 
-* `student` is the batch as the network sees it; `student()` gives its output. See [`~hnml_hf.modeling.BatchView`].
+* `student` is the batch as the network sees it; `student()` gives its output. See
+  [`~hnml_hf.objectives.batch_view.BatchView`].
 * `terms` maps `base`, `consistency`, `mask_guided`, `balance` to per-example losses of shape `(b,)`. The trainer alone
   averages and weighs them.
 * `monitors` maps names to tensors for the log; `logits` of shape `(b, k)` is always among them.

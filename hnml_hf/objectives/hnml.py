@@ -6,7 +6,7 @@ levels; their form here is ours, built on the parents MLNT (CVPR 2019) and SANM 
 
 import torch
 
-from ..cam import foreground_mask, normalize_cams
+from ..modeling.cam import foreground_mask, normalize_cams
 from .cross_entropy import cross_entropy
 from .mean_teacher import balance_loss, consistency_loss, label_trust, own_evidence, refurbishment, teacher_evidence
 from .mlnt import VirtualPredictions, draw_synthetic_labels, first_pass, virtual_predictions

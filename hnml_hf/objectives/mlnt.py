@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from ..meta import (
+from ..noise import corrupt_labels_exact, neighbor_labels, symmetric_transition_matrix
+from .cross_entropy import cross_entropy
+from .inner_step import (
     gradient_step,
     head_step_logits,
     head_step_weights,
@@ -13,8 +15,6 @@ from ..meta import (
     label_residuals,
     swapped_label_loss_drop,
 )
-from ..noise import corrupt_labels_exact, neighbor_labels, symmetric_transition_matrix
-from .cross_entropy import cross_entropy
 from .mean_teacher import Evidence, consistency_loss, own_evidence, teacher_evidence
 
 
@@ -110,8 +110,8 @@ def virtual_predictions(
         synthetic_labels (`torch.LongTensor` of shape `(m, b)`).
         requests (`dict`): `region_masks` and `cam_classes` for the passes at the virtual weights.
         scope (`str`): `head` (closed form; `lr` counts in units of 1 / mean kernel diagonal), `last_stage` or `full`.
-        lr (`float`), second_order (`bool`), inner_consistency_weight (`float`): see [`~hnml_hf.meta.gradient_step`]
-            and [`~hnml_hf.meta.inner_loss`].
+        lr (`float`), second_order (`bool`), inner_consistency_weight (`float`): see
+            [`~hnml_hf.objectives.inner_step.gradient_step`] and [`~hnml_hf.objectives.inner_step.inner_loss`].
         passed (*optional*): what [`first_pass`] returned, if it was made already.
 
     Returns:

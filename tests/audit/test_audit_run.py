@@ -20,8 +20,8 @@ from hnml_hf import (
     noise_scores,
     run_records,
 )
-from hnml_hf.audit.evidence import collect_evidence, num_suspects
 from hnml_hf.audit.export import cleanlab_issues
+from hnml_hf.audit.gallery import collect_evidence, num_suspects
 from hnml_hf.audit.table import check_unchanged
 
 

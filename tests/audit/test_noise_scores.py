@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hnml_hf import SampleStatistics, load_audit, noise_estimate, noise_scores, render_report
+from hnml_hf import SampleStatistics, load_audit, noise_scores, render_report
+from hnml_hf.audit import noise_model as noise_estimate
+from hnml_hf.audit.noise_model import estimate_noise, estimate_noise_rate
 from hnml_hf.audit.table import write_audit
-from hnml_hf.noise_estimate import estimate_noise, estimate_noise_rate
-from hnml_hf.sample_statistics import score_predictions
+from hnml_hf.training.dynamics import score_predictions
 
 
 def simulate(rate, *, n=3000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0, memorized=0.0, held_out=0.0):
@@ -72,7 +73,7 @@ def test_the_rate_alone_is_that_of_the_whole_estimate(known):
 def test_the_rate_of_many_samples_is_read_from_some_and_from_all_held_out(monkeypatch):
     records, clean, labels = simulate(0.3, memorized=0.6, held_out=0.15)
     whole = estimate_noise_rate(records, 5)
-    monkeypatch.setattr("hnml_hf.noise_estimate.FIT_ON", 600)
+    monkeypatch.setattr("hnml_hf.audit.noise_model.FIT_ON", 600)
     seen, opinions = [], noise_estimate.Opinions
     monkeypatch.setattr(
         noise_estimate, "Opinions", lambda records, k: seen.append(len(records)) or opinions(records, k)
@@ -168,7 +169,7 @@ def test_the_pairs_that_occur_give_what_all_cells_give(monkeypatch, held_out):
     interval."""
     records, _, _ = simulate(0.4, memorized=0.6 if held_out else 0.0, held_out=held_out)
     dense = estimate_noise(records, 5)
-    monkeypatch.setattr("hnml_hf.noise_estimate.DENSE", 4)
+    monkeypatch.setattr("hnml_hf.audit.noise_model.DENSE", 4)
     few = estimate_noise(records, 5)
     assert few.transition_matrix_interval is None
     np.testing.assert_allclose(few.transition_matrix, dense.transition_matrix, rtol=1e-9)

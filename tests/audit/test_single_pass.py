@@ -5,7 +5,7 @@ from sklearn.metrics import roc_auc_score
 
 from hnml_hf import noise_scores, score_model
 from hnml_hf.audit.single_pass import align_classes
-from hnml_hf.sample_statistics import score_predictions
+from hnml_hf.training.dynamics import score_predictions
 
 
 def test_one_pass_of_any_classifier(tiny_dataset):

@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from PIL.PngImagePlugin import PngImageFile
 
 from hnml_hf import NotAnImageError, TransformedDataset, UnreadableImageError, draw_noise, open_image
-from hnml_hf.audit.evidence import decode_images
+from hnml_hf.audit.gallery import decode_images
 from hnml_hf.data import preflight, schema
 from hnml_hf.data.decoding import UNREADABLE, to_rgb
 

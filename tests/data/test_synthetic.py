@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from hnml_hf.data import manifest as manifests
+from hnml_hf.data import noise_file as manifests
 from hnml_hf.data import schema, synthetic
 
 

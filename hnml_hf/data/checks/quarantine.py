@@ -1,0 +1,124 @@
+"""The list of rows that training should leave out."""
+
+import json
+import logging
+import os
+
+import numpy as np
+from datasets import DatasetDict
+
+from ...atomic import whole_file
+from ..schema import column
+from .images import IMAGE_DEFECTS
+from .report import LABEL_DEFECTS
+
+
+logger = logging.getLogger(__name__)
+
+
+def save_quarantine(path: str | os.PathLike, report: dict) -> int:
+    """Write the rows that training should leave out, one JSON object a line: split, index, reason, path.
+
+    These are rows with a bad image or label, all rows of conflicting duplicates (at most one of their labels is
+    right), and of images shared by splits the rows of the earlier stage (training before validation before test).
+    Sample ids given twice are not in it: an id that names two rows cannot say which one to leave out.
+
+    Returns:
+        `int`: number of rows.
+    """
+    rows: dict[tuple[str, int], dict] = {}
+
+    def add(row: dict, reason: str) -> None:
+        entry = rows.setdefault((row["split"], row["index"]), {"reasons": [], "path": row["path"]})
+        entry["reasons"].append(reason)
+
+    defects = report["defects"]
+    for kind in (*IMAGE_DEFECTS, *LABEL_DEFECTS):
+        for entry in defects[kind]:
+            add(entry, f"{kind}: {entry['reason']}")
+    for entry in defects["conflicting_duplicates"]:
+        for row in entry["rows"]:
+            add(row, f"conflicting_duplicates: equal to index {', '.join(str(r['index']) for r in entry['rows'])}")
+    for entry in defects["split_overlap"]:
+        for row in entry["rows"]:
+            if row["split"] == entry["splits"][0]:
+                add(row, f"split_overlap: also in {entry['splits'][1]}")
+    with (
+        whole_file(path) as unfinished,
+        open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+    ):
+        for (split, index), entry in rows.items():
+            reason = "; ".join(dict.fromkeys(entry["reasons"]))
+            line = {"split": split, "index": index, "reason": reason, "path": entry["path"]}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return len(rows)
+
+
+def load_quarantine(path: str | os.PathLike) -> dict[str, dict[int, str]]:
+    """Read a quarantine list. Lines may be deleted or added by hand; `split` and `index` are needed.
+
+    Args:
+        path (`str` or `Path`): of the list.
+
+    Returns:
+        `dict[str, dict[int, str]]`: split -> index -> reason.
+
+    Raises:
+        ValueError: naming file and line, for a line that is no such object.
+    """
+    quarantine: dict[str, dict[int, str]] = {}
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+                split, index = row["split"], row["index"]
+                if not isinstance(split, str) or type(index) is not int:
+                    raise ValueError("`split` must be a name and `index` an integer")
+                quarantine.setdefault(split, {})[index] = str(row.get("reason", ""))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise ValueError(
+                    f'{path}:{number}: {error}. A quarantine list has lines like {{"split": "train", "index": 17, '
+                    '"reason": "truncated"}; write it with `python scripts/audit_data.py`.'
+                ) from error
+    return quarantine
+
+
+def apply_quarantine(dataset: DatasetDict, quarantine: dict[str, dict[int, str]]) -> DatasetDict:
+    """Leave the listed rows out; they are not replaced, and the ids of the others do not change.
+
+    Apply saved synthetic noise first: it belongs to the whole dataset.
+
+    Args:
+        dataset (`datasets.DatasetDict`): with the feature `index`.
+        quarantine (`dict`): from `load_quarantine`.
+
+    Returns:
+        `datasets.DatasetDict`: the same splits, as views.
+
+    Raises:
+        ValueError: if a split or id of the list does not exist, or nothing would be left of a split.
+    """
+    unknown = sorted(set(quarantine) - set(dataset))
+    if unknown:
+        raise ValueError(
+            f"The quarantine list names the splits {', '.join(unknown)}; the dataset has {', '.join(dataset)}. Was it "
+            "made for another dataset?"
+        )
+    kept = DatasetDict(dataset)
+    for split, rows in quarantine.items():
+        index = column(dataset[split], "index")
+        listed = np.array(sorted(rows), dtype=np.int64)
+        absent = np.setdiff1d(listed, index)
+        if len(absent):
+            raise ValueError(
+                f"{len(absent)} of {len(listed)} ids of the quarantine list are not in the split {split!r}, the first "
+                f"is {absent[0]}. Was the list made for another dataset or another version of it?"
+            )
+        keep = np.flatnonzero(~np.isin(index, listed))
+        if not len(keep):
+            raise ValueError(f"The quarantine list leaves no row of the split {split!r}.")
+        kept[split] = dataset[split].select(keep)
+        logger.warning("Quarantine: %d of %d rows of %r are left out.", len(index) - len(keep), len(index), split)
+    return kept

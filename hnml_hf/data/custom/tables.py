@@ -1,0 +1,192 @@
+"""Tables of labels: CSV, TSV, JSON, JSONL and parquet, read into the columns in use; errors name file and line."""
+
+import csv
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Features
+
+from ..files import file_names, parse_path, read_lines
+from ..published.builder import ParquetImages, open_parquet
+from ..splits import SPLITS
+from .columns import ColumnOptions, RawSplit
+
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+
+def find_tables(folder: str) -> dict[str, list[str]]:
+    """Split -> sorted table files of a folder, by the beginning of their names."""
+    tables: dict[str, list[str]] = {}
+    for name in sorted(file_names(folder)):
+        stem, suffix = os.path.splitext(name)
+        if suffix not in TABLE_SUFFIXES:
+            continue
+        for split, spellings in SPLITS.items():
+            if re.fullmatch(rf"({'|'.join(spellings)})([-_.].*)?", stem, re.IGNORECASE):
+                tables.setdefault(split, []).append(f"{folder}/{name}")
+    for split, paths in tables.items():
+        if len({os.path.splitext(path)[1] for path in paths}) > 1:
+            raise ValueError(f"The split {split} has tables of several kinds: {', '.join(paths)}. Keep one kind.")
+    return {split: tables[split] for split in SPLITS if split in tables}
+
+
+def read_table(path: str, split: str, columns: ColumnOptions, root: str) -> RawSplit:
+    """Read the columns in use of a table whose images are paths below `root`, or are embedded (parquet).
+
+    Args:
+        path (`str`): of the table; its suffix says of what kind it is.
+        split (`str`): ours; evaluation splits may have their label in another column.
+        columns (`ColumnOptions`): which ones hold what.
+        root (`str`): where image paths start.
+
+    Raises:
+        ValueError: naming file and line, for what cannot be read.
+    """
+    return (_read_parquet if path.endswith(".parquet") else _read_text)(path, split, columns, root)
+
+
+def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> RawSplit:
+    with open_parquet(path) as file:
+        schema = file.schema_arrow
+        picked = columns.pick(schema.names, split, path)
+        paths = _is_text(schema.field(picked["image"]).type)
+        table = file.read(columns=[name for role, name in picked.items() if paths or role != "image"])
+    feature = Features.from_arrow_schema(schema).get(picked["label"])
+    values = {role: table[name].to_pylist() for role, name in picked.items() if paths or role != "image"}
+    if paths:
+        for row, image in enumerate(values["image"]):
+            if image is None:
+                raise ValueError(f"{path}:{row + 1}: the image is missing.")
+            values["image"][row] = parse_path(image.removeprefix(f"{root}/"), path, row + 1)
+    return RawSplit(
+        values["image"] if paths else ParquetImages(path, picked["image"]),
+        values["label"],
+        lambda row: f"{path}:{row + 1}",
+        values.get("clean"),
+        values.get("index"),
+        values.get("weight"),
+        names=feature.names if isinstance(feature, ClassLabel) else None,
+        source=path,
+        lines=np.arange(1, table.num_rows + 1),
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text; in which form depends on what wrote the table."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _read_text(path: str, split: str, columns: ColumnOptions, root: str) -> RawSplit:
+    rows = READERS[os.path.splitext(path)[1]](path)
+    names = next(rows)
+    picked = columns.pick(names, split, f"{path}:1")
+    at = {role: names.index(name) for role, name in picked.items()}
+    values: dict[str, list] = {role: [] for role in picked}
+    lines = []
+    for number, row in rows:
+        image = row[at["image"]]
+        if not isinstance(image, str):
+            raise ValueError(f"{path}:{number}: the image must be a path, got {image!r}.")
+        values["image"].append(parse_path(image.removeprefix(f"{root}/"), path, number))
+        for role in picked:
+            if role != "image":
+                value = row[at[role]]
+                values[role].append(sys.intern(value) if isinstance(value, str) else value)
+        lines.append(number)
+    if not lines:
+        raise ValueError(f"{path}:1: no rows below the column names.")
+    return RawSplit(
+        values["image"],
+        values["label"],
+        lambda row: f"{path}:{lines[row]}",
+        values.get("clean"),
+        values.get("index"),
+        values.get("weight"),
+        source=path,
+        lines=np.array(lines, dtype=np.int64),
+    )
+
+
+# -- readers: each yields the column names first and then `(line, values)` for each row -------------------------------
+
+
+def _decoded(path: str) -> Iterator[str]:
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            try:
+                yield raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: not UTF-8 text ({error.reason}).") from None
+
+
+def _read_csv(path: str) -> Iterator:
+    reader = csv.reader(_decoded(path), delimiter="\t" if path.endswith(".tsv") else ",", strict=True)
+    header = None
+    try:
+        for row in reader:
+            if not row:
+                continue
+            if header is None:
+                header = [name.strip() for name in row]
+                if len(set(header)) != len(header):
+                    raise ValueError(f"{path}:{reader.line_num}: two columns have one name: {', '.join(header)}.")
+                yield header
+            elif len(row) != len(header):
+                raise ValueError(
+                    f"{path}:{reader.line_num}: {len(row)} fields, the header has {len(header)}; names with a comma "
+                    "must be quoted."
+                )
+            else:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: {error}.") from None
+    if header is None:
+        raise ValueError(f"{path}:1: the table is empty.")
+
+
+def _records(read: Callable[[], Iterator[tuple[int, object]]], path: str) -> Iterator:
+    # Read twice: a later record may have a field that the first one lacks, and all at once take much memory.
+    header: dict[str, None] = {}
+    for number, record in read():
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}:{number}: expected an object with named fields, got {type(record).__name__}.")
+        header.update(dict.fromkeys(record))
+    if not header:
+        raise ValueError(f"{path}:1: the table is empty.")
+    yield list(header)
+    for number, record in read():
+        yield number, [record.get(name) for name in header]
+
+
+def _parse_json(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid JSON ({error}).") from None
+
+
+def _read_json(path: str) -> Iterator:
+    # The positions of a JSON array are counted as lines are: from 1.
+    content = _parse_json("".join(_decoded(path)), f"{path}:1")
+    if not isinstance(content, list):
+        raise ValueError(f"{path}:1: expected a list of objects, got {type(content).__name__}.")
+    return _records(lambda: enumerate(content, start=1), path)
+
+
+def _read_jsonl(path: str) -> Iterator:
+    return _records(
+        lambda: ((number, _parse_json(line, f"{path}:{number}")) for number, line in read_lines(path)), path
+    )
+
+
+READERS = {".csv": _read_csv, ".tsv": _read_csv, ".json": _read_json, ".jsonl": _read_jsonl}

@@ -1,0 +1,1 @@
+"""What leaves for the Hub: model, card, curves, ONNX."""

@@ -1,0 +1,1 @@
+"""The network: a timm classifier with class activation maps."""

@@ -1,0 +1,326 @@
+"""What a training run saw of every sample: one fixed-size record each, found by sample id, in memory or mapped."""
+
+import os
+import tempfile
+from pathlib import Path
+from tokenize import TokenError
+
+import numpy as np
+
+from ..atomic import whole_file
+
+
+CANDIDATES = 9  # labels that are followed beside the given one; with up to ten classes that is all of them
+DECAY = 0.9  # of the running probabilities, per visit: a memory of about ten epochs
+IN_MEMORY = 256 * 2**20  # bytes; a larger table lives in a mapped file
+NEVER = -1
+AUDIT_FOLDER = "_audit"  # of a run, in its `output_dir`
+STATISTICS_FILE = "sample_statistics.npy"
+PROBE_FILE = "probe_statistics.npy"  # the same from the cross-validated probe that a run started from
+
+
+def record_type(num_labels: int) -> np.dtype:
+    """Fields of a record; `c` candidates are kept, `c = min(k - 1, 9)`."""
+    candidates = (min(num_labels - 1, CANDIDATES),)
+    return np.dtype(
+        [
+            ("index", "<i8"),  # sample id
+            ("label", "<i4"),  # given label
+            ("held_out", "?"),  # whether no loss saw the label, so that no prediction knows it by heart
+            ("times_seen", "<i4"),  # visits, at most one an epoch
+            ("last_epoch", "<i4"),  # epoch of the last visit
+            ("given", "<f4"),  # running probability of the given label
+            ("candidates", "<f4", candidates),  # running probabilities of other labels
+            ("candidate_labels", "<i4", candidates),  # which labels these are, -1 = free
+            ("given_votes", "<f4"),  # running share of visits in which the student's prediction was the given label
+            ("votes", "<f4", candidates),  # and one of the candidates
+            ("margin", "<f4"),  # mean over all visits of p_given - max p_other
+            (
+                "foreground_agreement",
+                "<f4",
+            ),  # running share of visits in which the foreground gets the same class
+            ("foreground_seen", "<i4"),  # visits with a foreground prediction
+            ("first_learned", "<i4"),  # first and last epoch in which the given label was the predicted one
+            ("last_learned", "<i4"),
+        ]
+    )
+
+
+class SampleStatistics:
+    """Running statistics of every training sample, of O(n) size whatever the number of classes.
+
+    Running probabilities are bias-corrected exponential averages: after t visits the weight of visit s is proportional
+    to 0.9^(t - s). The other labels are followed by a sketch in the manner of Space-Saving (Metwally, Agrawal &
+    El Abbadi, ICDT 2005): a label that is most probable among those not followed takes the place of the weakest one if
+    it is above it. With up to ten classes nothing is ever left out, and the averages are exact.
+
+    Args:
+        index (`np.ndarray` of shape `(n,)`): sample ids in any order.
+        labels (`np.ndarray` of shape `(n,)`): given labels.
+        num_labels (`int`): k, at least 2.
+        path (`str` or `Path`, *optional*): where the table will be saved; one of more than `in_memory` bytes is mapped
+            from a file beside it until then, which has no name and vanishes with the process.
+        in_memory (`int`): that limit.
+        held_out (`np.ndarray` of shape `(n,)`, bool, *optional*): which labels no loss sees; default: none.
+
+    Raises:
+        ValueError: if two samples have one id, or a label is none of the k classes.
+    """
+
+    def __init__(
+        self,
+        index: np.ndarray,
+        labels: np.ndarray,
+        num_labels: int,
+        *,
+        path: str | os.PathLike | None = None,
+        in_memory: int = IN_MEMORY,
+        held_out: np.ndarray | None = None,
+    ):
+        index, labels = np.asarray(index, dtype=np.int64), np.asarray(labels, dtype=np.int64)
+        order = np.argsort(index, kind="stable")
+        twins = np.flatnonzero(np.diff(index[order]) == 0)
+        if len(twins):
+            raise ValueError(
+                f"Sample id {index[order][twins[0]]} occurs more than once ({len(index)} rows have "
+                f"{len(index) - len(twins)} ids). What is learned of a sample is kept by `index`: make ids unique."
+            )
+        if len(labels) and not (0 <= labels.min() and labels.max() < num_labels):
+            bad = order[(labels[order] < 0) | (labels[order] >= num_labels)][0]
+            raise ValueError(f"Sample {index[bad]} has label {labels[bad]}, but there are {num_labels} classes.")
+        self.num_labels = num_labels
+        kind = record_type(num_labels)
+        if path is not None and len(index) * kind.itemsize > in_memory:
+            folder = Path(path).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives it
+                self.records = np.memmap(file, mode="w+", dtype=kind, shape=(len(index),))
+        else:
+            self.records = np.zeros(len(index), dtype=kind)
+        self.ids = index[order]
+        self.records["index"], self.records["label"] = self.ids, labels[order]
+        self.records["held_out"] = False if held_out is None else np.asarray(held_out)[order]
+        self.records["candidate_labels"] = -1
+        for name in ("last_epoch", "first_learned", "last_learned"):
+            self.records[name] = NEVER
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """Row of each id, of shape `(b,)`. Raises `KeyError` on an id that the training set does not have."""
+        rows = np.searchsorted(self.ids, index).clip(max=len(self.ids) - 1)
+        unknown = self.ids[rows] != index
+        if unknown.any():
+            raise KeyError(f"Sample ids {index[unknown][:5].tolist()} are not in the training set.")
+        return rows
+
+    def update(
+        self,
+        index: np.ndarray,
+        probabilities: np.ndarray,
+        *,
+        epoch: np.ndarray | int,
+        voted: np.ndarray | None = None,
+        foreground: np.ndarray | None = None,
+    ):
+        """Take in one visit of each of `b` samples.
+
+        A sample counts once an epoch: the copies that fill up a last uneven batch, on one process or on several, are
+        left out, whether they come in one call or in two. Negative ids are padding.
+
+        Args:
+            index (`np.ndarray` of shape `(b,)`): sample ids.
+            probabilities (`np.ndarray` of shape `(b, k)`): what the teacher said of the whole image.
+            epoch (`np.ndarray` of shape `(b,)` or `int`): number of the epoch, from 0; from call to call it does not
+                go back.
+            voted (`np.ndarray` of shape `(b,)`, *optional*): class that the student predicted; default: the top one.
+            foreground (`np.ndarray` of shape `(b,)`, *optional*): class predicted from the foreground alone, -1 = not
+                asked.
+        """
+        epoch = np.broadcast_to(epoch, len(index))
+        voted = probabilities.argmax(-1) if voted is None else voted
+        for number in np.unique(epoch):
+            there = np.flatnonzero((epoch == number) & (index >= 0))
+            _, first = np.unique(index[there], return_index=True)
+            there = there[first]
+            rows = self.rows(index[there])
+            fresh = self.records["last_epoch"][rows] < number
+            there, rows = there[fresh], rows[fresh]
+            foreground_there = None if foreground is None else foreground[there]
+            self._visit(rows, probabilities[there].astype(np.float32), int(number), voted[there], foreground_there)
+
+    def _visit(self, rows, probabilities, epoch: int, voted, foreground):
+        records = self.records[rows]
+        everyone, label = np.arange(len(rows)), records["label"]
+        predicted = probabilities.argmax(-1)
+        given = probabilities[everyone, label]
+        records["times_seen"] += 1
+        records["last_epoch"] = epoch
+        seen = records["times_seen"].astype(np.float32)
+        weight = (1 - DECAY) / (1 - DECAY**seen)  # of the new visit, in an average without bias towards 0
+        records["given"] += weight * (given - records["given"])
+
+        others = probabilities.copy()
+        others[everyone, label] = -1
+        records["margin"] += (given - others.max(-1)) / seen - records["margin"] / seen
+        self._follow(records, others, weight)
+        records["given_votes"] += weight * ((voted == label) - records["given_votes"])
+        records["votes"] += weight[:, None] * ((records["candidate_labels"] == voted[:, None]) - records["votes"])
+
+        learned = predicted == label
+        records["first_learned"] = np.where(
+            learned & (records["first_learned"] == NEVER), epoch, records["first_learned"]
+        )
+        records["last_learned"] = np.where(learned, epoch, records["last_learned"])
+        if foreground is not None:
+            asked = foreground >= 0
+            records["foreground_seen"] += asked
+            asked_often = records["foreground_seen"].clip(min=1).astype(np.float32)
+            weight = asked * (1 - DECAY) / (1 - DECAY**asked_often)
+            records["foreground_agreement"] += weight * ((foreground == predicted) - records["foreground_agreement"])
+        self.records[rows] = records
+
+    def _follow(self, records: np.ndarray, others: np.ndarray, weight: np.ndarray):
+        """Fold the probabilities of the other labels, `(b, k)` with the given one at -1, into the candidates."""
+        labels, values = records["candidate_labels"], records["candidates"]
+        free = labels < 0
+        now = np.take_along_axis(others, np.where(free, 0, labels), -1)
+        values += weight[:, None] * (np.where(free, 0, now) - values)
+        left = others
+        np.put_along_axis(left, np.where(free, records["label"][:, None], labels), -1, axis=-1)
+        everyone = np.arange(len(records))
+        for _ in range(labels.shape[1]):  # a label that is not followed yet takes the weakest place
+            newcomer, weakest = left.argmax(-1), np.where(labels < 0, -1, values).argmin(-1)
+            value = weight * left[everyone, newcomer]
+            enters = (left[everyone, newcomer] > 0) & (value > values[everyone, weakest])
+            if not enters.any():
+                break
+            rows = everyone[enters]
+            labels[rows, weakest[rows]], values[rows, weakest[rows]] = newcomer[rows], value[rows]
+            records["votes"][rows, weakest[rows]] = 0
+            left[rows, newcomer[rows]] = -1
+        records["candidate_labels"], records["candidates"] = labels, values
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike):
+        """Write the records to a `.npy` file, whole or not at all."""
+        save_records(path, self.records)
+
+    def load(self, path: str | os.PathLike):
+        """Go on from saved records. Raises `ValueError` if they belong to other samples or to other labels."""
+        stored = read_records(path)
+        if stored.dtype != self.records.dtype:
+            raise ValueError(f"{path}: the statistics were kept for another number of classes than {self.num_labels}.")
+        if not all(np.array_equal(stored[name], self.records[name]) for name in ("index", "label")):
+            raise ValueError(
+                f"{path}: the statistics belong to other sample ids or labels than this training set. Resume with the "
+                "data that the run was started on."
+            )
+        self.records[:] = stored
+
+
+def score_predictions(
+    index: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    seen: np.ndarray | None = None,
+    held_out: bool = False,
+) -> np.ndarray:
+    """Records from one prediction of each sample, by any classifier.
+
+    Args:
+        index, labels (`np.ndarray` of shape `(n,)`): sample ids and given labels.
+        probabilities (`np.ndarray` of shape `(n, k)`): what the classifier says.
+        seen (boolean `np.ndarray` of shape `(n,)`, *optional*): which images it could see; default: all.
+        held_out (`bool`): whether no classifier had learned the label that it is asked about, as in cross-validation.
+
+    Returns:
+        structured `np.ndarray` of shape `(n,)`, in the order of `index`.
+    """
+    statistics = SampleStatistics(index, labels, probabilities.shape[-1], held_out=np.full(len(labels), held_out))
+    there = slice(None) if seen is None else seen
+    statistics.update(np.asarray(index)[there], probabilities[there], epoch=0)
+    return statistics.records
+
+
+def save_records(path: str | os.PathLike, records: np.ndarray):
+    """Write records to a `.npy` file, whole or not at all; its folder is made."""
+    with whole_file(path) as unfinished, open(unfinished, "wb") as file:
+        np.save(file, records, allow_pickle=False)
+
+
+def read_records(path: str | os.PathLike) -> np.ndarray:
+    """The records of a run, mapped, as a structured array of shape `(n,)` ordered by `index`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    try:
+        records = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, TokenError) as error:  # NumPy takes the header for Python
+        raise ValueError(f"{path} holds no statistics of samples ({error}).") from error
+    if not isinstance(records, np.ndarray) or "candidate_labels" not in (records.dtype.names or ()):
+        raise ValueError(f"{path} holds no statistics of samples: it has no field `candidate_labels`.")
+    return records
+
+
+def run_records(run: str | os.PathLike) -> np.ndarray:
+    """The records that a training run left in its `output_dir`; see [`read_records`].
+
+    Args:
+        run (`str` or `Path`): its `output_dir`.
+
+    Raises:
+        FileNotFoundError: if it left none.
+        ValueError: if the file holds something else.
+    """
+    path = Path(run) / AUDIT_FOLDER / STATISTICS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{run} holds no scores of samples (no `{AUDIT_FOLDER}/{STATISTICS_FILE}`). Name the `output_dir` of a "
+            "training run that has finished, or give `--model` and `--dataset` to score any dataset with any "
+            "classifier."
+        )
+    return read_records(path)
+
+
+def save_run_records(run: str | os.PathLike, records: np.ndarray):
+    """Leave records where [`run_records`] finds them.
+
+    Args:
+        run (`str` or `Path`): the `output_dir`.
+        records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`] or [`cross_validate_probe`].
+    """
+    save_records(Path(run) / AUDIT_FOLDER / STATISTICS_FILE, records)
+
+
+def probe_records(run: str | os.PathLike) -> np.ndarray | None:
+    """What the cross-validated linear probe that a run started from said of the samples, or None without one.
+
+    Args:
+        run (`str` or `Path`): the `output_dir`.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
+    path = Path(run) / AUDIT_FOLDER / PROBE_FILE
+    return read_records(path) if path.is_file() else None
+
+
+def save_probe_records(run: str | os.PathLike, records: np.ndarray | None):
+    """Leave records where [`probe_records`] finds them.
+
+    Args:
+        run (`str` or `Path`): the `output_dir`.
+        records (structured `np.ndarray` of shape `(m,)`): of [`cross_validate_probe`]; None takes away those that an
+            earlier run left.
+    """
+    path = Path(run) / AUDIT_FOLDER / PROBE_FILE
+    if records is None:
+        path.unlink(missing_ok=True)
+    else:
+        save_records(path, records)

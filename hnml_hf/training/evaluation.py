@@ -1,0 +1,107 @@
+"""[`EvaluationMixin`]: what is measured is what is saved, the teacher or the student."""
+
+import os
+from contextlib import contextmanager
+
+from safetensors.torch import load_file
+
+from .distributed import broadcast_buffers
+
+
+LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loaded at the end
+MAPS = ["features", "feature_maps", "last_hidden_state"]  # outputs that evaluation must not gather
+
+
+class EvaluationMixin:
+    """The evaluation methods of transformers' Trainer, for a student and its moving average.
+
+    For a Trainer with `teacher` (a `ModelEmaV3`, or `None`) and `_evaluated`, which says which of them is measured.
+    """
+
+    def evaluated_model(self):
+        """The model that `evaluate` measures and `save_model` writes."""
+        return self.teacher.module if self._evaluated == "teacher" else self.model
+
+    @contextmanager
+    def _evaluating(self, which: str):
+        self._evaluated, before = which, self._evaluated
+        try:
+            yield
+        finally:
+            self._evaluated = before
+
+    @contextmanager
+    def _unmixed(self):
+        collator = self.data_collator
+        self.data_collator = getattr(collator, "unmixed", collator)
+        try:
+            yield
+        finally:
+            self.data_collator = collator
+
+    @contextmanager
+    def _passing_workers(self):
+        """Workers of a loader that is used once must not outlive it."""
+        persist, self.args.dataloader_persistent_workers = self.args.dataloader_persistent_workers, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_persistent_workers = persist
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """As the parent's, but images are not mixed, and a dataset that is given is the one that is measured: with
+        workers that persist, the parent takes the loader of the first one without a name for all others."""
+        if not (eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset):
+            return self.get_test_dataloader(eval_dataset)
+        with self._unmixed():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        """As the parent's, but images are not mixed, and its workers end with it."""
+        with self._unmixed(), self._passing_workers():
+            return super().get_test_dataloader(test_dataset)
+
+    def evaluation_loop(self, *args, **kwargs):
+        if self.args.world_size > 1:  # each has its own batch-norm statistics; those of the first one are saved
+            broadcast_buffers(self.model)
+        return super().evaluation_loop(*args, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if self._evaluated == "teacher":
+            model = self.teacher.module
+        inputs = {name: inputs[name] for name in ("pixel_values", "labels")}
+        ignored = (ignore_keys or []) + MAPS
+        with self.accelerator.autocast():  # the student has it of its wrapper, the teacher has none
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignored)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Metrics of the evaluated model and, under `<prefix>_student_` or `<prefix>_teacher_`, of the other one."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        one_dataset = not isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
+        if self.teacher is not None and one_dataset:
+            other = "student" if self._evaluated == "teacher" else "teacher"
+            with self._evaluating(other):
+                output = self.evaluation_loop(
+                    self.get_eval_dataloader(eval_dataset),
+                    f"Evaluation of the {other}",
+                    metric_key_prefix=f"{metric_key_prefix}_{other}",
+                )
+            others = {name: value for name, value in output.metrics.items() if "preparation" not in name}
+            self.log(others)
+            metrics.update(others)
+        return metrics
+
+    def _load_best_model(self):
+        self.save_model(os.path.join(self.args.output_dir, LAST_FOLDER), _internal_call=True)
+        super()._load_best_model()
+
+    @contextmanager
+    def last_weights(self):
+        """Inside, the evaluated model has the last epoch's weights, kept when the best epoch's were loaded."""
+        model = self.evaluated_model()
+        best = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(load_file(os.path.join(self.args.output_dir, LAST_FOLDER, "model.safetensors")))
+        try:
+            yield
+        finally:
+            model.load_state_dict(best)

@@ -1,0 +1,297 @@
+"""The tables of README and docs that show accuracies and audits, from the records in docs/results.
+
+    python scripts/benchmarks/result_tables.py           # write them
+    python scripts/benchmarks/result_tables.py --check   # only say whether they are up to date; ends with 1 if not
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; the records of a suite are
+`docs/results/accuracy-SUITE.runs.jsonl`, which `scripts/benchmarks/benchmark.py accuracy` has written, those of the
+audits `docs/results/audit_benchmark.json`, which `scripts/benchmarks/benchmark.py audit` has.
+"""
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from benchmark_accuracy import finished, markdown, mean_spread
+
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+SEEDS = 3  # of a full row; another number of seeds is said in brackets
+
+
+def records(suite: str) -> list[dict]:
+    """Finished runs of a suite."""
+    return list(finished(RESULTS / f"accuracy-{suite}.runs.jsonl").values())
+
+
+def having(found: list[dict], **names: str | int) -> list[dict]:
+    """Those of some records that have these names on the axes of their suite."""
+    return [record for record in found if all(record.get(axis) == name for axis, name in names.items())]
+
+
+def figure(found: list[dict], key: str, percent: bool = True) -> str:
+    """Mean and standard deviation over the seeds."""
+    return mean_spread([record.get(key) for record in found], percent)
+
+
+def cost(found: list[dict]) -> str:
+    return f"{statistics.mean(record['cost_ce'] for record in found):.2f}" if found else ""
+
+
+def by_noise(key: str, suite: str, noises: dict[str, str], methods: Sequence[str]) -> str:
+    """A row per method, a column per noise; the student, AUROC and cost are of the first noise."""
+    found, rows = records(suite), []
+    for method in methods:
+        cells = [having(found, noise=noise, method=method) for noise in noises]
+        counts = [f" ({len(cell)})" if cell and len(cell) != SEEDS else "" for cell in cells]
+        accuracies = [figure(cell, key) + count for cell, count in zip(cells, counts, strict=True)]
+        more = [figure(cells[0], f"{key}_student"), figure(cells[0], "auroc", False), cost(cells[0])]
+        rows.append([method, *accuracies, *more])
+    first = next(iter(noises.values())).partition(",")[0]
+    return markdown(["", *noises.values(), f"student, {first}", f"AUROC, {first}", "cost"], rows)
+
+
+def by_method(groups: Sequence[tuple[str, list[dict]]]) -> str:
+    """A row per method, all figures of one noise."""
+    header = ["", "seeds", "last", "best", "student, last", "memorised", "AUROC", "cost"]
+    rows = []
+    for name, found in groups:
+        accuracies = [figure(found, key) for key in ("last", "best", "last_student", "memorized")]
+        rows.append([name, str(len(found)), *accuracies, figure(found, "auroc", False), cost(found)])
+    return markdown(header, rows)
+
+
+def groups_of(suite: str, noise: str) -> list[tuple[str, list[dict]]]:
+    """The methods of a suite under one noise, in the order in which they were run."""
+    found = having(records(suite), noise=noise)
+    return [(method, having(found, method=method)) for method in dict.fromkeys(r["method"] for r in found)]
+
+
+def ablations() -> str:
+    main, noise = records("cpu"), "human 40 %"
+    reference = having(main, method="HNML", noise=noise)
+    groups = [
+        ("**HNML**", reference),
+        ("HNML, seed 0", having(reference, seed=0)),
+        ("cross-entropy", having(main, method="cross-entropy", noise=noise)),
+    ]
+    return by_method(groups + groups_of("ablations", noise))
+
+
+OWN_PROBE = ", own probe"  # ends the names of runs that start from a probe of their own training split
+
+
+def own_probe() -> str:
+    """Runs of a pretrained backbone over several seeds."""
+    groups = [(noise, *group) for noise in ("50 %", "25 %") for group in groups_of("imagenette", noise)]
+    return by_method(
+        [
+            (f"{noise} wrong: {method.removesuffix(OWN_PROBE)}", found)
+            for noise, method, found in groups
+            if method.endswith(OWN_PROBE)
+        ]
+    )
+
+
+def augmented() -> str:
+    return by_method(groups_of("augmented", "human 40 %"))
+
+
+def pretrained() -> str:
+    """Single runs of a pretrained backbone, with the estimate of the noise rate that each ends with."""
+    header = ["wrong labels", "", "last", "best", "student, last", "memorised", "AUROC", "estimated rate (95 %)"]
+    rows = []
+    for record in records("imagenette"):
+        if record["method"].endswith(OWN_PROBE):
+            continue
+        low, high = (f"{100 * bound:.0f}" for bound in record["noise_rate_interval"])
+        rows.append(
+            [record["noise"], record["method"]]
+            + [figure([record], key) for key in ("last", "best", "last_student", "memorized")]
+            + [figure([record], "auroc", False), f"{figure([record], 'noise_rate')} % ({low} to {high})"]
+        )
+    return markdown(header, sorted(rows, key=lambda row: row[0]))
+
+
+def tuning() -> str:
+    """Candidates of each method: accuracy on held-out noisy labels, and on the clean test set, last epoch."""
+    rows = []
+    for record in records("tuning"):
+        method, _, setting = record["method"].partition(", ")
+        if method.startswith("constant rate"):
+            method, setting = "cross-entropy", record["method"]
+        rows.append([method, setting, figure([record["curve"][-1]], "validation"), figure([record], "last")])
+    rows.sort(key=lambda row: row[0].lower())
+    return markdown(["method", "candidate", "held-out noisy labels", "clean test"], rows)
+
+
+AUDITED = {
+    "cifar10n-10k worse": "CIFAR-10N `worse`",
+    "quickstart symmetric 50 %": "quickstart, symmetric 50 %",
+    "quickstart asymmetric 40 %": "quickstart, asymmetric 40 %",
+    "imagenette-noisy 25 %": "Imagenette-noisy 25 %",
+    "imagenette-noisy 25 %, pretrained": "the same, pretrained",
+    "quickstart 0 %": "quickstart, as it comes",
+}
+
+
+def audits() -> list[dict]:
+    return json.loads((RESULTS / "audit_benchmark.json").read_text(encoding="utf-8"))["results"]
+
+
+def audit_rates() -> str:
+    """What one run or probe says of its labels: quality of the scores, and the noise rate beside the true one."""
+    header = ["labels", "from", "seed", "AUROC", "average precision", "precision at n", "calibration error"]
+    rows = []
+    for row in sorted(audits(), key=lambda row: list(AUDITED).index(row["dataset"])):
+        ours, _, source = row["scorer"].partition(", ")
+        if ours != "hnml_hf":
+            continue
+        figures = [row[key] for key in ("auroc", "average_precision", "precision_at_n", "ece")]
+        rate, true, (low, high) = row["estimated_rate"], row["true_rate"], row["estimated_rate_interval"]
+        rows.append(
+            [AUDITED[row["dataset"]], source, str(row["seed"])]
+            + ["-" if value is None else f"{value:.3f}" for value in figures]
+            + [f"{100 * true:.1f} %", f"{100 * rate:.1f} % ({100 * low:.0f} to {100 * high:.0f})"]
+            + ["yes" if abs(rate - true) <= 0.03 else "**no**"]
+        )
+    return markdown([*header, "true rate", "estimated rate (95 %)", "within 3 points"], rows)
+
+
+def audit_scorers() -> str:
+    """AUROC of every scorer on every dataset with wrong labels, and what it costs."""
+    found = [row for row in audits() if row["seed"] == 0]
+    noisy = [name for name in AUDITED if name != "quickstart 0 %"]
+    rows = []
+    for scorer in dict.fromkeys(row["scorer"] for row in found):
+        cells = {row["dataset"]: row for row in found if row["scorer"] == scorer}
+        costs = [f"{row['cost_ce']:.2f}" for row in cells.values() if row["cost_ce"] is not None]
+        cost = "" if not costs else min(costs) if min(costs) == max(costs) else f"{min(costs)} to {max(costs)}"
+        rows.append([scorer, cost, *(f"{cells[name]['auroc']:.3f}" if name in cells else "" for name in noisy)])
+    return markdown(["scorer", "cost", *(AUDITED[name] for name in noisy)], rows)
+
+
+def probe_audits() -> str:
+    """What `scripts/probe.py` says of the labels of Imagenette."""
+    header = [
+        "pixels",
+        "truly wrong",
+        "estimated (95 %)",
+        "AUROC",
+        "precision at n",
+        "of those at 0.5 wrong",
+        "found at 0.5",
+    ]
+    rows = []
+    for run in json.loads((RESULTS / "linear-probe.json").read_text(encoding="utf-8"))["audits"]["runs"]:
+        true, rate, low, high = (
+            100 * value for value in (run["true_rate"], run["estimated_rate"], *run["estimated_rate_interval"])
+        )
+        rows.append(
+            [str(run["image_size"]), f"{true:.1f} %", f"{rate:.1f} % ({low:.0f} to {high:.0f})"]
+            + [f"{run[key]:.3f}" for key in ("auroc", "precision_at_n")]
+            + [f"{100 * run[key]:.0f} %" for key in ("precision", "recall")]
+        )
+    return markdown(header, rows)
+
+
+CPU = {
+    "human 40 %": "human, 40 %",
+    "symmetric 50 %": "symmetric, 50 %",
+    "asymmetric 40 %": "asymmetric, 40 %",
+    "human 9 %": "human, 9 %",
+    "none": "as they are",
+}
+COSINE = ("cross-entropy", "cross-entropy, rate 0.05", "mean teacher", "look-ahead alone", "ELR", "HNML")
+CONSTANT = tuple(
+    f"{method}, constant rate"
+    for method in ("cross-entropy", "GCE", "mixup", "mean teacher", "look-ahead alone", "ELR", "HNML")
+)
+MEMORY = "HNML from memory, constant rate"
+CORRECTED = ("cross-entropy, corrected", "mean teacher, corrected", "HNML, corrected")
+CORRECTED_COSINE = ("cross-entropy, corrected, cosine", "HNML, corrected, cosine")
+WITHOUT_GAUGE_LABELS = "cross-entropy without the gauge's labels, constant rate"
+EVERY = (*COSINE, *CORRECTED_COSINE, *CONSTANT, MEMORY, WITHOUT_GAUGE_LABELS, *CORRECTED)
+
+
+def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]) -> str:
+    """How far a method is above others, in points between means of the seeds, and above its own best epoch."""
+    found = records(suite)
+
+    def mean(name: str, noise: str, key: str) -> float | None:
+        values = [record[key] for record in having(found, noise=noise, method=name)]
+        return 100 * statistics.mean(values) if values else None
+
+    compared = [(key, other, key) for key in ("last", "best") for other in others] + [("last", method, "best")]
+    rows = []
+    for key, other, against in compared:
+        pairs = [(mean(method, noise, key), mean(other, noise, against)) for noise in noises]
+        leads = ["" if None in pair else f"{pair[0] - pair[1]:+.1f}" for pair in pairs]
+        rows.append([f"{key} epoch above {'its own best' if other == method else other}", *leads])
+    return markdown(["", *noises.values()], rows)
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "CPU": partial(by_noise, "last", "cpu", CPU, ("cross-entropy", *CONSTANT, CORRECTED[0], CORRECTED[-1])),
+    },
+    "docs/audit.md": {
+        "AUDIT_RATES": audit_rates,
+        "AUDIT_SCORERS": audit_scorers,
+        "PROBE_AUDITS": probe_audits,
+    },
+    "docs/ablations.md": {
+        "AUGMENTED": augmented,
+        "TUNING": tuning,
+        "LAST": partial(by_noise, "last", "cpu", CPU, EVERY),
+        "BEST": partial(by_noise, "best", "cpu", CPU, EVERY),
+        "LEADS_COSINE": partial(leads, "cpu", CPU, "HNML", [method for method in COSINE if method != "HNML"]),
+        "LEADS": partial(leads, "cpu", CPU, CONSTANT[-1], ("cross-entropy", *CONSTANT[:-1])),
+        "LEADS_CORRECTED": partial(leads, "cpu", CPU, CORRECTED[-1], ("cross-entropy", *CONSTANT, *CORRECTED[:-1])),
+        "ABLATIONS": ablations,
+        "PRETRAINED": pretrained,
+        "OWN_PROBE": own_probe,
+    },
+}
+
+
+def filled(text: str, tables: dict[str, Callable[[], str]]) -> str:
+    """A page with its tables made anew.
+
+    Raises:
+        ValueError: if a table's place is not there exactly once.
+    """
+    for name, table in tables.items():
+        place = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+        content = table()
+        text, count = re.subn(place, lambda found, new=content: found[1] + new + found[2], text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"`<!-- {name} -->` is there {count} times; it needs to be there once.")
+    return text
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="Write nothing; end with 1 if a table is not up to date.")
+    args = parser.parse_args(argv)
+    stale = []
+    for page, tables in TABLES.items():
+        path = ROOT / page
+        old = path.read_text(encoding="utf-8")
+        new = filled(old, tables)
+        if new != old:
+            stale.append(page)
+            if not args.check:
+                path.write_text(new, encoding="utf-8")
+    print(f"{'not up to date' if args.check else 'written'}: {', '.join(stale)}" if stale else "up to date")
+    if stale and args.check:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""ONNX and torch.export: the same logits and maps, any number of images."""
+
+import numpy as np
+import pytest
+import torch
+
+from hnml_hf import ExportError, TimmCAMForImageClassification, export_program, export_to_onnx
+from hnml_hf.hub import onnx_export as export
+
+
+def build(name):
+    torch.manual_seed(0)
+    return TimmCAMForImageClassification.from_timm(name, num_labels=5, image_size=64).eval()
+
+
+def expected(model, count):
+    pixels = torch.randn(count, *model.input_size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        output = model(pixels, cam_classes="predicted")
+    return pixels, output.logits, output.cams
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_onnx_computes_the_same(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = build(name)
+    path = export_to_onnx(model, tmp_path / "model.onnx", with_cams=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["logits", "cams"]
+    for count in (1, 5):
+        pixels, *wanted = expected(model, count)
+        for found, known in zip(session.run(None, {"pixel_values": pixels.numpy()}), wanted, strict=True):
+            np.testing.assert_allclose(found, known.numpy(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+def test_the_exported_program_computes_the_same(name, tmp_path):
+    model, with_cams = build(name), name != "test_convnext"
+    path = export_program(model, tmp_path / "model.pt2", with_cams=with_cams)
+    program = torch.export.load(path).module()
+    for count in (1, 5):
+        pixels, *wanted = expected(model, count)
+        with torch.no_grad():
+            for found, known in zip(program(pixels), wanted[: 1 + with_cams], strict=True):
+                torch.testing.assert_close(found, known, atol=1e-4, rtol=0)
+
+
+def test_maps_that_need_a_gradient_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="its maps need a gradient"):
+        export_program(build("test_convnext"), tmp_path / "x.pt2", with_cams=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="call `model.eval"):
+        export_program(build("test_resnet").train(), tmp_path / "x.pt2")
+
+
+def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(export._Exported, "forward", lambda self, x: (self.model(x).logits + 0.01,))
+    (tmp_path / "x.pt2").write_text("the one before")
+    with pytest.raises(ExportError, match="differs from the model's by 1.0e-02"):
+        export_program(build("test_resnet"), tmp_path / "x.pt2")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.pt2", "the one before")]

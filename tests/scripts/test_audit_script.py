@@ -1,0 +1,252 @@
+"""`scripts/train.py` writes the audit, `scripts/audit.py` repeats, exports, applies and judges by other models."""
+
+import json
+import warnings
+
+import audit
+import benchmark_audit
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import train
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from hnml_hf import SampleStatistics, load_audit, load_noisy_dataset
+from hnml_hf.training.dynamics import score_predictions
+
+
+TRAIN = (
+    '--backbone test_resnet --image_size 32 --model_args {"output_stride":8} --per_device_train_batch_size 12'
+    " --max_steps 8 --learning_rate 0.02 --save_strategy no --report_to none --disable_tqdm true --use_cpu true"
+    " --augmentation none"
+).split()
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    return train.main, audit.main
+
+
+@pytest.fixture(scope="module")
+def run(scripts, tiny_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tiny_dataset.save_to_disk(folder / "data")
+    train, _ = scripts
+    train([*TRAIN, "--dataset", str(folder / "data"), "--output_dir", str(folder / "out")])
+    return folder
+
+
+def test_training_writes_the_audit_by_default(run):
+    assert {path.name for path in (run / "out" / "_audit").iterdir()} == {
+        "noise_scores.parquet",
+        "summary.json",
+        "report.html",
+        "sample_statistics.npy",
+        "dataset.json",
+    }
+    table = load_audit(run / "out")
+    assert len(table) == 48 and (table["times_seen"] == 2).all()
+    assert "test_resnet, objective hnml, 2 epochs" in table.attrs["provenance"]
+    assert '"given_map"' in (run / "out" / "_audit" / "report.html").read_text(encoding="utf-8")
+
+
+def test_and_not_if_told_so(run, scripts, tmp_path):
+    options = ["--dataset", str(run / "data"), "--output_dir", str(tmp_path), "--audit", "false", "--max_steps", "1"]
+    scripts[0]([*TRAIN, *options])
+    assert not (tmp_path / "_audit" / "report.html").exists()
+
+
+def test_a_finished_run_gives_the_same_scores_again(run, scripts, tmp_path, capsys):
+    first = load_audit(run / "out")
+    scripts[1](["--run", str(run / "out"), "--output_dir", str(tmp_path), "--export", "csv", "cleanlab"])
+    pd.testing.assert_frame_equal(load_audit(tmp_path), first)
+    said = capsys.readouterr().out
+    assert "Estimated noise:" in said and "report.html" in said
+    assert (tmp_path / "_audit" / "exports" / "noise_scores.csv").exists()
+    assert (tmp_path / "_audit" / "exports" / "cleanlab_issues.csv").exists()
+
+
+def test_marks_become_a_dataset_that_training_takes(run, scripts, tmp_path):
+    table = load_audit(run / "out").sort_values("rank")
+    wrong, right = table["index"].iloc[[0, 1]].tolist()
+    to = int(table["suggested_label"].iloc[0])
+    (tmp_path / "marks.csv").write_text(
+        f"index,mark,new_label,new_label_name\r\n{wrong},wrong,{to},x\r\n{right},right,0,y\r\n"
+    )
+    where = tmp_path / "cleaned"
+    scripts[1](["--run", str(run / "out"), "--apply", str(tmp_path / "marks.csv"), "--clean_output", str(where)])
+    cleaned = load_noisy_dataset(str(where))["train"].to_pandas().set_index("index")
+    assert cleaned.loc[wrong, "label"] == to and len(cleaned) == 48
+    scripts[0]([*TRAIN, "--dataset", str(where), "--output_dir", str(tmp_path / "second"), "--max_steps", "2"])
+    again = load_audit(tmp_path / "second").set_index("index")
+    assert again.loc[wrong, "label"] == to
+
+    (tmp_path / "marks.csv").write_text("index,mark,new_label\n424242,wrong,0\n")
+    with pytest.raises(SystemExit, match="sample id 424242 is not among the scored samples"):
+        scripts[1](["--run", str(run / "out"), "--apply", str(tmp_path / "marks.csv"), "--clean_output", str(where)])
+
+
+def test_weights_of_the_audit_reach_the_loss(run, scripts, tmp_path, caplog):
+    """They are found by themselves in a cleaned dataset; `audit` then reads the second run like any other."""
+    where = str(tmp_path / "weighted")
+    scripts[1](["--run", str(run / "out"), "--clean", "weight", "--clean_output", where])
+    table = load_audit(run / "out").set_index("index")
+    data = load_noisy_dataset(where)["train"].to_pandas().set_index("index")
+    np.testing.assert_allclose(data["weight"], 1 - table.loc[data.index, "noise_score"])
+    assert "labels count as far as the column `weight` says" in caplog.text
+    scripts[0]([*TRAIN, "--dataset", where, "--output_dir", str(tmp_path / "second"), "--max_steps", "2"])
+    scripts[1](["--run", str(tmp_path / "second")])
+    assert len(load_audit(tmp_path / "second")) == 48
+
+
+def test_options_that_are_given_go_before_those_of_the_run(scripts, tiny_dataset, tmp_path):
+    """The folder was moved and its name is all that is given: columns and held-out share are those of the run."""
+    renamed = tiny_dataset.rename_columns({"label": "said", "clean_label": "true"})
+    renamed.save_to_disk(tmp_path / "before")
+    options = "--label_column said --clean_label_column true --validation_fraction 0.25 --max_steps 1".split()
+    out = tmp_path / "out"
+    scripts[0]([*TRAIN, "--dataset", str(tmp_path / "before"), "--output_dir", str(out), *options])
+    (tmp_path / "before").rename(tmp_path / "moved")
+    _, data_args = audit.parse_arguments(["--run", str(out)])
+    assert data_args.dataset == str(tmp_path / "before")
+    _, data_args = audit.parse_arguments(["--run", str(out), "--data_dir", "D", "--noise_seed", "3"])
+    assert (data_args.data_dir, data_args.noise_seed, data_args.label_column) == ("D", 3, "said")
+    scripts[1](["--run", str(out), "--dataset", str(tmp_path / "moved")])
+    assert len(load_audit(out)) == 36
+
+
+def test_a_dataset_that_has_changed_is_refused(run, scripts, tiny_dataset, tmp_path):
+    tiny_dataset.select(range(40)).save_to_disk(tmp_path / "less")
+    with pytest.raises(SystemExit, match="has changed since it was scored: 8 scored rows are gone"):
+        scripts[1](["--run", str(run / "out"), "--dataset", str(tmp_path / "less"), "--output_dir", str(tmp_path)])
+
+
+def test_any_timm_classifier_by_one_pass(run, scripts, tmp_path):
+    scripts[1](["--model", str(run / "out"), "--dataset", str(run / "data"), "--output_dir", str(tmp_path)])
+    table = load_audit(tmp_path)
+    assert len(table) == 48 and (table["times_seen"] == 1).all() and "One pass" in table.attrs["provenance"]
+    assert '"given_map"' in (tmp_path / "_audit" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_batch_size_is_that_of_every_pass(run, scripts, tmp_path, monkeypatch):
+    """Over the suspects for their maps and, without a run, over all images first."""
+    sizes, load_classifier = [], audit.load_classifier
+
+    def watched(*args):
+        model, *others = load_classifier(*args)
+        model.register_forward_pre_hook(lambda _, args, images: sizes.append(len(*images.values())), with_kwargs=True)
+        return model, *others
+
+    monkeypatch.setattr(audit, "load_classifier", watched)
+    scripts[1](["--run", str(run / "out"), "--output_dir", str(tmp_path), "--batch_size", "20"])
+    assert sizes == [20, 20, 8]
+    source = ["--model", str(run / "out"), "--dataset", str(run / "data")]
+    scripts[1]([*source, "--output_dir", str(tmp_path), "--batch_size", "20"])
+    assert sizes == 3 * [20, 20, 8]
+
+
+def save_vit(folder, names):
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **size, **labels)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_any_transformers_classifier_by_one_pass(run, scripts, tmp_path):
+    model = save_vit(tmp_path / "vit", ["bottom", "left", "right", "sky"])
+    scripts[1](["--model", model, "--dataset", str(run / "data"), "--output_dir", str(tmp_path / "o")])
+    table = load_audit(tmp_path / "o")
+    assert len(table) == 48 and table["noise_score"].between(0, 1).all()
+    assert '"given_map"' not in (tmp_path / "o" / "_audit" / "report.html").read_text(encoding="utf-8")
+
+
+def test_labels_unknown_to_the_model(run, scripts, tmp_path):
+    model = save_vit(tmp_path / "vit", ["cat", "left", "right"])
+    with pytest.raises(SystemExit, match=r"does not know 1 of the dataset's 3 classes: \['bottom'\]"):
+        scripts[1](["--model", model, "--dataset", str(run / "data"), "--output_dir", str(tmp_path / "o")])
+
+
+def test_options_that_do_not_fit(run, scripts, tmp_path, capsys):
+    for options, message in (
+        ([], "give --run"),
+        (["--run", "a", "--model", "b"], "give --run"),
+        (["--model", "b"], "--model needs --dataset and --output_dir"),
+        (["--run", str(run / "out"), "--clean", "drop"], "say where with --clean_output"),
+        (["--run", str(run / "out"), "--clean_output", "c"], "--clean_output needs --clean or --apply"),
+    ):
+        with pytest.raises(SystemExit):
+            scripts[1](options)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="holds no scores of samples"):
+        scripts[1](["--run", str(tmp_path)])
+
+
+def test_the_summary_is_plain_json(run):
+    summary = json.loads((run / "out" / "_audit" / "summary.json").read_text())
+    low, high = summary["noise_rate_interval"]
+    assert 0 <= low <= summary["noise_rate"] <= high <= 1
+    assert np.allclose(np.sum(summary["transition_matrix"], -1), 1)
+
+
+def test_the_benchmark_compares_scorers_on_one_dataset(scripts):
+    """Fake runs that see the truth with probability 0.7: every scorer is there, costs and rates are filled in."""
+    pytest.importorskip("cleanlab", reason="cleanlab is not installed")
+    generator = np.random.default_rng(0)
+    n, epochs = 400, 4
+    images = object.__new__(benchmark_audit.MemoryImages)
+    images.clean_labels = generator.integers(0, 10, n)
+    images.labels = np.where(generator.random(n) < 0.3, generator.integers(0, 10, n), images.clean_labels)
+    images.index = images.images = np.arange(n)
+
+    def say(shape):
+        said = generator.dirichlet(np.full(10, 0.5), shape) * 0.3
+        said[..., np.arange(n), images.clean_labels] += 0.7
+        return said.astype(np.float16)
+
+    def run(cost):
+        said, statistics = say((epochs, n)), SampleStatistics(images.index, images.labels, 10)
+        for epoch, probabilities in enumerate(said):
+            statistics.update(images.index, probabilities.astype(np.float32), epoch=epoch)
+        return {"S": said, "final": say((n,)), "records": statistics.records, "cost": cost, "commit": "c"}
+
+    found = {"hnml": run(1.25)}
+    assert [row["scorer"] for row in benchmark_audit.compare(images, found)] == ["hnml_hf, objective hnml"]
+    found["ce"] = run(1.0)
+    folds = np.array_split(generator.permutation(n), 5)
+    found |= {f"fold{i}": {"rows": rows, "final": say((n,))[rows], "commit": "c"} for i, rows in enumerate(folds)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = {row["scorer"]: row for row in benchmark_audit.compare(images, found)}
+    assert len(rows) == 8
+    asked = np.sort(generator.permutation(n)[:300])
+    crossed = score_predictions(asked, images.labels[asked], say((n,))[asked].astype(np.float32), held_out=True)
+    found["ce"] |= {"wall": 40.0, "cross_validated": crossed}  # it started from the probe
+    probe = {"records": crossed, "rows": asked, "wall": 2.0, "commit": "c"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        more = {row["scorer"]: row for row in benchmark_audit.compare(images, {**found, "probe": probe})}
+    ours = more.pop("hnml_hf, cross-validated probe")
+    theirs = more.pop("cleanlab cross-validated probe, self_confidence")
+    assert ours["images"] == theirs["images"] == 300 and ours["cost_ce"] == theirs["cost_ce"] == 0.05
+    assert (
+        ours["auroc"] > 0.9 and theirs["auroc"] > 0.9 and ours["estimated_rate_interval"][0] <= ours["estimated_rate"]
+    )
+    assert more.keys() - rows.keys() == {"cleanlab cross-validated probe, normalized_margin"}
+    del more["hnml_hf, objective ce"], found["ce"]["cross_validated"]  # whose rate is the probe's now
+    assert all(row == rows[name] for name, row in more.items() if not name.startswith("cleanlab cross"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        other = {row["scorer"]: row for row in benchmark_audit.compare(images, {**found, "probe": probe})}
+    assert other["hnml_hf, cross-validated probe"]["cost_ce"] is None  # of another backbone
+    assert all(row["auroc"] > 0.9 and abs(row["true_rate"] - 0.27) < 0.05 for row in rows.values())
+    assert rows["cleanlab 5-fold, self_confidence"]["cost_ce"] == 4 and rows["AUM"]["cost_ce"] == 1
+    ours, theirs = rows["hnml_hf, objective hnml"], rows["cleanlab 5-fold, self_confidence"]
+    low, high = ours["auroc_lead_interval"]
+    assert low <= ours["auroc_lead"] <= high and abs(ours["auroc_lead"] - (ours["auroc"] - theirs["auroc"])) < 1e-3
+    some = {name: run for name, run in found.items() if name not in ("ce", "fold0", "fold1")}
+    theirs = benchmark_audit.compare(images, some)[1]
+    assert theirs["scorer"] == "cleanlab 5-fold, self_confidence" and theirs["images"] == 240
+    assert rows["AUM"]["ece"] is None and 0 <= rows["hnml_hf, objective ce"]["ece"] < 0.5

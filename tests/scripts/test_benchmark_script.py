@@ -1,0 +1,91 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import benchmark
+import benchmark_cost
+import pytest
+import torch
+from benchmark_steps import StepClock
+
+
+TINY = ["--backbone", "test_resnet", "--image_size", "64", "--device", "cpu", "--batch_size", "4", "--steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    output = tmp_path_factory.mktemp("cost") / "cost.json"
+    cases = ["plain trainer", "momentum", "head, 10 sets, memory", "full, 1 set, first order, every 4 steps"]
+    benchmark.main(["cost", *TINY, "--warmup", "1", "--rounds", "2", "--cases", *cases, "--output", str(output)])
+    return json.loads(output.read_text())
+
+
+def test_rows_name_what_was_measured(measured):
+    rows = {row["case"]: row for row in measured["rows"]}
+    assert list(rows)[0] == "ce" and len(rows) == 5
+    wanted = {"backbone", "image_size", "objective", "scope", "second_order", "draws", "wall_ratio", "flops_ratio"}
+    for row in rows.values():
+        assert wanted | {"memory_ratio", "device"} <= set(row)
+        assert row["wall_ratio_min"] <= row["wall_ratio"] <= row["wall_ratio_max"]
+    assert rows["ce"]["wall_ratio"] == rows["ce"]["flops_ratio"] == rows["ce"]["memory_ratio"] == 1
+    head = rows["head, 10 sets, memory"]
+    assert (head["objective"], head["scope"], head["second_order"], head["draws"]) == ("hnml", "head", True, 10)
+    assert head["teacher_source"] == "memory"
+
+
+def test_figures_are_those_of_the_cost_table(measured):
+    rows = {row["case"]: row for row in measured["rows"]}
+    assert 1.3 < rows["momentum"]["flops_ratio"] < 1.36
+    assert 0.99 < rows["head, 10 sets, memory"]["flops_ratio"] < 1.01
+    assert 1.45 < rows["full, 1 set, first order, every 4 steps"]["flops_ratio"] < 1.55  # (3 + 3 x 1) / 4
+    assert rows["plain trainer"]["memory_ratio"] == pytest.approx(1, abs=0.01)
+    assert rows["momentum"]["memory_ratio"] > 1
+
+
+def test_figures_carry_where_they_come_from(measured):
+    assert measured["command"].startswith("python scripts/benchmarks/benchmark.py") and measured["hardware"]
+    assert measured["threads"] == 1 and {"torch", "transformers", "timm", "datasets", "accelerate", "python"} == set(
+        measured["versions"]
+    )
+    assert measured["settings"]["rounds"] == 2
+
+
+def test_table_and_plot(measured, tmp_path):
+    lines = benchmark_cost.table(measured["rows"]).splitlines()
+    assert len(lines) == 2 + len(measured["rows"]) and len({len(line) for line in lines}) == 1
+    pytest.importorskip("matplotlib")
+    benchmark_cost.plot(measured, str(tmp_path / "cost.svg"))
+    assert "momentum" in (tmp_path / "cost.svg").read_text()
+
+
+def test_two_processes_are_two(tmp_path):
+    """On CPUs each would take itself for the only one, if the state were asked for before the device is told."""
+    output, script = tmp_path / "cost.json", Path(benchmark.__file__)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += [script, "cost", *TINY, "--warmup", "1", "--rounds", "1", "--cases", "momentum", "--output", output]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(output.read_text())["processes"] == 2 and done.stdout.count("| momentum") == 1
+
+
+def test_ratios_pair_the_rounds():
+    """3/2, 8/4, 5/5: a slow round is slow for both."""
+    found = benchmark_cost.ratios("x", [3.0, 8.0, 5.0], [2.0, 4.0, 5.0])
+    assert found == {"x": 1.5, "x_min": 1.0, "x_max": 2.0}
+
+
+def test_unlike_steps_are_taken_together():
+    """Two warm-up steps of 1 s; cycles of (4, 2) and (6, 2) seconds, 3 and 4 a step; the median is 3.5."""
+    clock = StepClock(torch.device("cpu"))
+    clock.marks = clock.processor = [1, 2, 6, 8, 14, 16]
+    assert clock.seconds(2, 2) == (3.5, 3.5)
+    assert clock.seconds(2) == (3.0, 3.0)  # of 4, 2, 6, 2
+
+
+def test_profile_lists_operators(capsys):
+    benchmark.main(["profile", *TINY, "--warmup", "1", "--case", "ce", "--rows", "5"])
+    assert "convolution" in capsys.readouterr().out

@@ -1,0 +1,148 @@
+"""The quickstart and the code of the README, as a new user runs them; only shorter. Its commands: test_docs."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from commands import ROOT, load_script
+from PIL import Image
+from safetensors.torch import load_file
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_without_options_the_quickstart_runs():
+    train = load_script("train")
+    model_args, data_args, args = train.parse_arguments([])
+    assert (data_args.dataset, data_args.noise_rate, args.objective) == ("quickstart", 0.5, "hnml")
+    assert (model_args.backbone, args.output_dir) == ("resnet10t", "outputs/quickstart")
+
+
+def test_the_command_line_overrides_the_recipe():
+    train = load_script("train")
+    recipe = str(ROOT / "scripts" / "recipes" / "quickstart.yaml")
+    _, data_args, args = train.parse_arguments(["--recipe", recipe, "--objective", "ce", "--noise_rate", "0.2"])
+    assert (args.objective, data_args.noise_rate, data_args.noise_draw) == ("ce", 0.2, "exact")
+
+
+def test_result_contract(quickstart):
+    folder, done = quickstart
+    output = folder / "outputs" / "quickstart"
+    results = json.loads((output / "all_results.json").read_text())
+    assert results["objective"] == "hnml"
+    for name in ("eval_accuracy", "eval_accuracy_last", "train_noise_auroc"):
+        assert 0 <= results[name] <= 1
+    assert results["train_samples_per_second"] > 0
+    assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= {path.name for path in output.iterdir()}
+    assert not list(output.glob("*.bin"))
+    assert "accuracy, as saved" in done.stdout
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split()[1])
+def test_the_code_of_the_readme_runs(code, quickstart, monkeypatch):
+    monkeypatch.chdir(quickstart[0])
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_three_libraries_give_the_same_logits(quickstart, monkeypatch):
+    monkeypatch.chdir(quickstart[0])
+    models = []
+    for code in blocks("python"):
+        names = {}
+        exec(compile(code, "README.md", "exec"), names)
+        models.append(names["model"].eval())
+    pixel_values = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs, native = (model(pixel_values) for model in models)
+    assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.logits, native)
+
+
+class Unpredictable:
+    """A trainer that must not be asked for predictions."""
+
+    args = SimpleNamespace(load_best_model_at_end=False)
+
+
+@pytest.mark.parametrize("clean", [[-1, -1, -1], [0, -1, -1], [0, 1, 0]])
+def test_without_a_known_wrong_label_nothing_is_predicted_to_find_one(clean):
+    train_set = SimpleNamespace(labels=np.array([0, 1, 0]), clean_labels=np.array(clean))
+    assert load_script("train").measure(Unpredictable(), train_set, {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backbone", "resnet_of_my_dreams"], "`resnet_of_my_dreams` is not a timm"),
+        (["--dataset", "no_such_folder"], "no_such_folder"),
+        (["--objective", "magic"], "magic"),
+        (["--cam_threshold", "2"], "`cam_threshold=2.0` must be between 0 and 1"),
+        (["--learning_rate", "-0.1"], "`learning_rate=-0.1` must be at least 0"),
+        (["--lerning_rate", "0.1"], "there is no option --lerning_rate; did you mean --learning_rate"),
+        (["--model_args", "{stem_width:8}"], "--model_args '{stem_width:8}' is not valid JSON"),
+        (["--model_args", '{"no_such": 8}'], "timm cannot build `resnet10t` with the arguments {'no_such': 8}"),
+        (["--backbone", "test_vit", "--model_args", "{}", "--image_size", "33"], "takes no images of 33x33 pixels"),
+        (["--validation_fraction", "0", "--load_best_model_at_end", "true"], "the test set chooses nothing"),
+        (
+            ["--load_best_model_at_end", "true", "--metric_for_best_model", "test_accuracy"],
+            "`metric_for_best_model=test_accuracy` is of the test set, which chooses nothing",
+        ),
+        (["--dataset", "imagefolder", "--data_dir", "one"], "have one class, `a`; a classifier needs at least two"),
+        (["--dataset", "imagefolder", "--data_dir", "empty"], "No image in a class folder below"),
+    ],
+)
+def test_mistakes_end_the_script_before_training(options, message, tmp_path, monkeypatch, capfd):
+    train = load_script("train")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one" / "a").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "one" / "a" / "1.png")
+    recipe = ["--recipe", str(ROOT / "scripts" / "recipes" / "quickstart.yaml")]
+    with pytest.raises(SystemExit) as error:
+        train.main([*recipe, "--max_steps", "1", "--noise_rate", "0", *options])
+    assert message in str(error.value) + capfd.readouterr().err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_best_model_is_chosen_beside_curves_of_the_test_set(tmp_path, monkeypatch):
+    train = load_script("train")
+    monkeypatch.chdir(tmp_path)
+    options = "--dataset quickstart --backbone test_resnet --image_size 64 --audit false --use_cpu true --max_steps 2 "
+    options += "--validation_fraction 0.1 --eval_strategy steps --eval_steps 1 --save_strategy steps --save_steps 1 "
+    options += "--load_best_model_at_end true --eval_test true --metric_for_best_model accuracy --output_dir run"
+    train.main(options.split())
+    state, key = json.loads(Path("run", "trainer_state.json").read_text()), "eval_validation_accuracy"
+    scores = [entry[key] for entry in state["log_history"] if key in entry]
+    assert len(scores) == 2 and state["best_metric"] == max(scores)
+
+
+def test_what_is_pushed_is_what_was_measured(tmp_path, monkeypatch):
+    """With the best epoch's weights, also after those of the last epoch were measured beside them."""
+    train, sent = load_script("train"), {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hnml_hf.hub.upload.create_repo", lambda repo_id, **options: f"me/{repo_id}")
+    monkeypatch.setattr(
+        "hnml_hf.hub.upload.push_to_hub", lambda folder, *names, **options: sent.update(weights(folder))
+    )
+
+    def weights(folder):
+        return load_file(Path(folder, "model.safetensors"))
+
+    best = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 4}
+    best |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}  # lowest in step 2
+    options = [word for name, value in best.items() for word in (f"--{name}", str(value))]
+    options += ["--push_to_hub", "true", "--hub_model_id", "model", "--audit", "false", "--cache_images", "true"]
+    train.main(["--recipe", "quickstart", *options, "--output_dir", "out", "--save_total_limit", "3"])
+    step = json.loads(Path("out/trainer_state.json").read_text())["best_global_step"]
+    assert step == 2
+    expected, last = weights(f"out/checkpoint-{step}/teacher"), weights("out/last")
+    assert sent.keys() == expected.keys() and all(torch.equal(value, expected[name]) for name, value in sent.items())
+    assert any(not torch.equal(value, last[name]) for name, value in sent.items())
