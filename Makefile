@@ -13,5 +13,5 @@ test-slow:
 	python -m pytest -m "slow and not gpu"
 
 api:
-	python -W error -m pdoc --docformat google --output-directory build/api hnml_hf hnml_hf.noise hnml_hf.modeling.cam hnml_hf.objectives.inner_step \
+	EAGER_IMPORT=1 python -W error -m pdoc --docformat google --output-directory build/api hnml_hf hnml_hf.noise hnml_hf.modeling.cam hnml_hf.objectives.inner_step \
 		hnml_hf.objectives hnml_hf.data

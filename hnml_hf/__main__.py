@@ -1,4 +1,4 @@
-"""The scripts of this project by name, where there is no source tree.
+"""The commands of this project by name, where there is no source tree.
 
     hnml train --recipe quickstart
     accelerate launch -m hnml_hf train --recipe quickstart
@@ -6,40 +6,58 @@
 A wheel has the folder `scripts/` as `hnml_hf/scripts/`; in a source tree it lies beside the package.
 """
 
-import ast
-import runpy
+import difflib
+import importlib
+import os
+import signal
 import sys
-from pathlib import Path
+from importlib.metadata import version
+
+from .cli import COMMANDS, answer_help, check_words, describe, scripts_folder
 
 
-COMMANDS = ("train", "probe", "evaluate", "predict", "audit", "audit_data", "export")
-
-
-def scripts_folder() -> Path:
-    package = Path(__file__).parent
-    installed = package / "scripts"
-    return installed if installed.is_dir() else package.parent / "scripts"
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def usage() -> str:
     lines = ["usage: hnml COMMAND [options]", ""]
-    for command in COMMANDS:
-        source = (scripts_folder() / f"{command}.py").read_text(encoding="utf-8")
-        lines.append(f"  {command:<12}{ast.get_docstring(ast.parse(source)).splitlines()[0]}")
-    return "\n".join([*lines, "", "`hnml COMMAND --help` lists the options of one."])
+    lines += [f"  {command:<12}{describe(command).splitlines()[0]}" for command in COMMANDS]
+    return "\n".join(
+        [*lines, "", "`hnml COMMAND --help` lists the options of one, `hnml --version` tells the version."]
+    )
+
+
+def _end_at_once(*_):
+    """Ctrl-C while libraries are imported, when there is nothing to save."""
+    os.write(sys.stderr.fileno(), b"hnml: interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def main():
-    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    command, *words = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
         print(usage())
         return
+    if command == "--version":
+        print(f"hnml {version('hnml_hf')}")
+        return
     if command not in COMMANDS:
-        raise SystemExit(f"hnml: `{command}` is none of its commands.\n{usage()}")
-    folder = scripts_folder()
-    del sys.argv[1]
-    sys.path.insert(0, str(folder))  # scripts import their neighbours
-    runpy.run_path(str(folder / f"{command}.py"), run_name="__main__")
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"It has {', '.join(COMMANDS)}."
+        raise SystemExit(f"hnml: `{command}` is none of its commands; {hint}")
+    answer_help(command, words)
+    check_words(command, words)
+
+    sys.argv = [f"hnml {command}", *words]
+    sys.path.insert(0, str(scripts_folder()))  # scripts import their neighbours
+    previous = signal.signal(signal.SIGINT, _end_at_once)
+    script = importlib.import_module(command)
+    signal.signal(signal.SIGINT, previous)
+    try:
+        sys.exit(script.main())
+    except KeyboardInterrupt:
+        print("hnml: interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
 
 
 if __name__ == "__main__":

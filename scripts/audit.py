@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from options import DataArguments, HelpFormatter, load_data, parse_all, plain_errors
+from options import DataArguments, load_data, parse_all, plain_errors
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
 
 from hnml_hf import (
@@ -34,6 +34,7 @@ from hnml_hf import (
     run_records,
     score_model,
 )
+from hnml_hf.cli import HelpFormatter, answer_help
 
 
 @dataclass
@@ -60,9 +61,9 @@ class AuditArguments:
 
 
 def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
+    answer_help("audit", argv)
     parser = HfArgumentParser(
         (AuditArguments, DataArguments),
-        description=__doc__,
         formatter_class=HelpFormatter,
         usage="%(prog)s (--run FOLDER | --model NAME --dataset DATASET --output_dir FOLDER) [options]",
         allow_abbrev=False,

@@ -15,10 +15,11 @@ import re
 import sys
 
 from datasets import DatasetDict
-from options import HelpFormatter, add_source_options, read_dataset
+from options import add_source_options, read_dataset
 
 import hnml_hf
 from hnml_hf import check_dataset
+from hnml_hf.cli import HelpFormatter
 
 
 preflight = hnml_hf.data.checks

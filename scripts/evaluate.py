@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from options import HelpFormatter, add_source_options, plain_errors, read_dataset
+from options import add_source_options, plain_errors, read_dataset
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -27,6 +27,7 @@ from hnml_hf import (
     compute_metrics,
     create_transforms,
 )
+from hnml_hf.cli import HelpFormatter
 
 
 def check_classes(model, names: list[str]):

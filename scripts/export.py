@@ -8,9 +8,10 @@ import argparse
 from pathlib import Path
 
 import transformers
-from options import HelpFormatter, plain_errors
+from options import plain_errors
 
 from hnml_hf import TimmCAMForImageClassification, export_program, export_to_onnx
+from hnml_hf.cli import HelpFormatter
 
 
 @plain_errors()

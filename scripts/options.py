@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 import torch
 import yaml
@@ -33,9 +32,9 @@ from hnml_hf import (
     save_manifest,
     split_validation,
 )
+from hnml_hf.cli import MEANINGS, HelpFormatter, answer_help, find_recipe
 
 
-RECIPES = Path(__file__).parent / "recipes"
 MISTAKES = (
     *(ValueError, OSError, ImportError),
     *(CheckpointError, ExportError, HubError, NonFiniteError, UnreadableImageError),
@@ -50,23 +49,6 @@ def plain_errors():
     except MISTAKES as error:
         logging.getLogger("hnml_hf.scripts").debug("The error in full:", exc_info=True)
         raise SystemExit(f"error: {error}") from error
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Descriptions as they are written, each option under one name, and its default if it has one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        if action.const is False and action.option_strings[0].startswith("--no_"):  # made by HfArgumentParser
-            return f"The same as --{action.dest} false."
-        nothing = action.default in (None, [], "{}") or action.default is False
-        return action.help if nothing else super()._get_help_string(action)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        names = [name for name in action.option_strings if "-" not in name[2:]]  # nor their twins with dashes
-        if not names:
-            return super()._format_action_invocation(action)
-        values = self._format_args(action, "VALUE") if action.nargs != 0 else ""
-        return f"{', '.join(names)} {values}".strip()
 
 
 @dataclass
@@ -96,8 +78,8 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    _argument_group_name = "data"
+class SourceArguments:
+    """Where a dataset is, and what its columns are."""
 
     dataset: str = field(
         default=None, metadata={"help": "`quickstart`, `imagefolder`, a known dataset, a table, a folder or a Hub id."}
@@ -131,6 +113,17 @@ class DataArguments:
     test_label_column: str | None = field(
         default=None, metadata={"help": "Label column of the other splits, if it has another name there."}
     )
+    partial: bool = field(
+        default=False, metadata={"help": "The folder holds a part of a known dataset: skip its size checks."}
+    )
+
+
+@dataclass
+class DataArguments(SourceArguments):
+    """What is made of it for training."""
+
+    _argument_group_name = "data"
+
     weight_column: str | None = field(
         default=None,
         metadata={
@@ -167,9 +160,6 @@ class DataArguments:
     quarantine: str | None = field(
         default=None, metadata={"help": "List of bad rows from `scripts/audit_data.py`; they are left out."}
     )
-    partial: bool = field(
-        default=False, metadata={"help": "The folder holds a part of a known dataset: skip its size checks."}
-    )
     on_missing: str = field(
         default="error", metadata={"help": "A listed image that is not there: `error`, or `skip` and count."}
     )
@@ -192,16 +182,6 @@ class DataArguments:
         default=0.0, metadata={"help": "Mixup, for `ce` and `hnml`; mixed images leave no audit. 0 is off."}
     )
     cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix, for objective `ce`; 0 is off."})
-
-
-def find_recipe(name: str) -> Path:
-    """A recipe by its path, or by its name among those that come with the scripts."""
-    candidates = [Path(name), RECIPES / f"{name}.yaml"]
-    for path in candidates:
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    raise SystemExit(f"--recipe {name}: there is no such file, nor a recipe of that name. Known: {known}.")
 
 
 def parse_all(parser: HfArgumentParser, argv: list[str]) -> list:
@@ -231,22 +211,15 @@ def as_arguments(options: Mapping[str, object]) -> list[str]:
     return arguments
 
 
-MEANINGS = {  # of options of transformers that mean something else here
-    "resume_from_checkpoint": "Go on from a checkpoint: its folder, `true` for the newest whole one in `output_dir`, "
-    "or `auto` for that one if there is any.",
-    "hub_private_repo": "Whether a new repository on the Hub is private. Default: it is.",
-}
-
-
-def parse_arguments(argv: list[str], doc: str = ""):
+def parse_arguments(argv: list[str], command: str = "train"):
     """Options of the recipe, overridden by those of the command line; none at all mean the quickstart."""
+    answer_help(command, argv)
     recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     recipes.add_argument("--recipe", type=find_recipe, default=None if argv else find_recipe("quickstart"))
     recipe, argv = recipes.parse_known_args(argv)
     options = as_arguments((yaml.safe_load(recipe.recipe.read_text("utf-8")) or {}) if recipe.recipe else {})
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, HNMLTrainingArguments),
-        description=doc,
         formatter_class=HelpFormatter,
         usage="%(prog)s [--recipe FILE_OR_NAME] [options]",
         allow_abbrev=False,
@@ -263,22 +236,16 @@ def parse_arguments(argv: list[str], doc: str = ""):
     return model_args, data_args, args
 
 
-COLUMNS = [f"{name}_column" for name in ("image", "label", "clean_label", "index", "test_label")]
-# options of `read_dataset`
-SOURCE = ("dataset", "dataset_config", "data_dir", "dataset_options", "class_names", "splits", *COLUMNS)
+COLUMNS = [option.name for option in fields(SourceArguments) if option.name.endswith("_column")]
 
 
 def add_source_options(parser: argparse.ArgumentParser, *, required: bool = True):
     """The options that say where a dataset is and what its columns are, for scripts that only read it."""
-    options = {option.name: option for option in fields(DataArguments)}
-    for name in SOURCE:
-        option = options[name]
-        needed = required and name == "dataset"
-        parser.add_argument(f"--{name}", default=option.default, required=needed, help=option.metadata["help"])
-    partial = options["partial"]
-    parser.add_argument(
-        "--partial", default=False, type=string_to_bool, nargs="?", const=True, help=partial.metadata["help"]
-    )
+    for option in fields(SourceArguments):
+        facts = {"default": option.default, "help": option.metadata["help"]}
+        if option.type is bool:
+            facts |= {"type": string_to_bool, "nargs": "?", "const": True}
+        parser.add_argument(f"--{option.name}", required=required and option.name == "dataset", **facts)
 
 
 def read_dataset(options: argparse.Namespace | DataArguments, **more) -> DatasetDict:

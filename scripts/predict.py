@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from options import HelpFormatter, add_source_options, plain_errors, read_dataset
+from options import add_source_options, plain_errors, read_dataset
 from PIL import Image
 from tqdm import tqdm
 
@@ -33,6 +33,7 @@ from hnml_hf import (
     open_image,
     predict,
 )
+from hnml_hf.cli import HelpFormatter
 
 
 whole_file = hnml_hf.atomic.whole_file

@@ -41,7 +41,7 @@ PROBE = "linear probe"  # in the place of an objective
 
 @plain_errors()
 def main(argv: list[str] | None = None):
-    model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv, doc=__doc__)
+    model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv, "probe")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     if not (model_args.pretrained or model_args.weights):

@@ -142,7 +142,7 @@ def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArg
 
 @record  # so that a launcher of several processes shows the error of the one that failed first
 def run(argv: list[str]):
-    model_args, data_args, args = parse_arguments(argv, doc=__doc__)
+    model_args, data_args, args = parse_arguments(argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("hnml_hf").setLevel(args.get_process_log_level())
     transformers.utils.logging.disable_progress_bar()  # of single files; training keeps its own

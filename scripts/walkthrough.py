@@ -20,9 +20,9 @@ import audit_data
 import evaluate
 import numpy as np
 import train
-from options import HelpFormatter
 
 from hnml_hf import HubError, load_audit, load_noisy_dataset, push_to_hub
+from hnml_hf.cli import HelpFormatter
 
 
 SMALL = ["--backbone", "resnet10t", "--image_size", "28", "--augmentation", "none", "--report_to", "none"]

@@ -14,7 +14,7 @@ from accelerate.commands.launch import launch_command_parser
 from commands import load_script
 from transformers import TrainingArguments
 
-from hnml_hf.__main__ import COMMANDS
+from hnml_hf.cli import COMMANDS
 
 
 ROOT = Path(__file__).parents[1]

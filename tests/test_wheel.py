@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import hnml_hf.__main__ as command
-
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,25 +19,6 @@ def test_every_folder_with_code_is_packaged():
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "hnml_hf").rglob("*.py")}
     names = {".".join(folder.parts) for folder in folders}
     assert set(project["tool"]["setuptools"]["packages"]) == names | {"hnml_hf.scripts"}
-
-
-def test_the_command_lists_its_scripts(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["hnml"])
-    command.main()
-    shown = capsys.readouterr().out
-    for name in command.COMMANDS:
-        assert (command.scripts_folder() / f"{name}.py").is_file() and f"\n  {name} " in shown
-    monkeypatch.setattr(sys, "argv", ["hnml", "trian"])
-    with pytest.raises(SystemExit, match="`trian` is none of its commands"):
-        command.main()
-
-
-def test_the_command_runs_a_script_as_if_it_were_called(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["hnml", "evaluate", "--help"])
-    with pytest.raises(SystemExit) as end:
-        command.main()
-    assert end.value.code == 0 and "usage: evaluate.py" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,0 +1,293 @@
+"""Answers that need no library: help, and typos in commands, options and paths.
+
+Importing torch, timm, transformers and datasets takes seconds. What the options are called and what they do is written
+down as literals, in dataclasses (`field(default=..., metadata={"help": ...})`) and in calls of `add_argument`; here it
+is read from the source of the scripts, which parse the command line by the same definitions.
+"""
+
+import argparse
+import ast
+import difflib
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+
+PACKAGE = Path(__file__).parent
+COMMANDS = ("train", "probe", "evaluate", "predict", "audit", "audit_data", "export")
+
+# where a command's options are written: files of scripts/ that call `add_argument`, and dataclasses
+ADDED = {command: f"{command}.py" for command in COMMANDS} | {"train": "options.py", "probe": "options.py"}
+DATACLASSES = {
+    "train": ("ModelArguments", "DataArguments", "HNMLTrainingArguments"),
+    "probe": ("ModelArguments", "DataArguments", "HNMLTrainingArguments"),
+    "evaluate": ("SourceArguments",),
+    "predict": ("SourceArguments",),
+    "audit": ("AuditArguments", "DataArguments"),
+    "audit_data": ("SourceArguments",),
+    "export": (),
+}
+TITLES = {
+    "ModelArguments": "model",
+    "SourceArguments": "dataset",
+    "DataArguments": "data",
+    "AuditArguments": "audit",
+    "HNMLTrainingArguments": "method and training",
+}
+
+_SOURCE = ("dataset", "dataset_config", "data_dir", "image_column", "label_column", "clean_label_column")
+_RUN = ("output_dir", "seed", "per_device_eval_batch_size", "dataloader_num_workers", "use_cpu")
+# what `--help` shows of commands that have many more options; `--help-all` shows all
+COMMON = {
+    "train": (
+        *("recipe", "backbone", "pretrained", "weights", "start_from_probe", "image_size"),
+        *_SOURCE,
+        *("validation_fraction", "noise", "noise_rate", "quarantine", "augmentation", "cache_images"),
+        *("objective", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+        *("learning_rate", "bf16", "resume_from_checkpoint", "push_to_hub", *_RUN),
+    ),
+    "probe": (
+        *("recipe", "backbone", "pretrained", "weights", "image_size", "model_args", "channels_last"),
+        *_SOURCE,
+        *("validation_fraction", "noise", "noise_rate", "quarantine", "audit", *_RUN),
+    ),
+    "audit": (
+        *("run", "model", "output_dir", "max_suspects", "batch_size", "device", "export", "apply", "clean"),
+        *("threshold", "clean_output", *_SOURCE, "validation_fraction", "noise", "noise_rate", "quarantine"),
+    ),
+}
+
+# options whose value is a path that must be there, and those where it is one if it looks like one
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+PATHS = ("data_dir", "weights", "run", "noise_matrix", "noise_manifest", "quarantine", "apply", "inputs")
+PATHS_OR_NAMES = ("dataset", "model")
+
+MEANINGS = {  # of options of transformers that mean something else here
+    "resume_from_checkpoint": "Go on from a checkpoint: its folder, `true` for the newest whole one in `output_dir`, "
+    "or `auto` for that one if there is any.",
+    "hub_private_repo": "Whether a new repository on the Hub is private. Default: it is.",
+}
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Descriptions as they are written, each option under one name, and its default if it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.const is False and action.option_strings[0].startswith("--no_"):  # made by HfArgumentParser
+            return f"The same as --{action.dest} false."
+        nothing = action.default in (None, [], "{}") or action.default is False
+        return action.help if nothing else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = [name for name in action.option_strings if "-" not in name[2:]]  # nor their twins with dashes
+        if not names:
+            return super()._format_action_invocation(action)
+        values = self._format_args(action, "VALUE") if action.nargs != 0 else ""
+        return f"{', '.join(names)} {values}".strip()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as its source describes it; a name without dashes is a positional argument."""
+
+    name: str
+    help: str = ""
+    default: object = None
+    nargs: int | str | None = None  # as of argparse; 0 for a flag
+    convert: type | None = None  # int or float
+    choices: tuple[str, ...] | None = None
+    required: bool = False
+    has_twin: bool = False  # `--no_...`, which HfArgumentParser adds
+
+
+def scripts_folder() -> Path:
+    """The scripts: in a wheel `hnml_hf/scripts`, in a source tree beside the package."""
+    installed = PACKAGE / "scripts"
+    return installed if installed.is_dir() else PACKAGE.parent / "scripts"
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe by its path, or by its name among those that come with the scripts."""
+    recipes = scripts_folder() / "recipes"
+    for path in (Path(name), recipes / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))
+    raise SystemExit(f"--recipe {name}: there is no such file, nor a recipe of that name. Known: {known}.")
+
+
+@cache
+def _read(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _literal(node: ast.expr | None, otherwise=None):
+    """The value of a literal; of what would have to be run, and of nothing, `otherwise`."""
+    try:
+        return otherwise if node is None else ast.literal_eval(node)
+    except ValueError:
+        return otherwise
+
+
+def _keywords(call: ast.Call) -> dict[str, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in call.keywords}
+
+
+def _dataclass_options(path: Path, name: str) -> dict[str, Option]:
+    """Options of a dataclass of a file, after those of its parent, which may be transformers' `TrainingArguments`."""
+    classes = {node.name: node for node in _read(path).body if isinstance(node, ast.ClassDef)}
+    if name not in classes:
+        (transformers,) = find_spec("transformers").submodule_search_locations
+        return _dataclass_options(Path(transformers, "training_args.py"), name)
+    options = {}
+    for parent in classes[name].bases:
+        options |= _dataclass_options(path, parent.id)
+    for node in classes[name].body:
+        if not isinstance(node, ast.AnnAssign) or node.value is None:
+            continue
+        facts = _keywords(node.value) if isinstance(node.value, ast.Call) else {"default": node.value}
+        if _literal(facts.get("init"), True) is False:
+            continue
+        kind = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", ast.unparse(node.annotation))
+        is_bool = kind in ("bool", "bool | None")
+        default, metadata = _literal(facts.get("default")), _literal(facts.get("metadata"), {})
+        takes_none = kind == "bool" or (is_bool and default is not None)
+        options[node.target.id] = Option(
+            name=f"--{node.target.id}",
+            help=metadata.get("help", ""),
+            default=default,
+            nargs="?" if takes_none else "+" if kind.startswith("list[") else metadata.get("nargs"),
+            convert={"int": int, "float": float}.get(kind.removesuffix(" | None")),
+            choices=_literal(node.annotation.slice) if kind.startswith("Literal[") else None,
+            has_twin=is_bool and default is True,
+        )
+    return options
+
+
+def _added_options(path: Path) -> dict[str, Option]:
+    """Options that a file adds to its parsers by `add_argument`, where their names are literals."""
+    options = {}
+    calls = [node for node in ast.walk(_read(path)) if isinstance(node, ast.Call) and node.args]
+    for call in [call for call in calls if getattr(call.func, "attr", "") == "add_argument"]:
+        name, facts = _literal(call.args[0]), _keywords(call)
+        if isinstance(name, str):
+            options[name.removeprefix("--")] = Option(
+                name=name,
+                help=_literal(facts.get("help"), ""),
+                default=_literal(facts.get("default")),
+                nargs=0 if _literal(facts.get("action")) == "store_true" else _literal(facts.get("nargs")),
+                convert={"int": int, "float": float}.get(ast.unparse(facts["type"]) if "type" in facts else ""),
+                required=_literal(facts.get("required"), False),
+            )
+    return options
+
+
+def _file_of(dataclass_name: str) -> Path:
+    if dataclass_name == "HNMLTrainingArguments":
+        return PACKAGE / "training" / "args.py"
+    return scripts_folder() / ("audit.py" if dataclass_name == "AuditArguments" else "options.py")
+
+
+def option_groups(command: str) -> dict[str, dict[str, Option]]:
+    """All options of a command by name, those of its script first (""), then those of each dataclass by its title."""
+    groups = {"": _added_options(scripts_folder() / ADDED[command])}
+    for name in DATACLASSES[command]:
+        groups[TITLES[name]] = {
+            key: replace(option, help=MEANINGS.get(key, option.help))
+            for key, option in _dataclass_options(_file_of(name), name).items()
+        }
+    return groups
+
+
+def create_parser(command: str, *, names: Collection[str] | None = None) -> argparse.ArgumentParser:
+    """A parser that knows the options of a command but nothing of what they do.
+
+    Args:
+        command (`str`): one of `COMMANDS`.
+        names (`Collection[str]`, *optional*): the options that its help lists; default: all.
+    """
+    doc = describe(command)
+    for name in COMMANDS:  # the ways to call a script in a source tree
+        doc = re.sub(rf"(python|accelerate launch) scripts/{name}\.py", f"hnml {name}", doc)
+    parser = _Parser(prog=f"hnml {command}", description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser.usage = f"hnml {command} [options]"
+    for title, options in option_groups(command).items():
+        group = parser.add_argument_group(title) if title else parser
+        for key, option in options.items():
+            listed = names is None or key in names
+            facts = {"help": option.help if listed else argparse.SUPPRESS, "default": option.default}
+            if option.nargs == 0:
+                group.add_argument(option.name, action="store_true", **facts)
+                continue
+            facts |= {"nargs": option.nargs, "type": option.convert, "choices": option.choices}
+            spellings = [option.name]
+            if "_" in key and command in ("train", "probe", "audit"):  # HfArgumentParser takes these as well
+                spellings.append(f"--{key.replace('_', '-')}")
+            group.add_argument(*spellings, **facts)
+            if option.has_twin:
+                twins = [f"--no_{key}", f"--no-{key.replace('_', '-')}"]
+                group.add_argument(*twins, dest=key, action="store_false", help=argparse.SUPPRESS)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """One line; exit code 2, which of `audit_data` means defects, and there 1."""
+        message = re.sub(r"/--[\w-]+", "", message)  # the same option with dashes
+        self.exit(1 if self.prog.endswith("audit_data") else 2, f"{self.prog}: error: {message}\n")
+
+
+def describe(command: str) -> str:
+    """The docstring of a command's script."""
+    return ast.get_docstring(_read(scripts_folder() / f"{command}.py"))
+
+
+def print_help(command: str, *, everything: bool = False):
+    """Print the options that a command's users need, or all of them."""
+    common = None if everything else COMMON.get(command)
+    create_parser(command, names=common).print_help()
+    if common is not None:
+        print(f"\n`hnml {command} --help-all` lists all options.")
+
+
+def answer_help(command: str, words: list[str]):
+    """Print the help and end, if a command line asks for it."""
+    if {"-h", "--help", "--help-all", "--help_all"}.intersection(words):
+        print_help(command, everything=not {"-h", "--help"}.intersection(words))
+        raise SystemExit(0)
+
+
+def check_words(command: str, words: list[str]):
+    """End with one line if an option of a command line does not exist, or a path that must.
+
+    What this lets pass is read again, and fully, by the script itself.
+    """
+    parser = create_parser(command)
+    given, unknown = parser.parse_known_args(words)
+    for word in unknown:
+        if word.startswith("-"):
+            known = [name for action in parser._actions for name in action.option_strings if "-" not in name[2:]]
+            close = difflib.get_close_matches(word.partition("=")[0], known, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else f"; see hnml {command} --help"
+            parser.error(f"there is no option {word}{hint}")
+    if getattr(given, "recipe", None):
+        find_recipe(given.recipe)
+    of_the_hub = "/" in (getattr(given, "dataset", None) or "") and not os.path.exists(given.dataset)
+    for name, value in vars(given).items():
+        if name == "data_dir" and of_the_hub:  # a folder of the repository
+            continue
+        for path in value if isinstance(value, list) else [value]:
+            if not isinstance(path, str) or os.path.exists(os.path.expanduser(path)):
+                continue
+            if name in PATHS or (name in PATHS_OR_NAMES and _looks_like_a_path(path)):
+                label = f"--{name} {path}" if f"--{name}" in parser._option_string_actions else path
+                parser.error(f"{label}: there is no such file or folder")
+
+
+def _looks_like_a_path(text: str) -> bool:
+    """Unlike the name of a dataset or the id of a repository, which has one slash at most."""
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).suffix in TABLES

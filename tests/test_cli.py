@@ -1,0 +1,222 @@
+"""`hnml` answers what needs no library without importing one, and knows the options that the scripts have."""
+
+import argparse
+import ast
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import load_script
+
+import hnml_hf
+import hnml_hf.__main__ as entry
+from hnml_hf import cli
+
+
+ROOT = Path(__file__).parents[1]
+HEAVY = (
+    "{'torch', 'torchvision', 'timm', 'transformers', 'datasets', 'accelerate', 'sklearn', 'pandas', 'numpy', 'PIL'}"
+)
+
+
+def run_python(code: str, *words, **environment) -> subprocess.CompletedProcess:
+    paths = os.pathsep.join([*environment.pop("before", []), str(ROOT)])
+    variables = {**os.environ, **environment, "PYTHONPATH": paths}
+    return subprocess.run([sys.executable, *words, "-c", code], env=variables, capture_output=True, text=True)
+
+
+def call(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["hnml", *words])
+    entry.main()
+
+
+def test_answers_come_before_the_heavy_imports():
+    lines = ["", "--help", "--version", "train --help", "train --help-all", "trian", "evaluate --modle x"]
+    lines += ["train --data_dir nowhere --dataset imagefolder", *(f"{command} --help" for command in cli.COMMANDS)]
+    done = run_python(
+        "import contextlib, io, sys\n"
+        "from hnml_hf.__main__ import main\n"
+        f"for line in {lines!r}:\n"
+        "    sys.argv = ['hnml', *line.split()]\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "        main()\n"
+        f"print(sorted({HEAVY} & set(sys.modules)))\n"
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_command_lists_its_scripts(monkeypatch, capsys):
+    call(monkeypatch)
+    shown = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        assert (cli.scripts_folder() / f"{name}.py").is_file() and f"\n  {name} " in shown
+    call(monkeypatch, "--version")
+    assert capsys.readouterr().out == f"hnml {hnml_hf.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trian", "`trian` is none of its commands; did you mean train?"),
+        ("frobnicate", "`frobnicate` is none of its commands; It has train,"),
+        ("train --bakbone resnet50", "there is no option --bakbone; did you mean --backbone?"),
+        ("evaluate --model ./none --dataset quickstart", "--model ./none: there is no such file or folder"),
+        ("evaluate --model x --dataset rows.csv", "--dataset rows.csv: there is no such file or folder"),
+        ("predict --model x none.jpg", "error: none.jpg: there is no such file or folder"),
+        ("train --data_dir=none", "--data_dir none: there is no such file or folder"),
+        ("train --recipe dreams", "--recipe dreams: there is no such file, nor a recipe of that name. Known: "),
+        ("train --objective magic", "argument --objective: invalid choice: 'magic'"),
+        ("train --noise_rate much", "argument --noise_rate: invalid float value: 'much'"),
+    ],
+)
+def test_a_mistyped_line_ends_with_one_line(line, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, *line.split())
+    shown = capsys.readouterr().err or str(end.value.code)
+    assert message in shown and len(shown.splitlines()) == 1 and end.value.code
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --backbone resnet18 --no_audit --bf16 --use-cpu true --optim_args momentum=0.9 --dataset user/name",
+        "audit --run . --export csv cleanlab --threshold 0.7",
+        "predict --model user/name . --top_k 3 --skip_unreadable",
+        "train --dataset user/name --data_dir inside --backbone x",
+    ],
+)
+def test_a_right_line_passes(line, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command, *words = line.split()
+    cli.check_words(command, words)
+
+
+def test_the_exit_code_of_a_typo_is_not_that_of_defects(monkeypatch):
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, "audit_data", "--datset", "x")
+    assert end.value.code == 1
+
+
+class Found(Exception):
+    """The parser of a script is known."""
+
+
+def parser_of(command: str, monkeypatch) -> argparse.ArgumentParser:
+    """The parser that a script really uses."""
+    read = argparse.ArgumentParser.parse_known_args
+
+    def look(self, *given, **more):
+        if len(self._actions) == 1:  # reads the recipe alone
+            return read(self, *given, **more)
+        raise Found(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(argparse.ArgumentParser, "parse_known_args", look)
+        with pytest.raises(Found) as found:
+            load_script(command).main(["--output_dir", "x"])
+    return found.value.args[0]
+
+
+def actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return {(action.option_strings or [action.dest])[0]: action for action in parser._actions}
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_options_read_are_those_of_the_script(command, monkeypatch):
+    real, light = actions(parser_of(command, monkeypatch)), actions(cli.create_parser(command))
+    assert set(real) == set(light)
+    for name, action in real.items():
+        ours = light[name]
+        assert set(ours.option_strings) == set(action.option_strings)
+        assert ours.nargs == action.nargs, name
+        assert action.choices is None or ours.choices is None or list(ours.choices) == list(action.choices), name
+        if name in ("--help", "-h") or name.startswith("--no_"):
+            continue
+        assert ours.help == (action.help or ""), name
+        assert ours.default in (action.default, None), name
+        assert ours.type in (action.type, None), name
+
+
+def test_the_options_that_help_shows_exist():
+    for command in cli.COMMANDS:
+        known = [name for options in cli.option_groups(command).values() for name in options]
+        assert set(cli.COMMON.get(command, ())) <= set(known)
+        assert len(set(known)) == len(known)
+    everywhere = {name for command in cli.COMMANDS for group in cli.option_groups(command).values() for name in group}
+    assert {*cli.PATHS, *cli.PATHS_OR_NAMES, *cli.MEANINGS} <= everywhere
+    assert 25 <= len(cli.COMMON["train"]) <= 35
+
+
+def test_help_is_short_and_help_all_has_everything(monkeypatch, capsys):
+    shown = {}
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as end:
+            call(monkeypatch, "train", word)
+        assert end.value.code == 0
+        shown[word] = capsys.readouterr().out
+    assert "--learning_rate VALUE" in shown["--help"] and "--help-all" in shown["--help"]
+    assert "--adam_beta2" not in shown["--help"] and "--adam_beta2 VALUE" in shown["--help-all"]
+    assert "hnml train --recipe" in shown["--help"] and "scripts/train.py" not in shown["--help"]
+
+
+def test_a_script_gives_the_same_help(monkeypatch, capfd):
+    for command in ("train", "audit"):
+        with pytest.raises(SystemExit):
+            call(monkeypatch, command, "--help")
+        shown = capfd.readouterr().out
+        with contextlib.suppress(SystemExit):  # which torch's `record` swallows if it is 0
+            load_script(command).main(["--help"])
+        assert capfd.readouterr().out == shown
+
+
+def test_the_command_runs_a_script_as_if_it_were_called(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, "export", "--model", "user/name", "--output", "model.txt")
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert "usage: hnml export" in shown and "must end in .onnx or .pt2" in shown
+
+
+def test_ctrl_c_during_imports_ends_with_one_line(tmp_path):
+    """The first library that `export` imports is one that is interrupted while it is imported."""
+    (tmp_path / "transformers.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)"
+    )
+    code = "import sys, hnml_hf.__main__ as m; sys.argv = 'hnml export --model m --output m.onnx'.split(); m.main()"
+    done = run_python(code, before=[str(tmp_path)])
+    assert (done.returncode, done.stderr) == (130, "hnml: interrupted\n")
+
+
+# -- the package: names on demand --
+
+
+def test_public_names_are_imported_on_demand():
+    source = ast.parse((ROOT / "hnml_hf" / "__init__.py").read_text())
+    block = next(node for node in source.body if isinstance(node, ast.If))
+    declared = [alias.name for node in block.body for alias in node.names]
+    assert sorted(declared) == sorted(hnml_hf.__all__) and set(hnml_hf.__all__) <= set(dir(hnml_hf))
+    for name in hnml_hf.__all__:
+        assert getattr(hnml_hf, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'HNMLTrainr'"):
+        hnml_hf.HNMLTrainr  # noqa: B018
+
+
+def test_backbones_are_registered_in_either_order():
+    done = run_python(
+        "import sys, importlib.util, hnml_hf\n"
+        "print('timm' in sys.modules)\n"
+        "importlib.util.find_spec('timm')\n"  # as transformers looks whether it is there
+        "import timm\n"
+        "print(timm.is_model('resnet18_cifar'))\n"
+        "del sys.modules['hnml_hf'], sys.modules['hnml_hf.modeling.backbones'], sys.modules['hnml_hf.modeling']\n"
+        "import hnml_hf\n"
+        "print('hnml_hf.modeling.backbones' in sys.modules)\n",
+        "-W",
+        "ignore",
+    )
+    assert done.stdout.split() == ["False", "True", "True"], done.stderr
