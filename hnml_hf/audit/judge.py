@@ -1,0 +1,526 @@
+"""Which labels are wrong, from frozen features, in closed form: a cross-fitted discriminant with a noise model.
+
+Shapes: n samples, d features, k classes, f folds, c candidate classes of a sample (all k where these are few).
+
+A linear discriminant with a shrunken covariance (Friedman, JASA 1989) needs of each fold only counts, class sums and
+one matrix of second moments. They are summed over batches and processes; the classifier that judges a fold is solved
+from the totals less the fold's own, so that no label is judged by a classifier that has seen it, and nothing is
+refitted. A transition matrix (Goldberger & Ben-Reuven, ICLR 2017) estimated on the given labels turns its predictions
+into the probability of each class given image *and* label. The nearest neighbours' probabilities are a second source
+of evidence.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+SHRINKAGES = (0.1, 0.3, 0.6)
+ALL_CLASSES = 256  # up to so many classes every class is a candidate of every sample
+CANDIDATES = 32  # and beyond it so many
+NEIGHBORS = 50
+NEIGHBOR_DIMENSIONS = 256  # principal components in which neighbours are sought
+NEIGHBOR_LIMIT = 100_000  # samples; beyond it an exact search takes longer than all the rest
+FIT_ON = 50_000  # samples that the transition matrix and the shrinkage are estimated on; all are judged
+BATCH = 8_192  # rows that are worked on at a time
+FLOOR = 1e-4  # least share of the neighbours' votes
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier on the raw features.
+
+    Args:
+        weight (`torch.Tensor` of shape `(k, d)`), bias (`torch.Tensor` of shape `(k,)`): logits = weight h + bias.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the features of n samples say of their labels, in the order of the rows.
+
+    Args:
+        posterior (`np.ndarray` of shape `(n, c)`): float32, P(class | image, given label) of the candidates.
+        candidates (`np.ndarray` of shape `(n, c)`): which classes the columns of `posterior` are. Up to 256 classes
+            column i is class i.
+        log_odds (`np.ndarray` of shape `(n,)`): of "the given label is wrong".
+        judged (`np.ndarray` of shape `(n,)`, bool): false where no other fold knows the class; the estimated rate is
+            all that is said of such a label.
+        noise_rate (`float`): estimated share of wrong labels, in [0, 1].
+        noise_rate_range (`tuple[float, float]`): low and high, over the sources of evidence.
+        transition_matrix (`np.ndarray` of shape `(k, k)`): `[i, j] = P(given j | true i)`; rows sum to 1.
+        head ([`Head`]): the classifier of all samples, trained on the posterior; its logits are scaled by the inverse
+            temperature, so that fine-tuning may start from it.
+        shrinkage (`float`): g of the discriminant.
+        inverse_temperature (`float`): of its logits.
+    """
+
+    posterior: np.ndarray
+    candidates: np.ndarray
+    log_odds: np.ndarray
+    judged: np.ndarray
+    noise_rate: float
+    noise_rate_range: tuple[float, float]
+    transition_matrix: np.ndarray
+    head: Head
+    shrinkage: float
+    inverse_temperature: float
+
+    @property
+    def noise_scores(self) -> np.ndarray:
+        """Probability that each label is wrong, of shape `(n,)`."""
+        return 1 / (1 + np.exp(-np.clip(self.log_odds, -700, 700)))
+
+    @property
+    def predicted_labels(self) -> np.ndarray:
+        """The most probable class of each sample, given its label too, of shape `(n,)`."""
+        best = self.posterior.argmax(1)[:, None]
+        return np.take_along_axis(self.candidates, best, 1)[:, 0].astype(np.int64)
+
+
+def judge_labels(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_labels: int,
+    folds: int = 5,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    neighbors: int = NEIGHBORS,
+    device: torch.device | str | None = None,
+) -> Judgement:
+    """Judge each given label by classifiers that have not seen it.
+
+    With targets R (rows sum to 1, at first the given labels), standardised features h and everything summed over the
+    samples of the other folds:
+
+        N_c = sum_i R_ic    m_c = sum_i R_ic h_i / N_c    W = (sum_i h_i h_i^T - sum_c N_c m_c m_c^T) / n
+        W_g = (1 - g) W + g tr(W) / d I    z_ic = m_c^T W_g^-1 h_i - m_c^T W_g^-1 m_c / 2 + log(N_c / n)
+
+    which is scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr", shrinkage=g)` of the other folds. The given
+    label y of a sample of class c comes out of a transition matrix T: P(c, y) = softmax(beta z_i + a)_c T[c, y]. T,
+    beta and the offsets a are those of highest likelihood of the given labels (expectation maximisation), and so is g
+    among a few values, since z knows no label that it predicts. Then the votes of a sample's neighbours (cosine,
+    principal components), v_ic = the mean of P(c | y_j, h_j) over its nearest, are added to the logits as log v_ic
+    with a weight of their own, and T is estimated again.
+
+    Args:
+        features (`np.ndarray` of shape `(n, d)`): of a network that was not trained on these labels; may be mapped
+            from disk.
+        labels (`np.ndarray` of shape `(n,)`): given labels in [0, k).
+        num_labels (`int`): k, at least 2.
+        folds (`int`): f, at least 2.
+        seed (`int`): of the folds.
+        groups (`np.ndarray` of shape `(n,)`, *optional*): samples of one group are kept in one fold, and do not vote
+            for each other. Default: samples of exactly the same features.
+        weights (`np.ndarray` of shape `(n,)`, *optional*): how far each label is believed, in [0, 1]; a sample of
+            weight 0 is judged, but teaches nothing.
+        neighbors (`int`): how many vote; 0 leaves them out, as more than 100,000 samples do.
+        device (`torch.device` or `str`, *optional*): where to compute. Default: a GPU if there is one.
+
+    Returns:
+        [`Judgement`]
+
+    Raises:
+        ValueError: if shapes do not fit, a label is none of the classes, a feature is not finite, or no class has two
+            groups of samples.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    _check(features, labels, num_labels, folds)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    groups = identical_rows(features) if groups is None else np.unique(groups, return_inverse=True)[1]
+    fold = assign_folds(labels, groups, folds=folds, seed=seed)
+    judged = _known_elsewhere(labels, fold, weights, num_labels)
+    if not judged.any():
+        raise ValueError(
+            f"No class has two different samples ({len(labels)} samples, {num_labels} classes), so no label can be "
+            "judged by others of its class. Give more samples."
+        )
+
+    given = torch.from_numpy(labels)
+    statistics = FoldStatistics.of_labels(features, given, fold, num_labels, weights=weights, device=device)
+    chosen = _sample(judged, seed)
+    best = None
+    for shrinkage in SHRINKAGES:
+        solved = statistics.solve(shrinkage)
+        logits, candidates = solved.candidate_logits(features, given, fold, rows=chosen)
+        model = NoiseModel.fit([logits], candidates, given[chosen], num_labels)
+        if best is None or model.likelihood > best[0].likelihood:
+            best = (model, solved, shrinkage)
+    model, solved, shrinkage = best
+    logits, candidates = solved.candidate_logits(features, given, fold)
+    evidence = [logits]
+    posterior = model.posterior(evidence, candidates, given)
+    known, rates = torch.from_numpy(judged), []
+    rates.append(float(torch.sigmoid(_log_odds(posterior, candidates, given)[known]).mean()))
+    temperature = float(model.weights[0])
+    if neighbors and len(labels) <= NEIGHBOR_LIMIT:
+        nearest = nearest_neighbors(statistics.project(features), groups, neighbors)
+        votes = neighbor_votes(nearest, posterior, candidates, num_labels)
+        evidence.append(votes)
+        model = NoiseModel.fit([part[chosen] for part in evidence], candidates[chosen], given[chosen], num_labels)
+        posterior = model.posterior(evidence, candidates, given)
+    log_odds = _log_odds(posterior, candidates, given)
+    rate = float(torch.sigmoid(log_odds[known]).mean())
+    _say_only_the_rate(posterior, log_odds, candidates, given, ~judged, rate)
+    taught = statistics.with_targets(features, posterior, candidates, weights=weights)
+    head = taught.head(shrinkage, temperature)
+    spread, classes = _spread(posterior, candidates, num_labels)
+    return Judgement(
+        posterior=spread.float().cpu().numpy(),
+        candidates=classes.cpu().numpy(),
+        log_odds=log_odds.cpu().numpy(),
+        judged=judged,
+        noise_rate=rate,
+        noise_rate_range=(min(rate, *rates), max(rate, *rates)),
+        transition_matrix=model.transition_matrix(),
+        head=head,
+        shrinkage=shrinkage,
+        inverse_temperature=temperature,
+    )
+
+
+def assign_folds(labels: np.ndarray, groups: np.ndarray, *, folds: int, seed: int) -> np.ndarray:
+    """A fold for each sample, of shape `(n,)`: the samples of a group in one, each class over all folds alike."""
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(first)), labels[first]))
+    fold = np.empty(len(first), dtype=np.int64)
+    fold[order] = np.arange(len(first)) % folds
+    return fold[group]
+
+
+def identical_rows(features: np.ndarray) -> np.ndarray:
+    """A number for each sample, of shape `(n,)`, the same for rows of the same content."""
+    known: dict[bytes, int] = {}
+    return np.array([known.setdefault(np.ascontiguousarray(row).tobytes(), len(known)) for row in features])
+
+
+class FoldStatistics:
+    """Counts, class sums and second moments of each fold: all that a discriminant needs, in float64.
+
+    Args:
+        counts (`torch.Tensor` of shape `(f, k)`), sums (`torch.Tensor` of shape `(f, k, d)`), moments (`torch.Tensor`
+            of shape `(f, d, d)`): of the features less `shift`.
+        shift (`torch.Tensor` of shape `(d,)`): near their mean, so that no digits are lost in the differences.
+    """
+
+    def __init__(self, counts: torch.Tensor, sums: torch.Tensor, moments: torch.Tensor, shift: torch.Tensor):
+        self.counts, self.sums, self.moments, self.shift = counts, sums, moments, shift
+        total = self.counts.sum()
+        self.mean = self.sums.sum((0, 1)) / total
+        variance = self.moments.sum(0).diagonal() / total - self.mean**2
+        self.deviation = torch.where(variance > 1e-12 * variance.max(), variance, 1.0).sqrt()
+
+    @classmethod
+    def of_labels(cls, features, labels: torch.Tensor, fold: np.ndarray, num_labels: int, *, weights, device):
+        folds, size = int(fold.max()) + 1, features.shape[1]
+        counts = torch.zeros(folds, num_labels, dtype=torch.float64, device=device)
+        sums = torch.zeros(folds, num_labels, size, dtype=torch.float64, device=device)
+        moments = torch.zeros(folds, size, size, dtype=torch.float64, device=device)
+        shift = torch.from_numpy(np.asarray(features[:BATCH], dtype=np.float64).mean(0)).to(device)
+        for rows, batch in _batches(features, device):
+            batch = batch - shift.float()
+            weight = torch.ones(len(batch), device=device)
+            if weights is not None:
+                weight = torch.as_tensor(weights[rows], dtype=torch.float32, device=device)
+            label, part = labels[rows].to(device), torch.from_numpy(fold[rows]).to(device)
+            at = part * num_labels + label
+            counts.view(-1).index_add_(0, at, weight.double())
+            sums.view(-1, size).index_add_(0, at, (weight[:, None] * batch).double())
+            for number in range(folds):
+                there = batch[part == number]
+                moments[number] += ((weight[part == number, None] * there).T @ there).double()
+        return cls(counts, sums, moments, shift)
+
+    def with_targets(self, features, posterior, candidates, *, weights=None) -> "FoldStatistics":
+        """The same moments with class sums of soft targets, all samples in one fold."""
+        device, num_labels = self.counts.device, self.counts.shape[1]
+        counts, sums = torch.zeros_like(self.counts[:1]), torch.zeros_like(self.sums[:1])
+        for rows, batch in _batches(features, device):
+            targets = torch.zeros(len(batch), num_labels, device=device)
+            targets.scatter_(1, candidates[rows].to(device), posterior[rows].float().to(device))
+            if weights is not None:
+                targets *= torch.as_tensor(weights[rows], dtype=torch.float32, device=device)[:, None]
+            counts[0] += targets.sum(0).double()
+            sums[0] += (targets.T @ (batch - self.shift.float())).double()
+        return FoldStatistics(counts, sums, self.moments.sum(0, keepdim=True), self.shift)
+
+    def solve(self, shrinkage: float) -> "Discriminants":
+        """A discriminant for each fold, of the other folds."""
+        parts = [
+            self._solve(*(total.sum(0) - total[number] for total in (self.counts, self.sums, self.moments)), shrinkage)
+            for number in range(len(self.counts))
+        ]
+        return Discriminants(self, *(torch.stack(part) for part in zip(*parts, strict=True)))
+
+    def head(self, shrinkage: float, temperature: float) -> Head:
+        """The discriminant of all samples, on the raw features, its logits scaled by an inverse temperature."""
+        weight, bias = self._solve(self.counts.sum(0), self.sums.sum(0), self.moments.sum(0), shrinkage)
+        bias = bias.clamp(min=-1e4)  # of classes that nothing is known of
+        weight = weight / self.deviation
+        bias = bias - weight @ (self.shift + self.mean)
+        return Head((temperature * weight).float().cpu(), (temperature * bias).float().cpu())
+
+    def _solve(self, counts, sums, moments, shrinkage) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight `(k, d)` and bias `(k,)` on standardised features."""
+        n, known = counts.sum(), counts > 0
+        means = (sums / counts.clamp(min=1e-12)[:, None] - self.mean) / self.deviation
+        means[~known] = 0
+        overall = sums.sum(0)
+        moments = moments - torch.outer(overall, self.mean) - torch.outer(self.mean, overall)
+        moments = (moments + n * torch.outer(self.mean, self.mean)) / torch.outer(self.deviation, self.deviation)
+        within = (moments - (counts[:, None] * means).T @ means) / n
+        within = (1 - shrinkage) * within
+        within.diagonal().add_(shrinkage / (1 - shrinkage) * within.diagonal().mean())
+        weight = torch.cholesky_solve(means.T, torch.linalg.cholesky(within)).T
+        prior = torch.where(known, (counts / n).clamp(min=1e-300).log(), -torch.inf)
+        return weight, prior - (weight * means).sum(1) / 2
+
+    def project(self, features, dimensions: int = NEIGHBOR_DIMENSIONS) -> torch.Tensor:
+        """Unit vectors of the first principal components of the standardised features, of shape `(n, p)`."""
+        n = self.counts.sum()
+        scale = torch.outer(self.deviation, self.deviation)
+        covariance = (self.moments.sum(0) / n - torch.outer(self.mean, self.mean)) / scale
+        basis = torch.linalg.eigh(covariance)[1][:, -dimensions:] / self.deviation[:, None]
+        middle = (self.shift + self.mean).float()
+        parts = [(batch - middle) @ basis.float() for _, batch in _batches(features, self.counts.device)]
+        return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+
+
+class Discriminants:
+    """One linear classifier per fold on standardised features.
+
+    Args:
+        statistics ([`FoldStatistics`]): that they are of.
+        weight (`torch.Tensor` of shape `(f, k, d)`), bias (`torch.Tensor` of shape `(f, k)`).
+    """
+
+    def __init__(self, statistics: FoldStatistics, weight: torch.Tensor, bias: torch.Tensor):
+        self.weight = weight / statistics.deviation
+        self.bias = bias - self.weight @ statistics.mean
+        self.shift = statistics.shift.float()
+
+    def candidate_logits(self, features, labels, fold, rows=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of each sample's candidates, and these, both of shape `(n, c)`, in the order of the rows.
+
+        Candidates are the likeliest classes and the given one, in ascending order.
+        """
+        num_labels, device = self.weight.shape[1], self.weight.device
+        rows = np.arange(len(labels)) if rows is None else rows
+        wanted = min(num_labels, CANDIDATES)
+        logits = torch.empty(len(rows), wanted)
+        candidates = torch.arange(wanted).expand(len(rows), wanted).clone()
+        weight, bias = self.weight.float(), self.bias.float()
+        for start in range(0, len(rows), BATCH):
+            there = rows[start : start + BATCH]
+            batch = _tensor(features[there], device) - self.shift
+            part = torch.from_numpy(fold[there]).to(device)
+            scores = torch.empty(len(batch), num_labels, device=device)
+            for number in part.unique().tolist():
+                scores[part == number] = batch[part == number] @ weight[number].T + bias[number]
+            scores = scores.clamp(min=-1e4)
+            place = slice(start, start + len(there))
+            if wanted < num_labels:
+                lifted = scores.scatter(1, labels[there].to(device)[:, None], torch.inf)
+                some = lifted.topk(wanted, dim=1).indices.sort(dim=1).values
+                candidates[place], logits[place] = some.cpu(), scores.gather(1, some).cpu()
+            else:
+                logits[place] = scores.cpu()
+        return logits, candidates
+
+
+# -- noise ------------------------------------------------------------------------------------------------------------
+
+
+class NoiseModel:
+    """P(c, y) = softmax(sum_m w_m z_m + a)_c T[c, y], fitted to given labels y by expectation maximisation.
+
+    Args:
+        weights (`torch.Tensor` of shape `(m,)`): w of each source of evidence.
+        offsets (`torch.Tensor` of shape `(k,)`): a.
+        cells (`torch.Tensor` of shape `(t,)`): k i + j of the entries T[i, j] that are not 0, ascending.
+        values (`torch.Tensor` of shape `(t,)`): these entries.
+        num_labels (`int`): k.
+        likelihood (`float`): mean log probability of the given labels.
+    """
+
+    def __init__(self, weights, offsets, cells, values, num_labels, likelihood):
+        self.weights, self.offsets, self.cells, self.values = weights, offsets, cells, values
+        self.num_labels, self.likelihood = num_labels, likelihood
+
+    @classmethod
+    def fit(cls, evidence: Sequence[torch.Tensor], candidates, labels, num_labels, *, iterations: int = 100):
+        """Each class has one sure sample besides those given; weights and offsets take a Newton step per iteration.
+
+        Args:
+            evidence: m logits of shape `(n, c)`.
+            candidates (`torch.Tensor` of shape `(n, c)`), labels (`torch.Tensor` of shape `(n,)`).
+            num_labels (`int`): k.
+            iterations (`int`): at most.
+        """
+        k, stack = num_labels, torch.stack(list(evidence))
+        sure = torch.arange(k) * (k + 1)
+        cells, at = torch.cat([(candidates * k + labels[:, None]).flatten(), sure]).unique(return_inverse=True)
+        at, sure = at[:-k].view(candidates.shape), at[-k:]
+        values = torch.full((len(cells),), 0.3 / (k - 1))
+        values[sure] = 0.7
+        offsets, weights = torch.zeros(k), torch.full((len(stack),), 0.4)
+        flat, likelihood = candidates.flatten(), -torch.inf
+        for _ in range(iterations):
+            prior = _prior(stack, weights, offsets, candidates)
+            joint = prior * values[at]
+            total = joint.sum(1, keepdim=True).clamp(min=1e-30)
+            resolved = joint / total
+            before, likelihood = likelihood, float(total.log().mean())
+            counts = torch.zeros(len(cells)).index_add_(0, at.flatten(), resolved.flatten())
+            counts[sure] += 1
+            sums = torch.zeros(k).index_add_(0, cells // k, counts)
+            values = counts / sums[cells // k]
+            found = torch.zeros(k).index_add_(0, flat, resolved.flatten())
+            expected = torch.zeros(k).index_add_(0, flat, prior.flatten())
+            offsets = offsets + 0.5 * ((found + 1).log() - (expected + 1).log())
+            offsets = offsets - offsets.mean()
+            weights = weights + _newton_step(stack, prior, resolved)
+            weights = weights.clamp(min=0.02, max=5)
+            if abs(likelihood - before) < 1e-6:
+                break
+        return cls(weights, offsets, cells, values, k, likelihood)
+
+    def posterior(self, evidence: Sequence[torch.Tensor], candidates, labels) -> torch.Tensor:
+        """P(c | y) of the candidates, of shape `(n, c)`."""
+        parts = []
+        for start in range(0, len(labels), BATCH):
+            rows = slice(start, start + BATCH)
+            stack = torch.stack([part[rows] for part in evidence])
+            prior = _prior(stack, self.weights, self.offsets, candidates[rows])
+            wanted = candidates[rows] * self.num_labels + labels[rows, None]
+            at = torch.searchsorted(self.cells, wanted).clamp(max=len(self.cells) - 1)
+            joint = prior * torch.where(self.cells[at] == wanted, self.values[at], 0)
+            total = joint.sum(1, keepdim=True)
+            parts.append(torch.where(total > 0, joint / total.clamp(min=1e-30), prior))
+        return torch.cat(parts)
+
+    def transition_matrix(self) -> np.ndarray:
+        """T of shape `(k, k)`, float32."""
+        matrix = torch.zeros(self.num_labels**2)
+        matrix[self.cells] = self.values
+        return matrix.view(self.num_labels, self.num_labels).numpy()
+
+
+def _prior(stack, weights, offsets, candidates) -> torch.Tensor:
+    logits = torch.tensordot(weights, stack, dims=1) + offsets[candidates]
+    return logits.softmax(1)
+
+
+def _newton_step(stack, prior, resolved) -> torch.Tensor:
+    """Of the weights `(m,)` towards the highest expected likelihood, with prior and posterior of shape `(n, c)`."""
+    expected = (prior * stack).sum(-1)
+    gradient = ((resolved * stack).sum(-1) - expected).mean(1)
+    centred = stack - expected[..., None]
+    hessian = torch.einsum("nc,anc,bnc->ab", prior, centred, centred) / stack.shape[1]
+    hessian.diagonal().add_(1e-3 * hessian.diagonal().mean() + 1e-9)
+    return torch.linalg.solve(hessian, gradient).clamp(-0.2, 0.2)
+
+
+# -- neighbours -------------------------------------------------------------------------------------------------------
+
+
+def nearest_neighbors(vectors: torch.Tensor, groups: np.ndarray, count: int) -> torch.Tensor:
+    """Rows of the most similar vectors of other groups, of shape `(n, count)`; -1 where there are too few."""
+    group, wanted = torch.from_numpy(groups).to(vectors.device), min(count + 4, len(vectors))
+    found = []
+    for rows in torch.arange(len(vectors), device=vectors.device).split(2_048):
+        near = (vectors[rows] @ vectors.T).topk(wanted, dim=1).indices
+        near = near.masked_fill(group[near] == group[rows, None], -1)
+        last = torch.where(near < 0, wanted, torch.arange(wanted, device=near.device))  # the order, others at the end
+        near = near.gather(1, last.argsort(dim=1, stable=True))[:, :count]
+        found.append(near.cpu())
+    return torch.cat(found)
+
+
+def neighbor_votes(nearest, posterior, candidates, num_labels) -> torch.Tensor:
+    """Log of the mean posterior of each sample's neighbours on its candidates, of shape `(n, c)`."""
+    votes = torch.empty(posterior.shape)
+    for rows in torch.arange(len(nearest)).split(2_048):
+        near = nearest[rows].clamp(min=0)
+        weight = (nearest[rows] >= 0).float() / (nearest[rows] >= 0).sum(1, keepdim=True).clamp(min=1)
+        share = torch.zeros(len(rows), num_labels)
+        share.scatter_add_(1, candidates[near].flatten(1), (posterior[near] * weight[..., None]).flatten(1))
+        votes[rows] = share.gather(1, candidates[rows])
+    return (votes + FLOOR).log()
+
+
+# -- small parts ------------------------------------------------------------------------------------------------------
+
+
+def _check(features, labels: np.ndarray, num_labels: int, folds: int):
+    if len(features.shape) != 2 or labels.ndim != 1 or len(features) != len(labels):
+        raise ValueError(
+            f"`features` must have the shape (n, d) and `labels` (n,); given {tuple(features.shape)}, {labels.shape}."
+        )
+    if num_labels < 2 or folds < 2:
+        raise ValueError(f"`num_labels` and `folds` must be at least 2; given {num_labels} and {folds}.")
+    bad = np.flatnonzero((labels < 0) | (labels >= num_labels))
+    if len(bad):
+        raise ValueError(f"Row {bad[0]} has label {labels[bad[0]]}, but there are {num_labels} classes.")
+    for start in range(0, len(features), BATCH):
+        finite = np.isfinite(np.asarray(features[start : start + BATCH])).all(1)
+        if not finite.all():
+            raise ValueError(f"The features of row {start + int(np.argmin(finite))} are not finite.")
+
+
+def _known_elsewhere(labels, fold, weights, num_labels) -> np.ndarray:
+    """Whether another fold has a sample of the class, of shape `(n,)`."""
+    counted = np.ones(len(labels)) if weights is None else (np.asarray(weights) > 0).astype(float)
+    counts = np.zeros((int(fold.max()) + 1, num_labels))
+    np.add.at(counts, (fold, labels), counted)
+    return (counts.sum(0) - counts)[fold, labels] > 0
+
+
+def _batches(features, device) -> Iterator[tuple[slice, torch.Tensor]]:
+    for start in range(0, len(features), BATCH):
+        rows = slice(start, min(start + BATCH, len(features)))
+        yield rows, _tensor(features[rows], device)
+
+
+def _tensor(array, device) -> torch.Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)
+
+
+def _sample(judged: np.ndarray, seed: int) -> np.ndarray:
+    rows = np.flatnonzero(judged)
+    if len(rows) <= FIT_ON:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, FIT_ON, replace=False))
+
+
+def _log_odds(posterior, candidates, labels) -> torch.Tensor:
+    """Of "wrong", of shape `(n,)`."""
+    given = candidates == labels[:, None]
+    right = posterior.double().mul(given).sum(1)
+    wrong = posterior.double().mul(~given).sum(1)
+    return (wrong.clamp(min=1e-300).log() - right.clamp(min=1e-300).log()).clamp(-700, 700)
+
+
+def _say_only_the_rate(posterior, log_odds, candidates, labels, rows: np.ndarray, rate: float):
+    """Of the samples `(n,)` whose class no other fold knows, in place."""
+    rows = torch.from_numpy(np.flatnonzero(rows))
+    given = candidates[rows] == labels[rows, None]
+    others = posterior[rows].masked_fill(given, 0)
+    others = others / others.sum(1, keepdim=True).clamp(min=1e-30)
+    posterior[rows] = torch.where(given, 1 - rate, rate * others)
+    log_odds[rows] = float(np.log(max(rate, 1e-300)) - np.log(max(1 - rate, 1e-300)))
+
+
+def _spread(posterior, candidates, num_labels) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior and candidates of all classes, where these are few."""
+    if candidates.shape[1] == num_labels or num_labels > ALL_CLASSES:
+        return posterior, candidates
+    spread = torch.zeros(len(posterior), num_labels).scatter_(1, candidates, posterior)
+    return spread, torch.arange(num_labels).expand(len(posterior), num_labels)

@@ -1,0 +1,195 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from hnml_hf.audit.judge import (
+    FoldStatistics,
+    NoiseModel,
+    assign_folds,
+    identical_rows,
+    judge_labels,
+    nearest_neighbors,
+    neighbor_votes,
+)
+
+
+K, D = 4, 12
+
+
+def clusters(n: int = 600, k: int = K, d: int = D, *, seed: int = 0, spread: float = 1.0):
+    """Features around one centre per class, not centred and of different scales, and the true labels."""
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.arange(n) % k)
+    centres = generator.normal(size=(k, d))
+    scale = generator.uniform(0.1, 10, d)
+    return ((centres[labels] + spread * generator.normal(size=(n, d))) * scale + 5).astype(np.float32), labels
+
+
+def flipped(labels: np.ndarray, rate: float, k: int = K, seed: int = 1) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    wrong = generator.random(len(labels)) < rate
+    return np.where(wrong, (labels + generator.integers(1, k, len(labels))) % k, labels)
+
+
+def statistics_of(features, labels, fold, k=K, weights=None):
+    return FoldStatistics.of_labels(
+        features, torch.from_numpy(labels), fold, k, weights=weights, device=torch.device("cpu")
+    )
+
+
+@pytest.mark.parametrize("shrinkage", [0.1, 0.6])
+def test_each_fold_is_judged_by_scikit_learns_discriminant_of_the_other_folds(shrinkage):
+    features, labels = clusters()
+    fold = assign_folds(labels, np.arange(len(labels)), folds=3, seed=0)
+    solved = statistics_of(features, labels, fold).solve(shrinkage)
+    logits, candidates = solved.candidate_logits(features, torch.from_numpy(labels), fold)
+    assert (candidates.numpy() == np.arange(K)).all()
+    scaled = StandardScaler().fit_transform(features.astype(np.float64))
+    for number in range(3):
+        there = fold == number
+        reference = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage)
+        reference.fit(scaled[~there], labels[~there])
+        expected = reference.decision_function(scaled[there])
+        found = logits[torch.from_numpy(there)].numpy()
+        np.testing.assert_allclose(found - found[:, :1], expected - expected[:, :1], rtol=1e-3, atol=1e-3)
+
+
+def test_the_cross_fit_equals_refits_without_the_fold():
+    features, labels = clusters(200)
+    fold = assign_folds(labels, np.arange(len(labels)), folds=4, seed=0)
+    whole = statistics_of(features, labels, fold).solve(0.3)
+    logits, _ = whole.candidate_logits(features, torch.from_numpy(labels), fold)
+    for number in range(4):
+        rest = fold != number
+        alone = statistics_of(features[rest], labels[rest], np.zeros(rest.sum(), dtype=int))
+        # the scale of the features is that of all samples, and no label has a part in it
+        alone.mean, alone.deviation = whole_scale(features, alone.shift)
+        weight, bias = alone._solve(alone.counts.sum(0), alone.sums.sum(0), alone.moments.sum(0), 0.3)
+        scaled = (torch.from_numpy(features[~rest]).double() - alone.shift - alone.mean) / alone.deviation
+        torch.testing.assert_close(
+            logits[torch.from_numpy(~rest)].double(), scaled @ weight.T + bias, rtol=1e-3, atol=1e-3
+        )
+
+
+def whole_scale(features, shift):
+    values = torch.from_numpy(features).double()
+    return values.mean(0) - shift, values.std(0, correction=0)
+
+
+def test_finds_the_flipped_labels_their_share_and_the_true_classes():
+    features, true = clusters(2000)
+    given = flipped(true, 0.3)
+    judgement = judge_labels(features, given, num_labels=K)
+    assert roc_auc_score(given != true, judgement.log_odds) > 0.99
+    assert abs(judgement.noise_rate - (given != true).mean()) < 0.02
+    assert (judgement.predicted_labels == true).mean() > 0.97
+    np.testing.assert_allclose(judgement.posterior.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(judgement.transition_matrix.sum(1), 1, atol=1e-5)
+    assert abs(np.diag(judgement.transition_matrix).mean() - 0.7) < 0.04
+    logits = features @ judgement.head.weight.numpy().T + judgement.head.bias.numpy()
+    assert (logits.argmax(1) == true).mean() > 0.97
+
+
+def test_no_label_is_judged_by_itself():
+    features, true = clusters(400, k=2)
+    before = judge_labels(features, true, num_labels=2, neighbors=0)
+    fold = assign_folds(true, np.arange(len(true)), folds=5, seed=0)
+    changed = true.copy()
+    changed[0] = 1 - changed[0]
+    logits = []
+    for labels in (true, changed):
+        solved = statistics_of(features, labels, fold, k=2).solve(0.3)
+        logits.append(solved.candidate_logits(features, torch.from_numpy(labels), fold)[0])
+    same = torch.from_numpy(fold == fold[0])
+    assert torch.equal(logits[0][same], logits[1][same])
+    assert not torch.equal(logits[0][~same], logits[1][~same])
+    assert before.posterior.shape == (400, 2)
+
+
+def test_many_classes_have_candidates_and_few_have_all():
+    features, true = clusters(1500, k=300, d=40, spread=0.3)
+    given = flipped(true, 0.2, k=300)
+    judgement = judge_labels(features, given, num_labels=300, neighbors=5)
+    assert judgement.posterior.shape == judgement.candidates.shape == (1500, 32)
+    assert (judgement.candidates == given[:, None]).any(1).all()
+    assert roc_auc_score(given != true, judgement.log_odds) > 0.9
+    few = judge_labels(*clusters(300, k=40), num_labels=40)
+    assert few.posterior.shape == (300, 40) and (few.candidates == np.arange(40)).all()
+
+
+def test_of_a_class_with_one_sample_only_the_rate_is_said():
+    features, labels = clusters(300)
+    labels[7] = K
+    judgement = judge_labels(features, labels, num_labels=K + 2)  # the last class has none
+    assert np.flatnonzero(~judgement.judged).tolist() == [7]
+    assert judgement.noise_scores[7] == pytest.approx(judgement.noise_rate)
+    assert judgement.posterior[7, K] == pytest.approx(1 - judgement.noise_rate, abs=1e-6)
+    assert torch.isfinite(judgement.head.bias).all()
+
+
+def test_a_sample_without_weight_is_judged_and_teaches_nothing():
+    features, true = clusters(600)
+    given = true.copy()
+    given[:200] = (true[:200] + 1) % K
+    weights = (np.arange(600) >= 200).astype(np.float32)
+    judgement = judge_labels(features, given, num_labels=K, weights=weights)
+    assert (judgement.noise_scores[:200] > 0.5).mean() > 0.95
+    fold = np.arange(600) % 2
+    kept = statistics_of(features, given, fold, weights=weights)
+    alone = statistics_of(features[200:], given[200:], fold[200:])
+    torch.testing.assert_close(kept.counts, alone.counts)
+    torch.testing.assert_close(kept.mean + kept.shift, alone.mean + alone.shift, rtol=1e-5, atol=1e-5)
+
+
+def test_folds_are_stratified_and_keep_groups_together():
+    labels = np.repeat([0, 1], [50, 10])
+    groups = np.arange(60)
+    groups[[0, 1, 2]] = 0
+    fold = assign_folds(labels, groups, folds=5, seed=3)
+    assert len(set(fold[:3])) == 1
+    assert all(np.bincount(fold[labels == 1], minlength=5) == 2)
+    assert (assign_folds(labels, groups, folds=5, seed=3) == fold).all()
+    rows = np.array([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
+    assert identical_rows(rows).tolist() == [0, 1, 0]
+
+
+def test_neighbours_of_the_same_group_do_not_vote():
+    vectors = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.9, 0.1], [0.0, 1.0]]), dim=1)
+    nearest = nearest_neighbors(vectors, np.array([0, 0, 1, 2]), 2)
+    assert nearest.tolist() == [[2, 3], [2, 3], [1, 0], [2, 1]]
+    posterior = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.2, 0.8], [0.0, 1.0]])
+    votes = neighbor_votes(nearest, posterior, torch.arange(2).expand(4, 2), 2).exp() - 1e-4
+    torch.testing.assert_close(votes[0], torch.tensor([0.1, 0.9]))  # of rows 2 and 3
+    torch.testing.assert_close(votes[2], torch.tensor([0.75, 0.25]))  # of rows 1 and 0
+    few = nearest_neighbors(vectors, np.array([0, 0, 0, 2]), 2)
+    assert few.tolist()[0] == [3, -1]
+
+
+def test_the_noise_model_recovers_a_planted_matrix_and_temperature():
+    generator = torch.Generator().manual_seed(0)
+    planted = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.6, 0.4], [0.2, 0.0, 0.8]])
+    logits = 6 * torch.randn(20_000, 3, generator=generator)
+    true = torch.multinomial((0.5 * logits).softmax(1), 1, generator=generator)[:, 0]
+    given = torch.multinomial(planted[true], 1, generator=generator)[:, 0]
+    model = NoiseModel.fit([logits], torch.arange(3).expand(20_000, 3), given, 3)
+    np.testing.assert_allclose(model.transition_matrix(), planted.numpy(), atol=0.03)
+    assert float(model.weights[0]) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.array([0, 1, 5] * 100)}, "Row 2 has label 5"),
+        ({"labels": np.zeros(3, dtype=int)}, "must have the shape"),
+        ({"folds": 1}, "at least 2"),
+        ({"labels": np.arange(300), "num_labels": 300}, "No class has two different samples"),
+        ({"features": np.full((300, D), np.nan, dtype=np.float32)}, "not finite"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    features, labels = clusters(300)
+    with pytest.raises(ValueError, match=message):
+        judge_labels(**{"features": features, "labels": labels, "num_labels": K, **change})
