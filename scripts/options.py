@@ -97,7 +97,8 @@ class SourceArguments:
         default=None,
         metadata={
             "help": 'Class names in the order of their ids, as JSON: \'["cat", "dog"]\'; for labels that are numbers '
-            'counted from 1, \'["1", "2"]\'. Default: those of the data, or sorted.'
+            'counted from 1, \'["1", "2"]\'. Names of the data are put in that order, not renamed. Default: those of '
+            "the data, or sorted."
         },
     )
     splits: str | None = field(
@@ -105,13 +106,20 @@ class SourceArguments:
         metadata={"help": 'Splits under other names, as JSON: \'{"train": "train.csv", "test": "val.csv"}\'.'},
     )
     clean_label_column: str | None = field(
-        default=None, metadata={"help": "Column with true labels, if there is one."}
+        default=None, metadata={"help": "Column with true labels, if there is one; `none` ignores a `clean_label`."}
     )
     index_column: str | None = field(
-        default=None, metadata={"help": "Column with stable sample ids, if there is one."}
+        default=None, metadata={"help": "Column with stable sample ids, if there is one; `none` ignores an `index`."}
     )
     test_label_column: str | None = field(
         default=None, metadata={"help": "Label column of the other splits, if it has another name there."}
+    )
+    split_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column with the split of each row; `--splits` then names its values. Default: `split`, `subset`, "
+            "`partition` or `set`, where its values are names of splits."
+        },
     )
     partial: bool = field(
         default=False, metadata={"help": "The folder holds a part of a known dataset: skip its size checks."}

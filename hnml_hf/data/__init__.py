@@ -45,9 +45,11 @@ def load_noisy_dataset(
     index_column: str | None = None,
     test_label_column: str | None = None,
     weight_column: str | None = None,
+    split_column: str | None = None,
     label_names: Sequence[str] | None = None,
     splits: Mapping[str, str] | None = None,
     partial: bool = False,
+    labels: bool = True,
     on_missing: str = "error",
     builder_options: Mapping[str, object] | None = None,
     class_balanced_samples: int | None = None,
@@ -69,13 +71,15 @@ def load_noisy_dataset(
         images (`DatasetDict` or `Dataset`):
             CIFAR images from elsewhere, as the Hub's `uoft-cs/cifar10`, for CIFAR-N; `data_dir` then holds the
             official label file. A `Dataset` is the training set.
-        image_column, label_column, clean_label_column, index_column, test_label_column, weight_column (`str`):
-            for your own data and Hub datasets, see [`~hnml_hf.data.custom.columns.ColumnOptions`].
-        label_names (`Sequence[str]`): for your own data: class names in id order, where the data do not say; labels
-            are such names, or ids where no name is a number.
+        image_column, label_column, clean_label_column, index_column, test_label_column, weight_column, split_column
+            (`str`): for your own data and Hub datasets, see [`~hnml_hf.data.custom.columns.ColumnOptions`].
+        label_names (`Sequence[str]`): for your own data: class names in id order. Data that have names are ordered by
+            them; ids, and names made of digits, get them as names.
         splits (`dict`): for your own data: our split name (`train`, `validation`, `test`) -> the name, folder or
-            table file in the source.
+            table file in the source, or the value of `split_column`.
         partial (`bool`): the folder holds a part of a known dataset: do not compare sizes with the published ones.
+        labels (`bool`): whether labels are read; images of your own data without labels are loaded with `False`, and
+            `label` is -1 then.
         on_missing (`"error"` or `"skip"`): a listed image that is not there is an error, or left out and counted.
         builder_options (`dict`): further options of a known dataset, as `imagenet_dir` of WebVision.
         class_balanced_samples (`int`): keep that many training rows, the same number of each class.
@@ -94,9 +98,16 @@ def load_noisy_dataset(
     for path in filter(None, (name_or_path, data_dir)):
         refuse_archive(path)
     columns = ColumnOptions(
-        image_column, label_column, clean_label_column, index_column, test_label_column, weight_column
+        image_column,
+        label_column,
+        clean_label_column,
+        index_column,
+        test_label_column,
+        weight_column,
+        split_column,
+        labels,
     )
-    own = {**asdict(columns), "label_names": label_names, "splits": splits}
+    own = {**asdict(columns), "labels": None, "label_names": label_names, "splits": splits}
     if name_or_path == "cifar10n":
         if f"cifar10n-{config}" not in BUILDERS:
             raise ValueError(f"`cifar10n` needs `config`: one of aggre, rand1, rand2, rand3, worse; got {config!r}.")

@@ -3,13 +3,17 @@
 import os
 import re
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
+import PIL.Image
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# formats that Pillow names but does not decode by itself
+UNDECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 SHOWN = 5  # how many offending keys an error lists
 
 
@@ -54,6 +58,53 @@ def parse_path(text: str, path: str | os.PathLike, number: int) -> str:
     if text.endswith(("/", "\\", "/.")) or text == ".":
         raise ValueError(f"{path}:{number}: the path {text[:200]!r} names no file.")
     return text
+
+
+def table_path(text: str, root: str, path: str | os.PathLike, number: int) -> str:
+    """The path of an image as a table writes it, relative to `root`: below it, with slashes or with backslashes.
+
+    Raises:
+        ValueError: naming file and line, for a path that leads out of `root`, or names no file.
+    """
+    text = text.removeprefix(f"{root}/")
+    if "\\" in text and not os.path.lexists(os.path.join(root, text)):  # a name may have one, except on Windows
+        text = text.replace("\\", "/")
+    if text.startswith("/") or text[1:2] == ":":
+        raise ValueError(
+            f"{path}:{number}: the path {text[:200]!r} is not a relative path inside the data folder {root}: it is "
+            "absolute, and lies elsewhere. "
+            + (
+                "Write it relative to that folder."
+                if text[1:2] == ":"
+                else f"Name a folder above all images by `data_dir`, as `--data_dir {os.path.dirname(text)[:200]}`."
+            )
+        )
+    return parse_path(text, path, number)
+
+
+def as_name(text: str) -> str:
+    """A name without blanks around it, accents composed (NFC): how texts are compared that look the same."""
+    text = text.strip()
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def as_on_disk(root: str, names: Sequence[str]) -> list[str]:
+    """File names relative to `root` as the disk spells them: archives from macOS have accents decomposed (NFD)."""
+
+    @cache
+    def listing(folder: str) -> dict[str, str]:
+        return {as_name(name): name for name in os.listdir(folder)} if os.path.isdir(folder) else {}
+
+    def spelled(name: str) -> str:
+        if name.isascii() or os.path.lexists(f"{root}/{name}"):
+            return name
+        found = ""
+        for part in name.split("/"):
+            there = os.path.lexists(f"{root}/{found}{part}")
+            found += (part if there else listing(f"{root}/{found}").get(as_name(part), part)) + "/"
+        return found[:-1]
+
+    return [spelled(name) for name in names]
 
 
 def parse_integer(text: str, path: str | os.PathLike, number: int, what: str, low: int, high: int) -> int:
@@ -125,9 +176,21 @@ def folder_names(folder: str) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
 
 
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Endings, in small letters, of the files that Pillow decodes: `.jpg`, `.jfif`, `.avif`, ..."""
+    formats = PIL.Image.registered_extensions()
+    return frozenset(end for end, kind in formats.items() if kind in PIL.Image.OPEN and kind not in UNDECODED)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its suffix."""
+    return os.path.splitext(name)[1].lower() in image_suffixes()
+
+
 def image_names(folder: str) -> list[str]:
     """Sorted names of the image files in `folder`, by suffix and not hidden: a listing has no order of its own."""
-    return sorted(name for name in file_names(folder) if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name))
+    return sorted(name for name in file_names(folder) if is_image(name) and not is_hidden(name))
 
 
 def refuse_archive(path: str | os.PathLike) -> None:

@@ -18,7 +18,7 @@ import PIL.Image
 from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 
-from ..files import IMAGE_SUFFIXES, is_hidden
+from ..files import is_hidden, is_image
 from ..schema import UNKNOWN, noise_rate
 from .images import MAX_PIXELS, ImageCheck, check_image
 from .quarantine import apply_quarantine, load_quarantine, save_quarantine
@@ -205,7 +205,7 @@ def _files_without_row(splits: list[SplitRows], image_dir: str | os.PathLike) ->
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(name for name in names if not is_hidden(name)):
             path = os.path.join(folder, name)
-            if name.lower().endswith(IMAGE_SUFFIXES) and key(path) not in known:
+            if is_image(name) and key(path) not in known:
                 yield {"path": path, "reason": "no row names this file"}
 
 

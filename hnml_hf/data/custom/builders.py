@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 
-from ..files import IMAGE_SUFFIXES, first_few, folder_names, is_hidden, is_plain
+from ..files import as_name, first_few, folder_names, is_hidden, is_image, is_plain
 from ..published.builder import NoisyLabelBuilder, NoisyLabelConfig, ParquetImages, Rows
 from ..schema import noisy_features
-from ..splits import find_splits
-from .columns import ColumnOptions, RawSplit
-from .labels import class_names, encode_labels, encode_weights, warn_about_splits
-from .tables import read_table
+from ..splits import SPLITS, find_splits
+from .columns import LABEL_COLUMNS, NO_COLUMN, ColumnOptions, RawSplit
+from .labels import NO_INDEX, encode_labels, encode_weights, find_classes, warn_about_splits
+from .tables import column_names, read_splits
 
 
 logger = logging.getLogger(__name__)
 
-METADATA = ("metadata.csv", "metadata.jsonl")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 EVALUATION_FOLDERS = ("validation", "val", "test")  # rarely classes, unlike `valid` beside `invalid`
 
 
@@ -29,10 +29,11 @@ class OwnDataConfig(ColumnOptions, NoisyLabelConfig):
     """
     Args:
         tables (`dict`): split -> list of files.
-        splits (`dict`): split -> folder, where the names do not tell.
+        splits (`dict`): split -> folder, or value of the split column, where the names do not tell.
         label_names (`list[str]`): class names in id order.
     """
 
+    version: datasets.Version | str | None = datasets.Version("1.2.0")  # of what the cache holds
     tables: dict | None = None
     splits: dict | None = None
     label_names: list | None = None
@@ -49,27 +50,44 @@ class OwnDataBuilder(NoisyLabelBuilder):
 
     def encode_splits(self, raw: dict[str, list[RawSplit]], root: str) -> dict[str, list[Rows]]:
         """Rows with labels of one mapping for all splits, from the files of each split."""
-        names = class_names(raw["train"], self.config.label_names)
-        weighted = any(part.weight is not None for part in raw["train"])
+        raw = {split: raw[split] for split in SPLITS if raw.get(split)}
+        if "train" not in raw and self.config.labels:
+            raise ValueError(
+                f"{root}: no row is of the split train, only of {', '.join(raw)}. `split_column={NO_COLUMN}` "
+                f"(`--split_column {NO_COLUMN}`) ignores the column that says so."
+            )
+        classes = find_classes(raw, self.config.label_names)
+        weighted = any(part.weight is not None for parts in raw.values() for part in parts)
         weight = {"weight": datasets.Value("float64")} if weighted else {}
-        self.info.features = datasets.Features({**noisy_features(names), **weight})
+        self.info.features = datasets.Features({**noisy_features(classes.names), **weight})
         splits: dict[str, list[Rows]] = {}
         for split, parts in raw.items():
             splits[split], start = [], 0
             for part in parts:
-                labels, clean_labels, index = encode_labels(part, names, split)
+                labels, clean_labels, index = encode_labels(part, classes, split)
                 if part.index is None:
                     index = index + start
                 start += len(index)
                 extra = {"weight": encode_weights(part)} if weighted else {}
                 rows = Rows(part.images, labels, clean_labels, index, root, part.source, part.lines, extra)
                 splits[split] += [rows] if isinstance(part.images, ParquetImages) else self.on_disk(rows)
+            _check_index(splits[split], split)
         labels, clean_labels = (
             {split: np.concatenate([getattr(rows, name) for rows in parts]) for split, parts in splits.items()}
             for name in ("labels", "clean_labels")
         )
-        warn_about_splits(labels, clean_labels, names)
+        if self.config.labels:
+            warn_about_splits(labels, clean_labels, classes.names)
         return splits
+
+
+def _check_index(parts: Sequence[Rows], split: str) -> None:
+    values, counts = np.unique(np.concatenate([rows.index for rows in parts]), return_counts=True)
+    if (counts > 1).any():
+        files = first_few(dict.fromkeys(rows.source for rows in parts))
+        raise ValueError(
+            f"{split}: the index {values[counts > 1][0]} is that of {counts.max()} rows of {files}. {NO_INDEX}"
+        )
 
 
 class Table(OwnDataBuilder):
@@ -83,9 +101,11 @@ class Table(OwnDataBuilder):
 
     def read_splits(self, root: str) -> dict[str, list[Rows]]:
         raw: dict[str, list[RawSplit]] = {}
+        alone = len(self.config.tables) == 1
         for split, paths in self.config.tables.items():
             for path in paths:
-                raw.setdefault(split, []).append(read_table(path, split, self.config, root))
+                for ours, part in read_splits(path, split, self.config, root, self.config.splits, alone=alone).items():
+                    raw.setdefault(ours, []).append(part)
         return self.encode_splits(raw, root)
 
 
@@ -93,9 +113,10 @@ class ImageFolder(OwnDataBuilder):
     """An image folder: `<split>/<class>/**`, or `<class>/**` alone, which is all `train`.
 
     The names of split folders may have capitals; others are named by `splits`, `{"train": "."}` for class folders
-    that are called like splits. A split folder with a `metadata.csv` or `metadata.jsonl` (columns `file_name`,
-    `label`) is read by that table. Images that are in no class folder, or have no row in the table, are left out and
-    counted in the log. `index` is the position in the sorted listing, or in the table.
+    that are called like splits. A `metadata.csv`, `metadata.jsonl` or `metadata.parquet` (columns `file_name`,
+    relative to its folder, and `label`) counts instead of the folders, be it above the split folders, in them or in
+    class folders. Images that are in no class folder, or have no row in a table, are left out and counted in the log.
+    `index` is the position in the sorted listing, or in the tables.
     """
 
     TREE = """  train/<class>/*.jpg  test/<class>/*.jpg  validation/<class>/*.jpg    (the last two optional)
@@ -110,8 +131,12 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
         return watched
 
     def read_splits(self, root: str) -> dict[str, list[Rows]]:
-        folders = self._split_folders(root) if self.config.splits is None else self._named_folders(root)
-        raw = {split: [self._read_folder(root, name, split)] for split, name in folders.items()}
+        named = self.config.splits is not None and not self.config.splits_by_column
+        folders = self._named_folders(root) if named else self._split_folders(root)
+        raw: dict[str, list[RawSplit]] = {}
+        for split, name in folders.items():
+            for ours, part in self._read_folder(root, name, split, alone=len(folders) == 1):
+                raw.setdefault(ours, []).append(part)
         return self.encode_splits(raw, root)
 
     def _split_folders(self, root: str) -> dict[str, str]:
@@ -130,6 +155,8 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
                 )
             return folders
         lone = [name for name in names if name.lower() in EVALUATION_FOLDERS]
+        if lone and not self.config.labels:
+            return folders
         if lone:
             raise ValueError(
                 f"{root}: `{'`, `'.join(lone)}` without a folder `train`: training on it would make it a class. Name "
@@ -150,28 +177,34 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
                 )
         return {split: "" if name == "." else name.strip("/") for split, name in splits.items()}
 
-    def _read_folder(self, root: str, name: str, split: str) -> RawSplit:
+    def _read_folder(self, root: str, name: str, split: str, *, alone: bool) -> list[tuple[str, RawSplit]]:
         folder = f"{root}/{name}" if name else root
         prefix = f"{name}/" if name else ""
-        tables = [f"{folder}/{table}" for table in METADATA if os.path.isfile(f"{folder}/{table}")]
         found, others = list_images(folder)
+        tables = [f"{folder}/{other}" for other in others if os.path.basename(other) in METADATA]
+        others = [other for other in others if os.path.basename(other) not in METADATA]
+        if name:  # a table above the split folders says what is in them
+            tables += [f"{root}/{table}" for table in METADATA if os.path.isfile(f"{root}/{table}")]
         if others:
             logger.warning(
                 "%s: %d files are no images by their suffix, first: %s.", folder, len(others), first_few(others)
             )
-        if tables:
-            raw = read_table(tables[0], split, self.config, folder)
-            unlisted = sorted(set(found) - set(raw.images))
+        if not self.config.labels:
+            images = [f"{prefix}{image}" for image in found]
+            return [(split, RawSplit(images, None, lambda row: f"{root}/{images[row]}", source=folder))]
+        parts = self._read_tables(self._labelled(tables, f"{folder}/"), root, prefix, split, alone)
+        if parts:
+            listed = {image for _, part in parts for image in part.images}
+            unlisted = sorted({f"{prefix}{image}" for image in found} - listed)
             if unlisted:
                 logger.warning(
                     "%s: %d images without a row in %s, left out, first: %s.",
                     folder,
                     len(unlisted),
-                    os.path.basename(tables[0]),
+                    first_few(dict.fromkeys(map(os.path.basename, tables))),
                     first_few(unlisted),
                 )
-            raw.images = [f"{prefix}{image}" for image in raw.images]
-            return raw
+            return parts
         outside = [image for image in found if "/" not in image]
         if outside:
             logger.warning(
@@ -180,17 +213,62 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
         images = [image for image in found if "/" in image]
         if not images:
             raise FileNotFoundError(f"No image in a class folder below {folder}.\n{self.help()}")
-        labels = [sys.intern(image.partition("/")[0]) for image in images]
-        empty = sorted(set(folder_names(folder)) - set(labels))
+        labels = [sys.intern(as_name(image.partition("/")[0])) for image in images]
+        empty = sorted(set(map(as_name, folder_names(folder))) - set(labels))
         if empty:
             logger.warning("%s: class folders without an image: %s.", folder, first_few(empty))
-        return RawSplit(
+        raw = RawSplit(
             [f"{prefix}{image}" for image in images],
             labels,
             lambda row: f"{folder}/{images[row]}",
+            names={"label": sorted(set(labels))},
             source=folder,
-            by_name=True,
         )
+        return [(split, raw)]
+
+    def _labelled(self, tables: list[str], folder: str) -> list[str]:
+        """The tables that say what the label is; a table of captions beside the images of a class does not."""
+        columns = {self.config.label_column, self.config.test_label_column, self.config.clean_label_column}
+        labels = (columns - {None}) or set(LABEL_COLUMNS)
+        silent = [table for table in tables if not labels & set(column_names(table))]
+        if len(silent) == len(tables) and all("/" in table.removeprefix(folder) for table in tables):
+            if tables:
+                logger.warning(
+                    "%s: %d tables without a label column, not read, first: %s. The folders are the labels.",
+                    folder,
+                    len(silent),
+                    first_few(silent),
+                )
+            return []
+        return tables
+
+    def _read_tables(
+        self, tables: list[str], root: str, prefix: str, split: str, alone: bool
+    ) -> list[tuple[str, RawSplit]]:
+        """The rows whose images lie below `prefix`; paths in a table start at its folder."""
+        parts, listed = [], {}
+        for table in tables:
+            folder = os.path.dirname(table)
+            within = folder.removeprefix(root).strip("/")
+            found = read_splits(
+                table,
+                split,
+                self.config,
+                folder,
+                self.config.splits,
+                alone=alone,
+                below="" if within else prefix,
+            )
+            for ours, raw in found.items():
+                raw.images = [f"{within}/{image}" if within else image for image in raw.images]
+                twice = [image for image in raw.images if listed.setdefault(image, table) != table]
+                if twice:
+                    raise ValueError(
+                        f"{listed[twice[0]]} and {table} both have a row for {twice[0]}; keep one of them."
+                    )
+                if len(raw):
+                    parts.append((ours, raw))
+        return parts
 
 
 def list_images(folder: str) -> tuple[list[str], list[str]]:
@@ -205,8 +283,5 @@ def list_images(folder: str) -> tuple[list[str], list[str]]:
                 continue
             if not is_plain(prefix + name):
                 raise ValueError(f"{folder}: the file name {prefix + name!r} is not UTF-8 text; rename the file.")
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                images.append(prefix + name)
-            elif name not in METADATA:
-                others.append(prefix + name)
+            (images if is_image(name) else others).append(prefix + name)
     return sorted(images), sorted(others)

@@ -1,10 +1,15 @@
 """Which columns of somebody's data hold what, and their content before labels become class ids."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from datasets import ClassLabel
+
+from ..files import as_name, first_few
+from ..published.builder import ParquetImages
+from ..splits import SPLITS
 
 
 logger = logging.getLogger(__name__)
@@ -12,6 +17,8 @@ logger = logging.getLogger(__name__)
 # Looked for in this order where the user names no column.
 IMAGE_COLUMNS = ("image", "img", "file_name", "filename", "image_path", "path")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
+SPLIT_COLUMNS = ("split", "subset", "partition", "set")  # heeded where their values are names of splits
+NO_COLUMN = "none"  # what a user says of a column with a usual name that holds something else
 
 
 @dataclass
@@ -27,6 +34,11 @@ class ColumnOptions:
         test_label_column: the label of the validation and test split, where it has another name than in `train`.
         weight_column: how far each label of `train` is believed, from 0 to 1 (`weight` of a dataset that an audit
             cleaned).
+        split_column: the split of each row (`split`, `subset`, `partition` or `set` if its values are such names).
+        labels: whether labels are read at all; without them all are unknown.
+
+    `clean_label_column`, `index_column`, `weight_column` and `split_column` may be `none`: a column of the usual name
+    means something else.
     """
 
     image_column: str | None = None
@@ -35,6 +47,13 @@ class ColumnOptions:
     index_column: str | None = None
     test_label_column: str | None = None
     weight_column: str | None = None
+    split_column: str | None = None
+    labels: bool = True
+
+    @property
+    def splits_by_column(self) -> bool:
+        """Whether the user named a column of splits; `splits` then maps to its values, not to files."""
+        return self.split_column not in (None, NO_COLUMN)
 
     def pick(self, names: Sequence[str], split: str, source: str) -> dict[str, str]:
         """Find the column of each role among those of a table.
@@ -45,13 +64,20 @@ class ColumnOptions:
             source: names the table for a message.
 
         Returns:
-            `dict[str, str]`: column of `image` and `label`, and of `clean`, `index` and `weight` where there is one.
+            `dict[str, str]`: column of `image` and, if labels are read, `label`; and of `clean`, `index`, `weight` and
+            `split` where there is one.
 
         Raises:
             ValueError: if there is no such column.
         """
-        evaluation = split != "train"
-        picked = {"image": _find(names, self.image_column, IMAGE_COLUMNS, "image", source)}
+        return {
+            "image": _find(names, self.image_column, IMAGE_COLUMNS, "image", source),
+            **(self._labels(names, split, source) if self.labels else {}),
+            **self._optional(names, split, source),
+        }
+
+    def _labels(self, names: Sequence[str], split: str, source: str) -> dict[str, str]:
+        evaluation, picked = split != "train", {}
         if evaluation and self.test_label_column is not None:
             picked["label"] = picked["clean"] = _find(names, self.test_label_column, (), "label", source)
         elif evaluation and self.label_column not in (None, *names) and self.clean_label_column in names:
@@ -62,19 +88,26 @@ class ColumnOptions:
             picked["label"] = picked["clean"] = self.clean_label_column
         else:
             picked["label"] = _find(names, self.label_column, LABEL_COLUMNS, "label", source)
-            if self.clean_label_column is not None and (self.clean_label_column in names or not evaluation):
-                picked["clean"] = _find(names, self.clean_label_column, (), "clean label", source)
-            elif self.clean_label_column is None and "clean_label" in names:
+            clean = self.clean_label_column
+            if clean not in (None, NO_COLUMN) and (clean in names or not evaluation):
+                picked["clean"] = _find(names, clean, (), "clean label", source)
+            elif clean is None and "clean_label" in names:
                 picked["clean"] = "clean_label"
-        if self.index_column is not None:
-            picked["index"] = _find(names, self.index_column, (), "index", source)
-        elif "index" in names:
-            picked["index"] = "index"
-        if self.weight_column is not None and not evaluation:
-            picked["weight"] = _find(names, self.weight_column, (), "weight", source)
-        elif {"weight", "audit_action"} <= set(names) and not evaluation:  # not any `weight`: it may be one in kg
+        return picked
+
+    def _optional(self, names: Sequence[str], split: str, source: str) -> dict[str, str]:
+        usual = {"index": [name for name in ("index",) if name in names]}
+        if self.weight_column is None and split == "train" and {"weight", "audit_action"} <= set(names):
             logger.warning("%s: labels count as far as the column `weight` says.", source)
-            picked["weight"] = "weight"
+            usual["weight"] = ["weight"]  # not any `weight`: it may be one in kg
+        usual["split"] = [name for name in names if str(name).lower() in SPLIT_COLUMNS]
+        picked = {}
+        for role in ("index", "weight", "split"):
+            wanted = getattr(self, f"{role}_column")
+            if wanted is None and usual.get(role):
+                picked[role] = usual[role][0]
+            elif wanted not in (None, NO_COLUMN) and not (role == "weight" and split != "train"):
+                picked[role] = _find(names, wanted, (), role, source)
         return picked
 
 
@@ -86,8 +119,32 @@ def _find(names: Sequence[str], wanted: str | None, usual: Sequence[str], role: 
     raise ValueError(
         f"{source}: no {role} column `{'`, `'.join(candidates)}`. The columns are: {', '.join(map(str, names))}. "
         f"Name the right one with `{role.replace(' ', '_')}_column`"
-        + (" (`test_label_column` for validation and test)." if role == "label" else ".")
+        + (
+            " (`test_label_column` for validation and test), or leave a split without labels out by `splits`."
+            if role == "label"
+            else "."
+        )
     )
+
+
+def named(values: dict[str, list], features: Mapping[str, object], picked: Mapping[str, str]) -> dict:
+    """The arguments `label`, `clean` and `names` of a [`RawSplit`]: ids of a column that has class names of its own
+    (`ClassLabel`) become these names; an id that it lacks stays a number.
+
+    Args:
+        values: role -> raw values.
+        features: column -> its feature.
+        picked: role -> column.
+    """
+    found: dict = {"label": values.get("label"), "clean": values.get("clean"), "names": {}}
+    for role in ("label", "clean"):
+        feature = features.get(picked.get(role))
+        if isinstance(feature, ClassLabel):
+            names = found["names"][role] = list(map(as_name, feature.names))
+            found[role] = [
+                names[value] if value is not None and 0 <= value < len(names) else value for value in found[role]
+            ]
+    return found
 
 
 @dataclass
@@ -96,22 +153,92 @@ class RawSplit:
 
     Args:
         images: paths below the root, or an iterable over embedded images.
-        label: raw values, one a row.
         where: names a row for a message.
-        clean, index, weight: raw values, or `None` where there is no such column.
-        names: class names that came with the data, or `None`.
+        label, clean, index, weight, split: raw values, one a row, or `None` where there is no such column.
+        names: `label` or `clean` -> the class names of that column, where it has names of its own; its values are
+            these names, even if they are made of digits (class folders, `ClassLabel`).
         source: the file or folder.
         lines: the line of each row in it.
-        by_name: a label is a class name even if it is made of digits (class folders).
     """
 
-    images: list
-    label: list
+    images: list | ParquetImages
+    label: list | None
     where: Callable[[int], str]
     clean: list | None = None
     index: list | None = None
     weight: list | None = None
-    names: list[str] | None = None
+    split: list | None = None
+    names: dict[str, Sequence[str]] = field(default_factory=dict)
     source: str = ""
     lines: np.ndarray | None = None
-    by_name: bool = False
+
+    def __len__(self) -> int:
+        return len(self.images.rows if isinstance(self.images, ParquetImages) else self.images)
+
+    def select(self, rows: Sequence[int]) -> "RawSplit":
+        """Some of the rows."""
+
+        def some(values: list | None) -> list | None:
+            return None if values is None else [values[row] for row in rows]
+
+        embedded = isinstance(self.images, ParquetImages)
+        return replace(
+            self,
+            images=replace(self.images, rows=np.asarray(rows)) if embedded else some(self.images),
+            label=some(self.label),
+            where=lambda row: self.where(rows[row]),
+            clean=some(self.clean),
+            index=some(self.index),
+            weight=some(self.weight),
+            split=some(self.split),
+            lines=None if self.lines is None else self.lines[np.asarray(rows)],
+        )
+
+
+def divide(
+    raw: RawSplit, split: str, columns: ColumnOptions, names: Mapping[str, str] | None, *, alone: bool
+) -> dict[str, np.ndarray]:
+    """Which rows of a file go to which split, by the column that says so.
+
+    Args:
+        raw (`RawSplit`): the file, with values in `split`.
+        split (`str`): of the file, by its name or folder.
+        columns (`ColumnOptions`): whether the user named the column; it then decides for all files.
+        names (`dict[str, str]`, *optional*): our split name -> the value of a column that the user named; rows of
+            other values are left out. Default: the usual names.
+        alone (`bool`): whether no other split has a file.
+
+    Returns:
+        `dict[str, np.ndarray]`: rows of each split that has some, ascending.
+
+    Raises:
+        ValueError: naming the row, for a value that is no split, or contradicts the name of the file.
+    """
+    asked = columns.splits_by_column
+    values = [as_name(str(value)) for value in raw.split]
+    spellings = {name: ours for ours, usual in SPLITS.items() for name in usual}
+    known = {text: spellings.get(text.lower(), "") for text in set(values)}
+    if asked and names:
+        given = {as_name(name): ours for ours, name in names.items()}
+        known = {text: given.get(text, "") for text in known}
+    elif not asked and not any(known.values()):  # a column that happens to be called so
+        return {split: np.arange(len(values))}
+    found = np.array([known[value] for value in values])
+    wrong = found != split if not asked and not alone else found == ""
+    if asked and names:
+        if wrong.any():
+            left_out = first_few(sorted(text for text in known if not known[text]))
+            logger.warning("%s: %d rows of no split, left out: %s.", raw.source, wrong.sum(), left_out)
+    elif wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"{raw.where(row)}: the column of the splits says {raw.split[row]!r}, "
+            + (f"but the file is the split {split}. " if found[row] else "which is none. ")
+            + "`split_column` (`--split_column NAME`) lets the column decide, with `splits` for values of other "
+            f'names, as `--splits \'{{"train": "a", "test": "b"}}\'`; `--split_column {NO_COLUMN}` ignores it.'
+        )
+    rows = {ours: np.flatnonzero(found == ours) for ours in SPLITS if (found == ours).any()}
+    if list(rows) != [split]:
+        counts = ", ".join(f"{len(which)} {ours}" for ours, which in rows.items())
+        logger.warning("%s: rows go to the splits that a column says: %s.", raw.source, counts)
+    return rows

@@ -8,15 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
+import numpy as np
+from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets
 
-from ..files import parse_path
+from ..files import as_on_disk, table_path
 from ..published.builder import ON_MISSING, REMOTE, keep_on_disk, prepare
 from ..schema import assemble
 from ..splits import SPLITS, find_splits
 from .builders import ImageFolder, Table
-from .columns import ColumnOptions, RawSplit
-from .labels import class_names, encode_labels, encode_weights, warn_about_splits
+from .columns import ColumnOptions, RawSplit, divide, named
+from .labels import encode_labels, encode_weights, find_classes, warn_about_splits
 from .tables import TABLE_SUFFIXES, find_tables
 
 
@@ -41,7 +42,8 @@ def load_generic(
         name_or_path (`str`): `imagefolder` (with `data_dir`), a local file or folder, or the id of a Hub dataset.
         columns ([`ColumnOptions`]): which columns hold what.
         label_names (`Sequence[str]`): class names in id order, where the data do not say.
-        splits (`dict`): our split name (`train`, `validation`, `test`) -> the name, folder or table in the source.
+        splits (`dict`): our split name (`train`, `validation`, `test`) -> the name, folder or table in the source, or
+            the value of `columns.split_column`.
         data_dir: where image paths start (default: the folder of the table; none for saved and Hub datasets).
     """
     if on_missing not in ON_MISSING:
@@ -58,37 +60,41 @@ def load_generic(
             raise ValueError("`imagefolder` needs `data_dir`, the folder with the images.")
         return prepare(ImageFolder(data_dir=data_dir, splits=splits, **options), num_proc)
     path = os.path.abspath(os.path.expanduser(name_or_path))
+    by_column = splits if columns.splits_by_column else None
     if os.path.isfile(path):
-        if splits is not None:
+        if splits != by_column:
             raise ValueError(
                 f"{path} is one table, which is all `train`, but `splits` names {', '.join(splits.values())}: pass "
-                "the folder of the tables."
+                "the folder of the tables, or the column of these values by `split_column`."
             )
-        return prepare(_table_builder({"train": [path]}, data_dir or os.path.dirname(path), options), num_proc)
+        tables = {"train": [path]}
+        return prepare(_table_builder(tables, data_dir or os.path.dirname(path), by_column, options), num_proc)
     if os.path.isdir(path):
         if any(os.path.isfile(f"{path}/{name}") for name in ("dataset_dict.json", "state.json")):
             return _canonical(_load_from_disk(path), path, columns, label_names, splits, data_dir, on_missing)
         tables = find_tables(path)
-        if splits is not None:
+        if splits != by_column:
             folders = all(os.path.isdir(f"{path}/{name}") for name in splits.values())
             tables = {} if folders else {split: [f"{path}/{name}"] for split, name in splits.items()}
         if tables:
-            return prepare(_table_builder(tables, data_dir or path, options), num_proc)
+            return prepare(_table_builder(tables, data_dir or path, by_column, options), num_proc)
         return prepare(ImageFolder(data_dir=path, splits=splits, **options), num_proc)
     loaded = _load_from_hub(name_or_path, config, cache_dir)
     return _canonical(loaded, name_or_path, columns, label_names, splits, data_dir, on_missing)
 
 
-def _table_builder(tables: dict[str, list[str]], data_dir: str | os.PathLike, options: dict) -> Table:
+def _table_builder(
+    tables: dict[str, list[str]], data_dir: str | os.PathLike, splits: Mapping[str, str] | None, options: dict
+) -> Table:
     for paths in tables.values():
         for path in paths:
             if not os.path.isfile(path):
                 raise FileNotFoundError(f"The table {path} does not exist.")
             if not path.endswith(TABLE_SUFFIXES):
                 raise ValueError(f"{path}: tables end with one of {', '.join(TABLE_SUFFIXES)}.")
-    if "train" not in tables:
+    if "train" not in tables and options["labels"] and not splits:
         raise ValueError(f"No table for `train` among {', '.join(tables)}: name one by `splits`.")
-    return Table(data_dir=os.path.abspath(os.path.expanduser(data_dir)), tables=tables, **options)
+    return Table(data_dir=os.path.abspath(os.path.expanduser(data_dir)), tables=tables, splits=splits, **options)
 
 
 def _load_from_disk(path: str) -> DatasetDict:
@@ -119,41 +125,56 @@ def _canonical(
     on_missing: str,
 ) -> DatasetDict:
     """The four features from any dataset with an image and a label column."""
-    found = dict(splits) if splits is not None else find_splits(list(loaded))
-    if "train" not in found or not set(found.values()) <= set(loaded):
+    by_column = splits if columns.splits_by_column else None
+    found = dict(splits) if splits != by_column else find_splits(list(loaded))
+    if ("train" not in found and columns.labels) or not found or not set(found.values()) <= set(loaded):
         raise ValueError(
             f"{source}: the splits are {', '.join(loaded)}; pass `splits`, for example "
             "{'train': ..., 'test': ...}, to say which is which."
         )
-    raw, images, image_columns = {}, {}, {}
+    raw: dict[str, list[RawSplit]] = {}
+    images: dict[str, list[Dataset]] = {}
     for split, name in found.items():
         dataset, where = loaded[name], f"{source} ({name})"
-        picked = columns.pick(dataset.column_names, split, where)
-        image_columns[split] = picked.pop("image")
-        feature = dataset.features[image_columns[split]]
-        if feature in PATHS:
-            images[split] = _with_full_paths(dataset, image_columns[split], data_dir, where)
-        elif not isinstance(feature, Image):
-            raise ValueError(f"{where}: column `{image_columns[split]}` holds no images but {feature}.")
-        elif data_dir is not None:
-            raise ValueError(
-                f"{where}: column `{image_columns[split]}` holds images, no paths, and `data_dir` says where paths "
-                f"start; got {os.fspath(data_dir)!r}. Leave it out, or name a column with paths by `image_column`."
-            )
-        else:
-            images[split] = dataset
-        raw[split] = _raw_split(dataset, picked, where)
-    names = class_names([raw["train"]], label_names)
-    encoded = {split: encode_labels(part, names, split) for split, part in raw.items()}
-    result = DatasetDict()
-    for split, (labels, clean_labels, index) in encoded.items():
-        rows = assemble(images[split], image_columns[split], labels, clean_labels, index, names)
-        if raw[split].weight is not None:
-            rows = rows.add_column("weight", encode_weights(raw[split]), feature=Value("float64"))
-        result[split] = keep_on_disk(rows, f"{source} ({found[split]})", on_missing)
-    labels, clean_labels = ({split: arrays[i] for split, arrays in encoded.items()} for i in (0, 1))
-    warn_about_splits(labels, clean_labels, names)
+        for ours, part in _raw_splits(dataset, split, where, columns, by_column, alone=len(found) == 1).items():
+            rows = _images(dataset, columns.pick(dataset.column_names, ours, where)["image"], data_dir, where)
+            images.setdefault(ours, []).append(rows if len(part) == len(rows) else rows.select(part.images))
+            raw.setdefault(ours, []).append(part)
+    if columns.labels and "train" not in raw:
+        raise ValueError(f"{source}: no row is of the split train, only of {', '.join(raw)}.")
+    classes = find_classes(raw, label_names)
+    result, labels, clean_labels = DatasetDict(), {}, {}
+    for split, parts in raw.items():
+        encoded = [encode_labels(part, classes, split) for part in parts]
+        starts = np.cumsum([0, *(0 if part.index is not None else len(part) for part in parts)])
+        labels[split], clean_labels[split] = (np.concatenate([arrays[i] for arrays in encoded]) for i in (0, 1))
+        index = np.concatenate([arrays[2] + start for arrays, start in zip(encoded, starts, strict=False)])
+        rows = assemble(
+            concatenate_datasets(images[split]), "image", labels[split], clean_labels[split], index, classes.names
+        )
+        if any(part.weight is not None for part in parts):
+            weights = np.concatenate(list(map(encode_weights, parts)))
+            rows = rows.add_column("weight", weights, feature=Value("float64"))
+        result[split] = keep_on_disk(rows, parts[0].source, on_missing)
+    if columns.labels:
+        warn_about_splits(labels, clean_labels, classes.names)
     return result
+
+
+def _images(dataset: Dataset, column: str, data_dir: str | os.PathLike | None, where: str) -> Dataset:
+    """The images of a dataset, or their paths, as its only column `image`."""
+    feature = dataset.features[column]
+    if feature in PATHS:
+        return _with_full_paths(dataset, column, data_dir, where)
+    if not isinstance(feature, Image):
+        raise ValueError(f"{where}: column `{column}` holds no images but {feature}.")
+    if data_dir is not None:
+        raise ValueError(
+            f"{where}: column `{column}` holds images, no paths, and `data_dir` says where paths start; got "
+            f"{os.fspath(data_dir)!r}. Leave it out, or name a column with paths by `image_column`."
+        )
+    images = dataset.select_columns([column])
+    return images if column == "image" else images.rename_column(column, "image")
 
 
 def _with_full_paths(dataset: Dataset, column: str, data_dir: str | os.PathLike | None, where: str) -> Dataset:
@@ -164,25 +185,38 @@ def _with_full_paths(dataset: Dataset, column: str, data_dir: str | os.PathLike 
         if path is None:
             raise ValueError(f"{where} row {row}: the image is missing.")
         if root is not None:
-            paths[row] = f"{root}/{parse_path(path.removeprefix(f'{root}/'), where, row)}"
+            paths[row] = table_path(path, root, where, row)
         elif not os.path.isabs(path) and not REMOTE.match(path):
             raise ValueError(
                 f"{where} row {row}: the image path {path!r} is relative; pass `data_dir`, the folder where it starts."
             )
-    return Dataset.from_dict({column: paths})
+    if root is not None:
+        paths = [f"{root}/{path}" for path in as_on_disk(root, paths)]
+    return Dataset.from_dict({"image": paths})
 
 
-def _raw_split(dataset: Dataset, picked: Mapping[str, str], source: str) -> RawSplit:
-    table = dataset.select_columns(list(set(picked.values()))).with_format("arrow")[:]
-    values = {role: table[name].to_pylist() for role, name in picked.items()}
-    feature = dataset.features[picked["label"]]
-    return RawSplit(
-        [],
-        values["label"],
-        lambda row: f"{source} row {row}",
-        values.get("clean"),
-        values.get("index"),
-        values.get("weight"),
-        names=feature.names if isinstance(feature, ClassLabel) else None,
-        source=source,
-    )
+def _raw_splits(
+    dataset: Dataset, split: str, source: str, columns: ColumnOptions, names: Mapping[str, str] | None, *, alone: bool
+) -> dict[str, RawSplit]:
+    """The rows of a split of the source, by the splits that they belong to; `images` are their positions."""
+
+    def read(ours: str) -> RawSplit:
+        picked = columns.pick(dataset.column_names, ours, source)
+        del picked["image"]
+        table = dataset.select_columns(list(set(picked.values()))).with_format("arrow")[:]
+        values = {role: table[name].to_pylist() for role, name in picked.items()}
+        return RawSplit(
+            list(range(len(dataset))),
+            where=lambda row: f"{source} row {row}",
+            index=values.get("index"),
+            weight=values.get("weight"),
+            split=values.get("split"),
+            source=source,
+            **named(values, dataset.features, picked),
+        )
+
+    raw = read(split)
+    if raw.split is None:
+        return {split: raw}
+    rows = divide(raw, split, columns, names, alone=alone)
+    return {ours: (raw if ours == split else read(ours)).select(which) for ours, which in rows.items()}

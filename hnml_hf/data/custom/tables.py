@@ -5,16 +5,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Features
+from datasets import Features
 
-from ..files import file_names, parse_path, read_lines
+from ..files import as_on_disk, file_names, read_lines, table_path
 from ..published.builder import ParquetImages, open_parquet
 from ..splits import SPLITS
-from .columns import ColumnOptions, RawSplit
+from .columns import ColumnOptions, RawSplit, divide, named
 
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -34,6 +34,42 @@ def find_tables(folder: str) -> dict[str, list[str]]:
         if len({os.path.splitext(path)[1] for path in paths}) > 1:
             raise ValueError(f"The split {split} has tables of several kinds: {', '.join(paths)}. Keep one kind.")
     return {split: tables[split] for split in SPLITS if split in tables}
+
+
+def read_splits(
+    path: str,
+    split: str,
+    columns: ColumnOptions,
+    root: str,
+    names: Mapping[str, str] | None = None,
+    *,
+    alone: bool,
+    below: str = "",
+) -> dict[str, RawSplit]:
+    """Read a table into the split of its name, or into those that a column names: [`read_table`] and [`divide`].
+
+    Args:
+        below (`str`): only rows whose image path begins so.
+    """
+
+    def read(ours: str) -> RawSplit:
+        raw = read_table(path, ours, columns, root)
+        return raw.select([row for row, image in enumerate(raw.images) if image.startswith(below)]) if below else raw
+
+    raw = read(split)
+    if raw.split is None:
+        return {split: raw}
+    rows = divide(raw, split, columns, names, alone=alone)
+    # the column of the label may differ between splits
+    return {ours: (raw if ours == split else read(ours)).select(which) for ours, which in rows.items()}
+
+
+def column_names(path: str) -> list[str]:
+    """Names of the columns of a table."""
+    if not path.endswith(".parquet"):
+        return next(READERS[os.path.splitext(path)[1]](path))
+    with open_parquet(path) as file:
+        return file.schema_arrow.names
 
 
 def read_table(path: str, split: str, columns: ColumnOptions, root: str) -> RawSplit:
@@ -57,23 +93,22 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
         picked = columns.pick(schema.names, split, path)
         paths = _is_text(schema.field(picked["image"]).type)
         table = file.read(columns=[name for role, name in picked.items() if paths or role != "image"])
-    feature = Features.from_arrow_schema(schema).get(picked["label"])
+        num_rows = file.metadata.num_rows
     values = {role: table[name].to_pylist() for role, name in picked.items() if paths or role != "image"}
     if paths:
         for row, image in enumerate(values["image"]):
             if image is None:
                 raise ValueError(f"{path}:{row + 1}: the image is missing.")
-            values["image"][row] = parse_path(image.removeprefix(f"{root}/"), path, row + 1)
+            values["image"][row] = table_path(image, root, path, row + 1)
     return RawSplit(
-        values["image"] if paths else ParquetImages(path, picked["image"]),
-        values["label"],
-        lambda row: f"{path}:{row + 1}",
-        values.get("clean"),
-        values.get("index"),
-        values.get("weight"),
-        names=feature.names if isinstance(feature, ClassLabel) else None,
+        as_on_disk(root, values["image"]) if paths else ParquetImages(path, picked["image"], np.arange(num_rows)),
+        where=lambda row: f"{path}:{row + 1}",
+        index=values.get("index"),
+        weight=values.get("weight"),
+        split=values.get("split"),
         source=path,
-        lines=np.arange(1, table.num_rows + 1),
+        lines=np.arange(1, num_rows + 1),
+        **named(values, Features.from_arrow_schema(schema), picked),
     )
 
 
@@ -95,7 +130,7 @@ def _read_text(path: str, split: str, columns: ColumnOptions, root: str) -> RawS
         image = row[at["image"]]
         if not isinstance(image, str):
             raise ValueError(f"{path}:{number}: the image must be a path, got {image!r}.")
-        values["image"].append(parse_path(image.removeprefix(f"{root}/"), path, number))
+        values["image"].append(table_path(image, root, path, number))
         for role in picked:
             if role != "image":
                 value = row[at[role]]
@@ -104,12 +139,13 @@ def _read_text(path: str, split: str, columns: ColumnOptions, root: str) -> RawS
     if not lines:
         raise ValueError(f"{path}:1: no rows below the column names.")
     return RawSplit(
-        values["image"],
-        values["label"],
-        lambda row: f"{path}:{lines[row]}",
-        values.get("clean"),
-        values.get("index"),
-        values.get("weight"),
+        as_on_disk(root, values["image"]),
+        where=lambda row: f"{path}:{lines[row]}",
+        label=values.get("label"),
+        clean=values.get("clean"),
+        index=values.get("index"),
+        weight=values.get("weight"),
+        split=values.get("split"),
         source=path,
         lines=np.array(lines, dtype=np.int64),
     )

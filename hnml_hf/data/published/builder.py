@@ -71,15 +71,22 @@ class Rows:
 
 @dataclass
 class ParquetImages:
-    """The image column of a parquet file, read in small batches each time it is iterated."""
+    """The image column of a parquet file, or some of its rows, read in small batches each time it is iterated."""
 
     path: str
     column: str = "image"
+    rows: np.ndarray | None = None  # ascending
 
     def __iter__(self) -> Iterator[dict]:
         with pq.ParquetFile(self.path) as file:
+            start = 0
             for batch in file.iter_batches(columns=[self.column], batch_size=1_000):
-                for image in batch.column(self.column).to_pylist():
+                images = batch.column(self.column)
+                if self.rows is not None:
+                    low, high = np.searchsorted(self.rows, (start, start + len(batch)))
+                    images = images.take(pa.array(self.rows[low:high] - start))
+                start += len(batch)
+                for image in images.to_pylist():
                     yield {"bytes": image, "path": None} if isinstance(image, bytes) else image
 
 

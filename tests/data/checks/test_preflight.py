@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hnml_hf.data import preflight, schema
+from hnml_hf.data import checks as preflight
+from hnml_hf.data import schema
 
 
 SHARED_DATA = Path(__file__).parents[3] / ".." / "shared" / "data"
