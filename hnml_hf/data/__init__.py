@@ -71,8 +71,9 @@ def load_noisy_dataset(
         images (`DatasetDict` or `Dataset`):
             CIFAR images from elsewhere, as the Hub's `uoft-cs/cifar10`, for CIFAR-N; `data_dir` then holds the
             official label file. A `Dataset` is the training set.
-        image_column, label_column, clean_label_column, index_column, test_label_column, weight_column, split_column
-            (`str`): for your own data and Hub datasets, see [`~hnml_hf.data.custom.columns.ColumnOptions`].
+        image_column, label_column, clean_label_column, index_column, test_label_column, weight_column (`str`):
+            for your own data and Hub datasets, see [`~hnml_hf.data.custom.columns.ColumnOptions`].
+        split_column (`str`): likewise, with the split of each row.
         label_names (`Sequence[str]`): for your own data: class names in id order. Data that have names are ordered by
             them; ids, and names made of digits, get them as names.
         splits (`dict`): for your own data: our split name (`train`, `validation`, `test`) -> the name, folder or

@@ -63,7 +63,7 @@ def test_official_labels_need_no_label_file(cifar, prepare, tmp_path, form):
 def test_the_noises_of_the_full_protocol(cifar, noise, wrong, tmp_path):
     """They can be drawn, on the official labels: synthetic noise on human labels is refused."""
     benchmark, train = load_script("benchmark_accuracy"), load_script("train")
-    cells = benchmark.load_suite(TRAIN.parent / "suites" / "full.yaml")
+    cells = benchmark.load_suite(TRAIN.parent / "benchmarks" / "suites" / "full.yaml")
     cell = next(cell for cell in cells if dict(cell.names)["noise"] == noise)
     own = ["--data_dir", str(cifar.root / "python"), "--partial", "true", "--use_cpu", "true", "--output_dir", "x"]
     own += ["--validation_fraction", "0.3"]
