@@ -1,29 +1,35 @@
 """From samples to a batch."""
 
+import numpy as np
 import torch
 from timm.data import Mixup
 
 from .transforms import preserved_generators, seed_generators
 
 
-def collate_images(samples: list[dict]) -> dict[str, torch.Tensor]:
-    """Stack samples of a [`TransformedDataset`] into a batch.
+VIEWS = ("pixel_values", "strong_pixel_values")
+
+
+def collate_images(samples: list[dict] | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Stack samples of a [`TransformedDataset`] into a batch; a [`ResidentDataset`] gives whole batches already.
 
     Args:
-        samples (`list[dict]`): b of them.
+        samples (`list[dict]`): b of them; or the batch itself.
 
     Returns:
         `dict` with `pixel_values` of shape `(b, channels, height, width)`, `strong_pixel_values` likewise if the
         samples have a second view, and `labels`, `clean_labels` (-1 = unknown) and `index` (stable sample ids) of
-        shape `(b,)`, int64; `sample_weights` of shape `(b,)`, float32, if the samples have weights.
+        shape `(b,)`, int64. If the samples have them, `sample_weights` of shape `(b,)`, float32, and soft targets:
+        `target_classes` (int64) and `target_probabilities` (float32) of shape `(b, t)`.
     """
-    views = [name for name in ("pixel_values", "strong_pixel_values") if name in samples[0]]
-    batch = {name: torch.stack([sample[name] for sample in samples]) for name in views}
-    for name in ("labels", "clean_labels", "index"):
-        batch[name] = torch.tensor([sample[name] for sample in samples], dtype=torch.int64)
-    if "weight" in samples[0]:
-        batch["sample_weights"] = torch.tensor([sample["weight"] for sample in samples], dtype=torch.float32)
-    return batch
+    if isinstance(samples, dict):
+        return samples
+    return {
+        name: torch.stack([sample[name] for sample in samples])
+        if name in VIEWS
+        else torch.as_tensor(np.stack([sample[name] for sample in samples]))
+        for name in samples[0]
+    }
 
 
 class MixupCollator:
@@ -50,14 +56,14 @@ class MixupCollator:
     def __repr__(self) -> str:
         return f"MixupCollator(mixup_alpha={self.mixup.mixup_alpha}, cutmix_alpha={self.mixup.cutmix_alpha})"
 
-    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, samples: list[dict] | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         batch = collate_images(samples)
-        if len(samples) % 2:
+        if len(batch["index"]) % 2:
             batch["soft_labels"] = torch.nn.functional.one_hot(batch["labels"], self.num_labels).float()
             return batch
         with preserved_generators():
             seed_generators(self.seed, *batch["index"].tolist())
-            views = [name for name in ("pixel_values", "strong_pixel_values") if name in batch]
+            views = [name for name in VIEWS if name in batch]
             mixed, batch["soft_labels"] = self.mixup(torch.cat([batch[name] for name in views], 1), batch["labels"])
             batch |= dict(zip(views, mixed.chunk(len(views), 1), strict=True))
         return batch

@@ -16,12 +16,13 @@ from torchvision import transforms
 from transformers import CLIPImageProcessor
 
 from .decoding import UNREADABLE, to_rgb
+from .targets import targets_of
 
 
 SMALL_IMAGE = 64  # pixels; below, the field shifts images by a few pixels instead of cutting out a part of random size
 
 CROP_MODES = ("center", "squash")  # of timm's; its third, `border`, no image processor of transformers can express
-AUGMENTATIONS = ("none", "standard", "randaugment")
+AUGMENTATIONS = ("none", "standard", "shift", "randaugment")
 # the strength varies below 9 of 10 only: at 10 timm keeps no bit of a posterized image, which Pillow refuses
 RANDAUGMENT = "rand-m9-mmax9-mstd0.5-inc1"
 IMMOBILE_OPERATIONS = [
@@ -62,7 +63,7 @@ def preserved_generators():
         torch.set_rng_state(torch_state)
 
 
-def _data_config(pretrained_cfg: dict) -> dict:
+def data_config(pretrained_cfg: dict) -> dict:
     """How timm prepares images for a backbone, if timm and transformers can prepare them alike."""
     config = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
     if config["crop_mode"] not in CROP_MODES:
@@ -81,9 +82,9 @@ def create_transforms(pretrained_cfg: dict, *, augmentation: str = "standard") -
     Args:
         pretrained_cfg (`dict`): timm's, as in `model.config.pretrained_cfg` (input size, mean, std, interpolation,
             and `crop_pct` and `crop_mode` of evaluation).
-        augmentation (`str`): `none` (the evaluation transform), `standard` (random crop and flip; on inputs up to 64
-            pixels a shift by up to an eighth instead of a random crop), or `randaugment` (the same with RandAugment
-            and erasing).
+        augmentation (`str`): `none` (the evaluation transform), `standard` (random crop and flip; where image or input
+            has at most 64 pixels a shift by up to an eighth instead of a random crop), `shift` (that shift whatever
+            the size, and flip), or `randaugment` (`standard` with RandAugment and erasing).
 
     Returns:
         Two functions from an RGB image to a `torch.Tensor` of shape `(channels, height, width)`.
@@ -93,7 +94,7 @@ def create_transforms(pretrained_cfg: dict, *, augmentation: str = "standard") -
     """
     if augmentation not in AUGMENTATIONS:
         raise ValueError(f"`augmentation={augmentation!r}` is none of {', '.join(AUGMENTATIONS)}.")
-    config = _data_config(pretrained_cfg)
+    config = data_config(pretrained_cfg)
     shared = {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}
     crop = {key: config[key] for key in ("crop_pct", "crop_mode")}
     evaluation = timm.data.create_transform(**shared, **crop, is_training=False)
@@ -108,10 +109,25 @@ def create_transforms(pretrained_cfg: dict, *, augmentation: str = "standard") -
         re_prob=0.25 if randaugment else 0.0,
     )
     size = config["input_size"][-1]
-    if size <= SMALL_IMAGE:
-        shift = transforms.Compose([transforms.Resize((size, size)), transforms.RandomCrop(size, padding=size // 8)])
+    shift = transforms.Compose([transforms.Resize((size, size)), transforms.RandomCrop(size, padding=size // 8)])
+    if augmentation == "shift" or size <= SMALL_IMAGE:
         training.transforms[0] = shift
+    else:
+        training.transforms[0] = BySize(shift, training.transforms[0])
     return training, evaluation
+
+
+class BySize:
+    """One transform for images of at most `SMALL_IMAGE` pixels, another one for larger ones."""
+
+    def __init__(self, small: Callable, large: Callable):
+        self.small, self.large = small, large
+
+    def __call__(self, image: PIL.Image.Image):
+        return (self.small if max(image.size) <= SMALL_IMAGE else self.large)(image)
+
+    def __repr__(self) -> str:
+        return f"BySize(small={self.small}, large={self.large})"
 
 
 def create_strong_transform(weak: Callable) -> Callable:
@@ -140,7 +156,7 @@ def create_image_processor(pretrained_cfg: dict) -> CLIPImageProcessor:
     Args:
         pretrained_cfg (`dict`): `model.config.pretrained_cfg`.
     """
-    config = _data_config(pretrained_cfg)
+    config = data_config(pretrained_cfg)
     _, height, width = config["input_size"]
     sides = {name: int(side / config["crop_pct"]) for name, side in (("height", height), ("width", width))}
     return CLIPImageProcessor(
@@ -160,8 +176,8 @@ class TransformedDataset(torch.utils.data.Dataset):
     """A dataset with the four features of this package, as samples for training.
 
     Args:
-        dataset (`datasets.Dataset`): columns `image`, `label`, `clean_label`, `index`; and `weight` (0 to 1) where
-            some labels are to count less than others.
+        dataset (`datasets.Dataset`): columns `image`, `label`, `clean_label`, `index`; `weight` (0 to 1) where some
+            labels are to count less than others; and soft targets, as [`add_targets`] puts them there.
         transform (`Callable`): from an RGB image to a tensor.
         seed (`int`): of the augmentation, together with epoch and sample id.
         strong_transform (`Callable`, *optional*): gives a second view, `strong_pixel_values`. Both views draw from the
@@ -170,8 +186,9 @@ class TransformedDataset(torch.utils.data.Dataset):
             three bytes a pixel, or, of transforms that draw nothing, their results, at twelve. For small images, whose
             preparation costs as much as a step of a small network.
 
-    A sample is a `dict` with `pixel_values`, `labels`, `clean_labels`, `index` and, if there is such a column,
-    `weight`. `labels`, `clean_labels`, `index` and `weights` (or None) are also there as arrays of all rows.
+    A sample is a `dict` with `pixel_values`, `labels`, `clean_labels`, `index` and, if there are such columns,
+    `sample_weights`, `target_classes` and `target_probabilities`. `labels`, `clean_labels`, `index`, `weights` and
+    `targets` (a pair of arrays; both None without such columns) are also there as arrays of all rows.
 
     Raises:
         UnreadableImageError: when a bad image is reached; a row is never replaced by another one.
@@ -205,10 +222,12 @@ class TransformedDataset(torch.utils.data.Dataset):
         )
         weighted = "weight" in dataset.column_names
         self.weights = dataset.select_columns(["weight"]).with_format("numpy")["weight"][:] if weighted else None
+        self.targets = targets_of(dataset)
         if cache not in (None, "images", "tensors"):
             raise ValueError(f"`cache={cache!r}` is neither `images` nor `tensors`.")
         self._decoded: dict[int, PIL.Image.Image] | None = {} if cache == "images" else None
         self._prepared: dict[int, dict] | None = {} if cache == "tensors" else None
+        self._columns = self.columns()
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers must see it change
 
     def set_epoch(self, epoch: int):
@@ -230,11 +249,12 @@ class TransformedDataset(torch.utils.data.Dataset):
         return [dict(self._prepared[row]) for row in rows]
 
     def _samples(self, rows: list[int]) -> list[dict]:
-        images = self._images(rows)
+        images = self.images(rows)
         with preserved_generators():
             return [self._sample(row, image) for row, image in zip(rows, images, strict=True)]
 
-    def _images(self, rows: list[int]) -> list[PIL.Image.Image]:
+    def images(self, rows: list[int]) -> list[PIL.Image.Image]:
+        """Decode some rows, in RGB."""
         if self._decoded is not None:
             missing = [row for row in rows if row not in self._decoded]
             if missing:
@@ -262,15 +282,18 @@ class TransformedDataset(torch.utils.data.Dataset):
                 return f"Image `{stored.get('path')}` of the sample with index {sample}"
         return f"One of the images of the samples with index {ids.tolist()}"
 
-    def _sample(self, row: int, image: PIL.Image.Image) -> dict:
-        sample = {
-            "index": int(self.index[row]),
-            "labels": int(self.labels[row]),
-            "clean_labels": int(self.clean_labels[row]),
-        }
+    def columns(self) -> dict[str, np.ndarray]:
+        """What a sample has besides images: arrays of all rows, under their names in a batch."""
+        columns = {"index": self.index, "labels": self.labels, "clean_labels": self.clean_labels}
         if self.weights is not None:
-            sample["weight"] = float(self.weights[row])
+            columns["sample_weights"] = self.weights.astype(np.float32)
+        if self.targets is not None:
+            columns["target_classes"], columns["target_probabilities"] = self.targets
+        return columns
+
+    def _sample(self, row: int, image: PIL.Image.Image) -> dict:
+        sample = {name: values[row] for name, values in self._columns.items()}
         for name, transform in self.views.items():
-            seed_generators(self.seed, int(self._epoch), sample["index"])
+            seed_generators(self.seed, int(self._epoch), int(sample["index"]))
             sample[name] = transform(image)
         return sample

@@ -180,7 +180,7 @@ def test_a_bad_image_stops_the_run_and_names_itself(tiny_dataset, tmp_path):
 
 
 def test_unknown_augmentation():
-    with pytest.raises(ValueError, match="none, standard, randaugment"):
+    with pytest.raises(ValueError, match="none, standard, shift, randaugment"):
         create_transforms(SMALL, augmentation="wild")
 
 

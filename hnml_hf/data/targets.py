@@ -1,0 +1,65 @@
+"""Soft targets as columns of a dataset: the likeliest classes of each sample and their probabilities."""
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+
+CLASSES, PROBABILITIES = "target_classes", "target_probabilities"
+TOP_K = 10  # classes kept for each sample
+TOLERANCE = 1e-3  # by which the probabilities of a sample may miss 1
+
+
+def top_targets(posterior: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray]:
+    """The likeliest classes of each sample, the likeliest first, and their probabilities, which sum to 1.
+
+    Args:
+        posterior (`np.ndarray` of shape `(n, k)`): probability of each class.
+        top_k (`int`): number of classes kept, t = min(top_k, k).
+
+    Returns:
+        `np.ndarray` of shape `(n, t)`, int64; and `np.ndarray` of shape `(n, t)`, float32.
+    """
+    classes = np.argsort(-posterior, axis=1, kind="stable")[:, :top_k]
+    kept = np.take_along_axis(posterior, classes, 1)
+    return classes, (kept / kept.sum(1, keepdims=True)).astype(np.float32)
+
+
+def add_targets(dataset: Dataset, posterior: np.ndarray, *, top_k: int = TOP_K) -> Dataset:
+    """Put soft targets into a dataset, as the columns `target_classes` and `target_probabilities`.
+
+    A label that a person has confirmed or changed (`audit_action` is `marked`, see [`clean_dataset`]) stays the only
+    target of its sample.
+
+    Args:
+        dataset (`datasets.Dataset`): n rows, with the four features of this package.
+        posterior (`np.ndarray` of shape `(n, k)`): probability that each class is the true one, for example of
+            [`judge_labels`]; rows sum to 1.
+        top_k (`int`): classes kept for each sample.
+
+    Raises:
+        ValueError: if rows are missing, or are no probabilities.
+    """
+    if len(posterior) != len(dataset):
+        raise ValueError(f"There are targets for {len(posterior)} rows, but the dataset has {len(dataset)}.")
+    bad = np.flatnonzero(~((posterior >= 0).all(1) & (np.abs(posterior.sum(1) - 1) <= TOLERANCE)))
+    if len(bad):
+        raise ValueError(f"Row {bad[0]} of the targets holds {posterior[bad[0]]}; probabilities sum to 1.")
+    if "audit_action" in dataset.column_names:
+        values = dataset.select_columns(["audit_action", "label"]).with_format("numpy")[:]
+        marked = values["audit_action"] == "marked"
+        posterior = np.where(marked[:, None], np.eye(posterior.shape[1])[values["label"]], posterior)
+    dataset = dataset.remove_columns([name for name in (CLASSES, PROBABILITIES) if name in dataset.column_names])
+    for name, values in zip((CLASSES, PROBABILITIES), top_targets(posterior, top_k), strict=True):
+        dataset = dataset.add_column(
+            name, pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+        )
+    return dataset
+
+
+def targets_of(dataset: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
+    """The soft targets of a dataset, as [`top_targets`] gives them, or None if it has none."""
+    if not {CLASSES, PROBABILITIES} <= set(dataset.column_names):
+        return None
+    columns = dataset.select_columns([CLASSES, PROBABILITIES]).with_format("numpy")[:]
+    return columns[CLASSES], columns[PROBABILITIES]
