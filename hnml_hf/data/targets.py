@@ -10,22 +10,28 @@ TOP_K = 10  # classes kept for each sample
 TOLERANCE = 1e-3  # by which the probabilities of a sample may miss 1
 
 
-def top_targets(posterior: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray]:
+def top_targets(
+    posterior: np.ndarray, candidates: np.ndarray | None = None, *, top_k: int = TOP_K
+) -> tuple[np.ndarray, np.ndarray]:
     """The likeliest classes of each sample, the likeliest first, and their probabilities, which sum to 1.
 
     Args:
-        posterior (`np.ndarray` of shape `(n, k)`): probability of each class.
-        top_k (`int`): number of classes kept, t = min(top_k, k).
+        posterior (`np.ndarray` of shape `(n, c)`): probability of each candidate.
+        candidates (`np.ndarray` of shape `(n, c)`, *optional*): their classes. Default: column i is class i.
+        top_k (`int`): number of classes kept, t = min(top_k, c).
 
     Returns:
         `np.ndarray` of shape `(n, t)`, int64; and `np.ndarray` of shape `(n, t)`, float32.
     """
-    classes = np.argsort(-posterior, axis=1, kind="stable")[:, :top_k]
-    kept = np.take_along_axis(posterior, classes, 1)
-    return classes, (kept / kept.sum(1, keepdims=True)).astype(np.float32)
+    order = np.argsort(-posterior, axis=1, kind="stable")[:, :top_k]
+    classes = order if candidates is None else np.take_along_axis(candidates, order, 1)
+    kept = np.take_along_axis(posterior, order, 1)
+    return classes.astype(np.int64), (kept / kept.sum(1, keepdims=True)).astype(np.float32)
 
 
-def add_targets(dataset: Dataset, posterior: np.ndarray, *, top_k: int = TOP_K) -> Dataset:
+def add_targets(
+    dataset: Dataset, posterior: np.ndarray, candidates: np.ndarray | None = None, *, top_k: int = TOP_K
+) -> Dataset:
     """Put soft targets into a dataset, as the columns `target_classes` and `target_probabilities`.
 
     A label that a person has confirmed or changed (`audit_action` is `marked`, see [`clean_dataset`]) stays the only
@@ -33,8 +39,9 @@ def add_targets(dataset: Dataset, posterior: np.ndarray, *, top_k: int = TOP_K) 
 
     Args:
         dataset (`datasets.Dataset`): n rows, with the four features of this package.
-        posterior (`np.ndarray` of shape `(n, k)`): probability that each class is the true one, for example of
+        posterior (`np.ndarray` of shape `(n, c)`): probability of each candidate to be the true class, for example of
             [`judge_labels`]; rows sum to 1.
+        candidates (`np.ndarray` of shape `(n, c)`, *optional*): their classes. Default: column i is class i.
         top_k (`int`): classes kept for each sample.
 
     Raises:
@@ -45,15 +52,15 @@ def add_targets(dataset: Dataset, posterior: np.ndarray, *, top_k: int = TOP_K) 
     bad = np.flatnonzero(~((posterior >= 0).all(1) & (np.abs(posterior.sum(1) - 1) <= TOLERANCE)))
     if len(bad):
         raise ValueError(f"Row {bad[0]} of the targets holds {posterior[bad[0]]}; probabilities sum to 1.")
+    dataset = dataset.remove_columns([name for name in (CLASSES, PROBABILITIES) if name in dataset.column_names])
+    classes, probabilities = top_targets(posterior, candidates, top_k=top_k)
     if "audit_action" in dataset.column_names:
         values = dataset.select_columns(["audit_action", "label"]).with_format("numpy")[:]
         marked = values["audit_action"] == "marked"
-        posterior = np.where(marked[:, None], np.eye(posterior.shape[1])[values["label"]], posterior)
-    dataset = dataset.remove_columns([name for name in (CLASSES, PROBABILITIES) if name in dataset.column_names])
-    for name, values in zip((CLASSES, PROBABILITIES), top_targets(posterior, top_k), strict=True):
-        dataset = dataset.add_column(
-            name, pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-        )
+        classes[marked, 0], probabilities[marked] = values["label"][marked], np.eye(1, classes.shape[1])
+    for name, values in ((CLASSES, classes), (PROBABILITIES, probabilities)):
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+        dataset = dataset.add_column(name, lists)
     return dataset
 
 

@@ -20,6 +20,7 @@ def posterior_of(rows, num_labels=3):
 def test_the_likeliest_classes_are_kept_and_sum_to_one():
     classes, probabilities = top_targets(np.array([[0.1, 0.5, 0.0, 0.4], [0.25, 0.25, 0.3, 0.2]]), top_k=2)
     assert classes.tolist() == [[1, 3], [2, 0]]  # of equals the first
+    assert top_targets(np.array([[0.2, 0.8]]), np.array([[7, 3]]))[0].tolist() == [[3, 7]]
     assert_close(probabilities, np.array([[5 / 9, 4 / 9], [6 / 11, 5 / 11]], np.float32))
 
 
