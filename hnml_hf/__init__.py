@@ -69,6 +69,8 @@ if TYPE_CHECKING:  # read by type checkers, and by `_modules_of_names`
     from .training.trainer import HNMLTrainer
 
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CIFARN",
     "EXIT_CODE",
@@ -154,9 +156,7 @@ _MODULES = _modules_of_names()
 
 
 def __getattr__(name: str):
-    if name == "__version__":
-        value = importlib.import_module("importlib.metadata").version("hnml_hf")
-    elif name in _MODULES:
+    if name in _MODULES:
         value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     elif name in _FOLDERS:
         value = importlib.import_module(f".{name}", __name__)
@@ -167,7 +167,7 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted({*globals(), *__all__})
 
 
 class _RegisterBackbones(MetaPathFinder):

@@ -11,8 +11,8 @@ import importlib
 import os
 import signal
 import sys
-from importlib.metadata import version
 
+from . import __version__
 from .cli import COMMANDS, answer_help, check_words, describe, scripts_folder
 
 
@@ -39,7 +39,7 @@ def main():
         print(usage())
         return
     if command == "--version":
-        print(f"hnml {version('hnml_hf')}")
+        print(f"hnml {__version__}")
         return
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)

@@ -69,6 +69,7 @@ PATHS_OR_NAMES = ("dataset", "model")
 MEANINGS = {  # of options of transformers that mean something else here
     "resume_from_checkpoint": "Go on from a checkpoint: its folder, `true` for the newest whole one in `output_dir`, "
     "or `auto` for that one if there is any.",
+    "log_level": "What is logged: debug, info, warning, error or critical.",
     "hub_private_repo": "Whether a new repository on the Hub is private. Default: it is.",
 }
 
@@ -137,6 +138,13 @@ def _keywords(call: ast.Call) -> dict[str, ast.expr]:
     return {keyword.arg: keyword.value for keyword in call.keywords}
 
 
+def _kind(annotation: ast.expr) -> str:
+    """The type of an option as HfArgumentParser reads it: of a union with `str` the other one."""
+    kind = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", ast.unparse(annotation))
+    others = [part for part in kind.split(" | ") if part != "str"]
+    return others[0] if kind.count(" | ") == 1 and "str" in kind.split(" | ") and others != ["None"] else kind
+
+
 def _dataclass_options(path: Path, name: str) -> dict[str, Option]:
     """Options of a dataclass of a file, after those of its parent, which may be transformers' `TrainingArguments`."""
     classes = {node.name: node for node in _read(path).body if isinstance(node, ast.ClassDef)}
@@ -152,9 +160,12 @@ def _dataclass_options(path: Path, name: str) -> dict[str, Option]:
         facts = _keywords(node.value) if isinstance(node.value, ast.Call) else {"default": node.value}
         if _literal(facts.get("init"), True) is False:
             continue
-        kind = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", ast.unparse(node.annotation))
+        kind = _kind(node.annotation)
         is_bool = kind in ("bool", "bool | None")
-        default, metadata = _literal(facts.get("default")), _literal(facts.get("metadata"), {})
+        default, metadata = (
+            _literal(facts.get("default")),
+            _literal(facts.get("metadata"), {}),
+        )  # without what is computed
         takes_none = kind == "bool" or (is_bool and default is not None)
         options[node.target.id] = Option(
             name=f"--{node.target.id}",

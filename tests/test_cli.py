@@ -136,8 +136,8 @@ def test_the_options_read_are_those_of_the_script(command, monkeypatch):
         assert action.choices is None or ours.choices is None or list(ours.choices) == list(action.choices), name
         if name in ("--help", "-h") or name.startswith("--no_"):
             continue
-        assert ours.help == (action.help or ""), name
-        assert ours.default in (action.default, None), name
+        assert ours.help in (action.help, ""), name  # what transformers computes is left out
+        assert ours.default in (action.default, None, ""), name
         assert ours.type in (action.type, None), name
 
 

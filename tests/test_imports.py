@@ -21,7 +21,7 @@ ALLOWED = {
     "hub": {"atomic", "data.schema", "modeling"},
     "inference": {"data", "modeling"},
     "cli": set(),
-    "__main__": {"cli"},
+    "__main__": {"", "cli"},
 }
 
 # inside a folder, where the order matters: what these modules may import of their own folder

@@ -269,7 +269,7 @@ class HNMLTrainingArguments(TrainingArguments):
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` is not part of these objectives; leave it at 0.")
         synthetic = self.draws_labels
-        if self.activation_checkpointing and synthetic and self.meta_scope != "head":
+        if self.recomputes_activations and synthetic and self.meta_scope != "head":
             raise ValueError(
                 f"`activation_checkpointing` does not go with `meta_scope={self.meta_scope!r}`: it would recompute "
                 "activations of the virtual weights with the real ones and give wrong gradients without notice. Use "
@@ -341,6 +341,11 @@ class HNMLTrainingArguments(TrainingArguments):
     def draws_labels(self) -> bool:
         """Whether a step goes down the gradient of synthetic labels."""
         return self.objective == "mlnt" or (self.objective == "hnml" and self.inner_direction == "synthetic")
+
+    @property
+    def recomputes_activations(self) -> bool:
+        """`activation_checkpointing`, which older versions of transformers know as `gradient_checkpointing` only."""
+        return bool(getattr(self, "activation_checkpointing", False) or self.gradient_checkpointing)
 
     def takes_soft_labels(self) -> bool:
         """Whether the objective has a meaning for images, and labels, that are mixed."""

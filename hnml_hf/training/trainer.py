@@ -262,7 +262,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
         step = partial(self._objective_step, inputs=inputs, wanted={name for name in weights if weights[name] > 0})
         view = inputs.get("strong_pixel_values", inputs["pixel_values"])  # the teacher sees the weak one
         terms, monitors = model(pixel_values=view, step=step)
-        if self.args.activation_checkpointing:
+        if self.args.recomputes_activations:
             self._passed_buffers = [buffer.clone() for buffer in self.model.buffers()]
         if self.gauge is not None:  # the mask-guided term has no use for the given labels
             taught = (~self.gauge.held_out(inputs["index"])) / (1 - self.gauge.fraction)

@@ -21,6 +21,9 @@ from hnml_hf.training.flops import (
 
 
 CPU = torch.device("cpu")
+# older versions of transformers know the second name only; in newer ones it is a deprecated alias
+NAMES = ("activation_checkpointing", "gradient_checkpointing")
+CHECKPOINTING = next(name for name in NAMES if hasattr(HNMLTrainingArguments, name))
 
 
 class Linear(nn.Module):
@@ -166,7 +169,7 @@ def test_a_batch_where_no_neighbour_differs(case):
 @pytest.mark.parametrize("scope", ["last_stage", "full"])
 def test_activation_checkpointing_is_refused_where_it_would_be_wrong(scope):
     with pytest.raises(ValueError, match="wrong gradients"):
-        HNMLTrainingArguments(**{**SYNTHETIC, "meta_scope": scope}, activation_checkpointing=True, use_cpu=True)
+        HNMLTrainingArguments(**{**SYNTHETIC, "meta_scope": scope}, use_cpu=True, **{CHECKPOINTING: True})
 
 
 @pytest.mark.parametrize("backbone", [VIT, RESNET], ids=["vit", "resnet"])
@@ -176,7 +179,7 @@ def test_activation_checkpointing_changes_nothing_where_it_works(case, backbone)
     trained = []
     options = {**CASES["momentum"], "mask_level": "image"} if case == "momentum image" else CASES[case]
     for checkpointing in (False, True):
-        trainer = make_trainer(backbone, {**options, "activation_checkpointing": checkpointing})
+        trainer = make_trainer(backbone, {**options, CHECKPOINTING: checkpointing})
         trainer.train()
         assert trainer.model.timm_model.grad_checkpointing == checkpointing
         trained.append(weights_of(trainer))
