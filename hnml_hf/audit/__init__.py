@@ -18,6 +18,7 @@ from .cleaning import clean_dataset, read_marks
 from .export import escape_formula, export_audit
 from .gallery import MAX_SUSPECTS, collect_evidence, num_suspects
 from .report import render_report
+from .review.lineage import decided_samples
 from .single_pass import score_model
 from .table import check_unchanged, image_paths, load_audit, noise_scores, write_audit
 
@@ -63,7 +64,9 @@ def audit_run(
     check_unchanged(table, dataset)
     table["path"] = image_paths(dataset)
     folder = write_audit(Path(output_dir) / AUDIT_FOLDER, table)
-    suspects = table.nsmallest(num_suspects(table, max_suspects), "rank")
+    decided = decided_samples(output_dir, table)
+    undecided = table[~table["index"].isin(decided)]
+    suspects = undecided.nsmallest(num_suspects(undecided, max_suspects), "rank")
     evidence = collect_evidence(
         dataset,
         suspects,
@@ -73,7 +76,9 @@ def audit_run(
         crop_mode=crop_mode,
         batch_size=batch_size,
     )
-    render_report(table, table.attrs, folder / REPORT_FILE, evidence=evidence, curves=curves)
+    render_report(
+        table, table.attrs, folder / REPORT_FILE, evidence=evidence, curves=curves, decided=decided, run=output_dir
+    )
     return table
 
 

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from ..data.decoding import UNREADABLE, to_rgb
 from ..data.schema import column
 from ..modeling.cam import normalize_cams
-from .report import Evidence
+from .report import SIDES, Evidence
 from .table import probably_wrong
 
 
@@ -101,4 +101,6 @@ def _looked_at(image: Pillow.Image, share: float, mode: str) -> Pillow.Image:
     width, height = (share * side for side in (image.size if mode == "squash" else [min(image.size)] * 2))
     left, top = (image.width - width) / 2, (image.height - height) / 2
     part = image.crop((round(left), round(top), round(left + width), round(top + height)))
-    return part.resize([min(part.size)] * 2) if mode == "squash" else part
+    part = part.resize([min(part.size)] * 2) if mode == "squash" else part
+    part.thumbnail((SIDES[0],) * 2, Pillow.Resampling.LANCZOS)  # 2,000 photographs in full would fill the memory
+    return part

@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 import re
 
@@ -8,7 +10,7 @@ from PIL import Image
 from reports import CURVES, EVIL, make_evidence, make_table
 
 from hnml_hf import render_report
-from hnml_hf.audit.report import Evidence
+from hnml_hf.audit.report import Evidence, picture_side, row_reasons, score_text
 
 
 def payload(page):
@@ -39,7 +41,6 @@ def test_it_asks_nothing_of_the_network(page):
 
 
 def test_the_policy_names_the_script_that_is_there(page):
-    import base64
     import hashlib
 
     script = re.search(r"<script>(.*)</script>", page, re.S).group(1)
@@ -65,21 +66,54 @@ def test_summary_says_rate_interval_matrix_and_curves(page):
     assert "accuracy on held-out labels ends at 60 %" in page  # not the 90 % of another split at the same epoch
 
 
-def test_payload_has_every_row_and_every_suspect(page):
+def test_payload_has_every_row_and_every_issue(page):
     table, data = make_table(), payload(page)
-    import base64
+    items = data["items"]
+    assert [item["id"] for item in items] == table["index"].tolist() and data["total"] == 30
+    np.testing.assert_allclose([item["score"] for item in items], table["noise_score"], atol=1e-6)
+    assert sum(item["issue"] for item in items) == 11
+    assert items[9]["image"] is None and EVIL in items[9]["reason"]
+    assert items[10]["image"] and "maps" not in items[10]
+    assert items[0]["image"].startswith("data:image/png") and items[0]["maps"][0]["shape"] == [4, 4]
+    assert items[20]["image"] is None and "not stored" in items[20]["reason"]
 
-    ids = np.frombuffer(base64.b64decode(data["rows"]["index"]), "<i8")
-    assert ids.tolist() == table["index"].tolist()
-    score = np.frombuffer(base64.b64decode(data["rows"]["score"]), "<f4")
-    np.testing.assert_allclose(score, table["noise_score"], rtol=1e-6)
-    assert len(data["suspects"]) == 11
-    assert data["suspects"][9]["image"] is None and EVIL in data["suspects"][9]["reason"]
-    assert data["suspects"][10]["image"] and "given_map" not in data["suspects"][10]
-    assert data["suspects"][0]["image"].startswith("data:image/png") and data["suspects"][0]["given_map"]["shape"] == [
-        4,
-        4,
+
+def test_reasons_are_sentences_and_scores_have_digits(page):
+    row = {"given_probability": 0.06, "suggested_probability": 0.91, "foreground_agreement": float("nan")}
+    assert row_reasons(row, "church", "golf ball") == ["looks like golf ball (0.91); 0.06 for church"]
+    row |= {"times_seen": 3, "last_epoch_learned": -1, "foreground_agreement": 0.5}
+    assert row_reasons(row, "church", "golf ball")[1:] == [
+        "its foreground alone is seen as the same class 50 % of the time",
+        "its label was never predicted in training",
     ]
+    texts = [score_text(score) for score in (0.5, 0.97, 0.995, 0.9997, 1.0, 0.05, 1e-5)]
+    assert texts == ["50 %", "97 %", "99.5 %", "99.97 %", "> 99.9999 %", "5 %", "< 0.01 %"]
+    assert score_text(1.0, log_odds=12.0) == "99.9994 %"  # the doubt is exp(-12) = 6e-6
+    assert "teacher" not in page.lower()
+
+
+def test_rows_that_were_decided_before_are_no_issues(tmp_path):
+    table = make_table()
+    decided = table["index"][:3].tolist()
+    path = render_report(table, table.attrs, tmp_path / "r.html", evidence=make_evidence(4), decided=decided)
+    items = payload(path.read_text())["items"]
+    assert [item["id"] for item in items if item["issue"]] == table["index"][3:7].tolist()
+    assert [item["id"] for item in items if item["before"]] == decided
+
+
+def test_pictures_are_as_large_as_all_of_them_may_be(tmp_path):
+    assert [picture_side(count) for count in (0, 300, 600, 1000, 100_000)] == [640, 640, 480, 320, 320]
+    table = make_table(30)
+    evidence = make_evidence(30, side=200)
+    path = render_report(table, table.attrs, tmp_path / "r.html", evidence=evidence, max_bytes=200_000)
+    items = payload(path.read_text())["items"]
+    stored = [item for item in items if item["image"]]
+    assert 1 < len(stored) < 30 and sum(len(item["image"]) for item in stored) <= 200_000
+    assert all(item["issue"] for item in items)  # those without a picture can be decided as well
+
+
+def test_cells_of_the_matrix_lead_to_their_issues(page):
+    assert page.count("data-pair=") >= 6 and 'data-pair="1,0"' in page
 
 
 def test_many_classes_show_the_noisiest(tmp_path):
@@ -100,18 +134,22 @@ def test_a_million_rows_make_a_page_of_some_megabytes(tmp_path):
     table = pd.DataFrame({name: np.repeat(one[name].to_numpy(), n) for name in one})
     table["index"], table["rank"] = np.arange(n), np.arange(1, n + 1)
     path = render_report(table, one.attrs, tmp_path / "r.html", evidence=make_evidence(5))
-    assert path.stat().st_size < 32 * 2**20
+    assert path.stat().st_size < 8 * 2**20
+    data = payload(path.read_text())
+    assert len(data["items"]) == 10_000 and data["total"] == n
 
 
 def test_large_pictures_shrink(tmp_path):
     table = make_table(3)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8))
     path = render_report(table, table.attrs, tmp_path / "r.html", evidence=[Evidence(image)])
-    source = payload(path.read_text())["suspects"][0]["image"]
-    assert source.startswith("data:image/jpeg") and len(source) < 40_000
+    source = payload(path.read_text())["items"][0]["image"]
+    assert source.startswith("data:image/webp;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as stored:
+        assert stored.size == (640, 640)
 
 
 def test_more_evidence_than_rows_is_an_error(tmp_path):
     table = make_table(2)
-    with pytest.raises(ValueError, match="3 suspects come with evidence, but the table has 2 rows"):
+    with pytest.raises(ValueError, match="3 label issues come with evidence, but the table has 2 rows"):
         render_report(table, table.attrs, tmp_path / "r.html", evidence=make_evidence(3))

@@ -1,11 +1,11 @@
-"""One self-contained HTML page: how noisy the labels are, and the suspects with their evidence."""
+"""One self-contained HTML page: the label issues with their evidence, and how noisy the labels are."""
 
 import base64
 import hashlib
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,10 @@ from ...atomic import whole_file
 
 MATRIX_CLASSES = 20  # a larger heat map is a texture, not a table
 LISTED = 8  # classes and pairs that the summary names
-SIDE = 160  # pixels of a picture in the gallery
+SIDES = (640, 480, 320)  # pixels of a stored picture: the largest of them that keeps all within the budget
+BYTES_PER_PIXEL = 0.14  # of photographs as WebP, quality 80, about
+MAX_BYTES = 20_000_000  # of pictures in a file; more of them want `hnml review`
+MAX_ROWS = 10_000  # rows in a file that have no picture
 TINY = 64  # a smaller picture keeps its pixels: stored as it is, shown without smoothing
 BINS = 40
 CURVES = (
@@ -33,7 +36,7 @@ CURVES = (
 
 @dataclass(frozen=True)
 class Evidence:
-    """What can be shown of one suspect.
+    """What can be shown of one label issue.
 
     Args:
         image (`PIL.Image.Image`, *optional*): the picture, as the model sees it.
@@ -55,18 +58,24 @@ def render_report(
     *,
     evidence: Sequence[Evidence] = (),
     curves: Sequence[Mapping] = (),
+    decided: Collection[int] = (),
+    run: str | os.PathLike | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Path:
     """Write the report.
 
     Everything that comes from the data (names, paths, reasons) is escaped; the page asks nothing of the network, and
-    its content policy forbids it to.
+    its content policy forbids it to. Pictures are stored with 640, 480 or 320 pixels, as many as fit.
 
     Args:
         table (`pd.DataFrame`): output of [`~hnml_hf.noise_scores`], a row per sample.
         summary (`Mapping`): its `attrs`.
         path (`str` or `Path`): of the HTML file.
-        evidence (`Sequence[Evidence]`): of the most suspect samples, in the order of `rank`.
+        evidence (`Sequence[Evidence]`): of the most suspect samples, in the order of `rank`, without those decided.
         curves (`Sequence[Mapping]`): a trainer's `log_history`.
+        decided (`Collection[int]`): ids of samples that people have decided in an earlier round; they are no issues.
+        run (`str` or `Path`, *optional*): named in the commands that the page shows.
+        max_bytes (`int`): of all pictures; those beyond are left to `hnml review`.
 
     Returns:
         `Path`: the file.
@@ -75,19 +84,41 @@ def render_report(
         ValueError: if there is more evidence than there are samples.
     """
     if len(evidence) > len(table):
-        raise ValueError(f"{len(evidence)} suspects come with evidence, but the table has {len(table)} rows.")
+        raise ValueError(f"{len(evidence)} label issues come with evidence, but the table has {len(table)} rows.")
     table = table.sort_values("rank", kind="stable")
-    names, seen = list(map(str, summary["class_names"])), table[table["times_seen"] > 0]  # of others nothing is known
+    payload = _payload(table, summary, evidence, set(decided), max_bytes)
+    page = render_page(table, summary, payload, curves=curves, run=run)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+    return Path(path)
+
+
+def render_page(
+    table: pd.DataFrame,
+    summary: Mapping,
+    payload: Mapping,
+    *,
+    curves: Sequence[Mapping] = (),
+    run: str | os.PathLike | None = None,
+) -> str:
+    """The page of [`render_report`] or, with `served` in the payload, of a local server that answers its questions.
+
+    Args:
+        table (`pd.DataFrame`): columns `label, suggested_label, noise_score` and, if it has it, `times_seen`.
+        payload (`Mapping`): what the script starts from.
+    """
+    names = list(map(str, summary["class_names"]))
+    seen = table[table["times_seen"] > 0] if "times_seen" in table else table  # of others nothing is known
     score = seen["noise_score"].to_numpy()
-    source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
+    folder = Path(__file__).parent
+    read = {name: (folder / name).read_text("utf-8") for name in ("report.html.jinja", "report.css", "report.js")}
+    script = read["report.js"]
     low, high = summary["noise_rate_interval"]
-    page = (
+    return (
         Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-        .from_string(source)
+        .from_string(read["report.html.jinja"])
         .render(
-            subtitle=f"Noise audit of {len(table):,} training labels"
-            + (f" · {summary['source']}" if summary.get("source") else ""),
+            source=summary.get("source") or "",
             percent=_percent,
             rate=summary["noise_rate"],
             low=low,
@@ -95,21 +126,26 @@ def render_report(
             num_samples=len(table),
             num_classes=len(names),
             num_likely=int((score >= 0.5).sum()),
-            num_suspects=len(evidence),
             matrix=_matrix(summary, names),
             worst=_worst_classes(seen, names),
             pairs=_pairs(seen, names),
             histogram=_histogram(score),
             curves=_curves(curves),
             provenance=summary.get("provenance", ""),
-            payload=_payload(table, summary, names, evidence),
+            run=str(run) if run is not None else "RUN",
+            served=bool(payload.get("served")),
+            payload=payload,
+            style=_Trusted(read["report.css"]),
             script=_Trusted(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            script_hash=script_hash(),
         )
     )
-    with whole_file(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
-    return Path(path)
+
+
+def script_hash() -> str:
+    """Base64 of the SHA-256 of the page's script, for its content policy."""
+    script = Path(__file__).with_name("report.js").read_bytes()
+    return base64.b64encode(hashlib.sha256(script).digest()).decode()
 
 
 class _Trusted(str):
@@ -123,6 +159,52 @@ def _percent(share: float) -> str:
     if 0 < share < 0.001:
         return "< 0.1 %"
     return f"{100 * share:.1f} %" if share < 0.995 else f"{100 * share:.0f} %"
+
+
+def score_text(score: float, log_odds: float | None = None) -> str:
+    """A probability in per cent with as many digits as tell it from certainty: "97 %", "99.97 %".
+
+    Args:
+        score (`float`): in [0, 1].
+        log_odds (`float`, *optional*): log(score / (1 - score)), which has digits left where the score is 1.
+    """
+    doubt = 1 - score
+    if log_odds is not None and math.isfinite(log_odds):
+        doubt = 1 / (1 + math.exp(min(log_odds, 700)))
+    if doubt < 1e-6:
+        return "> 99.9999 %"
+    if doubt < 0.01:
+        digits = max(1, math.ceil(-math.log10(doubt)) - 2)
+        return f"{100 * (1 - doubt):.{digits}f} %"
+    if score < 1e-4:
+        return "< 0.01 %"
+    return f"{100 * score:.2g} %" if score < 0.1 else f"{100 * score:.0f} %"
+
+
+def row_reasons(row: Mapping, given: str, suggested: str) -> list[str]:
+    """Why a label is an issue, in words.
+
+    Args:
+        row (`Mapping`): of the table; columns that it does not have, or that are nan, give no reason.
+        given, suggested (`str`): names of the two classes.
+    """
+    reasons = []
+    own, other = _number(row.get("given_probability")), _number(row.get("suggested_probability"))
+    if own is not None and other is not None:
+        verb = "looks like" if other >= own else "might be"
+        reasons.append(f"{verb} {suggested} ({other:.2f}); {own:.2f} for {given}")
+    agreement = _number(row.get("foreground_agreement"))
+    if agreement is not None:
+        reasons.append(f"its foreground alone is seen as the same class {100 * agreement:.0f} % of the time")
+    if (row.get("times_seen") or 0) > 1 and row.get("last_epoch_learned") is not None:
+        learned = int(row["last_epoch_learned"])
+        last = f"predicted last in epoch {learned}" if learned >= 0 else "never predicted in training"
+        reasons.append(f"its label was {last}")
+    return reasons
+
+
+def _number(value: object) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
 
 
 # -- summary ----------------------------------------------------------------------------------------------------------
@@ -148,7 +230,9 @@ def _matrix(summary: Mapping, names: list[str]) -> dict:
             if bounds is not None:
                 low, high = bounds[:, true, given]
                 title += f" ({100 * low:.1f} to {100 * high:.1f})"
-            cells.append({"text": text, "shade": f"{shade:.3f}", "same": true == given, "title": title})
+            link = true != given and value >= 0.005
+            where = {"given": int(given), "suggested": int(true), "link": link}
+            cells.append({"text": text, "shade": f"{shade:.3f}", "same": true == given, "title": title, **where})
         rows.append({"name": names[true], "cells": cells})
     found = {"names": [names[i] for i in shown], "cut": len(shown) < len(names), "bounds": bounds is not None}
     return {**found, "rows": rows}
@@ -158,7 +242,7 @@ def _worst_classes(table: pd.DataFrame, names: list[str]) -> list[dict]:
     shares = table.groupby("label")["noise_score"].mean().sort_values(ascending=False, kind="stable").head(LISTED)
     shares = shares[shares > 0.001]
     return [
-        {"name": names[label], "text": _percent(share), "width": f"{100 * share:.1f}"}
+        {"name": names[label], "given": int(label), "text": _percent(share), "width": f"{100 * share:.1f}"}
         for label, share in shares.items()
     ]
 
@@ -167,7 +251,7 @@ def _pairs(table: pd.DataFrame, names: list[str]) -> list[dict]:
     counts = table.groupby(["label", "suggested_label"])["noise_score"].sum()
     counts = counts.sort_values(ascending=False, kind="stable").head(LISTED)
     return [
-        {"given": names[given], "suggested": names[suggested], "text": f"{count:,.0f}"}
+        {"ids": (given, suggested), "given": names[given], "suggested": names[suggested], "text": f"{count:,.0f}"}
         for (given, suggested), count in counts.items()
         if count >= 0.5
     ]
@@ -202,56 +286,92 @@ def _curves(history: Sequence[Mapping]) -> dict | None:
     return {"lines": lines, "text": "; ".join(texts), "last": f"{last:g}"} if lines else None
 
 
-# -- suspects ---------------------------------------------------------------------------------------------------------
+# -- rows of the file -------------------------------------------------------------------------------------------------
 
 
-def _payload(table: pd.DataFrame, summary: Mapping, names: list[str], evidence: Sequence[Evidence]) -> dict:
-    rows = {
-        "index": ("index", "<i8"),
-        "label": ("label", "<i4"),
-        "suggested": ("suggested_label", "<i4"),
-        "score": ("noise_score", "<f4"),
-    }
-    top = table.head(len(evidence)).to_dict("records")
+def _payload(
+    table: pd.DataFrame, summary: Mapping, evidence: Sequence[Evidence], decided: set[int], max_bytes: int
+) -> dict:
+    names = list(map(str, summary["class_names"]))
+    before = table["index"].isin(decided).to_numpy()
+    order = np.concatenate([np.flatnonzero(~before), np.flatnonzero(before)])
+    shown = table.iloc[order[: max(MAX_ROWS, len(evidence))]].to_dict("records")
+    root = _common_folder(row["path"] for row in shown)
+    side = picture_side(len(evidence), max_bytes)
+    items, left = [], max_bytes
+    for number, row in enumerate(shown):
+        item = _row(row, names, root, row["index"] in decided)
+        if number < len(evidence):
+            left -= _add_evidence(item, evidence[number], side, left)
+        items.append(item)
     return {
+        "served": False,
         "id": summary["dataset_fingerprint"],
         "classes": names,
-        "rows": {key: _base64(table[name].to_numpy().astype(kind)) for key, (name, kind) in rows.items()},
-        "suspects": [_suspect(row, shown) for row, shown in zip(top, evidence, strict=True)],
+        "total": len(table),
+        "items": items,
     }
 
 
-def _suspect(row: dict, shown: Evidence) -> dict:
-    facts = [
-        ["teacher: given", f"{row['given_probability']:.2f}"],
-        ["suggested", f"{row['suggested_probability']:.2f}"],
-    ]
-    if not math.isnan(row["foreground_agreement"]):
-        facts.append(["foreground agrees", f"{100 * row['foreground_agreement']:.0f} %"])
-    if row["times_seen"] > 1:
-        learned = row["last_epoch_learned"]
-        facts.append(["label last predicted in", f"epoch {learned}" if learned >= 0 else "no epoch"])
-    item = {"facts": facts, "path": str(row["path"] or ""), "image": None, "reason": shown.reason}
-    if shown.image is not None:
-        item["image"], item["tiny"] = _data_uri(shown.image), max(shown.image.size) < TINY
-        if shown.given_map is not None and shown.suggested_map is not None:
-            item["given_map"], item["suggested_map"] = _map(shown.given_map), _map(shown.suggested_map)
-    return item
+def picture_side(count: int, max_bytes: int = MAX_BYTES) -> int:
+    """The side in pixels with which so many pictures stay within a budget, 320 at least."""
+    return next((side for side in SIDES if count * BYTES_PER_PIXEL * side**2 <= max_bytes), SIDES[-1])
 
 
-def _data_uri(image: Image.Image) -> str:
+def _common_folder(paths) -> str:
+    paths = [str(path) for path in paths if path]
+    return os.path.commonprefix([min(paths), max(paths)]).rpartition("/")[0] + "/" if paths else ""
+
+
+def _row(row: Mapping, names: list[str], root: str, before: bool) -> dict:
+    path = str(row["path"] or "").removeprefix(root)
+    return {
+        "id": int(row["index"]),
+        "given": int(row["label"]),
+        "suggested": int(row["suggested_label"]),
+        "score": round(float(row["noise_score"]), 6),
+        "certainty": score_text(row["noise_score"], row.get("log_odds")),
+        "why": row_reasons(row, names[row["label"]], names[row["suggested_label"]]),
+        "path": path,
+        "folder": os.path.dirname(path),
+        "before": before,
+        "issue": False,
+        "image": None,
+        "reason": "not stored in this file",
+    }
+
+
+def _add_evidence(item: dict, shown: Evidence, side: int, left: int) -> int:
+    """Put a picture and maps into a row, which makes it an issue that can be decided here; returns their bytes."""
+    item["issue"] = not item["before"]
+    item["reason"] = shown.reason or item["reason"]
+    if shown.image is None:
+        return 0
+    image = picture_uri(shown.image, side)
+    if len(image) > left:
+        return left  # nor any after it: the budget is spent
+    item.update(image=image, tiny=max(shown.image.size) < TINY, reason="")
+    if shown.given_map is not None and shown.suggested_map is not None:
+        item["maps"] = [map_values(shown.given_map), map_values(shown.suggested_map)]
+    return len(image)
+
+
+def encode_picture(image: Image.Image, side: int) -> tuple[bytes, str]:
+    """A picture within a square of so many pixels, and its media type: WebP, or PNG where pixels are to be seen."""
     image = image.convert("RGB")
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    kind = "png" if max(image.size) < TINY else "jpeg"
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    kind, options = ("png", {"optimize": True}) if max(image.size) < TINY else ("webp", {"quality": 80, "method": 3})
     buffer = io.BytesIO()
-    image.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 82}))
-    return f"data:image/{kind};base64,{_base64(buffer.getvalue())}"
+    image.save(buffer, kind, **options)
+    return buffer.getvalue(), f"image/{kind}"
 
 
-def _map(values: np.ndarray) -> dict:
+def picture_uri(image: Image.Image, side: int) -> str:
+    content, kind = encode_picture(image, side)
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def map_values(values: np.ndarray) -> dict:
+    """An activation map with 8 bits a cell, `shape` and base64 `values`."""
     quantised = np.rint(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8)
-    return {"shape": list(quantised.shape), "values": _base64(quantised)}
-
-
-def _base64(values: np.ndarray | bytes) -> str:
-    return base64.b64encode(values if isinstance(values, bytes) else np.ascontiguousarray(values).tobytes()).decode()
+    return {"shape": list(quantised.shape), "values": base64.b64encode(quantised.tobytes()).decode()}

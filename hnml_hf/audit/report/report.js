@@ -2,23 +2,20 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
-  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  const ids = new BigInt64Array(bytes(data.rows.index).buffer);
-  const given = new Int32Array(bytes(data.rows.label).buffer);
-  const suggested = new Int32Array(bytes(data.rows.suggested).buffer);
-  const score = new Float32Array(bytes(data.rows.score).buffer);
-  const total = ids.length, suspects = data.suspects, names = data.classes;
-  const key = "noise-report:" + data.id;
-  const state = { rows: false, page: 0, view: [], focus: 0 };
-  let marks = {};
-
-  function warn(text) { $("warning").textContent = text; $("warning").hidden = false; }
-  try { marks = JSON.parse(localStorage.getItem(key) || "{}"); }
-  catch (error) { warn("This browser does not keep marks (" + error.message + "). Download them before you close the page."); }
-  function keep() {
-    try { localStorage.setItem(key, JSON.stringify(marks)); }
-    catch (error) { warn("The mark could not be kept (" + error.message + "). Download your marks now."); }
-  }
+  const names = data.classes, SIZE = 24, BULK = 0.9;
+  const number = (n) => n.toLocaleString("en");
+  const state = { items: [], total: 0, start: 0, focus: 0, anchor: null, map: 0, groups: {}, progress: {}, undo: [] };
+  const storage = {
+    key: "hnml-review:" + data.id,
+    get(name, otherwise) {
+      try { return JSON.parse(localStorage.getItem(this.key + name)) ?? otherwise; } catch { return otherwise; }
+    },
+    set(name, value) {
+      try { localStorage.setItem(this.key + name, JSON.stringify(value)); }
+      catch (error) { warn("This browser keeps nothing (" + error.message + "). Download the annotations before you close the page."); }
+    },
+  };
+  const annotator = () => (data.served ? $("annotator").value.trim() || data.annotator : "report");
 
   function make(tag, attributes = {}, ...children) {
     const node = document.createElement(tag);
@@ -26,212 +23,627 @@
     node.append(...children);
     return node;
   }
-
-  // -- which rows, in which order
-  function select() {
-    const limit = state.rows ? total : suspects.length;
-    const g = $("given").value, s = $("suggested").value, least = Number($("least").value), m = $("marked").value;
-    const found = [];
-    for (let row = 0; row < limit; row++) {
-      if (score[row] < least) break; // rows come in the order of the score
-      if ((g !== "" && given[row] !== Number(g)) || (s !== "" && suggested[row] !== Number(s))) continue;
-      if (m !== "") {
-        const mark = marks[ids[row]] && marks[ids[row]].mark;
-        if (m === "none" ? mark : mark !== m) continue;
-      }
-      found.push(row);
-    }
-    const by = $("sort").value;
-    if (by === "index") {
-      const order = BigInt64Array.from(found, (row) => ids[row]).sort();
-      const at = new Map(found.map((row) => [ids[row], row]));
-      state.view = Array.from(order, (id) => at.get(id));
-    } else if (by !== "score") {
-      const value = by === "given" ? given : suggested;
-      state.view = Array.from(Float64Array.from(found, (row) => value[row] * 2 ** 32 + row).sort(), (v) => v % 2 ** 32);
-    } else state.view = found;
-    state.page = 0;
-    state.focus = 0;
-    draw();
+  function warn(text) { $("warning").textContent = text; $("warning").hidden = !text; }
+  let toasting;
+  function toast(text) {
+    $("toast").textContent = $("live").textContent = text;
+    $("toast").hidden = false;
+    clearTimeout(toasting);
+    toasting = setTimeout(() => ($("toast").hidden = true), 2500);
   }
 
-  // -- one card
+  // -- where rows come from and annotations go: this file ...
+  function fileSource() {
+    const items = data.items, at = new Map(items.map((item) => [item.id, item]));
+    let entries = storage.get("", {}); // sample id -> {annotation, label, name}
+    items.forEach((item, row) => (item.row = row));
+    const keep = () => storage.set("", entries);
+    const opinions = (item) => (entries[item.id] ? [{ ...entries[item.id], by: "" }] : []);
+    function orderOf(name, rows) {
+      if (name === "index") return rows.sort((a, b) => a.id - b.id);
+      if (name !== "informative") return rows;
+      const doubtful = [...items].sort((a, b) => Math.abs(a.score - 0.5) - Math.abs(b.score - 0.5) || a.row - b.row);
+      const place = new Map(doubtful.map((item, n) => [item.id, Math.min(2 * item.row, 2 * n + 1)]));
+      return rows.sort((a, b) => place.get(a.id) - place.get(b.id));
+    }
+    const groupOf = { pair: (i) => i.given + ">" + i.suggested, given: (i) => String(i.given), folder: (i) => i.folder };
+    function view(q) {
+      const text = q.text.toLowerCase();
+      let rows = items.filter((item) => {
+        const entry = entries[item.id];
+        return (q.scope === "all" || q.status === "before" || item.issue)
+          && (q.status === "before" ? item.before : q.status === "any" || !item.before)
+          && (["any", "before"].includes(q.status) || (q.status === "open" ? !entry : entry && entry.annotation === q.status))
+          && item.score >= q.least && (q.given === null || item.given === q.given)
+          && (q.suggested === null || item.suggested === q.suggested)
+          && (!q.folder || item.folder === q.folder) && (!text || item.path.toLowerCase().includes(text));
+      });
+      rows = orderOf(q.order, rows);
+      if (q.group) {
+        const key = groupOf[q.group], weight = new Map();
+        for (const item of items) if (item.issue) weight.set(key(item), (weight.get(key(item)) || 0) + item.score);
+        const ranks = new Map([...weight].sort((a, b) => b[1] - a[1]).map(([k], n) => [k, n]));
+        const rank = (item) => ranks.get(key(item)) ?? ranks.size;
+        rows = rows.map((item, n) => [rank(item), key(item), n, item])
+          .sort((a, b) => a[0] - b[0] || (a[1] < b[1] ? -1 : a[1] > b[1] ? 1 : a[2] - b[2])).map((r) => r[3]);
+      }
+      return rows;
+    }
+    function progress() {
+      const issues = items.filter((item) => item.issue), left = issues.filter((item) => !entries[item.id]);
+      const tally = { wrong: 0, right: 0, unsure: 0 };
+      for (const entry of Object.values(entries)) tally[entry.annotation]++;
+      return { issues: issues.length, decided: issues.length - left.length, split: 0, ...tally,
+        expected: left.reduce((sum, item) => sum + item.score, 0) / Math.max(left.length, 1) };
+    }
+    const batches = new Map();
+    return {
+      query(q, start) {
+        const rows = view(q), groups = {};
+        start = Math.max(0, Math.min(start, Math.floor((rows.length - 1) / SIZE) * SIZE));
+        const page = rows.slice(start, start + SIZE).map((item) => ({ ...item, opinions: opinions(item) }));
+        if (q.group) {
+          for (const item of page) groups[(item.group = groupOf[q.group](item))] = { count: 0, wrong: 0 };
+          for (const item of rows) {
+            const group = groups[groupOf[q.group](item)];
+            if (group) { group.count++; group.wrong += item.score; }
+          }
+        }
+        return { items: page, start, total: rows.length, groups, progress: progress(), rate: null };
+      },
+      annotate(list, batch) {
+        const before = [];
+        for (const { index, annotation, new_label, new_label_name } of list) {
+          if (!at.has(index)) continue;
+          before.push([index, entries[index]]);
+          if (annotation === null) delete entries[index];
+          else entries[index] = { annotation, label: new_label, name: new_label_name };
+        }
+        batches.set(batch, before);
+        keep();
+        return before.length;
+      },
+      bulk(q, annotation, batch) { return this.annotate(view(q).map((item) => entryFor(item, annotation)), batch); },
+      undo(batch) {
+        for (const [index, entry] of batches.get(batch).reverse()) if (entry) entries[index] = entry; else delete entries[index];
+        keep();
+      },
+      image: (item) => item.image,
+      maps: (item) => (item.maps ? { maps: item.maps } : null),
+      known: (id) => at.get(id),
+      csv: () => toCsv(Object.entries(entries).map(([id, entry]) => ({ ...entry, item: at.get(Number(id)) })).filter((e) => e.item)),
+      listen(changed) { addEventListener("storage", (event) => { if (event.key === storage.key) { entries = storage.get("", {}); changed(); } }); },
+    };
+  }
+
+  // ... or `hnml review`
+  function serverSource() {
+    const maps = new Map();
+    async function ask(path, body) {
+      const options = body ? { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) } : {};
+      const answer = await fetch(path, options);
+      const found = await answer.json();
+      if (!answer.ok) throw Object.assign(new Error(found.error), { refused: answer.status < 500 });
+      if (found.version !== undefined) version = found.version;
+      if (found.stale) warn("The audit was written anew since this server was started: start it again to see the new scores. Annotations are kept.");
+      return found;
+    }
+    let version = 0;
+    const words = (q) => new URLSearchParams(Object.entries(q).filter(([, value]) => value !== null && value !== ""));
+    return {
+      query: (q, start) => ask("rows?" + words({ ...q, start, size: SIZE, annotator: annotator() })),
+      async annotate(entries, batch) { return (await ask("annotate", { entries, batch, annotator: annotator() })).count; },
+      async bulk(q, annotation, batch) { return (await ask("bulk", { query: q, annotation, batch, annotator: annotator() })).count; },
+      undo: (batch) => ask("undo", { batch }),
+      image: (item, side) => `image/${item.id}?side=${side}`,
+      async maps(item) {
+        if (!data.maps) return null;
+        if (!maps.has(item.id)) maps.set(item.id, await ask(`maps/${item.id}`));
+        return maps.get(item.id);
+      },
+      known: () => undefined,
+      csv: null,
+      listen(changed) {
+        setInterval(async () => {
+          const before = version;
+          try { const now = (await ask("state")).version; if (now !== before) changed(); } catch { /* the next key says so */ }
+        }, 3000);
+      },
+    };
+  }
+  const source = data.served ? serverSource() : fileSource();
+
+  // -- the page
+  const selected = (id) => ($(id).value === "" ? null : Number($(id).value));
+  const query = () => ({
+    scope: $("scope").value, status: $("status").value, given: selected("given"), suggested: selected("suggested"),
+    folder: state.folder || "", text: $("text").value.trim(), least: Number($("least").value), order: $("order").value, group: $("group").value,
+  });
+  let asked = 0, shown = 0;
+  async function refresh(start = state.start) {
+    const mine = ++asked;
+    try {
+      const found = await source.query(query(), start);
+      if (mine < shown) return;
+      shown = mine;
+      found.items = found.items.filter((item) => !hides(pendingOf(item.id)));
+      Object.assign(state, found);
+      state.focus = Math.max(0, Math.min(state.focus, state.items.length - 1));
+      draw();
+      return true;
+    } catch (error) {
+      warn(error.refused ? error.message : "The server does not answer. Start `hnml review` again; what is marked below stays.");
+    }
+  }
+  function restart() { state.focus = 0; state.anchor = null; return refresh(0); }
+
   function heat(map) {
-    const [h, w] = map.shape, values = bytes(map.values);
+    const [h, w] = map.shape, values = Uint8Array.from(atob(map.values), (c) => c.charCodeAt(0));
     const canvas = make("canvas", { width: w, height: h, "aria-hidden": "true" });
     const context = canvas.getContext("2d"), pixels = context.createImageData(w, h);
     values.forEach((v, at) => {
       const t = v / 255; // transparent, red, orange, yellow
-      pixels.data.set([255, Math.round(235 * Math.max(0, (t - 0.35) / 0.65)), Math.round(60 * (1 - t)), Math.round(225 * Math.min(1, t * 1.25))], 4 * at);
+      pixels.data.set([255, Math.round(235 * Math.max(0, (t - 0.35) / 0.65)), Math.round(60 * (1 - t)), Math.round(200 * Math.min(1, t * 1.25))], 4 * at);
     });
     context.putImageData(pixels, 0, 0);
     return canvas;
   }
-  function shot(source, tiny, text, map) {
-    const image = make("img", { src: source, alt: "", class: tiny ? "tiny" : null, decoding: "async" });
-    const frame = make("div", { class: "frame" }, image, ...(map ? [heat(map)] : []));
-    return make("div", { class: map ? "shot veil" : "shot" }, frame, make("span", { title: text }, text));
+  function picture(item, side) {
+    const frame = make("div", { class: "frame" }), url = source.image(item, side);
+    if (!url) {
+      frame.append(make("div", { class: "none" }, "No picture: " + item.reason));
+      return frame;
+    }
+    const image = make("img", { src: url, alt: "", class: item.tiny ? "tiny" : null, decoding: "async" });
+    image.addEventListener("load", () => { if (image.naturalWidth < 64) image.classList.add("tiny"); });
+    image.addEventListener("error", () => image.replaceWith(make("div", { class: "none" }, "No picture: the file cannot be read.")));
+    frame.append(image);
+    return frame;
   }
-  const percent = (p) => (100 * p).toFixed(p > 0.995 || p < 0.005 ? 1 : 0) + " %";
-
-  function card(row, place) {
-    const item = suspects[row], id = String(ids[row]), g = names[given[row]], s = names[suggested[row]];
-    const node = make("li", { class: "card", tabindex: place === state.focus ? "0" : "-1", "data-row": row, "data-id": id });
-    node.setAttribute("aria-label", `Sample ${id}. Given ${g}, suggested ${s}. Score ${score[row].toFixed(2)}.`);
-    const shots = make("div", { class: "shots" });
-    if (item.image) {
-      shots.append(shot(item.image, item.tiny, "image", null));
-      if (item.given_map) shots.append(shot(item.image, item.tiny, g, item.given_map), shot(item.image, item.tiny, s, item.suggested_map));
-      else shots.append(make("div", { class: "soft small none", style: "grid-column:span 2" }, "This model gives no activation maps."));
-    } else shots.append(make("div", { class: "none" }, "No picture: " + item.reason));
-    const facts = make("div", { class: "facts num" }, make("span", {}, make("b", {}, score[row].toFixed(3)), " probably wrong"));
-    for (const [text, value] of item.facts) facts.append(make("span", {}, text + " ", make("b", {}, value)));
+  function says(item) {
+    return make("div", { class: "says" }, make("span", { class: "g" }, names[item.given]), make("i", {}, "→"), make("span", { class: "s" }, names[item.suggested]));
+  }
+  const entryOf = (item) => pendingOf(item.id) || item.opinions.find((one) => !data.served || one.by === annotator());
+  function card(item) {
+    const node = make("li", { class: "card", tabindex: "-1", "data-id": item.id });
+    const frame = picture(item, pixels());
+    frame.append(make("span", { class: "badge num" }, item.certainty), make("span", { class: "badge num" }, "#" + item.id));
+    frame.title = "Zoom (Space)";
     const verdict = make("div", { class: "verdict", role: "group", "aria-label": "The given label is" });
-    for (const mark of ["wrong", "right", "unsure"]) verdict.append(make("button", { type: "button", tabindex: "-1", "data-set": mark, "aria-pressed": "false" }, mark[0].toUpperCase() + mark.slice(1)));
-    const fix = make("input", { list: "classes", value: s, "aria-label": "True class of sample " + id, tabindex: "-1" });
-    node.append(shots, make("div", { class: "body" },
-      make("dl", { class: "says" }, make("dt", {}, "given"), make("dd", { class: "g" }, g), make("dt", {}, "suggested"), make("dd", { class: "s" }, s)),
-      facts, make("div", { class: "path" }, item.path ? "#" + id + " · " + item.path : "#" + id), verdict,
-      make("label", { class: "fix", hidden: "" }, "True class", fix)));
-    show(node);
+    for (const name of ["wrong", "right", "unsure"]) verdict.append(make("button", { type: "button", tabindex: "-1", "data-set": name, "aria-pressed": "false" }, name[0].toUpperCase() + name.slice(1)));
+    const fix = make("input", { list: "classes", placeholder: "Enter: another class", "aria-label": "True class of sample " + item.id, tabindex: "-1", maxlength: "200" });
+    const new_class = make("span", { class: "new", hidden: "" });
+    const why = item.why.join("; ");
+    node.setAttribute("aria-label", `Sample ${item.id}. Given ${names[item.given]}, suggested ${names[item.suggested]}. ${item.certainty} probably wrong. ${why}`);
+    node.append(frame, make("div", { class: "body" },
+      make("div", {}, says(item), make("div", { class: "why" }, why)),
+      make("div", { class: "opinions", hidden: "" }),
+      ...(item.path ? [make("div", { class: "path" }, item.path)] : []),
+      verdict, make("label", { class: "fix" }, make("span", {}, "True class"), fix, new_class)));
     return node;
   }
-  function show(node) {
-    const entry = marks[node.dataset.id];
-    node.dataset.mark = entry ? entry.mark : "";
-    for (const button of node.querySelectorAll("[data-set]")) button.setAttribute("aria-pressed", String(Boolean(entry) && button.dataset.set === entry.mark));
-    const fix = node.querySelector(".fix");
-    fix.hidden = !entry || entry.mark !== "wrong";
-    if (entry && entry.mark === "wrong") fix.querySelector("input").value = names[entry.label];
+  function dress(node, item, place) {
+    const entry = entryOf(item);
+    node.dataset.verdict = entry ? entry.annotation : "";
+    node.classList.toggle("now", place === state.focus);
+    node.classList.toggle("picked", picked().includes(item) && state.anchor !== null);
+    node.tabIndex = place === state.focus ? 0 : -1;
+    for (const button of node.querySelectorAll("[data-set]")) button.setAttribute("aria-pressed", String(Boolean(entry) && button.dataset.set === entry.annotation));
+    const fix = node.querySelector(".fix input");
+    if (fix && document.activeElement !== fix) fix.value = entry && entry.annotation === "wrong" ? entry.name : "";
+    const others = node.querySelector(".opinions"), said = item.opinions.filter((one) => one.by && one.by !== annotator());
+    if (others) {
+      others.hidden = !said.length && !item.before;
+      others.textContent = (item.before ? "Decided in an earlier round. " : "") + said.map((one) => `${one.by}: ${one.annotation}${one.annotation === "wrong" ? ", " + one.name : ""}`).join(" · ");
+    }
   }
-
-  // -- the page
-  const size = () => (state.rows ? 100 : 24);
-  const pages = () => Math.max(1, Math.ceil(state.view.length / size()));
+  const pixels = () => (devicePixelRatio > 1.2 ? 640 : 480);
+  const nodes = new Map();
   function draw() {
-    const part = state.view.slice(state.page * size(), (state.page + 1) * size());
-    $("gallery").hidden = state.rows;
-    $("rows").hidden = !state.rows;
-    if (state.rows) {
-      $("gallery").replaceChildren();
-      $("rows").tBodies[0].replaceChildren(...part.map((row) => {
-        const entry = marks[ids[row]];
-        const cells = [row + 1, ids[row], names[given[row]], names[suggested[row]], score[row].toFixed(4), entry ? entry.mark : ""];
-        return make("tr", {}, ...cells.map((value) => make("td", { class: "num" }, String(value))));
-      }));
-    } else $("gallery").replaceChildren(...part.map(card));
-    $("empty").hidden = part.length > 0;
-    $("page").textContent = state.page + 1;
-    $("pages").textContent = pages().toLocaleString("en");
-    $("previous").disabled = state.page === 0;
-    $("next").disabled = state.page >= pages() - 1;
-    count();
+    const used = new Set(), list = [];
+    let group = null;
+    for (const [place, item] of state.items.entries()) {
+      if (item.group !== undefined && item.group !== group) list.push(heading(item, (group = item.group)));
+      if (!nodes.has(item.id)) nodes.set(item.id, card(item));
+      dress(nodes.get(item.id), item, place);
+      used.add(item.id);
+      list.push(nodes.get(item.id));
+    }
+    for (const id of [...nodes.keys()]) if (!used.has(id)) nodes.delete(id);
+    const had = document.activeElement && document.activeElement.closest && document.activeElement.closest(".card");
+    const gallery = $("gallery");
+    list.forEach((node, at) => { if (gallery.children[at] !== node) gallery.insertBefore(node, gallery.children[at] || null); });
+    while (gallery.children.length > list.length) gallery.lastChild.remove();
+    if (had && !had.isConnected && state.items.length) nodes.get(state.items[state.focus].id).focus({ preventScroll: true });
+    const p = state.progress, pages = Math.max(1, Math.ceil(state.total / SIZE));
+    $("empty").hidden = state.items.length > 0;
+    $("empty").textContent = p.issues && p.decided === p.issues && $("status").value === "open" ? `All ${number(p.issues)} label issues are decided.` : "Nothing matches these filters.";
+    $("page").value = Math.floor(state.start / SIZE) + 1;
+    $("pages").textContent = number(pages);
+    $("previous").disabled = state.start === 0;
+    $("next").disabled = state.start + SIZE >= state.total;
+    const rest = p.issues - p.decided;
+    const expected = rest ? `, about ${(100 * p.expected).toFixed(0)} % of the remaining are wrong` : "";
+    $("count").textContent = `${number(p.decided)} of ${number(p.issues)} decided${expected} · ${number(p.wrong)} wrong, ${number(p.right)} right, ${number(p.unsure)} unsure${p.split ? `, ${p.split} disputed` : ""} · ${number(state.total)} shown`;
+    $("bar").style.width = (100 * p.decided) / Math.max(p.issues, 1) + "%";
+    const now = state.items[state.focus];
+    $("pair-wrong").disabled = !now;
+    $("pair-wrong").textContent = now ? `All of ${names[now.given]} → ${names[now.suggested]} above 90 %: wrong` : "All of this pair";
+    drawRate();
+    drawZoom();
   }
-  function count() {
-    const tally = { wrong: 0, right: 0, unsure: 0 };
-    for (const entry of Object.values(marks)) tally[entry.mark]++;
-    const what = state.rows ? "rows" : "suspects";
-    $("count").textContent = `${state.view.length.toLocaleString("en")} of ${(state.rows ? total : suspects.length).toLocaleString("en")} ${what} · marked: ${tally.wrong} wrong, ${tally.right} right, ${tally.unsure} unsure`;
+  function heading(item, key) {
+    const by = $("group").value, group = state.groups[key];
+    const title = by === "pair" ? `${names[item.given]} → ${names[item.suggested]}` : by === "given" ? names[item.given] : item.folder || "(no folder)";
+    const only = make("button", { type: "button", class: "link small" }, "only these");
+    only.addEventListener("click", () => {
+      if (by === "folder") state.folder = item.folder;
+      else $("given").value = item.given;
+      if (by === "pair") $("suggested").value = item.suggested;
+      $("clear").disabled = false;
+      restart();
+    });
+    return make("li", { class: "group" }, make("b", {}, title), make("span", { class: "soft small num" }, `${number(group.count)} shown, about ${number(Math.round(group.wrong))} wrong`), only);
   }
-  function turn(by) {
-    const page = Math.min(pages() - 1, Math.max(0, state.page + by));
-    if (page === state.page) return false;
-    state.page = page;
-    state.focus = 0;
+  function drawRate() {
+    const r = state.rate;
+    $("rate").hidden = !r || $("order").value !== "rate";
+    if ($("rate").hidden) return;
+    const found = r.rate === null ? "no estimate yet" : `${(100 * r.rate).toFixed(1)} % of all labels are wrong, ± ${(100 * r.margin).toFixed(1)} points`;
+    $("rate").textContent = `Annotate these ${number(r.needed)} to know the noise rate within about 3 points: ${number(r.annotated)} done, ${found} (95 %).`;
+  }
+
+  // -- annotations
+  const waiting = storage.get(":waiting", []); // batches that the server has not confirmed
+  const held = new Map();
+  for (const one of waiting) for (const entry of one.entries || []) held.set(entry.index, entry);
+  const pendingOf = (id) => { const e = held.get(id); return e && { annotation: e.annotation, label: e.new_label, name: e.new_label_name, by: annotator() }; };
+  function hides(entry) {
+    const status = $("status").value;
+    return Boolean(entry) && (status === "open" || status === "mine") && entry.annotation !== null;
+  }
+  function entryFor(item, annotation, label = item.suggested, name = names[label]) {
+    const own = annotation === "right" ? [item.given, names[item.given]] : annotation === "wrong" ? [label, name] : [-1, ""];
+    return { index: item.id, annotation, new_label: own[0], new_label_name: own[1], label_name: names[item.given], path: item.path };
+  }
+  const id = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (b) => b.toString(16).padStart(2, "0")).join("");
+  const picked = () => {
+    if (state.anchor === null) return state.items.slice(state.focus, state.focus + 1);
+    return state.items.slice(Math.min(state.anchor, state.focus), Math.max(state.anchor, state.focus) + 1);
+  };
+  function annotate(items, annotation, label, name) {
+    if (!items.length) return;
+    const entries = items.map((item) => entryFor(item, annotation, label ?? item.suggested, name ?? names[label ?? item.suggested]));
+    const first = state.items.indexOf(items[0]), several = items.length > 1;
+    state.anchor = null;
+    const keepsPlace = $("status").value === "open" || $("status").value === "mine";
+    send({ entries, batch: id() });
+    if (keepsPlace && annotation !== null) state.items = state.items.filter((item) => !items.includes(item));
+    state.focus = keepsPlace && annotation !== null ? first : annotation === null ? state.focus : Math.min(first + items.length, state.items.length - 1);
+    state.focus = Math.max(0, Math.min(state.focus, state.items.length - 1));
+    const what = annotation === null ? "undecided again" : annotation === "wrong" ? `wrong, ${entries[0].new_label_name}` : annotation;
+    toast(several ? `${items.length} samples: ${what}` : `Sample ${items[0].id}: ${what}`);
     draw();
-    $("suspects").scrollIntoView({ block: "start" });
-    return true;
+    see();
   }
-
-  // -- marks
-  function mark(node, value) {
-    const id = node.dataset.id, row = Number(node.dataset.row);
-    if (value === null) delete marks[id];
-    else marks[id] = { mark: value, label: value === "wrong" ? suggested[row] : given[row] };
-    keep();
-    show(node);
-    count();
-    $("live").textContent = value === null ? `Sample ${id}: mark cleared` : `Sample ${id} marked ${value}`;
+  function send(batch) {
+    waiting.push(batch);
+    for (const entry of batch.entries || []) held.set(entry.index, entry);
+    if (data.served) storage.set(":waiting", waiting);
+    deliver();
   }
-  function focus(place) {
-    const cards = $("gallery").children;
-    if (!cards.length) return;
-    if (cards[state.focus]) cards[state.focus].tabIndex = -1;
-    state.focus = Math.min(cards.length - 1, Math.max(0, place));
-    cards[state.focus].tabIndex = 0;
-    cards[state.focus].focus();
-    cards[state.focus].scrollIntoView({ block: "nearest" });
-  }
-  const columns = () => getComputedStyle($("gallery")).gridTemplateColumns.split(" ").length;
-
-  $("gallery").addEventListener("click", (event) => {
-    const node = event.target.closest(".card"), button = event.target.closest("[data-set]");
-    if (!node) return;
-    state.focus = Array.prototype.indexOf.call($("gallery").children, node);
-    for (const other of $("gallery").children) other.tabIndex = other === node ? 0 : -1;
-    if (button) mark(node, button.getAttribute("aria-pressed") === "true" ? null : button.dataset.set);
-  });
-  $("gallery").addEventListener("change", (event) => {
-    const node = event.target.closest(".card"), label = names.indexOf(event.target.value);
-    const entry = marks[node.dataset.id];
-    if (label < 0) { event.target.setCustomValidity("This is none of the classes."); event.target.reportValidity(); return; }
-    event.target.setCustomValidity("");
-    if (entry) { entry.label = label; keep(); }
-  });
-  $("gallery").addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "INPUT") return;
-    const node = event.target.closest(".card");
-    if (!node) return;
-    const pressed = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    const marksOf = { w: "wrong", r: "right", u: "unsure", x: null };
-    const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns(), ArrowUp: -columns() };
-    if (pressed in marksOf) {
-      mark(node, marksOf[pressed]);
-      if (marksOf[pressed]) {
-        if (state.focus + 1 < $("gallery").children.length) focus(state.focus + 1);
-        else if (turn(1)) focus(0);
+  let delivering = false, retry;
+  async function deliver() {
+    if (delivering) return;
+    delivering = true;
+    clearTimeout(retry);
+    while (waiting.length) {
+      const one = waiting[0];
+      $("saved").textContent = data.served ? `keeping ${waiting.length}` : "";
+      try {
+        const count = one.undoes ? await source.undo(one.undoes) : one.query ? await source.bulk(one.query, one.annotation, one.batch) : await source.annotate(one.entries, one.batch);
+        if (!one.undoes) { state.undo.push(one.batch); if (one.query) toast(`${number(count)} samples: ${one.annotation}`); }
+        else toast("Undone");
+        if ($("warning").dataset.offline) { delete $("warning").dataset.offline; warn(""); }
+      } catch (error) {
+        if (!error.refused) { // the server is away: nothing is lost, and nothing pretends to be kept
+          $("warning").dataset.offline = "1";
+          warn(`The server does not answer: ${waiting.length} annotations wait in this browser. Start \`hnml review\` again with the same port, and open its address here.`);
+          $("saved").textContent = `${waiting.length} not kept yet`;
+          retry = setTimeout(() => { delivering = false; deliver(); }, 1500);
+          return;
+        }
+        warn(error.message);
       }
-    } else if (pressed in moves) focus(state.focus + moves[pressed]);
-    else if (pressed === "Home") focus(0);
-    else if (pressed === "End") focus($("gallery").children.length - 1);
-    else if (pressed === "n" || pressed === "PageDown") { if (turn(1)) focus(0); }
-    else if (pressed === "p" || pressed === "PageUp") { if (turn(-1)) focus(0); }
-    else if (pressed === "c") { const fix = node.querySelector(".fix"); if (!fix.hidden) fix.querySelector("input").focus(); }
-    else if (pressed === "Enter" && event.target === node) node.querySelector("[data-set]").focus();
+      waiting.shift();
+      if (data.served) storage.set(":waiting", waiting);
+      if (!waiting.length && !(await refresh())) break;
+      for (const entry of one.entries || []) if (!waiting.some((w) => (w.entries || []).some((e) => e.index === entry.index))) held.delete(entry.index);
+    }
+    delivering = false;
+    $("undo").disabled = !state.undo.length;
+    $("saved").textContent = data.served ? "all on disk" : state.undo.length ? "kept in this browser" : "";
+    draw();
+  }
+  function undo() {
+    const batch = state.undo.pop();
+    if (batch) send({ undoes: batch });
+  }
+  function bulkPair() {
+    const now = state.items[state.focus];
+    if (!now) return;
+    const q = { ...query(), scope: "issues", status: "open", given: now.given, suggested: now.suggested, least: BULK, text: "", folder: "", order: "likely", group: "" };
+    send({ query: q, annotation: "wrong", batch: id() });
+  }
+
+  // -- moving
+  function see() {
+    const now = state.items[state.focus], node = now && nodes.get(now.id);
+    if (!node) return;
+    const inside = document.activeElement && document.activeElement.closest(".card, dialog");
+    if (!inside || inside.matches(".card")) node.focus({ preventScroll: true });
+    const box = node.getBoundingClientRect(), top = $("review").querySelector(".tools").getBoundingClientRect().bottom;
+    if (box.top < top || box.bottom > innerHeight) node.scrollIntoView({ block: box.height > innerHeight - top ? "start" : "nearest" });
+  }
+  function move(by, extend) {
+    if (extend) state.anchor ??= state.focus; else state.anchor = null;
+    state.focus = Math.max(0, Math.min(state.items.length - 1, state.focus + by));
+    draw();
+    see();
+  }
+  async function turn(by) {
+    const start = state.start + by * SIZE;
+    if (start < 0 || start >= state.total) return;
+    state.focus = 0;
+    state.anchor = null;
+    await refresh(start);
+    $("review").scrollIntoView({ block: "start" });
+  }
+  const columns = () => {
+    const boxes = state.items.map((item) => nodes.get(item.id).offsetTop);
+    return Math.max(1, boxes.filter((top) => top === boxes[0]).length);
+  };
+
+  // -- zoom and maps
+  async function drawZoom() {
+    const zoom = $("zoom"), now = state.items[state.focus];
+    if (!zoom.open) return;
+    if (!now) return zoom.close();
+    if (zoom.dataset.id !== String(now.id)) {
+      const frame = picture(now, 1280), maps = make("div", { class: "legend-maps", role: "group", "aria-label": "Where the model sees" });
+      ["picture", names[now.given], names[now.suggested]].forEach((text, n) => maps.append(make("button", { type: "button", "data-map": n }, text)));
+      const verdict = make("div", { class: "verdict" });
+      for (const name of ["wrong", "right", "unsure"]) verdict.append(make("button", { type: "button", "data-set": name }, name[0].toUpperCase() + name.slice(1)));
+      zoom.replaceChildren(make("div", { class: "zoom" }, frame, make("div", { class: "body" }, says(now),
+        make("div", { class: "why" }, `${now.certainty} probably wrong`), ...now.why.map((text) => make("div", { class: "why" }, text)), make("div", { class: "path" }, now.path || "#" + now.id), maps, verdict)));
+      zoom.dataset.id = now.id;
+    }
+    dress(zoom, now, -1);
+    zoom.removeAttribute("tabindex");
+    await overlay(zoom.querySelector(".frame"), now);
+  }
+  function bare(frame) {
+    for (const node of frame.querySelectorAll("canvas, .seen")) node.remove();
+    frame.classList.remove("veil");
+  }
+  async function overlay(frame, item) {
+    const found = state.map ? await source.maps(item) : null, maps = found && found.maps;
+    bare(frame);
+    frame.classList.toggle("veil", Boolean(maps));
+    if (maps && found.image) frame.append(make("img", { src: found.image, alt: "", class: "seen" })); // the part that the model sees
+    if (maps) frame.append(heat(maps[state.map - 1]));
+    for (const button of document.querySelectorAll("[data-map]")) button.setAttribute("aria-pressed", String(Number(button.dataset.map) === state.map));
+    return !state.map || maps;
+  }
+  async function cycleMaps(to = (state.map + 1) % 3) {
+    state.map = to;
+    const now = state.items[state.focus];
+    if (!now) return;
+    for (const [key, node] of nodes) if (key !== now.id) bare(node.querySelector(".frame"));
+    let ok;
+    try { ok = await overlay(nodes.get(now.id).querySelector(".frame"), now); } catch (error) { return toast("No map: " + error.message); }
+    toast(!ok ? "There is no map of this picture." : state.map ? `Where the model sees ${names[state.map === 1 ? now.given : now.suggested]}` : "Picture");
+    if (!ok) state.map = 0;
+    drawZoom();
+  }
+  function zoomIn() {
+    if (!state.items.length) return;
+    delete $("zoom").dataset.id;
+    $("zoom").showModal();
+    drawZoom();
+  }
+
+  // -- events
+  $("gallery").addEventListener("click", (event) => {
+    const node = event.target.closest(".card");
+    if (!node || event.target.closest("input")) return;
+    const place = state.items.findIndex((item) => String(item.id) === node.dataset.id), button = event.target.closest("[data-set]");
+    if (event.shiftKey) state.anchor ??= state.focus; else state.anchor = null;
+    state.focus = place;
+    if (button) {
+      const items = picked(), off = items.length === 1 && button.getAttribute("aria-pressed") === "true";
+      return annotate(items, off ? null : button.dataset.set);
+    }
+    draw();
+    node.focus({ preventScroll: true });
+    if (event.target.closest(".frame") && !event.shiftKey) zoomIn();
+  });
+  function choose(input) {
+    const node = input.closest(".card"), item = state.items.find((one) => String(one.id) === node.dataset.id);
+    const text = input.value.trim(), hint = node.querySelector(".new");
+    if (!item || !text) return;
+    const exact = names.indexOf(text), lower = names.map((n) => n.toLowerCase());
+    const close = lower.filter((n) => n.startsWith(text.toLowerCase()));
+    const label = exact >= 0 ? exact : close.length === 1 ? lower.indexOf(close[0]) : lower.indexOf(text.toLowerCase());
+    if (label < 0 && hint.dataset.name !== text) {
+      hint.dataset.name = text;
+      hint.hidden = false;
+      hint.textContent = `“${text}” is no class yet: Enter again adds it.`;
+      return;
+    }
+    input.blur();
+    state.focus = state.items.indexOf(item);
+    if (label === item.given) return annotate([item], "right");
+    annotate([item], "wrong", label, label < 0 ? text : names[label]);
+    see();
+  }
+  $("zoom").addEventListener("click", (event) => {
+    const button = event.target.closest("[data-set]"), map = event.target.closest("[data-map]");
+    if (button) annotate([state.items[state.focus]], button.dataset.set);
+    else if (map) cycleMaps(Number(map.dataset.map));
+    else if (event.target === $("zoom") || event.target.closest(".frame")) $("zoom").close();
+  });
+  $("zoom").addEventListener("close", see);
+  const palette = names.length <= 10 ? names.map((_, label) => label) : frequent();
+  function frequent() {
+    const counts = new Map(data.frequent ? data.frequent.map((label, n) => [label, 10 - n]) : []);
+    for (const item of data.items || []) if (item.issue) counts.set(item.suggested, (counts.get(item.suggested) || 0) + 1);
+    return [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, 10).map(([label]) => label).sort((a, b) => a - b);
+  }
+  document.addEventListener("keydown", (event) => {
+    const target = event.target, field = target.matches("input, select, textarea");
+    if (field) {
+      if (target.closest(".fix") && event.key === "Enter") { event.preventDefault(); choose(target); }
+      else if (event.key === "Escape") { target.blur(); see(); }
+      else if (target.id === "page" && event.key === "Enter") { target.blur(); $("page").dispatchEvent(new Event("change")); }
+      return;
+    }
+    if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") { event.preventDefault(); return undo(); }
+    if (event.ctrlKey || event.metaKey || event.altKey || $("review").hidden) return;
+    if (target.matches("button, summary") && (event.key === "Enter" || event.key === " ")) return;
+    if ($("keys").open) return;
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    const verdicts = { w: "wrong", r: "right", u: "unsure", x: null };
+    const across = $("zoom").open ? 1 : columns();
+    const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, Home: -SIZE, End: SIZE };
+    const digit = "1234567890".indexOf(key);
+    if (key in verdicts) annotate(picked(), verdicts[key]);
+    else if (digit >= 0 && key.length === 1) {
+      const label = palette[digit], items = picked();
+      if (label === undefined || !items.length) return;
+      const right = items.filter((item) => item.given === label), wrong = items.filter((item) => item.given !== label);
+      if (wrong.length) annotate(wrong, "wrong", label);
+      if (right.length) annotate(right, "right");
+    } else if (key in moves) move(moves[key], event.shiftKey);
+    else if (key === " ") { if ($("zoom").open) $("zoom").close(); else zoomIn(); }
+    else if (key === "m") cycleMaps();
+    else if (key === "a") { state.anchor = 0; state.focus = Math.max(0, state.items.length - 1); draw(); }
+    else if (key === "b") bulkPair();
+    else if (key === "n" || key === "PageDown") turn(1);
+    else if (key === "p" || key === "PageUp") turn(-1);
+    else if (key === "g") { $("page").focus(); $("page").select(); }
+    else if (key === "/") { $("filters").open = true; $("text").focus(); }
+    else if (key === "?") $("keys").showModal();
+    else if (key === "Enter" || key === "c") {
+      if ($("zoom").open) $("zoom").close();
+      const now = state.items[state.focus];
+      if (now) nodes.get(now.id).querySelector(".fix input").focus();
+    } else if (key === "Escape" && state.anchor !== null) { state.anchor = null; draw(); }
     else return;
     event.preventDefault();
   });
 
-  // -- marks as a CSV; a leading = + - @ would be a formula to a spreadsheet
+  // -- CSV; a leading = + - @ would be a formula to a spreadsheet
+  const fields = ["index", "annotation", "new_label", "new_label_name", "label_name", "path", "annotator"];
   function cell(value) {
-    let text = String(value);
-    if (/^[=+\-@\t\r]/.test(text) && !/^-?\d+(\.\d+)?$/.test(text)) text = "'" + text;
+    let text = String(value ?? "");
+    if (/^[=+\-@\t\r]/.test(text) && typeof value === "string") text = "'" + text;
     return /[",\n\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
   }
+  function toCsv(entries) {
+    const lines = [fields.join(",")];
+    for (const { item, annotation, label, name } of entries) lines.push([item.id, annotation, label, name, names[item.given], item.path, ""].map(cell).join(","));
+    return lines.join("\r\n") + "\r\n";
+  }
+  function parseCsv(text) {
+    const rows = [[]];
+    let value = "", quoted = false;
+    for (let at = 0; at < text.length; at++) {
+      const c = text[at];
+      if (quoted) { if (c === '"' && text[at + 1] === '"') { value += c; at++; } else if (c === '"') quoted = false; else value += c; }
+      else if (c === '"') quoted = true;
+      else if (c === "," || c === "\n") { rows.at(-1).push(value.replace(/\r$/, "")); value = ""; if (c === "\n") rows.push([]); }
+      else value += c;
+    }
+    if (value || rows.at(-1).length) rows.at(-1).push(value);
+    return rows.filter((row) => row.length > 1);
+  }
+  const plain = (text) => (/^'[=+\-@\t\r]/.test(text || "") ? text.slice(1) : text || "");
+  function importCsv(text) {
+    const [header, ...rows] = parseCsv(text.replace(/^\ufeff/, ""));
+    const at = Object.fromEntries((header || []).map((name, n) => [name, n]));
+    const verdictAt = at.annotation ?? at.mark;
+    if (at.index === undefined || verdictAt === undefined) return warn("This file has no columns `index` and `annotation`; a file of annotations comes from this page.");
+    const entries = [], refused = [];
+    for (const row of rows) {
+      const index = Number(row[at.index]), annotation = row[verdictAt], item = source.known(index);
+      const given = plain(row[at.label_name]), label = row[at.new_label] === "" || at.new_label === undefined ? -1 : Number(row[at.new_label]);
+      const name = plain(row[at.new_label_name]) || names[label] || "";
+      const strange = (!data.served && !item) || (item && given && given !== names[item.given]) || !["wrong", "right", "unsure"].includes(annotation);
+      if (strange) refused.push(row[at.index]);
+      else if (item) entries.push(entryFor(item, annotation, names.includes(name) ? names.indexOf(name) : name ? -1 : item.suggested, name || names[item.suggested]));
+      else entries.push({ index, annotation, new_label: names.indexOf(name), new_label_name: name, label_name: given || null });
+    }
+    if (entries.length) send({ entries, batch: id() });
+    warn(refused.length ? `${refused.length} of ${rows.length} rows are of another run and were left out: sample ${refused.slice(0, 5).join(", ")}.` : "");
+    toast(`${number(entries.length)} annotations imported`);
+  }
   $("download").addEventListener("click", () => {
-    const lines = ["index,mark,new_label,new_label_name"];
-    for (const [id, entry] of Object.entries(marks)) lines.push([id, entry.mark, entry.label, names[entry.label]].map(cell).join(","));
-    const link = make("a", { download: "marks.csv", href: URL.createObjectURL(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv" })) });
+    const own = source.csv !== null;
+    const link = make("a", { download: "annotations.csv", href: own ? URL.createObjectURL(new Blob([source.csv()], { type: "text/csv" })) : "annotations.csv" });
     link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    if (own) setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   });
+  $("import").addEventListener("click", () => $("file").click());
+  $("file").addEventListener("change", async () => { if ($("file").files[0]) importCsv(await $("file").files[0].text()); $("file").value = ""; });
 
   // -- controls
-  for (const [id, labels] of [["given", given], ["suggested", suggested]]) {
-    const used = new Set(labels);
-    names.forEach((name, label) => { if (used.has(label)) $(id).append(make("option", { value: label }, name)); });
-  }
+  for (const key of ["given", "suggested"]) names.forEach((name, label) => $(key).append(make("option", { value: label }, name)));
   $("classes").append(...names.map((name) => make("option", { value: name })));
-  for (const id of ["given", "suggested", "marked", "sort"]) $(id).addEventListener("change", select);
-  $("least").addEventListener("input", () => { $("least-text").textContent = Number($("least").value).toFixed(2); select(); });
-  for (const [id, rows] of [["as-gallery", false], ["as-rows", true]]) $(id).addEventListener("click", () => {
-    state.rows = rows;
-    $("as-gallery").setAttribute("aria-pressed", String(!rows));
-    $("as-rows").setAttribute("aria-pressed", String(rows));
-    select();
+  palette.forEach((label, n) => $("palette").append(make("span", {}, make("kbd", {}, String((n + 1) % 10)), " " + names[label])));
+  for (const key of ["scope", "status", "given", "suggested", "group", "order"]) $(key).addEventListener("change", restart);
+  $("least").addEventListener("input", () => { $("least-text").textContent = Math.round(100 * $("least").value); restart(); });
+  let typing;
+  $("text").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(restart, data.served ? 150 : 0); });
+  $("clear").addEventListener("click", () => {
+    for (const key of ["given", "suggested", "group", "text"]) $(key).value = "";
+    Object.assign($("scope"), { value: "issues" }), Object.assign($("status"), { value: "open" }), Object.assign($("order"), { value: "likely" });
+    $("least").value = 0;
+    $("least-text").textContent = "0";
+    state.folder = "";
+    restart();
+  });
+  $("page").addEventListener("change", () => {
+    const page = Math.round(Number($("page").value.replace(/\D/g, "")));
+    state.focus = 0;
+    refresh((Math.max(1, Math.min(page || 1, Math.max(1, Math.ceil(state.total / SIZE)))) - 1) * SIZE);
   });
   $("previous").addEventListener("click", () => turn(-1));
   $("next").addEventListener("click", () => turn(1));
-  addEventListener("storage", (event) => { if (event.key === key) { marks = JSON.parse(event.newValue || "{}"); draw(); } });
-  select();
+  $("undo").addEventListener("click", undo);
+  $("page-wrong").addEventListener("click", () => annotate(state.items.slice(), "wrong"));
+  $("page-right").addEventListener("click", () => annotate(state.items.slice(), "right"));
+  $("pair-wrong").addEventListener("click", bulkPair);
+  $("help").addEventListener("click", () => $("keys").showModal());
+  $("keys-close").addEventListener("click", () => $("keys").close());
+  function tab(name) {
+    for (const one of ["review", "charts"]) { $(one).hidden = one !== name; $("tab-" + one).setAttribute("aria-selected", String(one === name)); }
+  }
+  for (const one of ["review", "charts"]) $("tab-" + one).addEventListener("click", () => tab(one));
+  $("charts").addEventListener("click", (event) => {
+    const link = event.target.closest("[data-pair]");
+    if (!link) return;
+    const [given, suggested] = link.dataset.pair.split(",");
+    $("given").value = given;
+    $("suggested").value = suggested;
+    $("filters").open = true;
+    tab("review");
+    restart();
+  });
+  if (data.served) {
+    $("annotator").value = storage.get(":annotator", data.annotator);
+    $("annotator").addEventListener("change", () => { storage.set(":annotator", annotator()); restart(); });
+  }
+  source.listen(() => refresh());
+  restart().then(() => { if (waiting.length) deliver(); });
 })();

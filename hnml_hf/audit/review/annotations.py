@@ -1,0 +1,277 @@
+"""What people say of given labels: files of annotations, several opinions merged, and the labels that follow."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...atomic import whole_file
+
+
+ANNOTATIONS = ("wrong", "right", "unsure")
+FIELDS = (
+    *("index", "annotation", "new_label", "new_label_name"),
+    *("label_name", "path", "annotator", "time"),
+)
+NEW_CLASS = -1  # `new_label` of a class that the dataset does not have
+
+
+def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFrame:
+    """Annotations that were made in the report, by `hnml review`, or by another tool.
+
+    Args:
+        path (`str` or `Path`): CSV with the columns `index`, `annotation` (or `mark`: wrong, right, unsure),
+            `new_label` (class id; empty: by `new_label_name`, else the suggested class) and, if it has them,
+            `new_label_name`, `label_name`, `path` and `annotator`; or the JSON lines that `hnml review` writes.
+        table (`pd.DataFrame`): scores that were reviewed; see [`load_audit`].
+
+    Returns:
+        `pd.DataFrame`: a row per sample and annotator: `index`, `annotation`, `new_label` (id of the class that the
+        annotator believes in; -1: a class of another name, or unsure), `new_label_name` and `annotator`.
+
+    Raises:
+        ValueError: naming file and line, on ids that were not scored, another given label than the one that was
+            scored, an annotator's second word on a sample, or what is no annotation.
+    """
+    path = Path(path)
+    reader = _read_log if path.suffix == ".jsonl" else _read_csv
+    names = list(map(str, table.attrs["class_names"]))
+    ids = {name: label for label, name in enumerate(names)}
+    given = dict(zip(table["index"].tolist(), table["label"].tolist(), strict=True))
+    suggested = dict(zip(table["index"].tolist(), table["suggested_label"].tolist(), strict=True))
+    found = {}
+    for where, row in reader(path):
+        index = _integer(row.get("index"), "index", where)
+        if index not in given:
+            raise ValueError(
+                f"{where}: sample id {index} is not among the scored samples; whose annotations are these?"
+            )
+        verdict = row.get("annotation")
+        if verdict not in ANNOTATIONS:
+            raise ValueError(f"{where}: the annotation {verdict!r} is none of {', '.join(ANNOTATIONS)}.")
+        at_hand = names[given[index]]
+        if row.get("label_name") and _unescaped(row["label_name"]) != at_hand:
+            raise ValueError(
+                f"{where}: sample {index} was annotated when its label was `{row['label_name']}`; here it is "
+                f"`{at_hand}`. These annotations are of another run."
+            )
+        label, name = _new_label(row, verdict, given[index], suggested[index], names, ids, where)
+        annotator = row.get("annotator") or path.stem
+        if (index, annotator) in found:
+            raise ValueError(f"{where}: sample id {index} is annotated twice by `{annotator}`.")
+        found[index, annotator] = (index, verdict, label, name, annotator)
+    return pd.DataFrame(
+        found.values(), columns=["index", "annotation", "new_label", "new_label_name", "annotator"]
+    ).astype({"index": "int64", "new_label": "int64"})
+
+
+def _new_label(row, verdict, given, suggested, names, ids, where) -> tuple[int, str]:
+    """Id and name of the class that a row believes in."""
+    if verdict == "right":
+        return given, names[given]
+    if verdict == "unsure":
+        return NEW_CLASS, ""
+    name = _unescaped(row.get("new_label_name") or "")
+    if row.get("new_label") in (None, "", NEW_CLASS, str(NEW_CLASS)):
+        label = ids.get(name, NEW_CLASS) if name else suggested
+        return label, name or names[suggested]
+    label = _integer(row["new_label"], "new_label", where)
+    if not 0 <= label < len(names):
+        raise ValueError(f"{where}: `new_label` {label} is none of the {len(names)} classes.")
+    return label, names[label]
+
+
+def _integer(value, name: str, where: str) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: `index` and `new_label` must be integers ({name}: {error}).") from error
+
+
+def _unescaped(text: str) -> str:
+    """A cell without the apostrophe that keeps a spreadsheet from running it."""
+    return text[1:] if text[:1] == "'" and text[1:2] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, dict]]:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        try:
+            columns = set(reader.fieldnames or ())
+            rows = [(reader.line_num, row) for row in reader]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}:{reader.line_num + 1}: no CSV in UTF-8 ({error}).") from error
+    old = "mark" in columns and "annotation" not in columns
+    missing = {"index", "mark" if old else "annotation", "new_label"} - columns
+    if missing:
+        raise ValueError(
+            f"{path}:1: no column {', '.join(sorted(missing))}; a file of annotations comes from the report."
+        )
+    for line, row in rows:
+        yield f"{path}:{line}", {**row, "annotation": row["mark"]} if old else row
+
+
+def _read_log(path: Path) -> Iterator[tuple[str, dict]]:
+    latest = {}
+    for line, entry in parse_log(path.read_bytes(), path):
+        if "index" in entry:
+            latest[entry["index"], entry.get("annotator")] = (f"{path}:{line}", entry)
+    yield from (found for found in latest.values() if found[1]["annotation"] is not None)
+
+
+def parse_log(content: bytes, path: str | os.PathLike, start: int = 1) -> Iterator[tuple[int, dict]]:
+    """The JSON lines of an annotation log. A last line without its end, cut off by a crash, was never confirmed."""
+    for number, line in enumerate(content.split(b"\n")[:-1], start=start):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            if number > 1 and not line.rstrip().endswith(b"}"):
+                continue  # the rest of a line that a crash had cut off, before the next one began
+            raise ValueError(f"{path}:{number}: no line of an annotation log ({error}).") from error
+        yield number, entry
+
+
+def write_annotations(path: str | os.PathLike, rows: Iterable[dict]) -> Path:
+    """Write a CSV that [`read_annotations`] reads; `rows` have the fields of `FIELDS`."""
+    with whole_file(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+        file.write(annotations_csv(rows))
+    return Path(path)
+
+
+def annotations_csv(rows: Iterable[dict]) -> str:
+    """The text of such a file; cells that a spreadsheet would run are behind an apostrophe."""
+    lines = [",".join(FIELDS)]
+    for row in rows:
+        lines.append(",".join(_cell(row.get(name)) for name in FIELDS))
+    return "\r\n".join(lines) + "\r\n"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    text = str(value)
+    if isinstance(value, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        text = f"'{text}"
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\n\r') else text
+
+
+# -- several opinions -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Several opinions as one.
+
+    Args:
+        annotations (`pd.DataFrame`): by `index`: `annotation`, `new_label`, `new_label_name` and `annotator`. Where
+            two annotators believe in different classes, `unsure`; a firm opinion goes before `unsure`.
+        disagreements (`pd.DataFrame`): by `index`, a column per annotator with the class that they believe in.
+        kappa (`dict[tuple[str, str], tuple[float, int]]`): Cohen's kappa of each two annotators, and the number of
+            samples that both have annotated.
+    """
+
+    annotations: pd.DataFrame
+    disagreements: pd.DataFrame
+    kappa: dict[tuple[str, str], tuple[float, int]]
+
+
+def merge_annotations(frames: Sequence[pd.DataFrame]) -> Merged:
+    """Merge files of annotations; see [`Merged`].
+
+    Args:
+        frames (`Sequence[pd.DataFrame]`): of [`read_annotations`]. The same annotator may be in several, with the
+            same words.
+
+    Raises:
+        ValueError: if one annotator says two things of a sample.
+    """
+    if not frames:
+        raise ValueError("There are no annotations to merge.")
+    rows = pd.concat(frames, ignore_index=True).drop_duplicates()
+    twice = rows[rows.duplicated(["index", "annotator"])]
+    if len(twice):
+        first = twice.iloc[0]
+        raise ValueError(f"Sample id {first['index']} is annotated twice by `{first['annotator']}`, differently.")
+    believed = rows["new_label_name"].where(rows["annotation"] != "unsure", "unsure")
+    opinions = rows.assign(believed=believed).pivot(index="index", columns="annotator", values="believed")
+    firm = rows[rows["annotation"] != "unsure"]
+    classes = firm.groupby("index")["new_label_name"].nunique()
+    split = classes.index[classes > 1]
+    merged = pd.concat([firm, rows[rows["annotation"] == "unsure"]]).drop_duplicates("index").set_index("index")
+    merged.loc[split, ["annotation", "new_label", "new_label_name"]] = ["unsure", NEW_CLASS, ""]
+    who = rows.groupby("index")["annotator"].agg(lambda names: " ".join(sorted(names)))
+    merged["annotator"] = who.reindex(merged.index)
+    kappa = {
+        (a, b): _kappa(opinions[[a, b]].dropna().to_numpy().T) for a, b in combinations(list(opinions.columns), 2)
+    }
+    return Merged(merged.sort_index(), opinions.loc[split].fillna(""), kappa)
+
+
+def _kappa(pair: np.ndarray) -> tuple[float, int]:
+    """Cohen's kappa: (observed - expected agreement) / (1 - expected agreement)."""
+    first, second = pair
+    if not len(first):
+        return float("nan"), 0
+    if len(set(first) | set(second)) == 1:
+        return 1.0, len(first)  # 0 / 0: they agree on everything, and could not have disagreed by chance
+    from sklearn.metrics import cohen_kappa_score
+
+    return float(cohen_kappa_score(first, second)), len(first)
+
+
+# -- what follows from them -------------------------------------------------------------------------------------------
+
+
+def annotated_labels(annotations: pd.DataFrame, index: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """The true class of each sample as far as annotators know it, for a judge that is fitted again.
+
+    Args:
+        annotations (`pd.DataFrame`): of [`merge_annotations`], by `index`.
+        index (`np.ndarray` of shape `(n,)`): sample ids, in the order of the result.
+        class_names (`Sequence[str]`): k names in id order.
+
+    Returns:
+        `np.ndarray` of shape `(n,)` and type int64: a class id, or -1 where nothing is known: not annotated, unsure,
+        or of a class that is none of `class_names`.
+    """
+    known = annotations[annotations["annotation"] != "unsure"]
+    ids = {str(name): label for label, name in enumerate(class_names)}
+    labels = known["new_label_name"].map(ids).fillna(-1).astype("int64")
+    return labels.reindex(index, fill_value=-1).to_numpy()
+
+
+def apply_annotations(table: pd.DataFrame, annotations: pd.DataFrame) -> pd.DataFrame:
+    """Scores after annotations, without a new fit: 0 for a label that is right, 1 for one that is wrong.
+
+    Args:
+        table (`pd.DataFrame`): of [`load_audit`].
+        annotations (`pd.DataFrame`): of [`merge_annotations`], by `index`.
+
+    Returns:
+        `pd.DataFrame`: a copy; annotated rows have their score, suggested class and a column `annotation`; `rank` is
+        drawn anew, and `attrs["noise_rate"]` is the mean of the scores.
+    """
+    result = table.copy()
+    verdict = result["index"].map(annotations["annotation"])
+    result["annotation"] = verdict.fillna("").astype(object)
+    names = np.asarray(table.attrs["class_names"], dtype=object)
+    new = annotated_labels(annotations, result["index"].to_numpy(), names)
+    wrong, right = (verdict == "wrong").to_numpy(), (verdict == "right").to_numpy()
+    known = wrong & (new >= 0)
+    result.loc[wrong, "noise_score"], result.loc[right, "noise_score"] = 1.0, 0.0
+    result.loc[known, "suggested_label"] = new[known]
+    result.loc[known, "suggested_name"] = names[new[known]]
+    order = np.lexsort((result["rank"], -result["noise_score"]))
+    result.loc[result.index[order], "rank"] = np.arange(1, len(result) + 1)
+    result.attrs = {**table.attrs, "noise_rate": float(result["noise_score"].mean())}
+    return result

@@ -1,0 +1,101 @@
+"""What became of each row of a dataset that was cleaned: a file beside it, which the next round reads."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from ...atomic import whole_file
+
+
+LINEAGE_FILE = "lineage.csv"
+LINEAGE = (
+    *("index", "path", "label", "label_original", "label_score"),
+    *("label_action", "annotation", "annotator", "path_original"),
+)
+
+
+def write_lineage(folder: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
+    """Write `lineage.csv`: a row per sample, also of those that are not in the dataset any more.
+
+    Args:
+        folder (`str` or `Path`): of the dataset.
+        rows (`Iterable[Mapping]`): with the fields of `LINEAGE`; `path` is relative to the folder, or absolute for
+            images that lie elsewhere, and empty where the sample is gone, or its image is part of the dataset.
+    """
+    path = Path(folder) / LINEAGE_FILE
+    with whole_file(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, LINEAGE, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def find_lineage(run: str | os.PathLike) -> Path | None:
+    """The lineage of the dataset that a run was trained on, if an audit has cleaned it."""
+    saved = Path(run) / "_audit" / "dataset.json"
+    if not saved.is_file():
+        return None
+    options = json.loads(saved.read_text(encoding="utf-8"))
+    for name in ("data_dir", "dataset"):
+        place = Path(os.path.expanduser(options.get(name) or ""))
+        for folder in (place, place.parent):
+            if options.get(name) and (folder / LINEAGE_FILE).is_file():
+                return folder / LINEAGE_FILE
+    return None
+
+
+def read_lineage(path: str | os.PathLike) -> list[dict]:
+    """Rows of `lineage.csv`, with absolute paths.
+
+    Raises:
+        ValueError: if the file is no lineage.
+    """
+    path = Path(path)
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        try:
+            missing = set(LINEAGE) - set(reader.fieldnames or ())
+            rows = list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} is no lineage: no CSV in UTF-8 ({error}).") from error
+    if missing:
+        raise ValueError(f"{path} is no lineage of a cleaned dataset: no column {', '.join(sorted(missing))}.")
+    folder = os.path.abspath(path.parent)
+    return [{**row, "path": os.path.join(folder, row["path"]) if row["path"] else ""} for row in rows]
+
+
+def lineage_of_rows(run: str | os.PathLike, index: Iterable[int], paths: Iterable[str]) -> dict[int, dict]:
+    """What earlier rounds say of the samples of a run, by sample id.
+
+    A sample is found by the path of its image, and by its id where the image is part of the dataset.
+    """
+    found = find_lineage(run)
+    if found is None:
+        return {}
+    by_path, by_id = {}, {}
+    for row in read_lineage(found):
+        if row["path"]:
+            by_path[row["path"]] = row
+        elif row["label_action"] != "dropped" and row["index"]:
+            by_id[int(row["index"])] = row
+    known = {}
+    for sample, path in zip(index, paths, strict=True):
+        row = by_path.get(os.path.abspath(path)) if path else by_id.get(int(sample))
+        if row is not None:
+            known[int(sample)] = row
+    return known
+
+
+def decided_samples(run: str | os.PathLike, table: pa.Table | pd.DataFrame) -> list[int]:
+    """Ids of the samples that people have decided in an earlier round: said to be right or wrong, not unsure."""
+    if find_lineage(run) is None:
+        return []
+    index, paths = (np.asarray(table[name]).tolist() for name in ("index", "path"))
+    known = lineage_of_rows(run, index, paths)
+    return [sample for sample, row in known.items() if row["annotation"] in ("right", "wrong")]

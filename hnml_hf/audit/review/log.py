@@ -1,0 +1,178 @@
+"""The file that keeps annotations: JSON lines that are only ever appended, on the disk before they count as made."""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from filelock import FileLock
+
+from .annotations import parse_log
+
+
+LOG_FILE = "annotations.jsonl"
+FORMAT = "hnml_hf annotations 1"
+
+logger = logging.getLogger(__name__)
+
+
+class AnnotationLog:
+    """Annotations of several people in one file that several servers may append to at once.
+
+    A line is an annotator's word on a sample; the latest counts, and `null` takes it back. A batch of lines is written
+    by one call and flushed to the disk before [`append`] returns, so that what a browser was told is kept is kept.
+
+    Args:
+        path (`str` or `Path`): of the file; made if it is not there.
+        fingerprint (`str`): of the dataset that was scored; annotations of another one are refused.
+
+    Raises:
+        ValueError: if the file is of another dataset, or no annotation log.
+        OSError: if it cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike, fingerprint: str):
+        self.path, self.fingerprint = Path(path), fingerprint
+        self.entries: dict[tuple[int, str], dict] = {}
+        self.version = 0  # lines read or written
+        self._batches: dict[str, list[tuple[tuple[int, str], dict | None]]] = {}
+        self._undone: set[str] = set()
+        self._offset, self._lines, self._torn = 0, 0, False
+        self._thread = threading.RLock()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._process = FileLock(f"{self.path}.lock")
+        with self._thread, self._process:
+            self._read_new()
+            if not self._lines:
+                self._write([{"format": FORMAT, "dataset_fingerprint": fingerprint}])
+
+    def append(self, entries: Iterable[dict], annotator: str, batch: str | None = None) -> list[dict]:
+        """Keep annotations, and return once they are on the disk.
+
+        Args:
+            entries (`Iterable[dict]`): with `index` and `annotation` (wrong, right, unsure, or `None` to take back).
+            annotator (`str`): who says so.
+            batch (`str`, *optional*): a name by which [`undo`] finds them; one that was kept already is not kept
+                twice, so that a browser may send again what it got no answer to.
+
+        Returns:
+            `list[dict]`: what changed hands since the last call: the lines of others, and these.
+        """
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        batch = batch or uuid4().hex
+        lines = [{**entry, "annotator": annotator, "time": now, "batch": batch} for entry in entries]
+        with self._thread, self._process:
+            changed = self._read_new()
+            if batch not in self._batches:
+                self._write(lines)
+                changed += lines
+            return changed
+
+    def undo(self, batch: str) -> list[dict]:
+        """Put back what a batch has changed, except for what was said since; returns the lines that changed.
+
+        Raises:
+            KeyError: if there is no such batch.
+        """
+        with self._thread, self._process:
+            changed = self._read_new()
+            now, lines = datetime.now(UTC).isoformat(timespec="milliseconds"), []
+            for key, before in reversed(self._batches[batch]):
+                current = self.entries.get(key)
+                if (current or {}).get("batch") not in (batch, None):
+                    continue
+                nothing = {"index": key[0], "annotator": key[1], "annotation": None}
+                lines.append({**(before or nothing), "time": now, "undoes": batch})
+            if batch not in self._undone:
+                self._write(lines)
+                changed += lines
+            return changed
+
+    def refresh(self) -> list[dict]:
+        """Lines that others have appended since the last call."""
+        try:
+            same = os.stat(self.path).st_size == self._offset
+        except FileNotFoundError:
+            same = False
+        if same:
+            return []
+        with self._thread, self._process:
+            return self._read_new()
+
+    def rows(self) -> Iterator[dict]:
+        """What holds now, by sample and annotator."""
+        with self._thread:
+            entries = sorted(self.entries.items())
+        yield from (entry for _, entry in entries)
+
+    def _read_new(self) -> list[dict]:
+        """Take in what was appended by others. Both locks are held, so that a line without its end was cut off."""
+        if not self.path.exists() or self.path.stat().st_size < self._offset:
+            self._rescue()
+            return []
+        with open(self.path, "rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        found = []
+        for number, entry in parse_log(content, self.path, start=self._lines + 1):
+            if number == 1:
+                self._check_header(entry)
+            else:
+                self._take(entry)
+                found.append(entry)
+        self._lines += content.count(b"\n")
+        self._offset += len(content)
+        if content:
+            self._torn = not content.endswith(b"\n")
+        return found
+
+    def _check_header(self, header: dict):
+        if header.get("format") != FORMAT:
+            raise ValueError(f"{self.path} is no annotation log of this package: its first line is {header}.")
+        if header.get("dataset_fingerprint") != self.fingerprint:
+            raise ValueError(
+                f"{self.path} holds annotations of another dataset ({header.get('dataset_fingerprint')}; scored was "
+                f"{self.fingerprint}): the labels have changed since. Move the file away to begin anew; it is not "
+                "touched."
+            )
+
+    def _rescue(self):
+        """Somebody has cut or deleted the file while it was in use: what is known is written again."""
+        if self._offset:
+            logger.warning("%s was cut or deleted while it was in use; what was kept is written again.", self.path)
+        self._offset = self._lines = 0
+        self._torn = False
+        known = list(self.entries.values())
+        open(self.path, "wb").close()
+        if known:
+            self._write([{"format": FORMAT, "dataset_fingerprint": self.fingerprint}, *known])
+
+    def _write(self, lines: list[dict]):
+        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+        with open(self.path, "ab") as file:
+            file.write(b"\n" * self._torn + content)
+            file.flush()
+            os.fsync(file.fileno())
+        self._offset += self._torn + len(content)
+        self._lines += self._torn + len(lines)
+        self._torn = False
+        for line in lines:
+            if "index" in line:
+                self._take(line)
+
+    def _take(self, entry: dict):
+        key = (int(entry["index"]), str(entry["annotator"]))
+        before = self.entries.get(key)
+        if "undoes" in entry:
+            self._undone.add(entry["undoes"])
+        elif before is not entry:
+            self._batches.setdefault(str(entry.get("batch")), []).append((key, before))
+        if entry["annotation"] is None:
+            self.entries.pop(key, None)
+        else:
+            self.entries[key] = entry
+        self.version += 1

@@ -1,0 +1,118 @@
+"""Decide the label issues of a run in a browser, from a local server that keeps every annotation at once.
+
+    python scripts/review.py outputs/quickstart
+    python scripts/review.py outputs/quickstart --annotator anna
+
+Open the address that it prints; it holds a token, and answers on this machine alone. Annotations go to
+`_audit/annotations.jsonl` of the run, for `scripts/clean.py`. Several people may review at once.
+"""
+
+import argparse
+import getpass
+import io
+import sys
+import threading
+from pathlib import Path
+
+from hnml_hf.audit.review.server import PORT, ReviewServer, open_review
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run", help="`output_dir` of a run that was audited.")
+    parser.add_argument("--annotator", help="Who annotates; default: the name of the user.")
+    parser.add_argument("--annotations", help="File for the annotations; default: `_audit/annotations.jsonl`.")
+    parser.add_argument("--port", type=int, default=PORT, help="Port on this machine; 0 takes a free one.")
+    return parser.parse_args(argv)
+
+
+class RunImages:
+    """Images and maps that need the dataset or the model of a run, which are loaded when they are first asked for."""
+
+    def __init__(self, run: str):
+        self.run = run
+        self._lock = threading.Lock()
+        self._dataset = self._model = None
+
+    def dataset(self):
+        import json
+
+        import numpy as np
+        from options import DataArguments, load_data
+
+        from hnml_hf.data.schema import column
+
+        with self._lock:
+            if self._dataset is None:
+                saved = Path(self.run, "_audit", "dataset.json")
+                data = load_data(DataArguments(**json.loads(saved.read_text(encoding="utf-8"))))["train"]
+                ids = column(data, "index")
+                self._dataset = data, dict(zip(ids.tolist(), np.arange(len(ids)).tolist(), strict=True))
+            return self._dataset
+
+    def picture(self, index: int):
+        """The image of a sample that is part of the dataset."""
+        from datasets import Image
+        from PIL import Image as Pillow
+
+        from hnml_hf.data.decoding import to_rgb
+
+        data, rows = self.dataset()
+        stored = data.select_columns(["image"]).cast_column("image", Image(decode=False))[rows[index]]["image"]
+        with Pillow.open(io.BytesIO(stored["bytes"]) if stored.get("bytes") else stored["path"]) as image:
+            return to_rgb(image)
+
+    def maps(self, index: int):
+        """The picture of a sample as the model sees it, with its activation maps."""
+        import torch
+        from audit import load_classifier
+
+        from hnml_hf.audit.gallery import collect_evidence
+        from hnml_hf.audit.table import load_audit
+
+        data, _ = self.dataset()
+        with self._lock:
+            if self._model is None:
+                self._model = (
+                    *load_classifier(self.run, torch.device("cpu")),
+                    load_audit(self.run).set_index("index"),
+                )
+            model, transform, crop, has_maps, table = self._model
+            row = table.loc[[index]].reset_index()
+            (shown,) = collect_evidence(data, row, transform=transform, model=model if has_maps else None, **crop)
+            return shown
+
+
+def main(argv: list[str] | None = None):
+    options = parse_arguments(sys.argv[1:] if argv is None else argv)
+    images = RunImages(options.run)
+    has_data = Path(options.run, "_audit", "dataset.json").is_file()
+    has_model = has_data and Path(options.run, "config.json").is_file()
+    try:
+        review = open_review(
+            options.run,
+            annotations=options.annotations,
+            annotator=options.annotator or getpass.getuser(),
+            pictures=images.picture if has_data else None,
+            maps=images.maps if has_model else None,
+        )
+        server = ReviewServer(review, port=options.port)
+    except (ValueError, OSError) as error:
+        used = " Another review may use this port: give --port." if "in use" in str(error) else ""
+        raise SystemExit(f"error: {error}{used}") from error
+    progress = review.queue.progress()
+    print(f"{progress['decided']:,} of {progress['issues']:,} label issues are decided.")
+    print(f"Annotations: {review.log.path}")
+    print(f"Review: {server.url}\nCtrl-C ends it; nothing is lost.", flush=True)
+    try:
+        server.serve_forever(poll_interval=0.2)
+    except KeyboardInterrupt:
+        print()
+    finally:
+        server.server_close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Annotations: read, merged, and what follows from them."""
+
+import json
+
+import numpy as np
+import pytest
+from reports import make_table
+
+from hnml_hf.audit.review import (
+    annotated_labels,
+    apply_annotations,
+    merge_annotations,
+    read_annotations,
+    write_annotations,
+)
+from hnml_hf.audit.review.log import AnnotationLog
+
+
+NAMES = ("cat", "dog", "=horse")
+
+
+@pytest.fixture
+def table():
+    return make_table(9, NAMES)
+
+
+def said(table, row, annotation, name="", annotator="anna"):
+    facts = table.iloc[row]
+    return {
+        "index": facts["index"],
+        "annotation": annotation,
+        "new_label_name": name,
+        "label_name": facts["label_name"],
+        "annotator": annotator,
+    }
+
+
+def read(path, rows, table):
+    return read_annotations(write_annotations(path, rows), table)
+
+
+def test_annotations_survive_a_file_with_names_that_a_spreadsheet_would_run(table, tmp_path):
+    rows = [said(table, 0, "wrong", "=horse"), said(table, 1, "right"), said(table, 2, "unsure")]
+    rows.append(said(table, 3, "wrong", 'a, "zebra"'))
+    found = read(tmp_path / "a.csv", rows, table)
+    assert "'=horse" in (tmp_path / "a.csv").read_text()
+    assert found["new_label"].tolist() == [2, table["label"][1], -1, -1]
+    assert found["new_label_name"].tolist() == ["=horse", table["label_name"][1], "", 'a, "zebra"']
+    assert set(found["annotator"]) == {"anna"}
+
+
+def test_marks_of_earlier_versions_are_annotations(table, tmp_path):
+    path = tmp_path / "marks.csv"
+    path.write_text(f"index,mark,new_label\r\n{table['index'][0]},wrong,\r\n{table['index'][1]},wrong,2\r\n")
+    found = read_annotations(path, table)
+    assert found["new_label"].tolist() == [table["suggested_label"][0], 2]
+    assert set(found["annotator"]) == {"marks"}  # of the file's name
+
+
+def test_annotations_of_another_run_are_named_by_line(table, tmp_path):
+    row = {**said(table, 0, "right"), "label_name": "zebra"}
+    with pytest.raises(ValueError, match=r"a.csv:2: sample \d+ was annotated when its label was `zebra`; here it is"):
+        read(tmp_path / "a.csv", [row], table)
+    with pytest.raises(ValueError, match=r"a.csv:2: sample id 5 is not among the scored"):
+        read(tmp_path / "a.csv", [{**said(table, 0, "right"), "index": 5}], table)
+    with pytest.raises(ValueError, match=r"a.csv:3: sample id \d+ is annotated twice by `anna`"):
+        read(tmp_path / "a.csv", [said(table, 0, "right"), said(table, 0, "unsure")], table)
+
+
+def test_two_people_are_merged_and_their_agreement_is_reported(table, tmp_path):
+    """Anna and Bo on four samples: both right, right and wrong, unsure and right, both the same other class."""
+    given = table["label_name"]
+    other = [next(name for name in NAMES if name != given[row]) for row in range(9)]
+    anna = [
+        said(table, 0, "right"),
+        said(table, 1, "right"),
+        said(table, 2, "unsure"),
+        said(table, 3, "wrong", other[3]),
+    ]
+    bo = [said(table, 0, "right"), said(table, 1, "wrong", other[1]), said(table, 2, "right")]
+    bo.append(said(table, 3, "wrong", other[3]))
+    bo = [{**row, "annotator": "bo"} for row in bo]
+    merged = merge_annotations([read(tmp_path / "a.csv", anna, table), read(tmp_path / "b.csv", bo, table)])
+    at = table["index"].tolist()
+    assert merged.annotations.loc[at[:4], "annotation"].tolist() == ["right", "unsure", "right", "wrong"]
+    assert merged.annotations.loc[at[0], "annotator"] == "anna bo"
+    assert merged.disagreements.index.tolist() == [at[1]]
+    assert merged.disagreements.loc[at[1]].tolist() == [given[1], other[1]]
+    kappa, count = merged.kappa["anna", "bo"]
+    opinions = [[given[0], given[1], "unsure", other[3]], [given[0], other[1], given[2], other[3]]]
+    observed = np.mean([a == b for a, b in zip(*opinions, strict=True)])
+    chance = sum(opinions[0].count(name) * opinions[1].count(name) for name in {*opinions[0], *opinions[1]}) / 16
+    assert count == 4 and kappa == pytest.approx((observed - chance) / (1 - chance))
+
+
+def test_two_people_of_one_mind_have_kappa_one(table, tmp_path):
+    rows = [said(table, 0, "unsure"), said(table, 1, "unsure")]
+    frames = [read(tmp_path / "a.csv", rows, table)]
+    frames.append(read(tmp_path / "b.csv", [{**row, "annotator": "bo"} for row in rows], table))
+    assert merge_annotations(frames).kappa["anna", "bo"] == (1.0, 2)
+
+
+def test_the_judge_gets_labels_and_the_table_gets_scores(table, tmp_path):
+    rows = [said(table, 8, "wrong", "=horse"), said(table, 0, "right"), said(table, 1, "wrong", "zebra")]
+    rows.append(said(table, 2, "unsure"))
+    merged = merge_annotations([read(tmp_path / "a.csv", rows, table)]).annotations
+    labels = annotated_labels(merged, table["index"].to_numpy(), NAMES)
+    assert labels.tolist() == [table["label"][0], -1, -1, -1, -1, -1, -1, -1, 2]
+    scored = apply_annotations(table, merged)
+    assert scored["noise_score"][[8, 0, 1]].tolist() == [1, 0, 1]
+    assert scored["suggested_name"][8] == "=horse" and scored["rank"][0] == 9
+    assert sorted(scored["rank"]) == list(range(1, 10)) and set(scored["rank"][[1, 8]]) == {1, 2}
+    assert scored.attrs["noise_rate"] == pytest.approx(scored["noise_score"].mean())
+    assert table["noise_score"][0] != 0  # the table that was given stays
+
+
+# -- the log ----------------------------------------------------------------------------------------------------------
+
+
+def line(index, annotation="wrong", name="dog"):
+    return {"index": index, "annotation": annotation, "new_label": 1, "new_label_name": name}
+
+
+def test_what_was_kept_is_there_after_a_kill(tmp_path):
+    log = AnnotationLog(tmp_path / "a.jsonl", "f")
+    log.append([line(1), line(2)], "anna")
+    log.append([line(2, None)], "anna")
+    with open(log.path, "ab") as file:
+        file.write(b'{"index": 3, "annot')  # a machine that lost its power in the middle of a line
+    again = AnnotationLog(log.path, "f")
+    assert [row["index"] for row in again.rows()] == [1]
+    again.append([line(4)], "anna")
+    assert [row["index"] for row in AnnotationLog(log.path, "f").rows()] == [1, 4]
+
+
+def test_two_servers_append_to_one_file_without_loss(tmp_path):
+    first, second = (AnnotationLog(tmp_path / "a.jsonl", "f") for _ in range(2))
+    for number in range(20):
+        first.append([line(number)], "anna")
+        changed = second.append([line(number, "right")], "bo")
+        assert [(row["index"], row["annotator"]) for row in changed] == [(number, "anna"), (number, "bo")]
+    assert len(list(second.rows())) == len(list(AnnotationLog(tmp_path / "a.jsonl", "f").rows())) == 40
+    assert [row["annotator"] for row in first.refresh()] == ["bo"]  # its last line; others came with each append
+
+
+def test_a_batch_that_is_sent_twice_is_kept_once(tmp_path):
+    log = AnnotationLog(tmp_path / "a.jsonl", "f")
+    log.append([line(1)], "anna", "ab12")
+    size = log.path.stat().st_size
+    assert log.append([line(1)], "anna", "ab12") == [] and log.path.stat().st_size == size
+    assert AnnotationLog(log.path, "f").append([line(1)], "anna", "ab12") == []
+
+
+def test_undo_puts_back_what_was_there_also_after_a_restart(tmp_path):
+    log = AnnotationLog(tmp_path / "a.jsonl", "f")
+    log.append([line(1, "right")], "anna", "aa")
+    log.append([line(1, "wrong"), line(2, "wrong")], "anna", "bb")
+    log = AnnotationLog(log.path, "f")
+    log.undo("bb")
+    assert [(row["index"], row["annotation"]) for row in log.rows()] == [(1, "right")]
+    log.undo("aa")
+    assert list(log.rows()) == [] and list(AnnotationLog(log.path, "f").rows()) == []
+    with pytest.raises(KeyError):
+        log.undo("cc")
+
+
+def test_undo_keeps_what_was_said_since(tmp_path):
+    log = AnnotationLog(tmp_path / "a.jsonl", "f")
+    log.append([line(1), line(2)], "anna", "aa")
+    log.append([line(1, "right")], "anna", "bb")
+    log.undo("aa")
+    assert [(row["index"], row["annotation"]) for row in log.rows()] == [(1, "right")]
+
+
+def test_a_log_that_is_cut_while_it_is_used_is_written_again(tmp_path, caplog):
+    log = AnnotationLog(tmp_path / "a.jsonl", "f")
+    log.append([line(1), line(2)], "anna")
+    log.path.write_bytes(b"")
+    log.append([line(3)], "anna")
+    assert "was cut or deleted" in caplog.text
+    assert [row["index"] for row in AnnotationLog(log.path, "f").rows()] == [1, 2, 3]
+    log.path.unlink()
+    log.refresh()
+    assert len(list(AnnotationLog(log.path, "f").rows())) == 3
+
+
+def test_annotations_of_another_dataset_are_refused_and_not_touched(tmp_path):
+    AnnotationLog(tmp_path / "a.jsonl", "f").append([line(1)], "anna")
+    before = (tmp_path / "a.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="holds annotations of another dataset"):
+        AnnotationLog(tmp_path / "a.jsonl", "g")
+    assert (tmp_path / "a.jsonl").read_bytes() == before
+    (tmp_path / "b.jsonl").write_text("hello\n")
+    with pytest.raises(ValueError, match="b.jsonl:1: no line of an annotation log"):
+        AnnotationLog(tmp_path / "b.jsonl", "f")
+
+
+def test_a_log_is_read_like_a_csv(table, tmp_path):
+    log = AnnotationLog(tmp_path / "a.jsonl", "f")
+    index = [int(value) for value in table["index"]]
+    log.append([{**line(index[0], name="cat"), "new_label": 0}, {**line(index[1]), "label_name": ""}], "anna")
+    log.append([line(index[1], None)], "anna")
+    found = read_annotations(log.path, table)
+    assert found["index"].tolist() == [index[0]] and found["new_label_name"].tolist() == ["cat"]
+    assert json.loads(log.path.read_bytes().split(b"\n")[0])["dataset_fingerprint"] == "f"
