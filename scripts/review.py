@@ -9,6 +9,7 @@ Open the address that it prints; it holds a token, and answers on this machine a
 
 import argparse
 import getpass
+import importlib
 import io
 import sys
 import threading
@@ -105,6 +106,7 @@ def main(argv: list[str] | None = None):
     progress = review.queue.progress()
     print(f"{progress['decided']:,} of {progress['issues']:,} label issues are decided.")
     print(f"Annotations: {review.log.path}")
+    threading.Thread(target=importlib.import_module, args=["hnml_hf.data.decoding"], daemon=True).start()
     print(f"Review: {server.url}\nCtrl-C ends it; nothing is lost.", flush=True)
     try:
         server.serve_forever(poll_interval=0.2)

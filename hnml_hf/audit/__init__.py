@@ -3,92 +3,30 @@
 From the records of a run come an estimate of its noise (`estimate`), a table with a row per sample (`table`), pictures
 for the report (`evidence`), files for other tools (`export`) and a cleaned dataset (`cleaning`). `single_pass` makes
 records from any classifier.
+
+A name is imported when it is first used: the server of `review` starts without torch.
 """
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-
-import numpy as np
-import pandas as pd
-from datasets import Dataset
-
-from ..training.dynamics import AUDIT_FOLDER
-from .cleaning import clean_dataset, read_marks
-from .export import escape_formula, export_audit
-from .gallery import MAX_SUSPECTS, collect_evidence, num_suspects
-from .report import render_report
-from .review.lineage import decided_samples
-from .single_pass import score_model
-from .table import check_unchanged, image_paths, load_audit, noise_scores, write_audit
+import importlib
 
 
-REPORT_FILE = "report.html"
+MODULES = {
+    "audit_run": "run",
+    "clean_dataset": "cleaning",
+    "escape_formula": "export",
+    "export_audit": "export",
+    "load_audit": "table",
+    "noise_scores": "table",
+    "read_marks": "cleaning",
+    "score_model": "single_pass",
+}
+
+__all__ = sorted(MODULES)
 
 
-def audit_run(
-    output_dir: str | os.PathLike,
-    records: np.ndarray,
-    dataset: Dataset,
-    *,
-    transform: Callable,
-    model=None,
-    cross_validated: np.ndarray | None = None,
-    crop_pct: float = 1.0,
-    crop_mode: str = "center",
-    curves: Sequence[Mapping] = (),
-    max_suspects: int = MAX_SUSPECTS,
-    batch_size: int = 64,
-    **facts,
-) -> pd.DataFrame:
-    """Score, then write table, summary and report into `<output_dir>/_audit`.
-
-    Args:
-        output_dir (`str` or `Path`): of the run.
-        records (structured `np.ndarray` of shape `(n,)`): of [`run_records`] or [`score_model`].
-        dataset (`datasets.Dataset`): that the records are of, rows in any order.
-        transform, model, crop_pct, crop_mode: see [`~hnml_hf.audit.gallery.collect_evidence`].
-        cross_validated (structured `np.ndarray`, *optional*): see [`noise_scores`].
-        curves (`Sequence[Mapping]`): the trainer's `log_history`, for the report.
-        max_suspects (`int`): how many the report shows at most.
-        batch_size (`int`): images in a forward pass for their maps.
-        facts: further entries of the summary, as `source` and `provenance`.
-
-    Returns:
-        `pd.DataFrame`: of [`noise_scores`], with `path` filled in.
-
-    Raises:
-        ValueError: if the dataset is not the one that the records are of.
-    """
-    table = noise_scores(records, dataset.features["label"].names, cross_validated=cross_validated, **facts)
-    check_unchanged(table, dataset)
-    table["path"] = image_paths(dataset)
-    folder = write_audit(Path(output_dir) / AUDIT_FOLDER, table)
-    decided = decided_samples(output_dir, table)
-    undecided = table[~table["index"].isin(decided)]
-    suspects = undecided.nsmallest(num_suspects(undecided, max_suspects), "rank")
-    evidence = collect_evidence(
-        dataset,
-        suspects,
-        transform=transform,
-        model=model,
-        crop_pct=crop_pct,
-        crop_mode=crop_mode,
-        batch_size=batch_size,
-    )
-    render_report(
-        table, table.attrs, folder / REPORT_FILE, evidence=evidence, curves=curves, decided=decided, run=output_dir
-    )
-    return table
-
-
-__all__ = [
-    "audit_run",
-    "clean_dataset",
-    "escape_formula",
-    "export_audit",
-    "load_audit",
-    "noise_scores",
-    "read_marks",
-    "score_model",
-]
+def __getattr__(name: str):
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -13,6 +13,7 @@ import pyarrow as pa
 from ...atomic import whole_file
 
 
+AUDIT_FOLDER = "_audit"  # as in `hnml_hf.training.dynamics`, which imports torch
 LINEAGE_FILE = "lineage.csv"
 LINEAGE = (
     *("index", "path", "label", "label_original", "label_score"),
@@ -38,7 +39,7 @@ def write_lineage(folder: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
 
 def find_lineage(run: str | os.PathLike) -> Path | None:
     """The lineage of the dataset that a run was trained on, if an audit has cleaned it."""
-    saved = Path(run) / "_audit" / "dataset.json"
+    saved = Path(run) / AUDIT_FOLDER / "dataset.json"
     if not saved.is_file():
         return None
     options = json.loads(saved.read_text(encoding="utf-8"))

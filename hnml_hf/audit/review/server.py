@@ -20,15 +20,14 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 from PIL import Image
 
-from ...data.decoding import UNREADABLE, to_rgb
 from ..report import Evidence, encode_picture, map_values, picture_uri, render_page, script_hash
 from .annotations import ANNOTATIONS, annotations_csv
-from .lineage import decided_samples
+from .lineage import AUDIT_FOLDER, decided_samples
 from .log import LOG_FILE, AnnotationLog
 from .queue import Query, ReviewQueue, common_folder, read_rows, summary_frame
 
 
-AUDIT_FOLDER, TABLE_FILE = "_audit", "noise_scores.parquet"
+TABLE_FILE = "noise_scores.parquet"  # as in `hnml_hf.audit.table`, which imports datasets
 HOST = "127.0.0.1"
 PORT = 8642
 SIDES = (320, 480, 640, 1280)
@@ -209,6 +208,8 @@ class Review:
         return annotations_csv(self.log.rows())
 
     def _picture(self, index: int, side: int) -> tuple[bytes, str]:
+        from ...data.decoding import UNREADABLE, to_rgb  # seconds, that the first page need not wait for
+
         row = self._row(index)
         path = self.queue.path(row)
         with self._busy:

@@ -1,0 +1,74 @@
+"""A finished run scored: its table, its summary and the report."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from ..training.dynamics import AUDIT_FOLDER
+from .gallery import MAX_SUSPECTS, collect_evidence, num_suspects
+from .report import render_report
+from .review.lineage import decided_samples
+from .table import check_unchanged, image_paths, noise_scores, write_audit
+
+
+REPORT_FILE = "report.html"
+
+
+def audit_run(
+    output_dir: str | os.PathLike,
+    records: np.ndarray,
+    dataset: Dataset,
+    *,
+    transform: Callable,
+    model=None,
+    cross_validated: np.ndarray | None = None,
+    crop_pct: float = 1.0,
+    crop_mode: str = "center",
+    curves: Sequence[Mapping] = (),
+    max_suspects: int = MAX_SUSPECTS,
+    batch_size: int = 64,
+    **facts,
+) -> pd.DataFrame:
+    """Score, then write table, summary and report into `<output_dir>/_audit`.
+
+    Args:
+        output_dir (`str` or `Path`): of the run.
+        records (structured `np.ndarray` of shape `(n,)`): of [`run_records`] or [`score_model`].
+        dataset (`datasets.Dataset`): that the records are of, rows in any order.
+        transform, model, crop_pct, crop_mode: see [`~hnml_hf.audit.gallery.collect_evidence`].
+        cross_validated (structured `np.ndarray`, *optional*): see [`noise_scores`].
+        curves (`Sequence[Mapping]`): the trainer's `log_history`, for the report.
+        max_suspects (`int`): how many the report shows at most.
+        batch_size (`int`): images in a forward pass for their maps.
+        facts: further entries of the summary, as `source` and `provenance`.
+
+    Returns:
+        `pd.DataFrame`: of [`noise_scores`], with `path` filled in.
+
+    Raises:
+        ValueError: if the dataset is not the one that the records are of.
+    """
+    table = noise_scores(records, dataset.features["label"].names, cross_validated=cross_validated, **facts)
+    check_unchanged(table, dataset)
+    table["path"] = image_paths(dataset)
+    folder = write_audit(Path(output_dir) / AUDIT_FOLDER, table)
+    decided = decided_samples(output_dir, table)
+    undecided = table[~table["index"].isin(decided)]
+    suspects = undecided.nsmallest(num_suspects(undecided, max_suspects), "rank")
+    evidence = collect_evidence(
+        dataset,
+        suspects,
+        transform=transform,
+        model=model,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        batch_size=batch_size,
+    )
+    render_report(
+        table, table.attrs, folder / REPORT_FILE, evidence=evidence, curves=curves, decided=decided, run=output_dir
+    )
+    return table
