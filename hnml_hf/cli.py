@@ -115,7 +115,7 @@ def scripts_folder() -> Path:
 def find_recipe(name: str) -> Path:
     """A recipe by its path, or by its name among those that come with the scripts."""
     recipes = scripts_folder() / "recipes"
-    for path in (Path(name), recipes / f"{name}.yaml"):
+    for path in (Path(os.path.expanduser(name)), recipes / f"{name}.yaml"):
         if path.is_file():
             return path
     known = ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))

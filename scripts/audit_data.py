@@ -15,7 +15,7 @@ import re
 import sys
 
 from datasets import DatasetDict
-from options import add_source_options, read_dataset
+from options import add_source_options, command_words, read_dataset
 
 import hnml_hf
 from hnml_hf import check_dataset
@@ -47,7 +47,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--max_pixels", type=int, default=preflight.MAX_PIXELS, help="Larger images are defects.")
     parser.add_argument("--output", help="Write the report here, as JSON.")
     parser.add_argument("--quarantine_output", help="Write the rows to leave out here, one JSON object a line.")
-    return parser.parse_args(argv)
+    return parser.parse_args(command_words(argv))
 
 
 def load(arguments: argparse.Namespace) -> tuple[DatasetDict | None, list[dict]]:

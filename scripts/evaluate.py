@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from options import add_source_options, plain_errors, read_dataset
+from options import add_source_options, command_words, plain_errors, read_dataset
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--num_workers", type=int, default=0, help="Processes that load images.")
     parser.add_argument("--device", help="Default: a GPU if there is one.")
     parser.add_argument("--output", type=Path, help="JSON file to write.")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(command_words(argv))
     transformers.utils.logging.disable_progress_bar()
     model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
     data = read_dataset(options)

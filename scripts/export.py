@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 import transformers
-from options import plain_errors
+from options import command_words, plain_errors
 
 from hnml_hf import TimmCAMForImageClassification, export_program, export_to_onnx
 from hnml_hf.cli import HelpFormatter
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--revision", default="main", help="Commit or branch of the repository.")
     parser.add_argument("--output", required=True, type=Path, help="File: .onnx, or .pt2 for torch.export.")
     parser.add_argument("--with_cams", action="store_true", help="Also give the map of the predicted class.")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(command_words(argv))
     if options.output.suffix not in (".onnx", ".pt2"):
         parser.error(f"--output {options.output}: the name must end in .onnx or .pt2")
     transformers.utils.logging.disable_progress_bar()

@@ -1,16 +1,15 @@
 """The options that train, probe and audit share, and what is made of them: data and a model."""
 
 import argparse
-import difflib
 import json
 import logging
-from collections.abc import Mapping
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
 import torch
-import yaml
 from datasets import DatasetDict
+from recipe import JSON_OPTIONS, apply_recipe, expand_home, likely_options
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
@@ -192,31 +191,32 @@ class DataArguments(SourceArguments):
     cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix, for objective `ce`; 0 is off."})
 
 
+def command_words(argv: list[str] | None) -> list[str]:
+    """The words of the command line, or the given ones, with `~` as the home folder in `--option=~/file` as well."""
+    return list(map(expand_home, sys.argv[1:] if argv is None else argv))
+
+
 def parse_all(parser: HfArgumentParser, argv: list[str]) -> list:
     """The dataclasses of a parser; an option that none of them has is an error that names the likeliest ones."""
-    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    *parsed, unknown = parser.parse_args_into_dataclasses(command_words(argv), return_remaining_strings=True)
     if unknown:
-        known = [name for action in parser._actions for name in action.option_strings if "-" not in name[2:]]
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=3)
-        parser.error(f"there is no option {unknown[0]}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+        name = unknown[0].partition("=")[0].removeprefix("--")
+        parser.error(f"there is no option {unknown[0]}{likely_options(parser, name)}")
     return parsed
 
 
 def from_json(option: str, text: str | None):
-    """The value of an option that is given as JSON."""
+    """The value of an option that is given as JSON, a list or an object."""
+    if text is None:
+        return None
     try:
-        return None if text is None else json.loads(text)
-    except ValueError as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise SystemExit(f"error: --{option} {text!r} is not valid JSON: {error}.") from error
-
-
-def as_arguments(options: Mapping[str, object]) -> list[str]:
-    """Options of a YAML file as words of a command line; one that is null stays what it was without the file."""
-    arguments = []
-    for name, value in options.items():
-        if value is not None:
-            arguments += [f"--{name}", json.dumps(value) if isinstance(value, (dict, bool)) else str(value)]
-    return arguments
+    kind = JSON_OPTIONS[option]
+    if not isinstance(value, kind):
+        raise SystemExit(f"error: --{option} takes {'a list' if kind is list else 'an object'}, got {text!r}.")
+    return value
 
 
 def parse_arguments(argv: list[str], command: str = "train"):
@@ -224,8 +224,7 @@ def parse_arguments(argv: list[str], command: str = "train"):
     answer_help(command, argv)
     recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     recipes.add_argument("--recipe", type=find_recipe, default=None if argv else find_recipe("quickstart"))
-    recipe, argv = recipes.parse_known_args(argv)
-    options = as_arguments((yaml.safe_load(recipe.recipe.read_text("utf-8")) or {}) if recipe.recipe else {})
+    recipe, argv = recipes.parse_known_args(command_words(argv))
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, HNMLTrainingArguments),
         formatter_class=HelpFormatter,
@@ -235,7 +234,9 @@ def parse_arguments(argv: list[str], command: str = "train"):
     parser.add_argument("--recipe", help="YAML file of options, or its name in scripts/recipes; others override it.")
     for action in parser._actions:
         action.help = MEANINGS.get(action.dest, action.help)
-    model_args, data_args, args, _ = parse_all(parser, options + argv)
+    if recipe.recipe:
+        apply_recipe(parser, recipe.recipe)
+    model_args, data_args, args, _ = parse_all(parser, argv)
     for name, value in (("--backbone", model_args.backbone), ("--dataset", data_args.dataset)):
         if value is None:
             parser.error(

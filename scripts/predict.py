@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from options import add_source_options, plain_errors, read_dataset
+from options import add_source_options, command_words, plain_errors, read_dataset
 from PIL import Image
 from tqdm import tqdm
 
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--batch_size", type=int, default=32, help="Images at a time.")
     parser.add_argument("--device", help="Default: a GPU if there is one.")
     parser.add_argument("--skip_unreadable", action="store_true", help="Leave out images that cannot be read.")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(command_words(argv))
     if bool(options.inputs) == bool(options.dataset):
         parser.error("give image files or folders, or else --dataset")
     if options.output and options.output.suffix not in (".csv", ".jsonl"):

@@ -29,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +37,6 @@ from pathlib import Path
 import torch
 import yaml
 from provenance import provenance
-
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts that users call
-from options import as_arguments
 
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -77,6 +73,15 @@ class Cell:
     def command(self) -> str:
         """As a person would type it, whatever folder the recipe is in."""
         return shlex.join(["python", "scripts/train.py", *self.arguments()]).replace(str(self.recipe.parent), "...")
+
+
+def as_arguments(options: Mapping[str, object]) -> list[str]:
+    """Options of a suite as words of a command line; one that is null stays what it was."""
+    arguments = []
+    for name, value in options.items():
+        if value is not None:
+            arguments += [f"--{name}", json.dumps(value) if isinstance(value, (dict, bool)) else str(value)]
+    return arguments
 
 
 def load_suite(path: Path) -> list[Cell]:
