@@ -45,7 +45,7 @@ _RUN = ("output_dir", "seed", "per_device_eval_batch_size", "dataloader_num_work
 # what `--help` shows of commands that have many more options; `--help-all` shows all
 COMMON = {
     "train": (
-        *("recipe", "backbone", "pretrained", "weights", "start_from_probe", "image_size"),
+        *("recipe", "backbone", "pretrained", "weights", "start_from_judge", "image_size"),
         *_SOURCE,
         *("validation_fraction", "noise", "noise_rate", "quarantine", "augmentation", "cache_images"),
         *("objective", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),

@@ -67,12 +67,22 @@ class ModelArguments:
             "scripts/probe.py does, and train from there."
         },
     )
+    start_from_judge: bool = field(
+        default=False,
+        metadata={
+            "help": "Judge the labels by the frozen features of the pretrained weights first, in closed form, and "
+            "train from the judge's head on its targets (see `--targets`)."
+        },
+    )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the input in pixels; default: the backbone's."}
     )
     model_args: str = field(default="{}", metadata={"help": "Other arguments of `timm.create_model`, as JSON."})
-    channels_last: bool = field(
-        default=False, metadata={"help": "Keep images as (height, width, channels) in memory: faster convolutions."}
+    channels_last: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Keep images as (height, width, channels) in memory: faster convolutions. Default: on a GPU."
+        },
     )
 
 
@@ -177,7 +187,14 @@ class DataArguments(SourceArguments):
         default=True,
         metadata={"help": "At the end score every training label and write a report, to `_audit/`."},
     )
-    augmentation: str = field(default="standard", metadata={"help": "none, standard or randaugment."})
+    augmentation: str = field(default="standard", metadata={"help": "none, standard, shift or randaugment."})
+    resident: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Keep all images, which must be of one size, on the training device, and prepare whole batches "
+            "there. Default: on a GPU, for images of at most 64 pixels."
+        },
+    )
     strong_view: bool = field(
         default=False,
         metadata={"help": "Change colours and erase a part of what the student sees; the teacher sees it without."},
@@ -345,4 +362,5 @@ def build_model(model_args: ModelArguments, id2label: dict[int, str]) -> TimmCAM
         image_size=model_args.image_size,
         **from_json("model_args", model_args.model_args),
     )
-    return model.to(memory_format=torch.channels_last) if model_args.channels_last else model
+    channels_last = torch.cuda.is_available() if model_args.channels_last is None else model_args.channels_last
+    return model.to(memory_format=torch.channels_last) if channels_last else model

@@ -16,6 +16,7 @@ import json
 import logging
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ import torch
 import transformers
 from options import DataArguments, ModelArguments, build_model, load_data, parse_arguments, plain_errors
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.utils.data import Subset
+from torchvision.transforms.functional import to_tensor
 
 from hnml_hf import (
     EXIT_CODE,
@@ -43,6 +46,13 @@ from hnml_hf import (
     save_probe_records,
     start_from_probe,
 )
+from hnml_hf.audit.start import judge_records, start_from_judge
+from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
+from hnml_hf.data.targets import add_targets
+from hnml_hf.data.transforms import SMALL_IMAGE
+
+
+RESIDENT_BYTES = 4 * 2**30  # of images that are kept on the device without being asked for
 
 
 def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[str, TransformedDataset]) -> dict:
@@ -140,6 +150,74 @@ def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArg
     trainer.push_to_hub(**facts) if trainer.args.push_to_hub else trainer.create_model_card(**facts)
 
 
+def resident_pixels(data, data_args: DataArguments, args) -> dict[str, torch.Tensor]:
+    """The images of each split as one tensor on the training device; nothing if they are prepared one by one."""
+    batched = data_args.augmentation in BATCHED and not data_args.strong_view
+    rows = sum(len(split) for split in data.values())
+    if data_args.resident is None:
+        largest = SMALL_IMAGE
+        wanted = batched and args.device.type == "cuda" and rows * 3 * largest**2 <= RESIDENT_BYTES
+    else:
+        largest, wanted = None, data_args.resident
+    if not wanted:
+        return {}
+    if not batched:
+        raise ValueError(
+            f"`resident` prepares whole batches, for which there are the augmentations {', '.join(BATCHED)} and no "
+            "strong view. Set it to false."
+        )
+    pixels = {}
+    for name, split in data.items():
+        pixels[name] = stack_images(TransformedDataset(split, to_tensor), largest=largest)
+        if pixels[name] is None and data_args.resident:
+            raise ValueError(f"`resident` needs images of one size, but those of `{name}` differ. Set it to false.")
+        if pixels[name] is None:
+            return {}
+    return {name: stacked.to(args.device) for name, stacked in pixels.items()}
+
+
+def prepare(rows, pixels, *, training: bool, data_args: DataArguments, pretrained_cfg: dict, seed: int):
+    """Rows of a split as samples of training or of evaluation."""
+    if pixels is not None:
+        views = create_batch_transforms(pretrained_cfg, pixels.shape[2:], augmentation=data_args.augmentation)
+        return ResidentDataset(rows, pixels, views[0 if training else 1], seed=seed)
+    weak, evaluation = create_transforms(pretrained_cfg, augmentation=data_args.augmentation)
+    kept = "tensors" if data_args.cache_images else None  # nothing is drawn in evaluation
+    if not training:
+        return TransformedDataset(rows, evaluation, cache=kept)
+    strong = create_strong_transform(weak) if data_args.strong_view else None
+    if kept and (strong or weak is not evaluation):
+        kept = "images"
+    return TransformedDataset(rows, weak, seed=seed, strong_transform=strong, cache=kept)
+
+
+def judged(model, rows, samples: TransformedDataset, args):
+    """Judge the training labels that losses may see.
+
+    Returns:
+        [`Judgement`] of them, the records of what it says of each, and all rows with their targets; a label that no
+        loss sees stays its own target.
+    """
+    gauge, seen = create_gauge(args, len(rows)), np.arange(len(rows))
+    if gauge is not None:
+        seen = np.flatnonzero(~gauge.held_out(torch.from_numpy(samples.index)).numpy())
+    judgement = start_from_judge(
+        model,
+        Subset(samples, seen.tolist()),
+        weights=None if samples.weights is None else samples.weights[seen],
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=0 if isinstance(samples, ResidentDataset) else args.dataloader_num_workers,
+        seed=args.seed,
+    )
+    candidates = judgement.candidates
+    posterior = np.zeros((len(rows), candidates.shape[1]), np.float32)
+    classes = (samples.labels[:, None] + np.arange(candidates.shape[1])) % model.config.num_labels
+    posterior[:, 0] = 1
+    posterior[seen], classes[seen] = judgement.posterior, candidates
+    records = judge_records(samples.index[seen], samples.labels[seen], judgement)
+    return judgement, records, add_targets(rows, posterior, classes)
+
+
 @record  # so that a launcher of several processes shows the error of the one that failed first
 def run(argv: list[str]):
     model_args, data_args, args = parse_arguments(argv)
@@ -165,32 +243,43 @@ def run(argv: list[str]):
         args.metric_for_best_model = f"eval_validation_{metric}"
     names = data["train"].features["label"].names
     model = build_model(model_args, dict(enumerate(names)))
-    train_transform, eval_transform = create_transforms(
-        model.config.pretrained_cfg, augmentation=data_args.augmentation
-    )
-    strong = create_strong_transform(train_transform) if data_args.strong_view else None
-    kept = "tensors" if data_args.cache_images else None  # nothing is drawn in evaluation
-    kept_for_training = "images" if kept and (strong or train_transform is not eval_transform) else kept
-    train_set = TransformedDataset(
-        data["train"], train_transform, seed=args.seed, strong_transform=strong, cache=kept_for_training
-    )
+    views = create_transforms(model.config.pretrained_cfg, augmentation=data_args.augmentation)
+    pixels = resident_pixels(data, data_args, args)
+    prepared = partial(prepare, data_args=data_args, pretrained_cfg=model.config.pretrained_cfg, seed=args.seed)
+
+    judgement = crossed = None
+    if model_args.start_from_judge and model_args.start_from_probe:
+        raise ValueError("`start_from_judge` and `start_from_probe` both set the head: give one of them.")
+    if (model_args.start_from_judge or model_args.start_from_probe) and not (
+        model_args.pretrained or model_args.weights
+    ):
+        raise ValueError(
+            "`start_from_judge` and `start_from_probe` need pretrained features: give `--pretrained true` or "
+            "`--weights FILE`."
+        )
+    if model_args.start_from_judge:
+        judgement, crossed, data["train"] = judged(
+            model.to(args.device), data["train"], prepared(data["train"], pixels.get("train"), training=False), args
+        )
+        if args.process_index == 0:
+            print(f"Training starts from the judge of {len(data['train'])} labels: {judgement.noise_rate:.1%} wrong")
+    train_set = prepared(data["train"], pixels.get("train"), training=True)
     held_out = {
-        split: TransformedDataset(rows, eval_transform, cache=kept) for split, rows in data.items() if split != "train"
+        split: prepared(rows, pixels.get(split), training=False) for split, rows in data.items() if split != "train"
     }
 
-    crossed = None
     if model_args.start_from_probe:
-        if not (model_args.pretrained or model_args.weights) or "validation" not in data:
+        if "validation" not in data:
             raise ValueError(
-                "`start_from_probe` needs pretrained features and held-out labels to choose by: give `--pretrained "
-                "true` or `--weights FILE`, and a split `validation` or `--validation_fraction 0.1`."
+                "`start_from_probe` needs held-out labels to choose by: give a split `validation` or "
+                "`--validation_fraction 0.1`."
             )
         gauge, rows = create_gauge(args, len(data["train"])), data["train"]
         if gauge is not None:  # what it holds out, no loss may see
             rows = rows.select(np.flatnonzero(~gauge.held_out(torch.from_numpy(train_set.index)).numpy()))
         probe, crossed = start_from_probe(
             model.to(args.device),
-            TransformedDataset(rows, eval_transform),
+            TransformedDataset(rows, views[1]),
             held_out["validation"],
             batch_size=args.per_device_eval_batch_size,
             num_workers=args.dataloader_num_workers,
@@ -224,9 +313,14 @@ def run(argv: list[str]):
         "objective": args.objective,
         "seed": args.seed,
         "evaluated": "teacher" if args.eval_teacher else "student",
+        "targets": trainer.targets,
+        "rows_train": len(data["train"]),
+        "rows_test": len(data.get("test", ())),
+        "pretrained": bool(model_args.pretrained or model_args.weights),
+        "image_size": model.config.pretrained_cfg["input_size"][-1],
         **result.metrics,
     }
-    metrics.update(measure(trainer, TransformedDataset(data["train"], eval_transform), held_out))
+    metrics.update(measure(trainer, prepared(data["train"], pixels.get("train"), training=False), held_out))
     if trainer.is_world_process_zero():
         save_probe_records(args.output_dir, crossed)
         trainer.save_metrics("all", metrics, combined=False)
@@ -240,7 +334,7 @@ def run(argv: list[str]):
                 trainer.evaluated_model(),
                 data_args,
                 data["train"],
-                eval_transform,
+                views[1],
                 trainer.statistics.records,
                 output_dir=args.output_dir,
                 cross_validated=crossed,

@@ -44,6 +44,15 @@ class HNMLTrainingArguments(TrainingArguments):
         metadata={"help": "Decay of a sample's running predictions, in [0, 1); `teacher_source=memory` too (ELR)."},
     )
 
+    targets: Literal["given", "posterior"] | None = field(
+        default=None,
+        metadata={
+            "help": "What the base loss asks for: the given label, or the probability of each class to be the true "
+            "one, by the judge of the frozen features. Default: `posterior` where training starts from the judge's "
+            "head, unless samples have weights, images are mixed, or the objective takes labels alone (ours)."
+        },
+    )
+
     # -- meta-training: the virtual step --
     inner_direction: Literal["synthetic", "momentum"] = field(
         default="momentum",
@@ -202,6 +211,9 @@ class HNMLTrainingArguments(TrainingArguments):
     )
 
     # -- defaults of the parent that are changed --
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Train in bfloat16. Default: on a GPU that has it, unless `fp16` is set."}
+    )
     optim: str = field(default="sgd", metadata={"help": "Optimizer (transformers: AdamW)."})
     optim_args: str | None = field(default="momentum=0.9", metadata={"help": "Arguments of the optimizer."})
     learning_rate: float = field(default=0.05, metadata={"help": "Peak learning rate, for SGD from random weights."})
@@ -249,6 +261,9 @@ class HNMLTrainingArguments(TrainingArguments):
         self._require("mask_temperature", self.mask_temperature > 0, "above 0")
         self._require("meta_lr", self.meta_lr is None or self.meta_lr >= 0, "at least 0")
         for name, kind in HNMLTrainingArguments.__annotations__.items():
+            if name == "targets" and self.targets is None:
+                continue
+            kind = get_args(kind)[0] if name == "targets" else kind
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise ValueError(f"`{name}={getattr(self, name)!r}` is none of {', '.join(get_args(kind))}.")
         if self.consistency_form == "refurbished" and self.consistency_weight > 1:
@@ -306,6 +321,8 @@ class HNMLTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # there is nothing to pin it for, and PyTorch would warn
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False  # none that could persist, and PyTorch would refuse
+        if self.bf16 is None:
+            self.bf16 = not (self.use_cpu or self.fp16) and cuda_has_bf16()
         super().__post_init__()
         self._check_trackers()
         if without_effect and self.process_index == 0:
@@ -352,6 +369,11 @@ class HNMLTrainingArguments(TrainingArguments):
         additive = self.inner_direction == "momentum" and self.consistency_form == "additive"
         return self.objective == "ce" or (self.objective == "hnml" and additive and self.teacher_source == "ema")
 
+    def takes_soft_targets(self) -> bool:
+        """Whether the base loss of the objective has a meaning for a distribution in the place of a label."""
+        additive = self.inner_direction == "momentum" and self.consistency_form == "additive"
+        return self.objective in ("ce", "elr", "mean_teacher") or (self.objective == "hnml" and additive)
+
     def memory_advice(self) -> str:
         """What to change when a training step does not fit into memory, the mildest change first."""
         advice = []
@@ -376,3 +398,8 @@ class HNMLTrainingArguments(TrainingArguments):
     def _require(self, name: str, holds: bool, wanted: str):
         if not holds:
             raise ValueError(f"`{name}={getattr(self, name)}` must be {wanted}.")
+
+
+def cuda_has_bf16() -> bool:
+    """Whether there is a CUDA device that computes in bfloat16, and does not only emulate it."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -21,6 +21,8 @@ def check_training_data(dataset, num_labels: int):
             f"Training sample {dataset.index[first]} has label {labels[first]}, but the model has {num_labels} "
             f"classes (0 to {num_labels - 1})."
         )
+    if dataset.targets is not None and not ((dataset.targets[0] >= 0) & (dataset.targets[0] < num_labels)).all():
+        raise ValueError(f"The soft targets name classes that the model does not have: it has {num_labels}.")
     if (labels == labels[0]).all():
         raise ValueError(
             f"All {len(dataset)} training samples have the one label {labels[0]}; there is nothing to learn. "

@@ -5,10 +5,17 @@ from contextlib import contextmanager
 
 from safetensors.torch import load_file
 
+from ..data.resident import ResidentDataset
 from .distributed import broadcast_buffers
 
 
 LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loaded at the end
+WORKER_OPTIONS = {
+    "dataloader_num_workers": 0,
+    "dataloader_pin_memory": False,
+    "dataloader_persistent_workers": False,
+    "dataloader_prefetch_factor": None,
+}
 MAPS = ["features", "feature_maps", "last_hidden_state"]  # outputs that evaluation must not gather
 
 
@@ -47,6 +54,23 @@ class EvaluationMixin:
             yield
         finally:
             self.args.dataloader_persistent_workers = persist
+
+    @contextmanager
+    def _without_workers(self, dataset):
+        """Batches that are prepared on the device come from this process, and need no pinned memory."""
+        kept = {name: getattr(self.args, name) for name in WORKER_OPTIONS}
+        if isinstance(dataset, ResidentDataset):
+            for name, value in WORKER_OPTIONS.items():
+                setattr(self.args, name, value)
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(self.args, name, value)
+
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        with self._without_workers(dataset):
+            return super()._get_dataloader(dataset, *args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As the parent's, but images are not mixed, and a dataset that is given is the one that is measured: with

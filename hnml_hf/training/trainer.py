@@ -19,6 +19,7 @@ from ..audit.noise_model import estimate_noise_rate
 from ..hub.trainer import PublishingMixin
 from ..objectives import OBJECTIVES, sigmoid_rampup
 from ..objectives.inner_step import look_ahead, running_directions
+from ..objectives.soft_targets import dense_targets
 from .args import TEACHER_OBJECTIVES, HNMLTrainingArguments
 from .data_checks import check_sample_weights, check_training_data
 from .distributed import broadcast_buffers, check_ranks_agree, tensor_digests
@@ -91,6 +92,7 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
             if "sample_weights" not in self.provided:
                 raise ValueError(f"Objective `{args.objective}` takes no weights of samples; leave them out.")
             check_sample_weights(train_dataset, mixes=self._mixes())
+        self.targets = self._chosen_targets()
         self.cross_validated = cross_validated
         self._check_forward_correction()
         self._create_teacher_and_memory()
@@ -122,6 +124,28 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
             logger.info(
                 "Second-order virtual steps run attention by the math kernel; fused ones have no second derivative."
             )
+
+    def _chosen_targets(self) -> str:
+        """`posterior` or `given`: as the options say, or by what the dataset and the objective have."""
+        chosen, data = self.args.targets, self.train_dataset
+        there = getattr(data, "targets", None) is not None
+        reason = None
+        if not there:
+            reason = "the training set has no soft targets; start from the judge's head, or `add_targets`"
+        elif self._mixes():
+            reason = "images are mixed"
+        elif not self.args.takes_soft_targets():
+            reason = f"objective `{self.args.objective}` takes labels alone, as it is set"
+        elif self.args.forward_correction:
+            reason = "`forward_correction` corrects the loss on given labels"
+        if chosen == "posterior" and reason is not None:
+            raise ValueError(f"`targets=posterior` cannot be had here: {reason}. Leave it out, or give `given`.")
+        if chosen is None and there and reason is None and data.weights is not None:
+            reason = "the weights of the samples say how far each given label is believed"
+        if chosen is None and there:
+            chosen = "posterior" if reason is None else "given"
+            logger.info(f"Targets: {chosen}" + ("." if reason is None else f", since {reason}."))
+        return chosen or "given"
 
     def _check_forward_correction(self):
         if not self.args.forward_correction:
@@ -275,6 +299,10 @@ class HNMLTrainer(EvaluationMixin, TrainingStateMixin, PublishingMixin, Resumabl
     def _objective_step(self, student, *, inputs, wanted):
         """Runs inside the wrapped model's forward, so that distributed training sees every gradient."""
         index, labels = inputs["index"], inputs.get("soft_labels", inputs["labels"])
+        if self.targets == "posterior":
+            labels = dense_targets(
+                inputs["target_classes"], inputs["target_probabilities"], self.model.config.num_labels
+            )
         teach = partial(self._teach, inputs["pixel_values"], with_cams="mask_guided" in wanted)
         providers = {
             "wanted": wanted,

@@ -25,6 +25,7 @@ class TrainingStateMixin:
         return {
             **super().run_facts(),
             "objective": self.args.objective,
+            "targets": self.targets,
             "gauge_fraction": 0.0 if self.gauge is None else self.gauge.fraction,
             **{name: getattr(self.args, name) for name in ("teacher_source", "memory_top_k", "eval_teacher")},
             "backbone": self.model.config.architecture,

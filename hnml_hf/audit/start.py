@@ -1,0 +1,71 @@
+"""The start of training on a pretrained backbone: its features judge the labels, and give the head."""
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast, broadcast_object_list
+from torch.utils.data import Dataset
+
+from ..training.dynamics import score_predictions
+from .judge import Judgement, judge_labels
+from .probe import pooled_features, set_head
+
+
+def start_from_judge(
+    model,
+    dataset: Dataset,
+    *,
+    weights: np.ndarray | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> Judgement:
+    """Give a pretrained model the head of the judge of its features, so that fine-tuning does not begin by bending
+    good features to a random head (Kumar et al., ICLR 2022).
+
+    All processes must call it together; the first one judges, and all get its head and its judgement.
+
+    Args:
+        model: a [`TimmCAMForImageClassification`], on its device.
+        dataset (`TransformedDataset`): n samples, with the evaluation transform. Labels that no loss may see must not
+            be among them.
+        weights (`np.ndarray` of shape `(n,)`, *optional*): how far each label is believed.
+        batch_size, num_workers (`int`): of the pass, see [`pooled_features`].
+        seed (`int`): of the folds.
+
+    Raises:
+        ValueError: as [`judge_labels`] and [`set_head`].
+    """
+    judgement = None
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    if first:
+        features, labels = pooled_features(model, dataset, batch_size=batch_size, num_workers=num_workers)
+        judgement = judge_labels(
+            features, labels, num_labels=model.config.num_labels, seed=seed, weights=weights, device=model.device
+        )
+    (judgement,) = broadcast_object_list([judgement])
+    set_head(model.classifiers, judgement.head)
+    for classifier in model.classifiers:
+        for parameter in classifier.parameters():
+            parameter.data.copy_(broadcast(parameter.data))
+    return judgement
+
+
+def judge_records(index: np.ndarray, labels: np.ndarray, judgement: Judgement) -> np.ndarray:
+    """What the judge says of each sample without its label, as the records of a training run hold it.
+
+    P(c | h) is proportional to P(c | h, y) / T[c, y].
+
+    Args:
+        index, labels (`np.ndarray` of shape `(n,)`): sample ids and given labels.
+        judgement ([`Judgement`]): of them.
+
+    Returns:
+        structured `np.ndarray` of shape `(n,)`, ordered by `index`.
+    """
+    num_labels = len(judgement.transition_matrix)
+    channel = judgement.transition_matrix[judgement.candidates, labels[:, None]]
+    without_label = judgement.posterior / np.maximum(channel, 1e-12)
+    probabilities = np.zeros((len(labels), num_labels))
+    np.put_along_axis(probabilities, judgement.candidates, without_label, 1)
+    probabilities /= probabilities.sum(1, keepdims=True)
+    return score_predictions(index, labels, probabilities, seen=judgement.judged, held_out=True)
