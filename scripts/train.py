@@ -56,7 +56,8 @@ RESIDENT_BYTES = 4 * 2**30  # of images that are kept on the device without bein
 
 
 def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[str, TransformedDataset]) -> dict:
-    """Accuracy of what was saved on the test set, and how well its doubt finds the wrong training labels.
+    """Accuracy of what was saved on the test set, how well its doubt finds the wrong training labels, and the share of
+    these that it repeats.
 
     Without a test set the validation set is measured, whose labels may be wrong; `eval_split` says which it was.
     """
@@ -71,6 +72,8 @@ def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[
     if (train_set.labels != train_set.clean_labels)[known].any():  # else a pass over all images would find nothing
         logits = trainer.predict(train_set, metric_key_prefix="train").predictions
         metrics["train_noise_auroc"] = noise_auroc(logits, train_set.labels, train_set.clean_labels)
+        wrong = known & (train_set.labels != train_set.clean_labels)
+        metrics["train_memorized"] = float((logits.argmax(-1) == train_set.labels)[wrong].mean())
     if trainer.args.load_best_model_at_end and final in held_out:
         with trainer.last_weights():
             last = trainer.predict(held_out[final], metric_key_prefix="last").metrics

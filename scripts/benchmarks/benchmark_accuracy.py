@@ -31,7 +31,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,6 +42,7 @@ from provenance import provenance
 TRAIN = Path(__file__).parents[1] / "train.py"
 RUNS = "runs.jsonl"
 AXES = {"noise": "noises", "backbone": "backbones", "method": "methods"}
+PROTOCOL = ("rows_train", "rows_test", "targets", "pretrained", "image_size")  # of a run, where it tells them
 KEPT_CURVES = {"fit": "fit", "memorized": "memorized", "strength": "strength"} | {  # of the log, under short names
     f"eval_{split}{model}_accuracy": f"{split}{model}"
     for split in ("validation", "test")
@@ -211,6 +212,7 @@ def summarize(folder: Path) -> dict:
         "objective": results["objective"],
         "epochs": curve[-1]["epoch"],
         "evaluated": results["evaluated"],
+        **{name: results[name] for name in PROTOCOL if name in results},
     }
     other = {"student": "teacher", "teacher": "student"}[results["evaluated"]]
     models = {"": "", f"_{results['evaluated']}": "", f"_{other}": f"_{other}"}
@@ -228,14 +230,20 @@ def summarize(folder: Path) -> dict:
         record |= {name: estimate[name] for name in ("noise_rate", "noise_rate_interval")}
     return record | {
         "auroc": results.get("train_noise_auroc"),
-        "memorized": curve[-1].get("memorized"),
+        "memorized": results.get("train_memorized", curve[-1].get("memorized")),
         "cost_ce": results["cost_ce"],
         "curve": curve,
     }
 
 
+def overridden(cell: Cell, changes: Sequence[str]) -> Cell:
+    """A run with other values of some options, each `NAME=VALUE`."""
+    changed = dict(change.split("=", 1) for change in changes)
+    return replace(cell, options=tuple((dict(cell.options) | changed).items()))
+
+
 def accuracy(args: argparse.Namespace):
-    cells = load_suite(args.suite)
+    cells = [overridden(cell, args.override) for cell in load_suite(args.suite)]
     if args.only:
         cells = [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in args.only)]
         if not cells:
@@ -394,6 +402,9 @@ def add_parser(subparsers):
         nargs="+",
         metavar="PATTERN",
         help='runs by name: --only "human*, HNML, seed ?" (`*` and `?` as in a shell)',
+    )
+    parser.add_argument(
+        "--override", nargs="*", default=[], metavar="NAME=VALUE", help="options of all runs, for example max_steps=2"
     )
     parser.add_argument("--only_existing", action="store_true", help="train nothing; show what is in --work_dir")
     parser.set_defaults(run=accuracy)

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Benchmarks on one GPU of a machine without network, where data arrive in parts.
+#
+#   scripts/benchmarks/gpu.sh keep FOLDER...         # take in parts: data sets and weights, and wheels to install
+#   scripts/benchmarks/gpu.sh runs SUITE SECONDS [PATTERN...]   # runs of suites/SUITE.yaml, as many as fit
+#   scripts/benchmarks/gpu.sh seeds SUITE SECONDS SEED...       # more seeds, each method at the rate that it chose
+#   scripts/benchmarks/gpu.sh tests SECONDS          # pytest -m gpu
+#   scripts/benchmarks/gpu.sh cost SECONDS           # what a step costs, in bfloat16
+#
+# KEEP (/tmp/hnml) keeps data, packages and finished runs between calls; records are copied to OUT after every call.
+# JOBS (6) runs share the device. MINIATURE=1 makes every run a few steps of a small network, to try the script on a CPU.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+KEEP=${KEEP:-/tmp/hnml} OUT=${OUT:-outputs/gpu} JOBS=${JOBS:-6}
+mkdir -p "$KEEP/data" "$KEEP/site" "$KEEP/runs" "$OUT"
+export PYTHONPATH="$PWD:$KEEP/site${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 HF_HOME="$KEEP/hf" TOKENIZERS_PARALLELISM=false
+export HF_DATASETS_DISABLE_PROGRESS_BARS=1
+smaller=()
+[ -z "${MINIATURE:-}" ] || smaller=(--override max_steps=2 image_size=64 per_device_train_batch_size=16 use_cpu=true resident=true)
+
+records() { for folder in "$KEEP"/runs/*/; do cp "$folder/runs.jsonl" "$OUT/$(basename "$folder").runs.jsonl" 2>/dev/null; done; }
+
+suite() {  # SUITE SECONDS [PATTERN...]
+  local name=$1 seconds=$2 only=()
+  shift 2
+  [ $# -eq 0 ] || only=(--only "$@")
+  timeout -k 10 "$seconds" python scripts/benchmarks/benchmark.py accuracy --suite "scripts/benchmarks/suites/$name.yaml" \
+    --work_dir "$KEEP/runs/$name" --jobs "$JOBS" --threads 2 "${smaller[@]}" "${only[@]}" 2>&1 | tail -n 60
+}
+
+[ -e data ] || ln -s "$KEEP/data" data
+task=$1 start=$SECONDS
+shift
+case $task in
+  keep)
+    for part in "$@"; do
+      [ ! -d "$part/data" ] || cp -r "$part/data/." "$KEEP/data/"
+      [ ! -d "$part/wheels" ] || python -m pip install -q --no-index --no-deps --target "$KEEP/site" "$part"/wheels/*.whl
+    done
+    du -sh "$KEEP/data"/* ;;
+  runs) suite "$@" ;;
+  seeds)
+    name=$1 seconds=$2
+    shift 2
+    readarray -t chosen < <(python scripts/benchmarks/chosen_rates.py "$KEEP/runs/$name/runs.jsonl" "$@")
+    suite "$name" "$seconds" "${chosen[@]}" ;;
+  tests) timeout -k 10 "$1" python -m pytest -q -p no:cacheprovider -m gpu tests 2>&1 | tee "$OUT/tests.txt" | tail -n 20 ;;
+  cost)
+    timeout -k 10 "$1" python scripts/benchmarks/benchmark.py cost --device cuda --bf16 --channels_last --batch_size 128 \
+      --output "$OUT/cost-cuda-resnet18-32.json" 2>&1 | tail -n 30 ;;
+  *) echo "$0: there is no task $task"; exit 2 ;;
+esac
+code=$?
+records
+echo "$task ended with $code after $((SECONDS - start)) s"
