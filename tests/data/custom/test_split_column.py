@@ -1,0 +1,134 @@
+"""Tables that say in a column to which split a row belongs."""
+
+import logging
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from tables import write_table
+
+from hnml_hf.data.schema import column
+
+
+WHICH = ["train", "test", "Train", "val", "train", "TEST"]
+LABELS = ["a", "b", "b", "a", "a", "a"]
+
+
+def labels_of(dataset):
+    names = dataset["train"].features["label"].names
+    return {split: [names[label] for label in column(rows, "label")] for split, rows in dataset.items()}
+
+
+DIVIDED = {"train": ["a", "b", "a"], "validation": ["a"], "test": ["b", "a"]}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("name", ["split", "Subset", "set"])
+def test_rows_go_to_the_split_that_a_column_says(images, load, caplog, suffix, name):
+    root, names = images
+    write_table(root / f"all{suffix}", ["image", "label", name], list(zip(names, LABELS, WHICH, strict=False)))
+    with caplog.at_level(logging.WARNING):
+        dataset = load(str(root / f"all{suffix}"))
+    assert labels_of(dataset) == DIVIDED
+    assert "rows go to the splits that a column says: 3 train, 1 validation, 2 test" in caplog.text
+    paths = [cell["path"] for cell in dataset["test"].data.column("image").to_pylist()]
+    assert paths == [f"{root}/{names[1]}", f"{root}/{names[5]}"]
+
+
+def test_a_column_of_another_name_and_values_of_other_names(images, load, caplog):
+    root, names = images
+    which = ["fit", "holdout", "fit", "unused", "fit", "holdout"]
+    table = root / "all.csv"
+    write_table(table, ["image", "label", "part"], list(zip(names, LABELS, which, strict=False)))
+    assert list(load(str(table))) == ["train"]
+    with pytest.raises(ValueError, match="all.csv:2: the column of the splits says 'fit', which is none.*`--splits"):
+        load(str(table), split_column="part")
+    splits = {"train": "fit", "test": "holdout"}
+    with caplog.at_level(logging.WARNING):
+        dataset = load(str(table), split_column="part", splits=splits)
+    assert labels_of(dataset) == {"train": ["a", "b", "a"], "test": ["b", "a"]}
+    assert "1 rows of no split, left out: unused" in caplog.text
+    with pytest.raises(ValueError, match="one table, .* or the column of these values by `split_column`"):
+        load(str(table), splits=splits)
+    with pytest.raises(ValueError, match="no split column `fold`"):
+        load(str(table), split_column="fold")
+
+
+def test_a_column_that_is_only_called_so(images, load):
+    root, names = images
+    write_table(
+        root / "train.csv", ["image", "label", "set"], [(names[0], "a", "crockery"), (names[1], "b", "cutlery")]
+    )
+    assert list(load(str(root))) == ["train"]
+    write_table(root / "train.csv", ["image", "label", "set"], [(names[0], "a", "train"), (names[1], "b", "cutlery")])
+    with pytest.raises(ValueError, match=r"train.csv:3: the column of the splits says 'cutlery', which is none"):
+        load(str(root))
+    assert labels_of(load(str(root), split_column="none")) == {"train": ["a", "b"]}
+
+
+def test_a_column_that_contradicts_the_name_of_its_file(images, load):
+    root, names = images
+    for split in ("train", "test"):
+        write_table(
+            root / f"{split}.csv", ["image", "label", "split"], [(names[0], "a", split), (names[1], "b", split)]
+        )
+    assert labels_of(load(str(root))) == {"train": ["a", "b"], "test": ["a", "b"]}
+    write_table(root / "train.csv", ["image", "label", "split"], [(names[0], "a", "train"), (names[1], "b", "test")])
+    with pytest.raises(
+        ValueError, match="train.csv:3: .* says 'test', but the file is the split train. .*split_column"
+    ):
+        load(str(root))
+    both = load(str(root), split_column="split", label_names=["a", "b"])
+    assert labels_of(both) == {"train": ["a"], "test": ["b", "a", "b"]}
+    assert column(both["test"], "index").tolist() == [0, 1, 2]
+    assert labels_of(load(str(root), split_column="none")) == {"train": ["a", "b"], "test": ["a", "b"]}
+
+
+def test_no_row_for_training(images, load):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label", "split"], [(names[0], "a", "test"), (names[1], "b", "val")])
+    with pytest.raises(ValueError, match="no row is of the split train, only of validation, test"):
+        load(str(root))
+
+
+def test_splits_whose_labels_lie_in_different_columns(images, load):
+    """As in sets whose test labels alone were checked."""
+    root, names = images
+    rows = [(*row, "b", split) for *row, split in zip(names, LABELS, WHICH, strict=False)]
+    write_table(root / "all.csv", ["image", "noisy", "truth", "split"], rows)
+    dataset = load(str(root / "all.csv"), label_column="noisy", test_label_column="truth")
+    assert labels_of(dataset) == {"train": ["a", "b", "a"], "validation": ["b"], "test": ["b"] * 2}
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_embedded_images_follow_their_rows(tmp_path, load, pictures, saved):
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"]), "split": Value("string")})
+    content = {"image": pictures.images[:6], "label": [0, 1, 1, 0, 0, 0], "split": WHICH}
+    rows = Dataset.from_dict(content, features=features)
+    rows.save_to_disk(tmp_path / "saved") if saved else rows.to_parquet(tmp_path / "train.parquet")
+    dataset = load(str(tmp_path / "saved" if saved else tmp_path))
+    assert labels_of(dataset) == DIVIDED
+    for split, positions in {"train": [0, 2, 4], "validation": [3], "test": [1, 5]}.items():
+        assert column(dataset[split], "index").tolist() == [*range(len(positions))]
+        for row, position in enumerate(positions):
+            assert np.array_equal(np.asarray(dataset[split][row]["image"]), np.asarray(pictures.images[position]))
+
+
+def test_saved_splits_that_a_column_divides_anew(tmp_path, load, pictures):
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"]), "fold": Value("int64")})
+    rows = {"image": pictures.images[:3], "label": [0, 1, 1], "fold": [0, 1, 2]}
+    part = Dataset.from_dict(rows, features=features)
+    DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "saved")
+    dataset = load(str(tmp_path / "saved"), split_column="fold", splits={"train": "0", "validation": "1", "test": "2"})
+    assert labels_of(dataset) == {"train": ["a", "a"], "validation": ["b", "b"], "test": ["b", "b"]}
+    assert column(dataset["train"], "index").tolist() == [0, 1]
+
+
+def test_a_folder_whose_table_has_the_column(folder, load):
+    """The table beside all images; the class folders do not count."""
+    (folder / "train").rename(folder / "pool")
+    rows = [("pool/10/0.jpg", "a", "train"), ("pool/2/1.jpg", "b", "test"), ("val/2/0.jpg", "b", "train")]
+    (folder / "val").rename(folder / "more")
+    rows[2] = ("more/2/0.jpg", "b", "train")
+    write_table(folder / "metadata.csv", ["file_name", "label", "split"], rows)
+    assert labels_of(load("imagefolder", data_dir=folder)) == {"train": ["a", "b"], "test": ["b"]}
