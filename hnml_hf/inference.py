@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .data.decoding import UNREADABLE, to_rgb
 from .data.transforms import create_transforms
 from .modeling.cam import normalize_cams
+from .modeling.modes import evaluation_mode
 
 
 SHOWN = 224  # pixels; a smaller image is enlarged before a map is laid over it
@@ -87,7 +88,7 @@ def predict(
     """Classify images, one batch at a time.
 
     Args:
-        model ([`TimmCAMForImageClassification`]): in evaluation mode, on its device.
+        model ([`TimmCAMForImageClassification`]): on its device; evaluation mode is put on for each batch.
         images (`Iterable`): paths or `PIL` images, in any mode.
         top_k (`int`): classes to name for each.
         batch_size (`int`): images at a time.
@@ -106,7 +107,8 @@ def predict(
     images = iter(images)
     while batch := list(islice(images, batch_size)):
         pixel_values = torch.stack([transform(open_image(image)) for image in batch])
-        output = model(pixel_values.to(model.device), cam_classes="predicted" if with_cams else None)
+        with evaluation_mode(model):
+            output = model(pixel_values.to(model.device), cam_classes="predicted" if with_cams else None)
         scores, classes = output.logits.float().softmax(-1).topk(top_k)
         cams = normalize_cams(output.cams).cpu().numpy() if with_cams else [None] * len(batch)
         for pixels, row, names, cam in zip(pixel_values, scores.tolist(), classes.tolist(), cams, strict=True):
@@ -121,7 +123,7 @@ def cam_examples(model, images: Iterable, *, columns: int = 6) -> Image.Image:
     """A sheet of images with their maps, each under the class that the model predicts.
 
     Args:
-        model ([`TimmCAMForImageClassification`]): in evaluation mode.
+        model ([`TimmCAMForImageClassification`]): on its device.
         images (`Iterable`): paths or `PIL` images. They become part of the picture: show only what may be shown.
         columns (`int`): images in a row.
     """

@@ -3,7 +3,8 @@
     python scripts/evaluate.py --model outputs/quickstart --dataset quickstart
     python scripts/evaluate.py --model user/name --dataset imagefolder --data_dir photos --output measured.json
 
-Needs no network where the model and the data are here.
+Classes are compared by name: the data may lack some of the model's, or have them in another order. Needs no network
+where the model and the data are here.
 """
 
 import argparse
@@ -28,23 +29,16 @@ from hnml_hf import (
     create_transforms,
 )
 from hnml_hf.cli import HelpFormatter
+from hnml_hf.data.classes import align_classes
 
 
-def check_classes(model, names: list[str]):
-    """Stop if the model was trained for other classes than those of the data, or in another order."""
-    known = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    if len(known) != len(names):
-        raise SystemExit(
-            f"The model knows {len(known)} classes and the dataset has {len(names)}; they cannot be compared."
-        )
-    anonymous = known == [str(number) for number in range(len(known))]
-    different = [(number, *pair) for number, pair in enumerate(zip(known, names, strict=True)) if pair[0] != pair[1]]
-    if different and not anonymous:
-        number, ours, theirs = different[0]
-        raise SystemExit(
-            f"Class {number} is `{ours}` for the model and `{theirs}` in the dataset ({len(different)} differ). "
-            "The order of the classes must be that of the training data."
-        )
+def outputs_of(model, names: list[str], labels: np.ndarray) -> np.ndarray:
+    """The model's output for each class of a dataset, of shape `(k,)`, by name; -1 for classes without a row."""
+    known = [model.config.id2label[output] for output in range(model.config.num_labels)]
+    present = np.arange(len(names)) if len(known) == len(names) else np.unique(labels)
+    outputs = np.full(len(names), -1)
+    outputs[present] = align_classes(known, [names[label] for label in present])
+    return outputs
 
 
 @torch.no_grad()
@@ -78,11 +72,11 @@ def main(argv: list[str] | None = None):
     if options.split not in data:
         raise SystemExit(f"No split `{options.split}`; there are {', '.join(f'`{name}`' for name in data)}.")
     names = data[options.split].features["label"].names
-    check_classes(model, names)
+    rows = TransformedDataset(data[options.split], create_transforms(model.config.pretrained_cfg)[1])
+    outputs = outputs_of(model, names, rows.labels)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _, transform = create_transforms(model.config.pretrained_cfg)
-    dataset = TransformedDataset(data[options.split], transform)
-    logits, labels = logits_of(model.eval().to(device), dataset, options.batch_size, options.num_workers)
+    logits, labels = logits_of(model.eval().to(device), rows, options.batch_size, options.num_workers)
+    labels = outputs[labels]
 
     right = logits.argmax(-1) == labels
     metrics = {
@@ -93,9 +87,9 @@ def main(argv: list[str] | None = None):
         **compute_metrics(EvalPrediction(logits, labels)),
         "loss": F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item(),
         "accuracy_of_class": {
-            name: float(right[labels == number].mean())
-            for number, name in enumerate(names)
-            if (labels == number).any()
+            name: float(right[labels == output].mean())
+            for output, name in zip(outputs, names, strict=True)
+            if (labels == output).any()
         },
     }
     text = json.dumps(metrics, indent=2, ensure_ascii=False)

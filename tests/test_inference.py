@@ -233,13 +233,74 @@ def test_evaluate_measures_what_predict_says(flowers, tmp_path, monkeypatch):
     assert set(measured["accuracy_of_class"]) == {"blue", "red"}
 
 
-def test_evaluate_refuses_other_classes(saved, flowers, tmp_path, monkeypatch):
+def evaluate(model, folder, output, *options):
+    arguments = ["--model", str(model), "--dataset", "imagefolder", "--data_dir", str(folder), "--output", str(output)]
+    script("evaluate").main([*arguments, *options])
+    return json.loads(output.read_text())
+
+
+def test_evaluate_compares_classes_by_name(flowers, tmp_path, monkeypatch):
+    """The same network with its outputs in another order, and with a class that no image has."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(SystemExit, match="knows 6 classes and the dataset has 2"):
-        script("evaluate").main(["--model", str(saved), "--dataset", "imagefolder", "--data_dir", str(flowers)])
-    model = TimmCAMForImageClassification.from_timm("test_resnet", id2label={0: "red", 1: "blue"}, image_size=64)
-    model.save_pretrained(tmp_path / "swapped")
-    with pytest.raises(SystemExit, match="Class 0 is `red` for the model and `blue` in the dataset"):
-        script("evaluate").main(
-            ["--model", str(tmp_path / "swapped"), "--dataset", "imagefolder", "--data_dir", str(flowers)]
-        )
+    torch.manual_seed(0)
+    model = TimmCAMForImageClassification.from_timm("test_resnet", id2label={0: "blue", 1: "red"}, image_size=64)
+    (head,) = model.classifiers
+    head.bias.data[:] = torch.tensor([100.0, 0.0])  # all is blue
+    model.save_pretrained(tmp_path / "model")
+    plain = evaluate(tmp_path / "model", flowers, tmp_path / "plain.json")
+    assert plain["accuracy_of_class"] == {"blue": 1, "red": 0}
+    other = TimmCAMForImageClassification.from_timm(
+        "test_resnet", id2label={0: "green", 1: "red", 2: "blue"}, image_size=64
+    )
+    weights = {name: value for name, value in model.state_dict().items() if value.shape[:1] != head.bias.shape}
+    other.load_state_dict(weights, strict=False)
+    (other_head,) = other.classifiers
+    other_head.weight.data[1:], other_head.bias.data[1:] = head.weight.data.flip(0), head.bias.data.flip(0)
+    other_head.weight.data[0], other_head.bias.data[0] = 0, -1000
+    other.save_pretrained(tmp_path / "other")
+    measured = evaluate(tmp_path / "other", flowers, tmp_path / "other.json")
+    for name in ("accuracy", "accuracy_of_class"):
+        assert measured[name] == plain[name], name
+    assert measured["loss"] == pytest.approx(plain["loss"])
+
+
+def test_evaluate_of_a_folder_that_lacks_classes(flowers, saved, tmp_path, monkeypatch):
+    """Checked by hand, it has what could be found; a class that the model lacks is refused."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for split in ("train", "test"):
+        (flowers / split / "red").rename(flowers / split / "e")
+        (flowers / split / "blue").rename(flowers / split / "d")
+    measured = evaluate(saved, flowers, tmp_path / "measured.json")
+    assert measured["images"] == 8 and set(measured["accuracy_of_class"]) == {"d", "e"}
+    for split in ("train", "test"):
+        (flowers / split / "e").rename(flowers / split / "z")
+    with pytest.raises(
+        SystemExit, match="does not know 1 of the dataset's 2 classes: z. Its own 6 are =HYPER.*, @dog"
+    ):
+        evaluate(saved, flowers, tmp_path / "measured.json")
+
+
+def test_a_model_in_training_mode_predicts_as_in_evaluation_and_goes_on_training(model, photos):
+    """Batch statistics of one image would give other scores, and change the model."""
+    paths = sorted(photos.rglob("*.png"))
+    expected = [prediction.scores for prediction in predict(model, paths, batch_size=1)]
+    trained = TimmCAMForImageClassification.from_timm("test_resnet", id2label=dict(enumerate(NAMES)), image_size=64)
+    trained.load_state_dict(model.state_dict())
+    frozen = next(module for module in trained.train().modules() if isinstance(module, torch.nn.BatchNorm2d)).eval()
+    modes = [module.training for module in trained.modules()]
+    for scores, prediction in zip(expected, predict(trained, paths, batch_size=1, with_cams=True), strict=True):
+        np.testing.assert_allclose(prediction.scores, scores, rtol=1e-4)
+        assert [module.training for module in trained.modules()] == modes and not frozen.training
+    cam_examples(trained, paths[:1])
+    trained.check_spatial_evidence()
+    assert [module.training for module in trained.modules()] == modes
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_a_model_that_fails_is_in_its_mode_again(model, photos):
+    model.train()
+    with pytest.raises(NotAnImageError):
+        list(predict(model, [photos / "0.png", photos / "notes.txt"], batch_size=1))
+    assert model.training
+    model.eval()

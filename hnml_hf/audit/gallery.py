@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 from ..data.decoding import UNREADABLE, to_rgb
 from ..data.schema import column
 from ..modeling.cam import normalize_cams
+from ..modeling.modes import evaluation_mode
 from .report import SIDES, Evidence
 from .table import probably_wrong
 
@@ -69,9 +70,6 @@ def collect_evidence(
     ids = column(dataset, "index")
     order = np.argsort(ids, kind="stable")
     rows = order[np.searchsorted(ids[order], suspects["index"].to_numpy())]
-    was_training = model is not None and model.training
-    if model is not None:
-        model.eval()
     evidence = []
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
@@ -80,19 +78,18 @@ def collect_evidence(
         maps = {}
         if model is not None and readable:
             pixels = torch.stack([transform(images[number]) for number in readable]).to(model.device)
-            output = model(pixel_values=pixels)
-            for name in ("label", "suggested_label"):
-                classes = torch.as_tensor(suspects[name].to_numpy()[part][readable], device=model.device)
-                cams = model.class_activation_maps(output, model.class_weights[classes])
-                maps[name] = dict(zip(readable, normalize_cams(cams).cpu().numpy(), strict=True))
+            with evaluation_mode(model):
+                output = model(pixel_values=pixels)
+                for name in ("label", "suggested_label"):
+                    classes = torch.as_tensor(suspects[name].to_numpy()[part][readable], device=model.device)
+                    cams = model.class_activation_maps(output, model.class_weights[classes])
+                    maps[name] = dict(zip(readable, normalize_cams(cams).cpu().numpy(), strict=True))
         for number, image in enumerate(images):
             if isinstance(image, str):
                 evidence.append(Evidence(reason=image))
             else:
                 both = [maps[name][number] if maps else None for name in ("label", "suggested_label")]
                 evidence.append(Evidence(_looked_at(image, crop_pct, crop_mode), *both))
-    if was_training:
-        model.train()
     return evidence
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ..data.collate import collate_images
+from ..modeling.modes import evaluation_mode
 from ..training.dynamics import score_predictions
 
 
@@ -56,13 +57,11 @@ def pooled_features(
         `np.ndarray` of shape `(n,)`, int64.
     """
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_images)
-    was_training = model.training
-    model.eval()
     features, labels = [], []
-    for batch in tqdm(loader, desc="features", unit="batch", disable=None):
-        features.append(model(pixel_values=batch["pixel_values"].to(model.device)).features.float().cpu())
-        labels.append(batch["labels"])
-    model.train(was_training)
+    with evaluation_mode(model):
+        for batch in tqdm(loader, desc="features", unit="batch", disable=None):
+            features.append(model(pixel_values=batch["pixel_values"].to(model.device)).features.float().cpu())
+            labels.append(batch["labels"])
     return torch.cat(features).numpy(), torch.cat(labels).numpy()
 
 

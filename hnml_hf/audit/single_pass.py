@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from ..data.classes import align_classes
 from ..data.schema import column
 from ..training.dynamics import score_predictions
 from .gallery import decode_images
@@ -38,32 +39,6 @@ def score_model(
     probabilities = probabilities[:, columns]
     probabilities = probabilities / probabilities.sum(-1, keepdims=True).clip(1e-12)
     return score_predictions(column(dataset, "index"), column(dataset, "label"), probabilities, seen=seen)
-
-
-def align_classes(model_names: Sequence[str], names: Sequence[str]) -> np.ndarray:
-    """Which output of a model is which class of a dataset, by name; by position if the model's names say nothing.
-
-    Returns:
-        `np.ndarray` of shape `(k,)`: the model's output for each class of the dataset.
-
-    Raises:
-        ValueError: if the model does not know a class.
-    """
-    model_names, names = list(map(str, model_names)), list(map(str, names))
-    nameless = model_names in (
-        [str(i) for i in range(len(model_names))],
-        [f"LABEL_{i}" for i in range(len(model_names))],
-    )
-    if nameless and len(model_names) == len(names):
-        return np.arange(len(names))
-    at = {name: i for i, name in enumerate(model_names)}
-    unknown = [name for name in names if name not in at]
-    if unknown:
-        raise ValueError(
-            f"The model does not know {len(unknown)} of the dataset's {len(names)} classes: {unknown[:5]}. Its own "
-            f"are {model_names[:5]} ... ({len(model_names)}). Rename the classes, or take a model trained on them."
-        )
-    return np.array([at[name] for name in names])
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperFo
 
 from ..objectives.batch_view import BatchView
 from .cam import class_activation_maps, head_gradient_activation
+from .modes import evaluation_mode
 from .saving import PREFIX, SavedModelMixin
 from .timm_backbone import backbone_config, classifiers, pretrained_state, require_linear_classifier
 
@@ -143,17 +144,16 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
             ValueError: if the backbone takes no images of this size, the map has a single cell, or the head ignores
                 the map (class-token pooling).
         """
-        was_training, name, (_, height, width) = self.training, self.config.architecture, self.input_size
-        self.eval()
+        name, (_, height, width) = self.config.architecture, self.input_size
         try:
-            native = self.timm_model.forward_features(
-                torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype)
-            )
+            with evaluation_mode(self):
+                native = self.timm_model.forward_features(
+                    torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype)
+                )
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"Backbone `{name}` takes no images of {height}x{width} pixels: {error} Choose another `image_size`."
             ) from error
-        self.train(was_training)
         grid = tuple(self.to_feature_maps(native).shape[-2:])
         if grid == (1, 1):
             raise ValueError(
@@ -166,13 +166,11 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
     def _check_head(self, native: torch.Tensor):
         """Raise `ValueError` unless the head pools the cells of the map and then applies the last linear layer."""
         sample = torch.randn(native.shape, generator=torch.Generator().manual_seed(0)).to(native).requires_grad_()
-        was_training = self.training
-        self.eval()
-        with torch.enable_grad():
-            pooled = self.pool(sample)
-            (gradient,) = torch.autograd.grad(pooled.square().sum() + pooled[..., ::2].sum(), sample)
-        expected = self.timm_model.forward_head(sample)
-        self.train(was_training)
+        with evaluation_mode(self):
+            with torch.enable_grad():
+                pooled = self.pool(sample)
+                (gradient,) = torch.autograd.grad(pooled.square().sum() + pooled[..., ::2].sum(), sample)
+            expected = self.timm_model.forward_head(sample)
         name = self.config.architecture
         if self.to_feature_maps(gradient).abs().max() == 0:
             raise ValueError(
@@ -297,11 +295,8 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         sample = torch.randn(native[:1].shape, generator=torch.Generator().manual_seed(0)).to(
             native.device, self.dtype
         )
-        head_was_training = self.training
-        self.eval()
-        with torch.autocast(native.device.type, enabled=False):
+        with evaluation_mode(self), torch.autocast(native.device.type, enabled=False):
             pooled = self.pool(sample).float()
-        self.train(head_was_training)
         mean = self.to_feature_maps(sample).float().mean(dim=(-2, -1))
         tolerance = 1e-6 if self.dtype == torch.float32 else 1e-2
         return pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=tolerance, atol=tolerance)

@@ -1,10 +1,8 @@
 import numpy as np
-import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 from hnml_hf import noise_scores, score_model
-from hnml_hf.audit.single_pass import align_classes
 from hnml_hf.training.dynamics import score_predictions
 
 
@@ -33,11 +31,3 @@ def test_images_that_cannot_be_read_have_no_score_of_their_own():
     records = score_predictions(np.arange(10), np.array([0] * 8 + [1, 0]), p, seen=seen)
     table = noise_scores(records, ["a", "b"])
     assert table["times_seen"].tolist() == [1] * 9 + [0] and table["rank"].iloc[9] == 10
-
-
-def test_classes_are_matched_by_name():
-    assert align_classes(["b", "c", "a"], ["a", "b"]).tolist() == [2, 0]
-    assert align_classes(["LABEL_0", "LABEL_1"], ["cat", "dog"]).tolist() == [0, 1]
-    assert align_classes(["0", "1"], ["cat", "dog"]).tolist() == [0, 1]
-    with pytest.raises(ValueError, match=r"does not know 1 of the dataset's 2 classes: \['dog'\]"):
-        align_classes(["cat", "bird", "fish"], ["cat", "dog"])
