@@ -17,13 +17,17 @@ import numpy as np
 import torch
 
 
-SHRINKAGES = (0.1, 0.3, 0.6)
+SHRINKAGES = (0.3, 0.6)
+ROUNDS = 2  # on posteriors in the place of the labels, where they help
+SHARPENED = 1.5  # what the weights of highest likelihood are multiplied by
+MARGIN = 0.01  # of the range of the noise rate
 ALL_CLASSES = 256  # up to so many classes every class is a candidate of every sample
 CANDIDATES = 32  # and beyond it so many
 NEIGHBORS = 50
 NEIGHBOR_DIMENSIONS = 256  # principal components in which neighbours are sought
 NEIGHBOR_LIMIT = 100_000  # samples; beyond it an exact search takes longer than all the rest
-FIT_ON = 50_000  # samples that the transition matrix and the shrinkage are estimated on; all are judged
+FIT_ON = 20_000  # samples that the noise model is fitted to, or 50 for each class; all are judged
+TRIPLES = 20  # samples per pair of classes from which on triples of labels tell a rate
 BATCH = 8_192  # rows that are worked on at a time
 FLOOR = 1e-4  # least share of the neighbours' votes
 
@@ -52,11 +56,13 @@ class Judgement:
         judged (`np.ndarray` of shape `(n,)`, bool): false where no other fold knows the class; the estimated rate is
             all that is said of such a label.
         noise_rate (`float`): estimated share of wrong labels, in [0, 1].
-        noise_rate_range (`tuple[float, float]`): low and high, over the sources of evidence.
+        noise_rate_range (`tuple[float, float]`): low and high: of the likeliest and of thrice as sharp predictions and
+            of the labels of neighbours, and a point more. No confidence interval.
         transition_matrix (`np.ndarray` of shape `(k, k)`): `[i, j] = P(given j | true i)`; rows sum to 1.
         head ([`Head`]): the classifier of all samples, trained on the posterior; its logits are scaled by the inverse
             temperature, so that fine-tuning may start from it.
         shrinkage (`float`): g of the discriminant.
+        rounds (`int`): how often posteriors took the place of the labels.
         inverse_temperature (`float`): of its logits.
     """
 
@@ -69,6 +75,7 @@ class Judgement:
     transition_matrix: np.ndarray
     head: Head
     shrinkage: float
+    rounds: int
     inverse_temperature: float
 
     @property
@@ -106,9 +113,16 @@ def judge_labels(
     which is scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr", shrinkage=g)` of the other folds. The given
     label y of a sample of class c comes out of a transition matrix T: P(c, y) = softmax(beta z_i + a)_c T[c, y]. T,
     beta and the offsets a are those of highest likelihood of the given labels (expectation maximisation), and so is g
-    among a few values, since z knows no label that it predicts. Then the votes of a sample's neighbours (cosine,
-    principal components), v_ic = the mean of P(c | y_j, h_j) over its nearest, are added to the logits as log v_ic
-    with a weight of their own, and T is estimated again.
+    of two values, since z knows no label that it predicts.
+
+    Then P(c | y) may take the place of R, two times. This helps where a class is mostly given another's labels, and
+    harms where classes are confusable; it is done if it makes the labels of a fold that has no part in it more
+    probable by two standard errors.
+
+    The votes of a sample's neighbours (cosine, principal components), v_ic = the mean of P(c | y_j, h_j) over its
+    nearest, are added to the logits as log v_ic with a weight of their own. The likeliest weights are too small where
+    mistakes follow the image, as human ones do, since these look like doubt; they are multiplied by 1.5, by
+    measurement on several noises (docs/audit.md), and T is estimated again.
 
     Args:
         features (`np.ndarray` of shape `(n, d)`): of a network that was not trained on these labels; may be mapped
@@ -143,34 +157,33 @@ def judge_labels(
             "judged by others of its class. Give more samples."
         )
 
-    given = torch.from_numpy(labels)
+    given, known = torch.from_numpy(labels), torch.from_numpy(judged)
     statistics = FoldStatistics.of_labels(features, given, fold, num_labels, weights=weights, device=device)
-    chosen = _sample(judged, seed)
-    best = None
-    for shrinkage in SHRINKAGES:
-        solved = statistics.solve(shrinkage)
-        logits, candidates = solved.candidate_logits(features, given, fold, rows=chosen)
-        model = NoiseModel.fit([logits], candidates, given[chosen], num_labels)
-        if best is None or model.likelihood > best[0].likelihood:
-            best = (model, solved, shrinkage)
-    model, solved, shrinkage = best
-    logits, candidates = solved.candidate_logits(features, given, fold)
-    evidence = [logits]
-    posterior = model.posterior(evidence, candidates, given)
-    known, rates = torch.from_numpy(judged), []
-    rates.append(float(torch.sigmoid(_log_odds(posterior, candidates, given)[known]).mean()))
-    temperature = float(model.weights[0])
+    chosen = _sample(judged, num_labels, seed)
+    data = _Data(features, given, fold, weights, num_labels, chosen)
+    shrinkage = max(SHRINKAGES, key=lambda value: data.discriminate(statistics, value)[0].likelihood)
+    rounds = ROUNDS if len(labels) <= NEIGHBOR_LIMIT and _rounds_help(data, statistics, shrinkage) else 0
+    model, evidence, candidates, _ = data.discriminate(statistics, shrinkage, rounds)
+    temperature, evidence = float(model.weights[0]), [evidence]
+    posterior, clustered_rate = model.posterior(evidence, candidates, given), 0.0
     if neighbors and len(labels) <= NEIGHBOR_LIMIT:
         nearest = nearest_neighbors(statistics.project(features), groups, neighbors)
-        votes = neighbor_votes(nearest, posterior, candidates, num_labels)
-        evidence.append(votes)
-        model = NoiseModel.fit([part[chosen] for part in evidence], candidates[chosen], given[chosen], num_labels)
-        posterior = model.posterior(evidence, candidates, given)
-    log_odds = _log_odds(posterior, candidates, given)
-    rate = float(torch.sigmoid(log_odds[known]).mean())
+        evidence.append(neighbor_votes(nearest, posterior, candidates, num_labels))
+        if len(labels) >= TRIPLES * num_labels**2:
+            clustered_rate = rate_of_triples(given, nearest, num_labels)
+
+    fitted_on = [part[chosen] for part in evidence], candidates[chosen], given[chosen], num_labels
+    model = NoiseModel.fit(*fitted_on)
+    rates = {}
+    for factor in (3.0, SHARPENED):
+        sharpened = NoiseModel.fit(*fitted_on, weights=factor * model.weights)
+        posterior = sharpened.posterior(evidence, candidates, given)
+        log_odds = _log_odds(posterior, candidates, given)
+        rates[factor] = float(torch.sigmoid(log_odds[known]).mean())
+    likeliest = _log_odds(model.posterior(evidence, candidates, given), candidates, given)
+    rate, low = rates[SHARPENED], float(torch.sigmoid(likeliest[known]).mean())
     _say_only_the_rate(posterior, log_odds, candidates, given, ~judged, rate)
-    taught = statistics.with_targets(features, posterior, candidates, weights=weights)
-    head = taught.head(shrinkage, temperature)
+    taught = statistics.with_targets(features, posterior, candidates, fold, weights=weights)
     spread, classes = _spread(posterior, candidates, num_labels)
     return Judgement(
         posterior=spread.float().cpu().numpy(),
@@ -178,12 +191,66 @@ def judge_labels(
         log_odds=log_odds.cpu().numpy(),
         judged=judged,
         noise_rate=rate,
-        noise_rate_range=(min(rate, *rates), max(rate, *rates)),
-        transition_matrix=model.transition_matrix(),
-        head=head,
+        noise_rate_range=(
+            max(0.0, min(low, rate) - MARGIN),
+            min(1.0, max(rates[3.0], rate, clustered_rate) + MARGIN),
+        ),
+        transition_matrix=sharpened.transition_matrix(),
+        head=taught.head(shrinkage, temperature),
         shrinkage=shrinkage,
+        rounds=rounds,
         inverse_temperature=temperature,
     )
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What all fits of a judgement have in common; the noise model is fitted to the rows `chosen`."""
+
+    features: np.ndarray
+    labels: torch.Tensor
+    fold: np.ndarray
+    weights: np.ndarray | None
+    num_labels: int
+    chosen: np.ndarray
+
+    def discriminate(self, statistics: "FoldStatistics", shrinkage: float, rounds: int = 0):
+        """After some rounds on posteriors: the noise model, logits `(n, c)`, their candidates, and the statistics."""
+        for number in range(rounds + 1):
+            logits, candidates = statistics.solve(shrinkage).candidate_logits(self.features, self.labels, self.fold)
+            part = self.chosen
+            model = NoiseModel.fit([logits[part]], candidates[part], self.labels[part], self.num_labels)
+            if number < rounds:
+                posterior = model.posterior([logits], candidates, self.labels)
+                statistics = statistics.with_targets(
+                    self.features, posterior, candidates, self.fold, weights=self.weights
+                )
+        return model, logits, candidates, statistics
+
+    def without_first_fold(self) -> "_Data":
+        rows = np.flatnonzero(self.fold > 0)
+        weights = None if self.weights is None else self.weights[rows]
+        chosen = np.flatnonzero(np.isin(rows, self.chosen))
+        return _Data(self.features[rows], self.labels[rows], self.fold[rows] - 1, weights, self.num_labels, chosen)
+
+
+def _rounds_help(data: _Data, statistics: "FoldStatistics", shrinkage: float) -> bool:
+    """Whether rounds make the given labels of the first fold more probable, to which no part of them was fitted.
+
+    The likelihood of all labels does not tell it: once posteriors are targets, those of the other folds know a label
+    through the classifiers that made them. So rounds are tried without the first fold, and judged on it alone.
+    """
+    rest, others = data.without_first_fold(), statistics.without_first_fold()
+    rows = np.intersect1d(np.flatnonzero(data.fold == 0), data.chosen)
+    found = []
+    for rounds in (0, ROUNDS):
+        model, _, _, taught = rest.discriminate(others, shrinkage, rounds)
+        logits, candidates = taught.solve_all(shrinkage).candidate_logits(
+            data.features, data.labels, np.zeros_like(data.fold), rows=rows
+        )
+        found.append(model.log_likelihood([logits], candidates, data.labels[rows]))
+    gain = (found[1] - found[0]).double()
+    return bool(gain.mean() > 2 * gain.std() / len(gain) ** 0.5)
 
 
 def assign_folds(labels: np.ndarray, groups: np.ndarray, *, folds: int, seed: int) -> np.ndarray:
@@ -238,18 +305,24 @@ class FoldStatistics:
                 moments[number] += ((weight[part == number, None] * there).T @ there).double()
         return cls(counts, sums, moments, shift)
 
-    def with_targets(self, features, posterior, candidates, *, weights=None) -> "FoldStatistics":
-        """The same moments with class sums of soft targets, all samples in one fold."""
+    def with_targets(self, features, posterior, candidates, fold: np.ndarray, *, weights=None) -> "FoldStatistics":
+        """The same moments with counts and class sums of soft targets."""
         device, num_labels = self.counts.device, self.counts.shape[1]
-        counts, sums = torch.zeros_like(self.counts[:1]), torch.zeros_like(self.sums[:1])
+        counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
         for rows, batch in _batches(features, device):
             targets = torch.zeros(len(batch), num_labels, device=device)
             targets.scatter_(1, candidates[rows].to(device), posterior[rows].float().to(device))
             if weights is not None:
                 targets *= torch.as_tensor(weights[rows], dtype=torch.float32, device=device)[:, None]
-            counts[0] += targets.sum(0).double()
-            sums[0] += (targets.T @ (batch - self.shift.float())).double()
-        return FoldStatistics(counts, sums, self.moments.sum(0, keepdim=True), self.shift)
+            part, batch = torch.from_numpy(fold[rows]).to(device), batch - self.shift.float()
+            for number in part.unique().tolist():
+                there = part == number
+                counts[number] += targets[there].sum(0).double()
+                sums[number] += (targets[there].T @ batch[there]).double()
+        return FoldStatistics(counts, sums, self.moments, self.shift)
+
+    def without_first_fold(self) -> "FoldStatistics":
+        return FoldStatistics(self.counts[1:], self.sums[1:], self.moments[1:], self.shift)
 
     def solve(self, shrinkage: float) -> "Discriminants":
         """A discriminant for each fold, of the other folds."""
@@ -258,6 +331,11 @@ class FoldStatistics:
             for number in range(len(self.counts))
         ]
         return Discriminants(self, *(torch.stack(part) for part in zip(*parts, strict=True)))
+
+    def solve_all(self, shrinkage: float) -> "Discriminants":
+        """One discriminant, of all folds."""
+        weight, bias = self._solve(self.counts.sum(0), self.sums.sum(0), self.moments.sum(0), shrinkage)
+        return Discriminants(self, weight[None], bias[None])
 
     def head(self, shrinkage: float, temperature: float) -> Head:
         """The discriminant of all samples, on the raw features, its logits scaled by an inverse temperature."""
@@ -355,22 +433,26 @@ class NoiseModel:
         self.num_labels, self.likelihood = num_labels, likelihood
 
     @classmethod
-    def fit(cls, evidence: Sequence[torch.Tensor], candidates, labels, num_labels, *, iterations: int = 100):
-        """Each class has one sure sample besides those given; weights and offsets take a Newton step per iteration.
+    def fit(
+        cls, evidence: Sequence[torch.Tensor], candidates, labels, num_labels, *, weights=None, iterations: int = 100
+    ) -> "NoiseModel":
+        """Each class has one sure sample besides those given; weights take a Newton step per iteration.
 
         Args:
             evidence: m logits of shape `(n, c)`.
             candidates (`torch.Tensor` of shape `(n, c)`), labels (`torch.Tensor` of shape `(n,)`).
             num_labels (`int`): k.
+            weights (`torch.Tensor` of shape `(m,)`, *optional*): fixed ones; default: those of highest likelihood.
             iterations (`int`): at most.
         """
+        fixed = weights is not None
         k, stack = num_labels, torch.stack(list(evidence))
         sure = torch.arange(k) * (k + 1)
         cells, at = torch.cat([(candidates * k + labels[:, None]).flatten(), sure]).unique(return_inverse=True)
         at, sure = at[:-k].view(candidates.shape), at[-k:]
         values = torch.full((len(cells),), 0.3 / (k - 1))
         values[sure] = 0.7
-        offsets, weights = torch.zeros(k), torch.full((len(stack),), 0.4)
+        offsets, weights = torch.zeros(k), weights if fixed else torch.full((len(stack),), 0.4)
         flat, likelihood = candidates.flatten(), -torch.inf
         for _ in range(iterations):
             prior = _prior(stack, weights, offsets, candidates)
@@ -386,25 +468,34 @@ class NoiseModel:
             expected = torch.zeros(k).index_add_(0, flat, prior.flatten())
             offsets = offsets + 0.5 * ((found + 1).log() - (expected + 1).log())
             offsets = offsets - offsets.mean()
-            weights = weights + _newton_step(stack, prior, resolved)
-            weights = weights.clamp(min=0.02, max=5)
-            if abs(likelihood - before) < 1e-6:
+            if not fixed:
+                weights = (weights + _newton_step(stack, prior, resolved)).clamp(min=0.02, max=5)
+            if abs(likelihood - before) < 1e-5:
                 break
         return cls(weights, offsets, cells, values, k, likelihood)
 
     def posterior(self, evidence: Sequence[torch.Tensor], candidates, labels) -> torch.Tensor:
         """P(c | y) of the candidates, of shape `(n, c)`."""
         parts = []
+        for prior, joint in self._joint(evidence, candidates, labels):
+            total = joint.sum(1, keepdim=True)
+            parts.append(torch.where(total > 0, joint / total.clamp(min=1e-30), prior))
+        return torch.cat(parts)
+
+    def log_likelihood(self, evidence: Sequence[torch.Tensor], candidates, labels) -> torch.Tensor:
+        """Log P(y) of each sample, of shape `(n,)`, not below that of one in a billion."""
+        joints = self._joint(evidence, candidates, labels)
+        return torch.cat([joint.sum(1).clamp(min=1e-9).log() for _, joint in joints])
+
+    def _joint(self, evidence, candidates, labels) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """P(c) and P(c, y) of the candidates, batch by batch."""
         for start in range(0, len(labels), BATCH):
             rows = slice(start, start + BATCH)
             stack = torch.stack([part[rows] for part in evidence])
             prior = _prior(stack, self.weights, self.offsets, candidates[rows])
             wanted = candidates[rows] * self.num_labels + labels[rows, None]
             at = torch.searchsorted(self.cells, wanted).clamp(max=len(self.cells) - 1)
-            joint = prior * torch.where(self.cells[at] == wanted, self.values[at], 0)
-            total = joint.sum(1, keepdim=True)
-            parts.append(torch.where(total > 0, joint / total.clamp(min=1e-30), prior))
-        return torch.cat(parts)
+            yield prior, prior * torch.where(self.cells[at] == wanted, self.values[at], 0)
 
     def transition_matrix(self) -> np.ndarray:
         """T of shape `(k, k)`, float32."""
@@ -442,6 +533,33 @@ def nearest_neighbors(vectors: torch.Tensor, groups: np.ndarray, count: int) -> 
         near = near.gather(1, last.argsort(dim=1, stable=True))[:, :count]
         found.append(near.cpu())
     return torch.cat(found)
+
+
+def rate_of_triples(labels: torch.Tensor, nearest: torch.Tensor, num_labels: int, *, iterations: int = 200) -> float:
+    """The noise rate at which labels of samples and of their two nearest neighbours agree as often as they do.
+
+    Three labels of one true class, drawn independently (HOC, Zhu et al., ICML 2021), by expectation maximisation of
+    that latent class model. Neighbours of other classes count as noise, so that it is an upper end.
+
+    Args:
+        labels (`torch.Tensor` of shape `(n,)`): given labels.
+        nearest (`torch.Tensor` of shape `(n, m)`): of [`nearest_neighbors`], m at least 2.
+        num_labels (`int`): k.
+        iterations (`int`): of expectation maximisation.
+    """
+    rows = (nearest[:, :2] >= 0).all(1)
+    triples = torch.stack([labels[rows], labels[nearest[rows, 0]], labels[nearest[rows, 1]]])
+    matrix = torch.full((num_labels, num_labels), 0.3 / (num_labels - 1)).fill_diagonal_(0.7)
+    prior = torch.full((num_labels,), 1 / num_labels)
+    for _ in range(iterations):
+        resolved = prior * matrix.T[triples].prod(0)
+        resolved = resolved / resolved.sum(1, keepdim=True).clamp(min=1e-30)
+        prior = resolved.mean(0)
+        counts = torch.eye(num_labels)
+        for label in triples:
+            counts.T.index_add_(0, label, resolved)
+        matrix = counts / counts.sum(1, keepdim=True)
+    return float(1 - (prior * matrix.diagonal()).sum())
 
 
 def neighbor_votes(nearest, posterior, candidates, num_labels) -> torch.Tensor:
@@ -493,11 +611,11 @@ def _tensor(array, device) -> torch.Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)
 
 
-def _sample(judged: np.ndarray, seed: int) -> np.ndarray:
-    rows = np.flatnonzero(judged)
-    if len(rows) <= FIT_ON:
+def _sample(judged: np.ndarray, num_labels: int, seed: int) -> np.ndarray:
+    rows, wanted = np.flatnonzero(judged), max(FIT_ON, 50 * num_labels)
+    if len(rows) <= wanted:
         return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, FIT_ON, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(rows, wanted, replace=False))
 
 
 def _log_odds(posterior, candidates, labels) -> torch.Tensor:
