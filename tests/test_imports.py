@@ -18,7 +18,7 @@ ALLOWED = {
     "data": {"atomic", "noise"},
     "training": {"atomic", "audit.noise_model", "data", "hub.trainer", "objectives"},
     "audit": {"atomic", "data", "modeling", "training.dynamics", "training.memorization"},
-    "hub": {"atomic", "data.schema", "modeling"},
+    "hub": {"", "atomic", "data.schema", "modeling"},
     "inference": {"data", "modeling"},
     "cli": set(),
     "__main__": {"", "cli"},

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .. import __version__
 from ..atomic import whole_file
 from ..data.schema import UNKNOWN, noise_rate
 from .curves import epochs_of, training_curves
@@ -275,8 +276,8 @@ def generate_model_card(
         cost=[(label, shown(value)) for label, value in cost.items() if value is not None],
         hardware=hardware(str(args.device)),
         versions={
-            package: version(package)
-            for package in ("hnml_hf", "timm", "transformers", "torch", "datasets", "accelerate")
+            "hnml_hf": __version__,
+            **{package: version(package) for package in ("timm", "transformers", "torch", "datasets", "accelerate")},
         },
         license=plain(license) if license else "not stated",
     )
