@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 PACKAGE = Path(__file__).parent
-COMMANDS = ("train", "probe", "evaluate", "predict", "audit", "review", "audit_data", "export")
+COMMANDS = ("train", "probe", "evaluate", "predict", "audit", "review", "clean", "audit_data", "export")
 
 # where a command's options are written: files of scripts/ that call `add_argument`, and dataclasses
 ADDED = {command: f"{command}.py" for command in COMMANDS} | {"train": "options.py", "probe": "options.py"}
@@ -29,6 +29,7 @@ DATACLASSES = {
     "predict": ("SourceArguments",),
     "audit": ("AuditArguments", "DataArguments"),
     "review": (),
+    "clean": (),
     "audit_data": ("SourceArguments",),
     "export": (),
 }

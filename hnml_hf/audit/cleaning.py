@@ -1,65 +1,183 @@
-"""Acting on the scores: a person's marks, and the dataset without the labels that are probably wrong."""
+"""Acting on the scores: what people and scores say of each label, and the dataset that follows."""
 
-import csv
 import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, Value
 
 from ..data.schema import column
+from ..data.targets import add_targets
+from .review.annotations import read_annotations
 from .table import check_unchanged, probably_wrong
 
 
-MARKS = ("wrong", "right", "unsure")
+HOW = ("drop", "relabel", "weight", "posterior")
 
 
 def read_marks(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFrame:
-    """Marks that were downloaded from the report.
+    """Annotations of one person, as [`~hnml_hf.audit.review.read_annotations`] reads them, by `index`.
 
     Args:
-        path (`str` or `Path`): CSV with the columns `index`, `mark` (wrong, right or unsure) and `new_label` (class
-            id; empty: the suggested one).
+        path (`str` or `Path`): CSV that was downloaded from the report, or an annotation log.
         table (`pd.DataFrame`): the scores that the report showed.
 
     Returns:
-        `pd.DataFrame`: `mark` and `new_label`, by `index`.
+        `pd.DataFrame`: `mark` and `new_label`, by `index`; of a label that is right or unsure the given one.
 
     Raises:
-        ValueError: naming file and line, on ids that were not scored, repeated ids, other marks or unknown classes.
+        ValueError: naming file and line, on ids that were not scored, repeated ids, other annotations or unknown
+            classes.
     """
-    suggested = dict(zip(table["index"].tolist(), table["suggested_label"].tolist(), strict=True))
-    num_labels, marks = len(table.attrs["class_names"]), {}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        try:
-            columns, rows = reader.fieldnames or (), [(reader.line_num, row) for row in reader]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}:{reader.line_num + 1}: no CSV in UTF-8 ({error}).") from error
-        missing = {"index", "mark", "new_label"} - set(columns)
-        if missing:
-            raise ValueError(
-                f"{path}:1: no column {', '.join(sorted(missing))}; a file of marks comes from the report."
-            )
-        for line, row in rows:
-            where = f"{path}:{line}"
-            try:
-                index = int(row["index"])
-                label = suggested.get(index, -1) if row["new_label"] == "" else int(row["new_label"])
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{where}: `index` and `new_label` must be integers ({error}).") from error
-            if index not in suggested:
-                raise ValueError(f"{where}: sample id {index} is not among the scored samples; whose marks are these?")
-            if index in marks:
-                raise ValueError(f"{where}: sample id {index} is marked twice.")
-            if row["mark"] not in MARKS:
-                raise ValueError(f"{where}: the mark {row['mark']!r} is none of {', '.join(MARKS)}.")
-            if not 0 <= label < num_labels:
-                raise ValueError(f"{where}: `new_label` {label} is none of the {num_labels} classes.")
-            marks[index] = (row["mark"], label)
-    frame = pd.DataFrame.from_dict(marks, orient="index", columns=["mark", "new_label"])
-    frame.index.name = "index"
-    return frame
+    found = read_annotations(path, table)
+    twice = found["index"][found["index"].duplicated()]
+    if len(twice):
+        raise ValueError(f"{path}: sample id {twice.iloc[0]} is annotated by two people; merge them first.")
+    strange = found[(found["annotation"] == "wrong") & (found["new_label"] < 0)]
+    if len(strange):
+        raise ValueError(f"{path}: `{strange['new_label_name'].iloc[0]}` is none of the classes.")
+    given = table.set_index("index")["label"].reindex(found["index"]).to_numpy()
+    label = np.where(found["annotation"] == "wrong", found["new_label"], given)
+    return pd.DataFrame({"mark": found["annotation"].to_numpy(), "new_label": label}, index=found["index"])
+
+
+def plan_cleaning(
+    table: pd.DataFrame,
+    *,
+    annotations: pd.DataFrame | None = None,
+    how: str | None = None,
+    threshold: float = 0.5,
+    add_classes: Sequence[str] = (),
+    earlier: Mapping[int, Mapping] | None = None,
+) -> pd.DataFrame:
+    """What becomes of each label that was scored.
+
+    Annotations go first: `wrong` takes the new class, `right` and `unsure` keep the given one; so do those of earlier
+    rounds. On the others `how` acts where the score reaches the threshold. A sample that no model saw is no issue.
+
+    Args:
+        table (`pd.DataFrame`): scores, of [`audit_run`] or [`load_audit`].
+        annotations (`pd.DataFrame`, *optional*): of [`~hnml_hf.audit.review.merge_annotations`], by `index`.
+        how (`str`, *optional*): `drop` the row, `relabel` it with the suggestion, `weight`: change no row and weigh it
+            by 1 - score, or `posterior`: change no row and give it the probabilities of its classes as targets.
+            Without it only annotations count.
+        threshold (`float`): in [0, 1].
+        add_classes (`Sequence[str]`): classes that annotations may name though the dataset has no such class.
+        earlier (`Mapping[int, Mapping]`, *optional*): lineage of an earlier round by sample id.
+
+    Returns:
+        `pd.DataFrame`: in the order of the table `index`, `path`, `label` (id) and `label_name`, `label_scored` (the
+        given one, name), `label_original` (the given one of the first of several rounds), `label_score`,
+        `label_action` (kept, annotated, relabelled, dropped), `annotation`, `annotator`, `weight`, `suggested_label`.
+        `attrs["class_names"]` are all classes.
+
+    Raises:
+        ValueError: on another `how`, neither `how` nor annotations, or a class that the dataset does not have.
+    """
+    if how not in (None, *HOW):
+        raise ValueError(f"`how={how!r}` is none of {', '.join(HOW)}.")
+    if how is None and annotations is None:
+        raise ValueError(f"Nothing to do: say `how` to clean ({', '.join(HOW)}), or give annotations.")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"`threshold={threshold}` must be between 0 and 1.")
+    names = list(map(str, table.attrs["class_names"]))
+    taken = sorted(set(add_classes) & set(names))
+    if taken:
+        raise ValueError(f"The dataset has the class {', '.join(taken)} already.")
+    names += list(dict.fromkeys(add_classes))
+    plan = pd.DataFrame(
+        {
+            "index": table["index"].to_numpy(),
+            "path": table["path"].to_numpy(),
+            "label": table["label"].to_numpy().copy(),
+            "label_scored": table["label_name"].astype(object).to_numpy(),
+            "label_original": table["label_name"].astype(object).to_numpy(),
+            "label_score": table["noise_score"].to_numpy(),
+            "label_action": np.full(len(table), "kept", dtype=object),
+            "annotation": "",
+            "annotator": "",
+            "weight": 1 - table["noise_score"].to_numpy(),
+            "suggested_label": table["suggested_label"].to_numpy(),
+        }
+    )
+    plan = plan.astype({"annotation": object, "annotator": object}).copy()
+    issue = probably_wrong(table, threshold)
+    before = plan["index"].map(lambda index: (earlier or {}).get(index, {}))
+    lineage = before.map(lambda row: row.get("label_original", "")).to_numpy()
+    plan.loc[lineage != "", "label_original"] = lineage[lineage != ""]
+    settled = before.map(lambda row: row.get("annotation") in ("right", "wrong")).to_numpy(bool)
+    for name in ("annotation", "annotator"):
+        plan.loc[settled, name] = before[settled].map(lambda row, name=name: row[name])
+    if annotations is not None:
+        _annotate(plan, annotations, names)
+        settled = settled | plan["index"].isin(annotations.index).to_numpy()
+    plan.loc[settled, "label_action"], plan.loc[settled, "weight"] = "annotated", 1.0
+    acts = issue & ~settled
+    if how == "relabel":
+        plan.loc[acts, "label"] = plan.loc[acts, "suggested_label"]
+        plan.loc[acts, "label_action"] = "relabelled"
+    elif how == "drop":
+        plan.loc[acts, "label_action"] = "dropped"
+    plan["label_name"] = np.asarray(names, dtype=object)[plan["label"]]
+    plan.attrs = {"class_names": names, "how": how}
+    return plan
+
+
+def _annotate(plan: pd.DataFrame, annotations: pd.DataFrame, names: list[str]):
+    """Put annotations into a plan."""
+    ids = {name: label for label, name in enumerate(names)}
+    wrong = annotations[annotations["annotation"] == "wrong"]
+    unknown = wrong["new_label_name"][~wrong["new_label_name"].isin(ids)].value_counts()
+    if len(unknown):
+        found = ", ".join(f"`{name}` ({count})" for name, count in unknown.items())
+        raise ValueError(
+            f"Annotations name classes that the dataset does not have: {found}. Add them by `add_classes`, or mend "
+            f"the annotations. It has {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
+        )
+    at = pd.Series(np.arange(len(plan)), index=plan["index"])
+    rows = at.reindex(annotations.index).to_numpy()
+    if np.isnan(rows).any():
+        raise ValueError(f"Sample id {annotations.index[np.isnan(rows)][0]} is not among the scored samples.")
+    rows = rows.astype(np.int64)
+    plan.loc[rows, "annotation"] = annotations["annotation"].to_numpy()
+    plan.loc[rows, "annotator"] = annotations["annotator"].to_numpy() if "annotator" in annotations else ""
+    plan.loc[at[wrong.index].to_numpy(), "label"] = wrong["new_label_name"].map(ids).to_numpy()
+
+
+def apply_plan(dataset: Dataset, plan: pd.DataFrame) -> Dataset:
+    """The dataset that follows from a plan.
+
+    Args:
+        dataset (`datasets.Dataset`): that was scored.
+        plan (`pd.DataFrame`): of [`plan_cleaning`].
+
+    Returns:
+        `datasets.Dataset`: the four features and the lineage: `original_label`, `noise_score` and `audit_action`
+        (kept, marked, relabelled); after `weight` also `weight`, after `posterior` soft targets. `index` stays what it
+        was, and `clean_label` what was known.
+    """
+    names, how = plan.attrs["class_names"], plan.attrs["how"]
+    facts = plan.set_index("index").loc[column(dataset, "index")]
+    classes = ClassLabel(names=names)
+    cleaned = dataset.select_columns(["image", "label", "clean_label", "index"]).flatten_indices()
+    original = column(cleaned, "label")
+    action = facts["label_action"].replace("annotated", "marked")
+    cleaned = cleaned.remove_columns("label").cast_column("clean_label", classes)
+    for name, values, kind in (
+        ("label", facts["label"].to_numpy(), classes),
+        ("original_label", original, classes),
+        ("noise_score", facts["label_score"].to_numpy(), Value("float64")),
+        ("audit_action", action.tolist(), Value("string")),
+        *([("weight", facts["weight"].to_numpy(), Value("float64"))] if how == "weight" else []),
+    ):
+        cleaned = cleaned.add_column(name, values, feature=kind)
+    if how == "posterior":
+        candidates = facts[["label", "suggested_label"]].to_numpy()
+        score = np.where(candidates[:, 0] == candidates[:, 1], 0.0, facts["label_score"])
+        cleaned = add_targets(cleaned, np.stack([1 - score, score], axis=1), candidates)
+    dropped = (facts["label_action"] == "dropped").to_numpy()
+    return cleaned.select(np.flatnonzero(~dropped)) if dropped.any() else cleaned
 
 
 def clean_dataset(
@@ -72,56 +190,24 @@ def clean_dataset(
 ) -> Dataset:
     """A dataset without the labels that are probably wrong.
 
-    Marks of a person go first: `wrong` takes the new label, `right` and `unsure` keep the given one. On the others
-    `how` acts where the score reaches the threshold. A sample that was never seen is no suspect.
-
     Args:
         dataset (`datasets.Dataset`): that was scored.
         table (`pd.DataFrame`): its scores, of [`audit_run`] or [`load_audit`].
-        how (`str`, *optional*): `drop` the row, `relabel` it with the suggestion, or `weight`: change no row and put 1
-            - score into a column `weight`; without it only marks count.
-        threshold (`float`): in [0, 1].
+        how, threshold: see [`~hnml_hf.audit.cleaning.plan_cleaning`].
         marks (`pd.DataFrame`, *optional*): of [`read_marks`].
 
     Returns:
-        `datasets.Dataset`: the four features and the lineage: `original_label`, `noise_score` and `audit_action`
-        (kept, marked, relabelled). `index` stays what it was. `clean_label` stays what was known.
+        `datasets.Dataset`: see [`~hnml_hf.audit.cleaning.apply_plan`].
 
     Raises:
         ValueError: on another `how`, neither `how` nor marks, or a dataset that has changed.
     """
-    if how not in (None, "drop", "relabel", "weight"):
-        raise ValueError(f"`how={how!r}` is none of drop, relabel, weight.")
-    if how is None and marks is None:
-        raise ValueError("Nothing to do: say `how` to clean (drop, relabel, weight), or give marks.")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"`threshold={threshold}` must be between 0 and 1.")
-    check_unchanged(table, dataset)
-    index = column(dataset, "index")
-    facts = table.set_index("index").loc[index]
-    labels, score = facts["label"].to_numpy().copy(), facts["noise_score"].to_numpy()
-    action = np.full(len(index), "kept", dtype=object)
-    suspect = probably_wrong(facts, threshold)
-    weight = 1 - score
+    names = np.asarray(table.attrs["class_names"], dtype=object)
+    annotations = None
     if marks is not None:
-        marked = np.isin(index, marks.index)
-        mark = marks.loc[index[marked]]
-        wrong = np.flatnonzero(marked)[(mark["mark"] == "wrong").to_numpy()]
-        labels[wrong] = marks.loc[index[wrong], "new_label"]
-        action[marked], weight[marked], suspect = "marked", 1.0, suspect & ~marked
-    if how == "relabel":
-        labels[suspect] = facts["suggested_label"].to_numpy()[suspect]
-        action[suspect] = "relabelled"
-    feature = dataset.features["label"]
-    cleaned = dataset.select_columns(["image", "label", "clean_label", "index"]).flatten_indices()
-    original = column(cleaned, "label")
-    cleaned = cleaned.remove_columns("label")
-    for name, values, kind in (
-        ("label", labels, ClassLabel(names=feature.names)),
-        ("original_label", original, ClassLabel(names=feature.names)),
-        ("noise_score", score, Value("float64")),
-        ("audit_action", action.tolist(), Value("string")),
-        *([("weight", weight, Value("float64"))] if how == "weight" else []),
-    ):
-        cleaned = cleaned.add_column(name, values, feature=kind)
-    return cleaned.select(np.flatnonzero(~suspect)) if how == "drop" else cleaned
+        annotations = pd.DataFrame(
+            {"annotation": marks["mark"], "new_label_name": names[marks["new_label"].to_numpy()]}, index=marks.index
+        )
+    plan = plan_cleaning(table, annotations=annotations, how=how, threshold=threshold)
+    check_unchanged(table, dataset)
+    return apply_plan(dataset, plan)

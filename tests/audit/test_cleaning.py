@@ -27,14 +27,14 @@ def test_marks_are_checked(table, tmp_path):
     assert marks.loc[good].tolist() == ["wrong", table["suggested_label"][0]]
     for rows, message in (
         ([(good, "right", 0, ""), (5, "wrong", 0, "")], "m.csv:3: sample id 5 is not among the scored"),
-        ([(good, "right", 0, ""), (good, "wrong", 0, "")], "m.csv:3: sample id .* is marked twice"),
-        ([(good, "maybe", 0, "")], "m.csv:2: the mark 'maybe' is none of wrong, right, unsure"),
+        ([(good, "right", 0, ""), (good, "wrong", 0, "")], "m.csv:3: sample id .* is annotated twice by `m`"),
+        ([(good, "maybe", 0, "")], "m.csv:2: the annotation 'maybe' is none of wrong, right, unsure"),
         ([(good, "wrong", 3, "")], "m.csv:2: `new_label` 3 is none of the 3 classes"),
         ([("x", "wrong", 0, "")], "m.csv:2: `index` and `new_label` must be integers"),
     ):
         with pytest.raises(ValueError, match=message):
             read_marks(write_marks(tmp_path / "m.csv", rows), table)
-    with pytest.raises(ValueError, match="m.csv:1: no column mark, new_label"):
+    with pytest.raises(ValueError, match="m.csv:1: no column annotation, new_label"):
         read_marks(write_marks(tmp_path / "m.csv", [], header="index,x"), table)
 
 

@@ -93,6 +93,12 @@ def lineage_of_rows(run: str | os.PathLike, index: Iterable[int], paths: Iterabl
     return known
 
 
+def gone_before(run: str | os.PathLike) -> list[dict]:
+    """Rows of the lineage of a run that earlier rounds have left out of the dataset."""
+    found = find_lineage(run)
+    return [row for row in read_lineage(found) if row["label_action"] in ("dropped", "excluded")] if found else []
+
+
 def decided_samples(run: str | os.PathLike, table: pa.Table | pd.DataFrame) -> list[int]:
     """Ids of the samples that people have decided in an earlier round: said to be right or wrong, not unsure."""
     if find_lineage(run) is None:

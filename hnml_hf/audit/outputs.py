@@ -1,0 +1,423 @@
+"""A dataset corrected in the form in which it came: the folder with its files, the table with its columns."""
+
+import csv
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from datasets import ClassLabel, DatasetDict
+
+from ..data.custom.columns import ColumnOptions
+from ..data.custom.tables import find_tables
+from ..data.files import is_image
+from ..data.splits import find_splits
+from .cleaning import apply_plan
+from .export import escape_formula
+from .review.lineage import LINEAGE_FILE, write_lineage
+from .table import check_unchanged
+
+
+FORMATS = ("folder", "csv", "parquet", "arrow")
+FILES = ("copy", "hardlink", "symlink")
+ADDED = ("label_original", "label_score", "label_action")
+LISTED = 20  # changes that a dry run names
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset came from.
+
+    Args:
+        dataset (`str`): as `--dataset` named it.
+        data_dir (`str`, *optional*): where its images lie.
+        columns ([`ColumnOptions`]): of a table.
+        excluded (`dict[int, str]`): rows of the training data that were left out -> path, or an empty one.
+    """
+
+    dataset: str
+    data_dir: str | None = None
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
+    excluded: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str | None:
+        """The folder of an image folder, or `None`."""
+        folder = self.data_dir if self.dataset == "imagefolder" else self.dataset
+        folder = os.path.abspath(os.path.expanduser(folder or ""))
+        known = [f"{folder}/{name}" for name in ("dataset_dict.json", "state.json")]
+        plain = os.path.isdir(folder) and not any(map(os.path.isfile, known)) and not find_tables(folder)
+        return folder if plain and (self.dataset == "imagefolder" or os.path.sep in self.dataset) else None
+
+    @property
+    def tables(self) -> list[str]:
+        """CSV or TSV tables of the training data, in their order; empty where there are none."""
+        path = os.path.abspath(os.path.expanduser(self.dataset))
+        found = [path] if os.path.isfile(path) else find_tables(path).get("train", []) if os.path.isdir(path) else []
+        return found if all(name.endswith((".csv", ".tsv")) for name in found) else []
+
+    @property
+    def format(self) -> str:
+        """The form in which the dataset came."""
+        return "csv" if self.tables else "folder" if self.folder else "arrow"
+
+
+def read_source(run: str | os.PathLike) -> Source:
+    """Where the dataset of a run came from, as its `_audit/dataset.json` says.
+
+    Raises:
+        FileNotFoundError: if the run does not say it.
+    """
+    saved = Path(run) / "_audit" / "dataset.json"
+    if not saved.is_file():
+        raise FileNotFoundError(f"{saved} is missing, so it is not known what was audited.")
+    options = json.loads(saved.read_text(encoding="utf-8"))
+    names = asdict(ColumnOptions())
+    excluded = {}
+    if options.get("quarantine"):
+        for line in Path(options["quarantine"]).read_text(encoding="utf-8-sig").splitlines():
+            row = json.loads(line) if line.strip() else {}
+            if row.get("split") == "train":
+                excluded[row["index"]] = os.path.abspath(row["path"]) if row.get("path") else ""
+    columns = ColumnOptions(**{name: options[name] for name in names if options.get(name) is not None})
+    return Source(options["dataset"], options.get("data_dir"), columns, excluded)
+
+
+def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
+    """What a plan changes, in lines: how many rows of each action, the changes by class, and the first of them."""
+    counts = plan["label_action"].value_counts()
+    lines = [f"{len(plan):,} rows were scored: " + ", ".join(f"{n:,} {name}" for name, n in counts.items())]
+    said = plan["annotation"][plan["annotation"] != ""].value_counts()
+    if len(said):
+        lines.append("Annotations: " + ", ".join(f"{n:,} {name}" for name, n in said.items()))
+    changed = changes(plan)
+    pairs = changed.groupby(["before", "after"]).size().sort_values(ascending=False, kind="stable")
+    lines += [f"{count:>8,}  {before} -> {after}" for (before, after), count in pairs.head(listed).items()]
+    if len(pairs) > listed:
+        lines.append(f"          and {len(pairs) - listed:,} other pairs")
+    for row in changed.head(listed).to_dict("records"):
+        lines.append(f"  {row['path'] or row['index']}: {row['before']} -> {row['after']} ({row['label_action']})")
+    if len(changed) > listed:
+        lines.append(f"  and {len(changed) - listed:,} other rows")
+    return lines
+
+
+def changes(plan: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose label changes, or that are dropped: `before` and `after` name the classes."""
+    after = plan["label_name"].where(plan["label_action"] != "dropped", "(dropped)")
+    rows = plan.assign(before=plan["label_scored"], after=after)
+    return rows[rows["before"] != rows["after"]]
+
+
+@contextmanager
+def new_folder(output: str | os.PathLike):
+    """A folder under another name until it is complete; an error leaves nothing.
+
+    Raises:
+        FileExistsError: if the folder is there and not empty.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} is there already: name a new folder by --output.")
+    unfinished = output.with_name(f"{output.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if output.exists():
+            output.rmdir()
+        unfinished.rename(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def lineage_rows(plan: pd.DataFrame, paths: Mapping[int, str] | None = None) -> Iterable[dict]:
+    """Rows of `lineage.csv`; `paths` are those in the output by sample id, default: where the images lie."""
+    for row in plan.to_dict("records"):
+        gone = row["label_action"] == "dropped"
+        path = "" if gone else row["path"] if paths is None else paths.get(row["index"], "")
+        original = row["path"] or ""
+        yield {**row, "label": "" if gone else row["label_name"], "path": path, "path_original": original}
+
+
+def source_rows(files: Iterable[tuple[str, str, str]]) -> Iterable[dict]:
+    """Rows of `lineage.csv` of what was not scored: path in the output, path before, action."""
+    for path, original, action in files:
+        yield {"path": path, "path_original": original, "label_action": action}
+
+
+# -- a folder ---------------------------------------------------------------------------------------------------------
+
+
+def write_folder(
+    plan: pd.DataFrame,
+    source: Source,
+    output: str | os.PathLike,
+    *,
+    files: str = "copy",
+    gone: Iterable[Mapping] = (),
+) -> Counter:
+    """The image folder as it was, each image under its new class, and `lineage.csv`.
+
+    Folders inside a class stay, and so does all that was not scored: other splits, held-out rows and other files.
+    Dropped and excluded images are left out. Nothing of the source is changed.
+
+    Args:
+        plan (`pd.DataFrame`): of [`plan_cleaning`].
+        source ([`Source`]): an image folder.
+        output (`str` or `Path`): a new folder.
+        files (`str`): `copy`, `hardlink` (no space, one file system) or `symlink` (no space; the source must stay).
+        gone (`Iterable[Mapping]`): lineage of rows that earlier rounds have left out.
+
+    Returns:
+        `Counter`: files by action.
+
+    Raises:
+        ValueError: if the dataset is no image folder, a class has no folder name, or weights cannot be kept.
+        FileExistsError, OSError: if the output is there, or cannot be written.
+    """
+    root = source.folder
+    if root is None:
+        raise ValueError(f"`{source.dataset}` is no image folder: choose csv, parquet or arrow by --output_format.")
+    if plan.attrs["how"] in ("weight", "posterior"):
+        raise ValueError(f"A folder cannot hold what `{plan.attrs['how']}` gives: choose csv, parquet or arrow.")
+    if files not in FILES:
+        raise ValueError(f"`files={files!r}` is none of {', '.join(FILES)}.")
+    train = find_splits([name for name in os.listdir(root) if os.path.isdir(f"{root}/{name}")]).get("train", "")
+    prefix = f"{root}/{train}/" if train else f"{root}/"
+    targets, taken, actions = {}, set(), Counter()
+    for row in plan.to_dict("records"):
+        path = os.path.abspath(row["path"])
+        given, _, rest = path.removeprefix(prefix).partition("/")
+        if not path.startswith(prefix) or given != row["label_scored"] or not rest:
+            raise ValueError(
+                f"{path} does not lie in the folder of its label `{row['label_scored']}`: choose csv or arrow."
+            )
+        if row["label_action"] == "dropped":
+            targets[path] = (row, None)
+        elif row["label_name"] == given:
+            targets[path] = (row, path.removeprefix(f"{root}/"))
+            taken.add(targets[path][1])
+    inside = f"{train}/" if train else ""
+    for row in plan.to_dict("records"):
+        path = os.path.abspath(row["path"])
+        if path not in targets:
+            rest = path.removeprefix(prefix).partition("/")[2]
+            name = f"{inside}{_folder_name(row['label_name'])}/{rest}"
+            targets[path] = (row, _free_name(name, taken, root))
+            taken.add(targets[path][1])
+    excluded = {path: index for index, path in source.excluded.items() if path}
+    others = []
+    with new_folder(output) as folder:
+        for path in _all_files(root):
+            row, target = targets.get(path, (None, None))
+            if row is None:
+                action = _action_of_other(path, prefix, excluded)
+                target = None if action == "excluded" else path.removeprefix(f"{root}/")
+                others.append((target or "", path, action))
+                actions[action] += 1
+            else:
+                actions[row["label_action"]] += 1
+            if target is not None:
+                _place(path, folder / target, files)
+        paths = {row["index"]: target or "" for row, target in targets.values()}
+        write_lineage(folder, [*lineage_rows(plan, paths), *source_rows(others), *gone])
+    return actions
+
+
+def _all_files(root: str) -> Iterable[str]:
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        yield from (f"{folder}/{name}" for name in sorted(names) if f"{folder}/{name}" != f"{root}/{LINEAGE_FILE}")
+
+
+def _action_of_other(path: str, prefix: str, excluded: Mapping[str, int]) -> str:
+    """What a file is that was not scored."""
+    if path in excluded:
+        return "excluded"
+    if not is_image(path):
+        return "other_file"
+    return "held_out" if path.startswith(prefix) else "other_split"
+
+
+def _folder_name(name: str) -> str:
+    if name in ("", ".", "..") or name.startswith(".") or any(mark in name for mark in "/\\\0\n"):
+        raise ValueError(f"The class {name!r} cannot be the name of a folder: choose csv, parquet or arrow.")
+    return name
+
+
+def _free_name(name: str, taken: set[str], root: str) -> str:
+    """A name that no other file of the output has."""
+    stem, suffix = os.path.splitext(name)
+    number, free = 1, name
+    while free in taken or os.path.lexists(f"{root}/{free}"):
+        number += 1
+        free = f"{stem}-{number}{suffix}"
+    return free
+
+
+def _place(path: str, target: Path, how: str):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if how == "symlink":
+        target.symlink_to(path)
+    elif how == "hardlink":
+        try:
+            os.link(path, target)
+        except OSError as error:
+            raise OSError(f"{path} cannot be linked to {target} ({error.strerror}): choose --files copy.") from error
+    else:
+        shutil.copy2(path, target)
+
+
+# -- a table ----------------------------------------------------------------------------------------------------------
+
+
+def write_csv(
+    plan: pd.DataFrame, source: Source, output: str | os.PathLike, *, gone: Iterable[Mapping] = ()
+) -> Counter:
+    """The tables of the training data with their own columns, the new labels and `label_original`, `label_score` and
+    `label_action` (also `label_weight` after `weight`, `label_posterior` as JSON after `posterior`); other tables of
+    the folder as they are; and `lineage.csv`. Of a dataset that was no CSV, a `train.csv` of its images.
+
+    Returns:
+        `Counter`: rows by action.
+    """
+    facts = {row["index"]: row for row in plan.to_dict("records")}
+    extra = {"weight": ["label_weight"], "posterior": ["label_posterior"]}.get(plan.attrs["how"], [])
+    actions, others = Counter(), []
+    with new_folder(output) as folder:
+        if source.tables:
+            _correct_tables(plan, source, folder, facts, extra, actions, others)
+        else:
+            _table_of_images(plan, folder, facts, extra, actions)
+        write_lineage(folder, [*lineage_rows(plan), *source_rows(others), *gone])
+    return actions
+
+
+def _correct_tables(plan, source, folder, facts, extra, actions, others):
+    start = 0
+    for path in source.tables:
+        dialect = {"delimiter": "\t" if path.endswith(".tsv") else ",", "strict": True}
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            header, *rows = [row for row in csv.reader(file, **dialect) if row]
+        names = [name.strip() for name in header]
+        picked = source.columns.pick(names, "train", f"{path}:1")
+        at, image = names.index(picked["label"]), names.index(picked["image"])
+        own = names.index(picked["index"]) if "index" in picked else None
+        if "split" in picked and own is None:
+            raise ValueError(f"{path} has a column of splits and none of ids: choose parquet or arrow.")
+        ids = [start + n if own is None else int(row[own]) for n, row in enumerate(rows)]
+        start += len(rows)
+        text = {}  # how the table writes each class
+        for index, row in zip(ids, rows, strict=True):
+            if index in facts:
+                _check_same_image(facts[index], row[image], path)
+                text.setdefault(facts[index]["label_scored"], row[at])
+        kept = [n for n, name in enumerate(names) if name not in (*ADDED, *extra)]
+        with open(folder / Path(path).name, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter=dialect["delimiter"])
+            writer.writerow([*(header[n] for n in kept), *ADDED, *extra])
+            for index, row in zip(ids, rows, strict=True):
+                fact = facts.get(index)
+                if fact is None:
+                    action = "excluded" if index in source.excluded else "held_out"
+                    others.append(("" if action == "excluded" else row[image], row[image], action))
+                else:
+                    action = fact["label_action"]
+                actions[action] += 1
+                if action in ("dropped", "excluded"):
+                    continue
+                added = [row[at], "", action] if fact is None else _added(fact, text)
+                if "label_original" in names:  # of an earlier round
+                    added[0] = row[names.index("label_original")]
+                if fact is not None:
+                    row[at] = text.get(fact["label_name"], fact["label_name"])
+                more = [""] * len(extra) if fact is None else [_more(name, fact, plan) for name in extra]
+                writer.writerow([*(row[n] for n in kept), *added, *more])
+    place = Path(source.dataset).expanduser()
+    if place.is_dir():
+        for split, tables in find_tables(str(place.absolute())).items():
+            for path in tables if split != "train" else []:
+                shutil.copy2(path, folder / Path(path).name)
+                actions["other_split"] += 1
+
+
+def _check_same_image(fact: Mapping, image: str, path: str):
+    if os.path.basename(fact["path"]) != os.path.basename(image):
+        raise ValueError(
+            f"{path} has changed since it was audited: sample {fact['index']} is `{image}` there, and was "
+            f"`{fact['path']}`. Audit it again."
+        )
+
+
+def _added(fact: Mapping, text: Mapping[str, str]) -> list:
+    original = fact["label_original"]
+    return [text.get(original, original), f"{fact['label_score']:.6g}", fact["label_action"]]
+
+
+def _more(name: str, fact: Mapping, plan: pd.DataFrame) -> str:
+    if name == "label_weight":
+        return f"{fact['weight']:.6g}"
+    names, score = plan.attrs["class_names"], fact["label_score"] if fact["label_action"] == "kept" else 0.0
+    return json.dumps({fact["label_name"]: round(1 - score, 6), names[fact["suggested_label"]]: round(score, 6)})
+
+
+def _table_of_images(plan, folder, facts, extra, actions):
+    if not all(plan["path"]):
+        raise ValueError(
+            "The images are part of the dataset, so that no table can name them: choose parquet or arrow."
+        )
+    with open(folder / "train.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "label", "index", *ADDED, *extra])
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in plan["path"]])
+        for index, fact in facts.items():
+            actions[fact["label_action"]] += 1
+            if fact["label_action"] != "dropped":
+                name = os.path.relpath(os.path.abspath(fact["path"]), root)
+                more = [_more(name, fact, plan) for name in extra]
+                writer.writerow([escape_formula(name), fact["label_name"], index, *_added(fact, {}), *more])
+
+
+# -- datasets ---------------------------------------------------------------------------------------------------------
+
+
+def write_dataset(
+    plan: pd.DataFrame,
+    data: DatasetDict,
+    table: pd.DataFrame,
+    output: str | os.PathLike,
+    *,
+    parquet: bool = False,
+    gone: Iterable[Mapping] = (),
+) -> Counter:
+    """The dataset with all its splits as Arrow files (`save_to_disk`) or parquet, and `lineage.csv`.
+
+    Args:
+        plan (`pd.DataFrame`): of [`plan_cleaning`].
+        data (`datasets.DatasetDict`): that was scored, as the run loaded it.
+        table (`pd.DataFrame`): its scores.
+
+    Returns:
+        `Counter`: rows by action.
+    """
+    check_unchanged(table, data["train"])
+    classes = ClassLabel(names=plan.attrs["class_names"])
+    cleaned = {"train": apply_plan(data["train"], plan)}
+    actions = Counter(plan["label_action"])
+    for split in set(data) - {"train"}:
+        cleaned[split] = data[split].cast_column("label", classes).cast_column("clean_label", classes)
+        actions["held_out" if split == "validation" else "other_split"] += len(data[split])
+    with new_folder(output) as folder:
+        if parquet:
+            for split, part in cleaned.items():
+                part.to_parquet(folder / f"{split}.parquet")
+        else:
+            DatasetDict(cleaned).save_to_disk(folder)
+        write_lineage(folder, [*lineage_rows(plan), *gone])
+    return actions

@@ -1,0 +1,106 @@
+"""A corrected dataset from the scores of a run and what people said of them, in the form in which it came.
+
+    python scripts/clean.py outputs/photos --how relabel --threshold 0.9 --output cleaned --dry_run
+    python scripts/clean.py outputs/photos --annotations anna.csv bo.csv --how drop --output cleaned
+    python scripts/clean.py outputs/photos --output_format csv --output cleaned
+
+Annotations go before scores; without --annotations those of `scripts/review.py` count. Where two people disagree, the
+label stays as it is, and the sample is listed in `disagreements.csv`. `lineage.csv` in the output accounts for every
+row, and tells the next audit what people have decided.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from options import DataArguments, HelpFormatter, load_data, plain_errors
+
+from hnml_hf.audit import load_audit
+from hnml_hf.audit.cleaning import HOW, plan_cleaning
+from hnml_hf.audit.outputs import (
+    FILES,
+    FORMATS,
+    Source,
+    describe_plan,
+    read_source,
+    write_csv,
+    write_dataset,
+    write_folder,
+)
+from hnml_hf.audit.review import Merged, merge_annotations, read_annotations
+from hnml_hf.audit.review.lineage import gone_before, lineage_of_rows
+from hnml_hf.audit.review.log import LOG_FILE
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser.add_argument("run", help="`output_dir` of a run that was audited.")
+    parser.add_argument("--annotations", nargs="+", default=[], help="CSV files of the report, or annotation logs.")
+    parser.add_argument("--how", choices=HOW, help="What becomes of other labels that are probably wrong.")
+    parser.add_argument("--threshold", type=float, default=0.5, help="Score from which a label counts as wrong.")
+    parser.add_argument("--output", required=True, help="New folder for the corrected dataset.")
+    parser.add_argument("--output_format", choices=FORMATS, help="Default: that in which the dataset came.")
+    parser.add_argument("--files", choices=FILES, default="copy", help="How images come into a folder.")
+    parser.add_argument("--add_classes", nargs="+", default=[], help="Classes that annotations may add.")
+    parser.add_argument("--dry_run", action="store_true", help="Print what would change, and write nothing.")
+    return parser.parse_args(argv)
+
+
+def gather_annotations(paths: list[str], run: str, table) -> Merged | None:
+    """Annotations of some files, else of the run's own log."""
+    own = Path(run, "_audit", LOG_FILE)
+    paths = paths or ([own] if own.is_file() else [])
+    return merge_annotations([read_annotations(path, table) for path in paths]) if paths else None
+
+
+def report_agreement(merged: Merged):
+    for (first, second), (kappa, count) in merged.kappa.items():
+        if count:
+            print(f"Agreement of {first} and {second}: Cohen's kappa {kappa:.2f} on {count:,} samples")
+    if len(merged.disagreements):
+        print(f"They disagree on {len(merged.disagreements):,} samples, whose labels stay as they are:")
+        for index, row in merged.disagreements.head(10).iterrows():
+            print(f"  {index}: " + ", ".join(f"{who}: {said}" for who, said in row.items() if said))
+
+
+def write_output(options, source: Source, plan, table) -> Counter:
+    form, gone = options.output_format or source.format, gone_before(options.run)
+    if form == "folder":
+        return write_folder(plan, source, options.output, files=options.files, gone=gone)
+    if form == "csv":
+        return write_csv(plan, source, options.output, gone=gone)
+    saved = Path(options.run, "_audit", "dataset.json")
+    data = load_data(DataArguments(**json.loads(saved.read_text(encoding="utf-8"))))
+    return write_dataset(plan, data, table, options.output, parquet=form == "parquet", gone=gone)
+
+
+@plain_errors()
+def main(argv: list[str] | None = None):
+    options = parse_arguments(sys.argv[1:] if argv is None else argv)
+    table = load_audit(options.run)
+    source = read_source(options.run)
+    merged = gather_annotations(options.annotations, options.run, table)
+    plan = plan_cleaning(
+        table,
+        annotations=None if merged is None else merged.annotations,
+        how=options.how,
+        threshold=options.threshold,
+        add_classes=options.add_classes,
+        earlier=lineage_of_rows(options.run, table["index"].tolist(), table["path"].tolist()),
+    )
+    if merged is not None:
+        report_agreement(merged)
+    print("\n".join(describe_plan(plan)))
+    if options.dry_run:
+        print(f"Nothing was written; without --dry_run {options.output} would be.")
+        return
+    actions = write_output(options, source, plan, table)
+    if merged is not None and len(merged.disagreements):
+        merged.disagreements.to_csv(Path(options.output, "disagreements.csv"))
+    print(f"{options.output}: " + ", ".join(f"{count:,} {name}" for name, count in sorted(actions.items())))
+
+
+if __name__ == "__main__":
+    main()

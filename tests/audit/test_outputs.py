@@ -1,0 +1,384 @@
+"""What comes out of an audit: the corrected dataset in the form in which it came, and every row accounted for."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from reviews import make_run
+
+from hnml_hf import SampleStatistics, audit_run, load_audit, load_noisy_dataset
+from hnml_hf.audit.cleaning import plan_cleaning
+from hnml_hf.audit.outputs import describe_plan, read_source, write_csv, write_dataset, write_folder
+from hnml_hf.audit.review import merge_annotations, read_annotations, write_annotations
+from hnml_hf.audit.review.log import AnnotationLog
+
+
+NAMES = ("cat", "dog", "horse")
+
+
+def read_csv(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def annotate(folder, table, said):
+    """Annotations by row of a table: "right", "unsure", or the name of the true class."""
+    rows = [
+        {
+            "index": table["index"][row],
+            "annotation": word if word in ("right", "unsure") else "wrong",
+            "new_label_name": "" if word in ("right", "unsure") else word,
+            "label_name": table["label_name"][row],
+        }
+        for row, word in said.items()
+    ]
+    path = write_annotations(folder / "anna.csv", rows)
+    return path, merge_annotations([read_annotations(path, table)]).annotations
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def table(tmp_path):
+    """30 photographs in folders; beside them a test image, one held out, one excluded, a broken one and a text."""
+    table = make_run(tmp_path)
+    photos = tmp_path / "photos"
+    (photos / "test" / "cat").mkdir(parents=True)
+    image = Image.new("RGB", (8, 8))
+    image.save(photos / "test" / "cat" / "t.png")
+    image.save(photos / "train" / "cat" / "held.png")
+    (photos / "train" / "cat" / "broken.png").write_bytes(b"no image")
+    (photos / "train" / "dog" / "notes.txt").write_text("hello")
+    line = {"split": "train", "index": 5, "reason": "broken", "path": str(photos / "train" / "cat" / "broken.png")}
+    (tmp_path / "exclude.jsonl").write_text(json.dumps(line) + "\n")
+    saved = tmp_path / "run" / "_audit" / "dataset.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "quarantine": str(tmp_path / "exclude.jsonl")}))
+    return table
+
+
+def other_class(table, row):
+    return next(name for name in NAMES if name != table["label_name"][row])
+
+
+# -- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_annotations_go_before_scores(table, tmp_path):
+    new = other_class(table, 29)
+    _, said = annotate(tmp_path, table, {0: "right", 1: "unsure", 29: new})
+    plan = plan_cleaning(table, annotations=said, how="drop", threshold=0.5)
+    assert plan["label_action"][[0, 1, 29]].tolist() == ["annotated"] * 3 and plan["label_name"][29] == new
+    dropped = (table["noise_score"] >= 0.5) & ~table.index.isin([0, 1, 29])
+    assert (plan["label_action"] == "dropped").tolist() == dropped.tolist()
+    relabelled = plan_cleaning(table, annotations=said, how="relabel", threshold=0.5)
+    assert relabelled["label_name"][dropped].tolist() == table["suggested_name"][dropped].tolist()
+    assert plan_cleaning(table, how="weight")["weight"].tolist() == (1 - table["noise_score"]).tolist()
+
+
+def test_a_class_that_does_not_exist_is_offered(table, tmp_path):
+    _, said = annotate(tmp_path, table, {0: "zebra", 1: "zebra", 2: "yak"})
+    with pytest.raises(ValueError, match=r"does not have: `zebra` \(2\), `yak` \(1\). Add them by `add_classes`"):
+        plan_cleaning(table, annotations=said)
+    plan = plan_cleaning(table, annotations=said, add_classes=["zebra", "yak"])
+    assert plan["label"][[0, 1, 2]].tolist() == [3, 3, 4] and plan.attrs["class_names"] == [*NAMES, "zebra", "yak"]
+
+
+def test_a_dry_run_says_what_would_change(table, tmp_path):
+    _, said = annotate(tmp_path, table, {0: "zebra", 1: "right"})
+    lines = "\n".join(describe_plan(plan_cleaning(table, annotations=said, add_classes=["zebra"])))
+    assert "30 rows were scored: 28 kept, 2 annotated" in lines and "1 wrong" in lines
+    assert f"1  {table['label_name'][0]} -> zebra" in lines and table["path"][0] in lines
+
+
+# -- a folder ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("files", ["copy", "hardlink", "symlink"])
+def test_a_folder_comes_out_as_it_was(files, table, tmp_path):
+    new = other_class(table, 0)
+    before = {path: (tmp_path / "photos" / path).read_bytes() for path in files_below(tmp_path / "photos")}
+    _, said = annotate(tmp_path, table, {0: new, 1: "right"})
+    plan = plan_cleaning(table, annotations=said, how="drop", threshold=0.7)
+    actions = write_folder(plan, read_source(tmp_path / "run"), tmp_path / "out", files=files)
+    dropped = plan["path"][plan["label_action"] == "dropped"]
+    gone = {os.path.relpath(path, tmp_path / "photos") for path in dropped} | {"train/cat/broken.png"}
+    moved = os.path.relpath(table["path"][0], tmp_path / "photos")
+    expected = {path: content for path, content in before.items() if path not in gone and path != moved}
+    expected[f"train/{new}/0000.png"] = before[moved]
+    found = files_below(tmp_path / "out")
+    assert found == sorted([*expected, "lineage.csv"])
+    assert all((tmp_path / "out" / path).read_bytes() == content for path, content in expected.items())
+    assert (tmp_path / "out" / f"train/{new}/0000.png").is_symlink() == (files == "symlink")
+    assert files_below(tmp_path / "photos") == sorted(before)  # the source is as it was
+    assert actions == {
+        **{"kept": 28 - len(dropped), "annotated": 2, "dropped": len(dropped)},
+        **{"excluded": 1, "held_out": 1, "other_split": 1, "other_file": 1},
+    }
+    lineage = read_csv(tmp_path / "out" / "lineage.csv")
+    assert len(lineage) == 34
+    first = next(row for row in lineage if row["index"] == str(table["index"][0]))
+    assert (first["path"], first["label"], first["label_original"]) == (
+        f"train/{new}/0000.png",
+        new,
+        table["label_name"][0],
+    )
+    assert (first["annotation"], first["annotator"], first["label_action"]) == ("wrong", "anna", "annotated")
+
+
+def test_two_files_of_one_name_both_arrive(table, tmp_path):
+    new = other_class(table, 0)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "train" / new / "0000.png")
+    _, said = annotate(tmp_path, table, {0: new})
+    write_folder(plan_cleaning(table, annotations=said), read_source(tmp_path / "run"), tmp_path / "out")
+    assert {"0000.png", "0000-2.png"} <= {path.name for path in (tmp_path / "out" / "train" / new).iterdir()}
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing(table, tmp_path, monkeypatch):
+    plan, source = plan_cleaning(table, how="relabel"), read_source(tmp_path / "run")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is there already: name a new folder by --output"):
+        write_folder(plan, source, tmp_path / "out")
+    with pytest.raises(ValueError, match="A folder cannot hold what `weight` gives"):
+        write_folder(plan_cleaning(table, how="weight"), source, tmp_path / "new")
+    _, said = annotate(tmp_path, table, {0: "../x"})
+    with pytest.raises(ValueError, match="cannot be the name of a folder"):
+        write_folder(plan_cleaning(table, annotations=said, add_classes=["../x"]), source, tmp_path / "new")
+
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("shutil.copy2", refuse)
+    with pytest.raises(PermissionError):
+        write_folder(plan, source, tmp_path / "new")
+    assert not (tmp_path / "new").exists() and not (tmp_path / "new.part").exists()
+
+
+# -- a table ----------------------------------------------------------------------------------------------------------
+
+
+def make_table_run(tmp_path, names=NAMES, text=str):
+    """A run on `train.csv` with columns of its own; row 3 of its 32 is excluded, row 5 is held out."""
+    table = make_run(tmp_path, names=names)
+    ids = [n for n in range(32) if n not in (3, 5)]
+    table["index"] = ids
+    rows = dict(zip(ids, table.to_dict("records"), strict=True))
+    with open(tmp_path / "train.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["photographer", "image", "class", "note"])
+        for n in range(32):
+            row = rows.get(n, {"path": f"{tmp_path}/photos/x{n}.png", "label": 0, "label_name": names[0]})
+            name = text(row["label"]) if text is not str else row["label_name"]
+            writer.writerow([f"p{n}", os.path.relpath(row["path"], tmp_path), name, 'a "quoted", note'])
+    (tmp_path / "exclude.jsonl").write_text('{"split": "train", "index": 3, "reason": "broken"}\n')
+    options = {"dataset": str(tmp_path / "train.csv"), "label_column": "class"}
+    options["quarantine"] = str(tmp_path / "exclude.jsonl")
+    from hnml_hf.audit.table import write_audit
+
+    write_audit(tmp_path / "run" / "_audit", table)
+    (tmp_path / "run" / "_audit" / "dataset.json").write_text(json.dumps(options))
+    return table
+
+
+@pytest.mark.parametrize("text", [str, lambda label: str(label + 1)], ids=["names", "numbers"])
+def test_a_table_keeps_its_columns(text, tmp_path):
+    table = make_table_run(tmp_path, text=text)
+    write = (lambda name: str(NAMES.index(name) + 1)) if text is not str else str
+    new = other_class(table, 0)
+    _, said = annotate(tmp_path, table, {0: new, 1: "right"})
+    plan = plan_cleaning(table, annotations=said, how="drop", threshold=0.7)
+    source = read_source(tmp_path / "run")
+    assert source.format == "csv"
+    actions = write_csv(plan, source, tmp_path / "out")
+    rows = read_csv(tmp_path / "out" / "train.csv")
+    assert list(rows[0]) == ["photographer", "image", "class", "note", "label_original", "label_score", "label_action"]
+    assert rows[0]["note"] == 'a "quoted", note' and rows[0]["class"] == write(new)
+    assert rows[0]["label_original"] == write(table["label_name"][0]) and rows[0]["label_action"] == "annotated"
+    dropped = int((plan["label_action"] == "dropped").sum())
+    assert len(rows) == 31 - dropped and actions["excluded"] == actions["held_out"] == 1
+    held = next(row for row in rows if row["photographer"] == "p5")
+    assert held["label_action"] == "held_out" and held["label_original"] == held["class"]
+    assert all(row["photographer"] != "p3" for row in rows)
+    assert len(read_csv(tmp_path / "out" / "lineage.csv")) == 32
+
+
+def test_a_table_that_was_edited_since_is_refused(tmp_path):
+    table = make_table_run(tmp_path)
+    lines = (tmp_path / "train.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "train.csv").write_text("".join([lines[0], *lines[2:]]))
+    with pytest.raises(ValueError, match="has changed since it was audited: sample 0 is"):
+        write_csv(plan_cleaning(table, how="relabel"), read_source(tmp_path / "run"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_and_posteriors_of_a_table(tmp_path):
+    table = make_table_run(tmp_path)
+    source = read_source(tmp_path / "run")
+    write_csv(plan_cleaning(table, how="weight"), source, tmp_path / "weight")
+    rows = read_csv(tmp_path / "weight" / "train.csv")
+    assert float(rows[0]["label_weight"]) == pytest.approx(1 - table["noise_score"][0], abs=1e-5)
+    write_csv(plan_cleaning(table, how="posterior"), source, tmp_path / "posterior")
+    posterior = json.loads(read_csv(tmp_path / "posterior" / "train.csv")[0]["label_posterior"])
+    assert sum(posterior.values()) == pytest.approx(1) or table["label"][0] == table["suggested_label"][0]
+
+
+def test_a_folder_as_a_table(table, tmp_path):
+    plan = plan_cleaning(table, how="relabel")
+    write_csv(plan, read_source(tmp_path / "run"), tmp_path / "out")
+    rows = read_csv(tmp_path / "out" / "train.csv")
+    assert len(rows) == 30 and rows[0]["label"] == plan["label_name"][0]
+    loaded = load_noisy_dataset(str(tmp_path / "out" / "train.csv"), data_dir=str(tmp_path / "photos" / "train"))
+    assert loaded["train"]["index"][:] == table["index"].tolist()
+
+
+# -- Arrow and parquet ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_datasets_keep_their_splits(parquet, tiny_dataset, scored, tmp_path):
+    from datasets import DatasetDict
+
+    table = audit_run(tmp_path / "run", scored, tiny_dataset, transform=lambda image: image)
+    first = int(table.nsmallest(1, "rank").index[0])
+    _, said = annotate(tmp_path, table, {first: "zebra"})
+    plan = plan_cleaning(table, annotations=said, how="drop", add_classes=["zebra"])
+    data = DatasetDict({"train": tiny_dataset, "test": tiny_dataset.select(range(5))})
+    actions = write_dataset(plan, data, table, tmp_path / "out", parquet=parquet)
+    loaded = load_noisy_dataset(str(tmp_path / "out"))
+    assert loaded["train"].features["label"].names == ["left", "right", "bottom", "zebra"]
+    assert len(loaded["test"]) == 5 and len(loaded["train"]) == 48 - actions["dropped"]
+    row = loaded["train"]["index"][:].index(int(table["index"][first]))
+    assert loaded["train"]["label"][row] == 3
+    image = tiny_dataset["image"][tiny_dataset["index"][:].index(int(table["index"][first]))]
+    assert np.array_equal(np.asarray(loaded["train"][row]["image"]), np.asarray(image))
+    lineage = read_csv(tmp_path / "out" / "lineage.csv")
+    assert len(lineage) == 48 and sum(row["label_action"] == "dropped" for row in lineage) == actions["dropped"] > 0
+
+
+def test_posteriors_become_soft_targets(tiny_dataset, scored, tmp_path):
+    from datasets import DatasetDict
+
+    table = audit_run(tmp_path / "run", scored, tiny_dataset, transform=lambda image: image)
+    write_dataset(plan_cleaning(table, how="posterior"), DatasetDict(train=tiny_dataset), table, tmp_path / "out")
+    from datasets import load_from_disk
+
+    row = load_from_disk(tmp_path / "out")["train"].select_columns(
+        ["index", "target_classes", "target_probabilities"]
+    )[0]
+    fact = table.set_index("index").loc[row["index"]]
+    score = dict(zip(row["target_classes"], row["target_probabilities"], strict=True))
+    assert score[fact["suggested_label"]] == pytest.approx(fact["noise_score"], abs=1e-5)
+
+
+# -- rounds -----------------------------------------------------------------------------------------------------------
+
+
+def audit_folder(photos, run):
+    """An audit of a folder in which every third label of the true classes, bright quarters, is wrong."""
+    data = load_noisy_dataset("imagefolder", data_dir=str(photos))["train"]
+    names = data.features["label"].names
+    digits = [os.path.basename(row["path"])[0] for row in data.cast_column("image", decode_off())["image"]]
+    true = [names.index(("left", "right", "bottom")[int(digit)]) for digit in digits]
+    statistics = SampleStatistics(np.array(data["index"]), np.array(data["label"]), len(names))
+    probabilities = np.full((len(true), len(names)), 0.1)
+    probabilities[np.arange(len(true)), true] = 0.8
+    for epoch in range(3):
+        statistics.update(np.array(data["index"]), probabilities, epoch=epoch)
+    (run / "_audit").mkdir(parents=True)
+    options = {"dataset": "imagefolder", "data_dir": str(photos)}
+    (run / "_audit" / "dataset.json").write_text(json.dumps(options))
+    return audit_run(run, statistics.records, data, transform=lambda image: image)
+
+
+def decode_off():
+    from datasets import Image as Feature
+
+    return Feature(decode=False)
+
+
+def issues_of(run):
+    page = (run / "_audit" / "report.html").read_text(encoding="utf-8")
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    return {item["path"] for item in data["items"] if item["issue"]}, {i["path"] for i in data["items"] if i["before"]}
+
+
+def test_a_messy_folder_comes_out_corrected_and_the_second_round_asks_nothing_twice(tiny_dataset, tmp_path):
+    """The whole way: audit, review with a server's log, clean, audit again."""
+    import clean
+
+    from hnml_hf.audit.review.queue import Query
+    from hnml_hf.audit.review.server import open_review
+
+    for row, (image, label, true) in enumerate(
+        zip(tiny_dataset["image"], tiny_dataset["label"], tiny_dataset["clean_label"], strict=True)
+    ):
+        folder = tmp_path / "messy" / "train" / tiny_dataset.features["label"].names[label] / "roll"
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{true}_{row:02}.png")
+    table = audit_folder(tmp_path / "messy", tmp_path / "first")
+    review = open_review(tmp_path / "first", annotator="anna")
+    issues = review.queue.view(Query())
+    assert len(issues) == 18
+    names, truth = review.queue.class_names, {}
+    entries = []
+    for row in issues[:12].tolist():
+        true = ["left", "right", "bottom"][int(os.path.basename(review.queue.path(row))[0])]
+        truth[os.path.basename(review.queue.path(row))] = true
+        entries.append({"index": int(review.queue.index[row]), "annotation": "wrong", "new_label_name": true})
+    review.annotate(entries, "anna", "ab" * 6)
+    assert set(names) == {"left", "right", "bottom"}
+
+    options = [str(tmp_path / "first"), "--output", str(tmp_path / "second_folder")]
+    clean.main([*options, "--dry_run"])
+    assert not (tmp_path / "second_folder").exists()
+    clean.main(options)
+    for name, true in truth.items():
+        assert (tmp_path / "second_folder" / "train" / true / "roll" / name).is_file()
+    assert len(files_below(tmp_path / "second_folder")) == 49
+
+    again = audit_folder(tmp_path / "second_folder", tmp_path / "second")
+    asked, decided = issues_of(tmp_path / "second")
+    assert {os.path.basename(path) for path in decided} == set(truth) and not asked & decided
+    queue = open_review(tmp_path / "second").queue
+    shown = {os.path.basename(queue.path(row)) for row in queue.view(Query(scope="all")).tolist()}
+    assert len(shown) == 36 and not shown & set(truth)
+    assert len(queue.view(Query())) == 6 and len(queue.view(Query(status="before"))) == 12
+
+    clean.main([str(tmp_path / "second"), "--how", "drop", "--output", str(tmp_path / "third_folder")])
+    lineage = {os.path.basename(row["path_original"]): row for row in read_csv(tmp_path / "third_folder/lineage.csv")}
+    assert len(lineage) == 48 and sum(row["label_action"] == "dropped" for row in lineage.values()) == 6
+    given = dict(zip(map(os.path.basename, table["path"]), table["label_name"], strict=True))
+    for name, true in truth.items():
+        row = lineage[name]
+        assert (row["label"], row["label_original"], row["annotation"]) == (true, given[name], "wrong")
+    assert isinstance(again, pd.DataFrame) and len(load_audit(tmp_path / "second")) == 48
+
+
+def test_two_people_are_merged_by_the_command(table, tmp_path, capsys):
+    import clean
+
+    log = AnnotationLog(tmp_path / "run" / "_audit" / "annotations.jsonl", table.attrs["dataset_fingerprint"])
+    for who, said in (("anna", ["right", "wrong"]), ("bo", ["right", "right"])):
+        for row, word in enumerate(said):
+            name = table["suggested_name"][row] if word == "wrong" else table["label_name"][row]
+            log.append(
+                [{"index": int(table["index"][row]), "annotation": word, "new_label": 0, "new_label_name": name}], who
+            )
+    clean.main([str(tmp_path / "run"), "--output", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    disputed = table["suggested_name"][1] != table["label_name"][1]
+    assert "Agreement of anna and bo: Cohen's kappa" in said and ("disagree on 1" in said) == disputed
+    assert (tmp_path / "out" / "disagreements.csv").is_file() == disputed
+    with pytest.raises(SystemExit, match="is there already"):
+        clean.main([str(tmp_path / "run"), "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="has no `_audit/noise_scores.parquet`"):
+        clean.main([str(tmp_path), "--output", str(tmp_path / "new")])
+    with pytest.raises(SystemExit, match="Nothing to do"):
+        (tmp_path / "run" / "_audit" / "annotations.jsonl").unlink()
+        clean.main([str(tmp_path / "run"), "--output", str(tmp_path / "new")])
