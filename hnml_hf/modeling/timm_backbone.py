@@ -92,13 +92,17 @@ def pretrained_state(architecture: str, config: TimmWrapperConfig, weights: bool
     else:
         path = Path(weights) / WEIGHTS_FILE if Path(weights).is_dir() else Path(weights)
         head_size = _stored_head_size(path, config.pretrained_cfg["classifier"])
-    overlay = {"file": str(path), "num_classes": head_size, "custom_load": False}
+    model_args = dict(config.model_args)
+    overlay = {
+        **model_args.pop("pretrained_cfg_overlay", {}),  # the user's own
+        **{"file": str(path), "num_classes": head_size, "custom_load": False},
+    }
     source = timm.create_model(
         architecture,
         pretrained=True,
         num_classes=config.num_labels,
         pretrained_cfg_overlay=overlay,
-        **config.model_args,
+        **model_args,
     )
     if head_size != config.num_labels:
         logger.warning(

@@ -135,3 +135,13 @@ def test_what_batches_cannot_do_is_refused():
         create_batch_transforms(config_of(), (32, 32), augmentation="randaugment")
     with pytest.raises(ValueError, match="not by `lanczos`"):
         create_batch_transforms(config_of(interpolation="lanczos"), (32, 32))
+
+
+@pytest.mark.gpu
+def test_a_batch_is_the_same_on_a_gpu(resident):
+    rows = list(range(16))
+    here = resident.__getitems__(rows)
+    resident.pixels = resident.pixels.cuda()
+    there = resident.__getitems__(rows)
+    assert there["pixel_values"].is_cuda
+    assert_close(there["pixel_values"].cpu(), here["pixel_values"], atol=1e-4, rtol=0)
