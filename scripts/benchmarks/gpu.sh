@@ -11,7 +11,7 @@
 # JOBS (6) runs share the device. MINIATURE=1 makes every run a few steps of a small network, to try the script on a CPU.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-KEEP=${KEEP:-/tmp/hnml} OUT=${OUT:-outputs/gpu} JOBS=${JOBS:-6}
+KEEP=${KEEP:-/tmp/hnml} OUT=${OUT:-/tmp/hnml-records} JOBS=${JOBS:-6}
 mkdir -p "$KEEP/data" "$KEEP/site" "$KEEP/runs" "$OUT"
 export PYTHONPATH="$PWD:$KEEP/site${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 HF_HOME="$KEEP/hf" TOKENIZERS_PARALLELISM=false
 export HF_DATASETS_DISABLE_PROGRESS_BARS=1
@@ -29,6 +29,7 @@ suite() {  # SUITE SECONDS [PATTERN...]
 }
 
 [ -e data ] || ln -s "$KEEP/data" data
+[ -e outputs ] || ln -s "$KEEP/runs" outputs  # a run may start from the weights of another one
 task=$1 start=$SECONDS
 shift
 case $task in
