@@ -24,7 +24,7 @@ suite() {  # SUITE SECONDS [PATTERN...]
   local name=$1 seconds=$2 only=()
   shift 2
   [ $# -eq 0 ] || only=(--only "$@")
-  timeout -k 10 "$seconds" python scripts/benchmarks/benchmark.py accuracy --suite "scripts/benchmarks/suites/$name.yaml" \
+  timeout -k 10 "$seconds" python3 scripts/benchmarks/benchmark.py accuracy --suite "scripts/benchmarks/suites/$name.yaml" \
     --work_dir "$KEEP/runs/$name" --jobs "$JOBS" --threads 2 "${smaller[@]}" "${only[@]}" 2>&1 | tail -n 60
 }
 
@@ -36,7 +36,7 @@ case $task in
   keep)
     for part in "$@"; do
       [ ! -d "$part/data" ] || cp -r "$part/data/." "$KEEP/data/"
-      [ ! -d "$part/wheels" ] || python -m pip install -q --no-index --no-deps --target "$KEEP/site" "$part"/wheels/*.whl
+      [ ! -d "$part/wheels" ] || python3 -m pip install -q --no-index --no-deps --target "$KEEP/site" "$part"/wheels/*.whl
     done
     du -sh "$KEEP/data"/* ;;
   runs) suite "$@" ;;
@@ -45,9 +45,9 @@ case $task in
     shift 2
     readarray -t chosen < <(python scripts/benchmarks/chosen_rates.py "$KEEP/runs/$name/runs.jsonl" "$@")
     suite "$name" "$seconds" "${chosen[@]}" ;;
-  tests) timeout -k 10 "$1" python -m pytest -q -p no:cacheprovider -m gpu tests 2>&1 | tee "$OUT/tests.txt" | tail -n 20 ;;
+  tests) timeout -k 10 "$1" python3 -m pytest -q -p no:cacheprovider -m gpu tests 2>&1 | tee "$OUT/tests.txt" | tail -n 20 ;;
   cost)
-    timeout -k 10 "$1" python scripts/benchmarks/benchmark.py cost --device cuda --bf16 --channels_last --batch_size 128 \
+    timeout -k 10 "$1" python3 scripts/benchmarks/benchmark.py cost --device cuda --bf16 --channels_last --batch_size 128 \
       --output "$OUT/cost-cuda-resnet18-32.json" 2>&1 | tail -n 30 ;;
   *) echo "$0: there is no task $task"; exit 2 ;;
 esac
