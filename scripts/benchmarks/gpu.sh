@@ -43,7 +43,7 @@ case $task in
   seeds)
     name=$1 seconds=$2
     shift 2
-    readarray -t chosen < <(python scripts/benchmarks/chosen_rates.py "$KEEP/runs/$name/runs.jsonl" "$@")
+    readarray -t chosen < <(python3 scripts/benchmarks/chosen_rates.py "$KEEP/runs/$name/runs.jsonl" "$@")
     suite "$name" "$seconds" "${chosen[@]}" ;;
   tests) timeout -k 10 "$1" python3 -m pytest -q -p no:cacheprovider -m gpu tests 2>&1 | tee "$OUT/tests.txt" | tail -n 20 ;;
   cost)
