@@ -8,10 +8,10 @@
 #   scripts/benchmarks/gpu.sh cost SECONDS           # what a step costs, in bfloat16
 #
 # KEEP (/tmp/hnml) keeps data, packages and finished runs between calls; records are copied to OUT after every call.
-# JOBS (6) runs share the device. MINIATURE=1 makes every run a few steps of a small network, to try the script on a CPU.
+# JOBS (8) runs share the device. MINIATURE=1 makes every run a few steps of a small network, to try the script on a CPU.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-KEEP=${KEEP:-/tmp/hnml} OUT=${OUT:-/tmp/hnml-records} JOBS=${JOBS:-6}
+KEEP=${KEEP:-/tmp/hnml} OUT=${OUT:-/tmp/hnml-records} JOBS=${JOBS:-8}
 mkdir -p "$KEEP/data" "$KEEP/site" "$KEEP/runs" "$OUT"
 export PYTHONPATH="$PWD:$KEEP/site${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 HF_HOME="$KEEP/hf" TOKENIZERS_PARALLELISM=false
 export HF_DATASETS_DISABLE_PROGRESS_BARS=1
