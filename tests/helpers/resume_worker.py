@@ -63,9 +63,10 @@ TIMES = ("runtime", "per_second", "peak_memory")  # what no two runs have in com
 
 
 def build_trainer(folder: Path, options: dict, broken: int | None = None) -> HNMLTrainer:
-    """A network with batch norm and dropout, augmented images, 30 of them: the last batch of an epoch is short."""
+    """A network with batch norm, dropout and drop path, and 30 augmented images: an epoch's last batch is short."""
     transformers.set_seed(0)
-    model = TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=64, drop_rate=0.2)
+    drops = {"drop_rate": 0.2, "drop_path_rate": 0.2}
+    model = TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=64, **drops)
     training, evaluation = create_transforms(model.config.pretrained_cfg, augmentation="randaugment")
     dataset = distributed_worker.make_dataset().select(range(30))
     if broken is not None:

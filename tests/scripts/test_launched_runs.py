@@ -1,6 +1,5 @@
 """`scripts/train.py` in two processes of a launcher: asked to stop, and with a bad file."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from commands import TRAIN, free_port
 from PIL import Image
 from safetensors.torch import load_file
 
-from hnml_hf.training.resume.files import checkpoints, newest_whole
+from hnml_hf.training.resume.files import check, checkpoints, newest_whole
 
 
 QUICK = (
@@ -33,8 +32,7 @@ def launch(output_dir, *options, log) -> subprocess.Popen:
 
 
 def processes_of(output_dir) -> int:
-    manifest = json.loads((newest_whole(output_dir) / "manifest.json").read_text())
-    return manifest["facts"]["processes"]
+    return check(newest_whole(output_dir))["processes"]
 
 
 @pytest.mark.slow

@@ -27,6 +27,11 @@ MANIFEST = "manifest.json"
 UNFINISHED_FOLDER = "_unfinished"  # nothing in it counts as a checkpoint, here or in transformers
 LOCK_FILE = "_run.lock"
 NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+# what a killed run may have left half written, below an output folder
+LEFT_OVER = (
+    *(UNFINISHED_FOLDER, "_saving-*", "last/_saving-*", "_push-*"),
+    *(f"*.part-{'?' * 32}*", f"_audit/*.part-{'?' * 32}*"),
+)
 
 
 class CheckpointError(RuntimeError):
@@ -47,7 +52,9 @@ def seal(folder: str | os.PathLike, facts: Mapping, settings: Mapping, *, order:
     listed = {name: {"bytes": path.stat().st_size, "blake2b": _digest(path)} for name, path in files.items()}
     manifest = folder / MANIFEST
     content = {"order": order, "facts": dict(facts), "settings": dict(settings), "files": listed}
-    manifest.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = json.loads(json.dumps(content))  # tuples become lists, as they will be read
+    signed = {"blake2b": _content_digest(content), "content": content}
+    manifest.write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
     for path in (*files.values(), manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         _flush(path)
 
@@ -56,12 +63,26 @@ def publish(unfinished: str | os.PathLike, checkpoint: str | os.PathLike):
     """Give a sealed folder its name; a checkpoint that had it, of a run that went another way, is replaced."""
     unfinished, checkpoint = Path(unfinished), Path(checkpoint)
     replaced = unfinished.with_name(f"{checkpoint.name}-replaced")
-    if checkpoint.exists():
+    if os.path.lexists(checkpoint):
         checkpoint.rename(replaced)
     unfinished.rename(checkpoint)
     _flush(checkpoint.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    remove(replaced)
+
+
+def remove(path: Path):
+    """Delete a folder, a file or a link (not what it leads to), if it is there; a failure is a warning."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning(f"`{path}` is no longer needed but could not be deleted: {error}.")
+
+
+def _content_digest(content: Mapping) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _digest(path: Path) -> str:
@@ -92,14 +113,8 @@ def check(checkpoint: str | os.PathLike) -> dict:
     checkpoint = Path(checkpoint)
     if not checkpoint.is_dir():
         raise CheckpointError(f"The checkpoint `{checkpoint}` is not there. Was it moved or deleted?")
-    try:
-        manifest = _manifest(checkpoint)
-        facts, files = manifest["facts"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"`{checkpoint}` is not a whole checkpoint: it has no readable `{MANIFEST}`, which is written last."
-        ) from error
-    for name, listed in files.items():
+    manifest = _manifest(checkpoint)
+    for name, listed in manifest["files"].items():
         path = checkpoint / name
         size = path.stat().st_size if path.is_file() else None
         if size != listed["bytes"]:
@@ -109,7 +124,7 @@ def check(checkpoint: str | os.PathLike) -> dict:
             )
         if _digest(path) != listed["blake2b"]:
             raise CheckpointError(f"`{checkpoint}` is not a whole checkpoint: the bytes of `{name}` have changed.")
-    return facts
+    return manifest["facts"]
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
@@ -126,7 +141,7 @@ def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
 def _order(checkpoint: Path) -> float:
     try:
         return _manifest(checkpoint)["order"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except CheckpointError:
         return math.inf
 
 
@@ -152,7 +167,7 @@ def rotate(output_dir: str | os.PathLike, *, keep: int | None, protected: Collec
         if str(path.absolute()) not in stay
     ]
     for path in disposable[: max(len(there) - keep, 0)]:
-        shutil.rmtree(path)
+        remove(path)
 
 
 def newest_whole(output_dir: str | os.PathLike) -> Path | None:
@@ -230,7 +245,21 @@ def settings(checkpoint: str | os.PathLike) -> dict:
 
 
 def _manifest(checkpoint: str | os.PathLike) -> dict:
-    return json.loads(Path(checkpoint, MANIFEST).read_text(encoding="utf-8"))
+    """`order`, `facts`, `settings` and `files`, as they were written. Raises [`CheckpointError`] if they are not."""
+    unreadable = f"`{checkpoint}` is not a whole checkpoint: "
+    try:
+        signed = json.loads(Path(checkpoint, MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{unreadable}it has no readable `{MANIFEST}`, which is written last.") from error
+    if isinstance(signed, dict) and signed.keys() == {"order", "facts", "settings", "files"}:
+        raise CheckpointError(
+            f"{unreadable}its `{MANIFEST}` has no digest of itself. If an earlier version of this package wrote it, "
+            "resume with that version, or start a new run from its weights: "
+            f"`--weights {checkpoint}/model.safetensors`."
+        )
+    if not isinstance(signed, dict) or signed.get("blake2b") != _content_digest(signed.get("content")):
+        raise CheckpointError(f"{unreadable}the bytes of `{MANIFEST}` have changed.")
+    return signed["content"]
 
 
 def _changes(stored: Mapping, wanted: Mapping) -> str:
@@ -259,11 +288,15 @@ def require_writable(output_dir: str | os.PathLike):
 def run_lock(output_dir: str | os.PathLike):
     """Keep the output folder for one run. The operating system lets go of it when the process ends, however it ends.
 
+    Who has it already may take it again, as training does within a script. What a killed run left half written there
+    is deleted.
+
     Raises:
         CheckpointError: if another run has it, naming that one's host and process.
     """
     path = Path(output_dir, LOCK_FILE)
-    lock = FileLock(path)
+    lock = FileLock(path, is_singleton=True)
+    outermost = not lock.is_locked
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -272,7 +305,10 @@ def run_lock(output_dir: str | os.PathLike):
             " Wait for it, end it, or give another `--output_dir`."
         ) from error
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        if outermost:
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+            for left_over in [found for pattern in LEFT_OVER for found in Path(output_dir).glob(pattern)]:
+                remove(left_over)
         yield
     finally:
         lock.release()

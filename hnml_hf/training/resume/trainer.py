@@ -119,7 +119,11 @@ class ResumableTrainer(Trainer):
 
     def _get_dataloader(self, *args, **kwargs):
         loader = super()._get_dataloader(*args, **kwargs)
-        loader.worker_init_fn = partial(leave_process_group, loader.worker_init_fn)
+        inner = loader.base_dataloader  # accelerate's wrapper reads its attributes there, but does not set them there
+        inner.worker_init_fn = partial(leave_process_group, inner.worker_init_fn)
+        # an iterator draws the seed of its workers when it is made, and a resumed run makes more of them: out of the
+        # global generator, every draw after it (dropout, drop path) would be another one
+        inner.generator = torch.Generator().manual_seed(self.args.seed)
         return loader
 
     def _run_epoch(self, *, epoch, train_dataloader, **kwargs):
@@ -170,7 +174,7 @@ class ResumableTrainer(Trainer):
     def _written_aside(self, folder: str):
         unfinished = os.path.join(folder, UNFINISHED_FOLDER)
         if self.args.should_save:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            checkpoints.remove(Path(unfinished))
         self.accelerator.wait_for_everyone()
         self._writing_aside = True
         try:
@@ -180,7 +184,7 @@ class ResumableTrainer(Trainer):
             if os.path.isdir(folder):  # `torch.save` does not say that the disk is full
                 room = f", where {shutil.disk_usage(folder).free / 2**20:.1f} MiB are left"
             if self.args.should_save:
-                shutil.rmtree(unfinished, ignore_errors=True)  # half a checkpoint must not fill the disk
+                checkpoints.remove(Path(unfinished))  # half a checkpoint must not fill the disk
             raise CheckpointError(
                 f"The checkpoint of step {self.state.global_step} could not be written to `{folder}`{room}: {error}. "
                 "Those written before are as they were. Make room there, or give it back, and resume with "

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -136,6 +138,71 @@ def test_rotation_keeps_what_was_written_last_and_the_best(tmp_path):
     assert steps(tmp_path) == [2, 6]
     checkpoints.rotate(tmp_path, keep=1, protected=(tmp_path / "checkpoint-6", tmp_path / "checkpoint-2"))
     assert steps(tmp_path) == [2, 6]
+
+
+def test_rotation_unlinks_what_is_no_folder_and_never_ends_a_run(tmp_path, monkeypatch):
+    elsewhere = make(tmp_path / "elsewhere", 1, order=1)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoint-1").symlink_to(elsewhere)
+    (run / "checkpoint-2").symlink_to(tmp_path / "nowhere")
+    (run / "checkpoint-3").write_text("a file")
+    make(run, 4, order=2)
+    checkpoints.rotate(run, keep=1, protected=())
+    assert steps(run) == [4] and (elsewhere / "model.safetensors").read_text() == "x"
+
+    warnings = []
+    monkeypatch.setattr(checkpoints.logger, "warning", warnings.append)
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda path: os.rmdir(path))  # refused: it is not empty
+    make(run, 5, order=3)
+    checkpoints.rotate(run, keep=1, protected=())
+    assert steps(run) == [4, 5] and len(warnings) == 1 and "checkpoint-4` is no longer needed" in warnings[0]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_a_checkpoint_takes_the_place_of_what_is_no_folder(kind, tmp_path):
+    old, there = make(tmp_path / "elsewhere", 1, order=1), tmp_path / "checkpoint-4"
+    there.write_text("x") if kind == "file" else there.symlink_to(old if kind == "link" else tmp_path / "nowhere")
+    checkpoints.publish(make(tmp_path / UNFINISHED_FOLDER, 4, order=2, content="new"), there)
+    assert (there / "model.safetensors").read_text() == "new" and not there.is_symlink()
+    assert (old / "model.safetensors").read_text() == "x" and not list((tmp_path / UNFINISHED_FOLDER).iterdir())
+
+
+def test_no_flipped_bit_of_a_manifest_changes_what_is_read(written):
+    """Each is damage that is passed over, or changes nothing, as one in white space may."""
+    manifest = written / "checkpoint-6" / MANIFEST
+    whole, facts = manifest.read_bytes(), checkpoints.check(written / "checkpoint-6")
+    settings, fallen_back, random = checkpoints.settings(written / "checkpoint-6"), 0, Random(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[random.randrange(len(whole))] ^= 1 << random.randrange(8)
+        manifest.write_bytes(damaged)
+        newest = checkpoints.newest_whole(written)
+        if newest.name == "checkpoint-4":
+            fallen_back += 1
+            with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
+                checkpoints.require_same_run(written / "checkpoint-6", facts, settings)
+        else:
+            assert checkpoints.check(newest) == facts and checkpoints.settings(newest) == settings
+    assert fallen_back > 270
+
+
+@pytest.mark.parametrize(
+    "content", ["null", "[]", "{}", '"x"', '{"blake2b": null}', '{"content": {}, "blake2b": []}', "[" * 10**5, "\x00"]
+)
+def test_a_manifest_of_another_shape_is_damage(content, written):
+    (written / "checkpoint-6" / MANIFEST).write_text(content)
+    assert checkpoints.newest_whole(written).name == "checkpoint-4"
+    assert checkpoints.next_order(written) == 3
+    with pytest.raises(CheckpointError, match="newest whole one there is .*checkpoint-4"):
+        checkpoints.resolve(str(written / "checkpoint-6"), written)
+
+
+def test_a_checkpoint_of_an_earlier_version_says_how_to_go_on(written):
+    manifest = written / "checkpoint-6" / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text())["content"]))
+    with pytest.raises(CheckpointError, match="no digest of itself.*earlier version.*--weights .*model.safetensors"):
+        checkpoints.check(written / "checkpoint-6")
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
@@ -266,9 +333,9 @@ def test_other_weights_of_samples_are_refused(written, tiny_dataset):
 
 def test_another_number_of_processes_is_refused(written, tiny_dataset):
     """Even at the end of an epoch: sums over other batches are not the same to the bit."""
-    manifest = json.loads((written / "checkpoint-4" / MANIFEST).read_text())
-    manifest["facts"]["processes"] = 2
-    (written / "checkpoint-4" / MANIFEST).write_text(json.dumps(manifest))
+    manifest = json.loads((written / "checkpoint-4" / MANIFEST).read_text())["content"]
+    (written / "checkpoint-4" / MANIFEST).unlink()
+    checkpoints.seal(written / "checkpoint-4", {**manifest["facts"], "processes": 2}, manifest["settings"], order=4)
     with pytest.raises(ValueError, match="`processes` was 2 and is 1.*--weights"):
         build_trainer(written, tiny_dataset, **SAVING).train(resume_from_checkpoint=str(written / "checkpoint-4"))
 
@@ -283,12 +350,36 @@ with FileLock(sys.argv[1]):
 
 
 def test_two_runs_on_one_folder(tiny_dataset, tmp_path):
-    with (
-        run_lock(tmp_path),
-        pytest.raises(RuntimeError, match=f"Another run is writing .*process {os.getpid()} on .*output_dir"),
-    ):
-        build_trainer(tmp_path, tiny_dataset, **SAVING).train()
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with run_lock(tmp_path):
+            held.set()
+            done.wait()
+
+    other = threading.Thread(target=hold)
+    other.start()
+    try:
+        held.wait()
+        with pytest.raises(RuntimeError, match=f"Another run is writing .*process {os.getpid()} on .*output_dir"):
+            build_trainer(tmp_path, tiny_dataset, **SAVING).train()
+    finally:
+        done.set()
+        other.join()
     assert not steps(tmp_path)
+
+
+def test_who_has_the_folder_trains_in_it(tiny_dataset, tmp_path):
+    """A script takes it before it loads data, and keeps it until all is written."""
+    with run_lock(tmp_path):
+        build_trainer(tmp_path, tiny_dataset, **SAVING).train()
+        with pytest.raises(RuntimeError, match="Another run is writing"):
+            in_another_thread(lambda: run_lock(tmp_path).__enter__())
+
+
+def in_another_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
 
 
 def test_a_lock_does_not_outlive_its_process(tmp_path):
@@ -311,6 +402,45 @@ def test_the_lock_is_let_go_of_after_an_error(tiny_dataset, tmp_path):
     for _ in range(2):
         with pytest.raises(CheckpointError):
             trainer.train(resume_from_checkpoint=True)
+
+
+FORKED_HOLDER = """
+import os, sys, time
+from hnml_hf.training.resume.files import run_lock
+with run_lock(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        print("held", flush=True)
+        os.close(1)
+        time.sleep(30)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_lock_does_not_outlive_its_process_in_its_loader_workers(tmp_path):
+    """They are forks, which notice only seconds later that the process was killed."""
+    holder = subprocess.Popen([sys.executable, "-c", FORKED_HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    with holder.stdout:
+        assert holder.stdout.readline() == "held\n"
+    holder.kill()
+    holder.wait()
+    with run_lock(tmp_path):
+        pass
+
+
+def test_what_a_killed_run_left_half_written_is_swept(tmp_path):
+    part = f"summary.part-{'0' * 32}.json"
+    left_over = ["_saving-x/model.safetensors", "last/_saving-x/config.json", f"_audit/{part}", part]
+    left_over += [f"{UNFINISHED_FOLDER}/checkpoint-2/optimizer.pt"]
+    kept = ["model.safetensors", "notes.part-1.txt", "last/config.json", "_audit/summary.json", "mine/_saving-x/a"]
+    for name in left_over + kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    with run_lock(tmp_path), run_lock(tmp_path):
+        pass
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*kept, LOCK_FILE}
 
 
 # -- the disk --

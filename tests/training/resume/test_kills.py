@@ -42,6 +42,14 @@ ORDINARY = {
             ["training_step", 2, 0, "SIGTERM"],
         ],
     },
+    "one killed, persistent loaders": {
+        "options": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+        "kills": [
+            ["training_step", 3, 0, "SIGINT"],  # in the first loader, whose workers must not die of it
+            ["training_step", 10, 0, "SIGKILL"],
+            ["training_step", 3, 0, "SIGKILL"],
+        ],
+    },
     "two": TWO,
     "two killed": {
         **TWO,
@@ -102,7 +110,13 @@ EXPECTED_CODE = {"SIGKILL": -9, "SIGTERM": EXIT_CODE, "SIGINT": EXIT_CODE}
 
 
 @pytest.mark.parametrize(
-    ("whole", "killed"), [("one", "one killed"), ("one", "one killed, loaders"), ("two", "two killed")]
+    ("whole", "killed"),
+    [
+        ("one", "one killed"),
+        ("one", "one killed, loaders"),
+        ("one", "one killed, persistent loaders"),
+        ("two", "two killed"),
+    ],
 )
 def test_killed_and_resumed_is_uninterrupted(whole, killed, ordinary):
     folder, report = ordinary
