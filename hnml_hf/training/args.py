@@ -9,6 +9,8 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import logging
 
+from .parent_options import check_parent_options, check_resolved_options, take_launcher_options
+
 
 logger = logging.get_logger(__name__)
 
@@ -210,7 +212,8 @@ class HNMLTrainingArguments(TrainingArguments):
         metadata={"help": "Where `torch_compile` fails, go on with that part uncompiled instead of stopping (ours)."},
     )
 
-    # -- defaults of the parent that are changed --
+    # -- defaults of the parent that are changed; what becomes of the others: parent_options.py --
+    do_train: bool = field(default=True, metadata={"help": "Always true: other scripts evaluate and predict."})
     bf16: bool | None = field(
         default=None, metadata={"help": "Train in bfloat16. Default: on a GPU that has it, unless `fp16` is set."}
     )
@@ -227,6 +230,15 @@ class HNMLTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         without_effect = self._without_effect()
+        check_parent_options(self)
+        take_launcher_options(self)
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is nothing to pin it for, and PyTorch would warn
+        if self.dataloader_num_workers == 0:
+            self.dataloader_persistent_workers = False  # none that could persist, and PyTorch would refuse
+        if self.bf16 is None:
+            self.bf16 = not (self.use_cpu or self.fp16) and cuda_has_bf16()
+        super().__post_init__()  # before the checks, which look at what it makes of aliases
         for name, low, high in (
             ("gce_q", 0, 1),
             ("elr_decay", 0, 1),
@@ -257,7 +269,6 @@ class HNMLTrainingArguments(TrainingArguments):
             "memory_top_k",
         ):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        self._require("learning_rate", self.learning_rate >= 0, "at least 0")
         self._require("mask_temperature", self.mask_temperature > 0, "above 0")
         self._require("meta_lr", self.meta_lr is None or self.meta_lr >= 0, "at least 0")
         for name, kind in HNMLTrainingArguments.__annotations__.items():
@@ -271,18 +282,11 @@ class HNMLTrainingArguments(TrainingArguments):
                 f"`consistency_form='refurbished'` with `consistency_weight={self.consistency_weight}` would train "
                 "against the given labels: it takes their place by that share. Set `consistency_weight` to at most 1."
             )
-        for name in ("bf16_full_eval", "fp16_full_eval"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"`{name}` would convert the student alone; `bf16` already evaluates in half precision."
-                )
         if self.save_only_model and self.save_strategy != "no":
             raise ValueError(
                 "`save_only_model` writes checkpoints that no run can go on from. Leave it out, or set "
                 "`save_strategy` to `no`; the model of the end is saved in any case."
             )
-        if self.label_smoothing_factor:
-            raise ValueError("`label_smoothing_factor` is not part of these objectives; leave it at 0.")
         synthetic = self.draws_labels
         if self.recomputes_activations and synthetic and self.meta_scope != "head":
             raise ValueError(
@@ -317,13 +321,7 @@ class HNMLTrainingArguments(TrainingArguments):
                 f"`num_neighbors={self.num_neighbors}` needs a batch of more images than that on each device, but "
                 f"`per_device_train_batch_size={self.per_device_train_batch_size}`. Lower the one or raise the other."
             )
-        if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # there is nothing to pin it for, and PyTorch would warn
-        if self.dataloader_num_workers == 0:
-            self.dataloader_persistent_workers = False  # none that could persist, and PyTorch would refuse
-        if self.bf16 is None:
-            self.bf16 = not (self.use_cpu or self.fp16) and cuda_has_bf16()
-        super().__post_init__()
+        check_resolved_options(self)
         self._check_trackers()
         if without_effect and self.process_index == 0:
             logger.warning(
@@ -346,6 +344,12 @@ class HNMLTrainingArguments(TrainingArguments):
 
     def _check_trackers(self):
         """Say before training that a tracker's package is missing; transformers would, with a traceback."""
+        unknown = set(self.report_to) - set(INTEGRATION_TO_CALLBACK)
+        if unknown:
+            raise ValueError(
+                f"`report_to={self.report_to}`: there is no tracker `{sorted(unknown)[0]}`, only `none`, `all` and "
+                f"{', '.join(sorted(INTEGRATION_TO_CALLBACK))}."
+            )
         known = set(INTEGRATION_TO_CALLBACK) - {"azure_ml", "flyte"}  # packages with other names
         missing = known.intersection(self.report_to) - set(get_available_reporting_integrations())
         if missing:

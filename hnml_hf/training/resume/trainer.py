@@ -117,6 +117,35 @@ class ResumableTrainer(Trainer):
             )
         return start
 
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        if not len(loader):
+            raise ValueError(
+                f"{len(self.train_dataset)} training images give {self.args.world_size} process(es) no batch of "
+                f"{self.args.per_device_train_batch_size}. Lower `--per_device_train_batch_size`, or leave out "
+                "`--dataloader_drop_last`."
+            )
+        return loader
+
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
+        if skip_scheduler and self._resumed_from is not None:  # `eval_on_start`, of a run that started before
+            return {}
+        with self._metric_is_measured():
+            return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
+    def _determine_best_metric(self, metrics, trial):
+        with self._metric_is_measured():
+            return super()._determine_best_metric(metrics, trial)
+
+    @contextmanager
+    def _metric_is_measured(self):
+        try:
+            yield
+        except KeyError as error:
+            if "metric_for_best_model" not in str(error):
+                raise
+            raise ValueError(str(error.args[0])) from error  # a user's mistake, and its message says what there is
+
     def _get_dataloader(self, *args, **kwargs):
         loader = super()._get_dataloader(*args, **kwargs)
         inner = loader.base_dataloader  # accelerate's wrapper reads its attributes there, but does not set them there

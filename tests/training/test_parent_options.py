@@ -1,0 +1,148 @@
+"""Every option of transformers is used, changed or refused; what cannot work is refused before data are read."""
+
+import math
+from dataclasses import fields
+
+import pytest
+import torch
+from trainers import arguments
+from transformers import TrainingArguments
+
+from hnml_hf.training.parent_options import PARENT_OPTIONS
+
+
+def test_every_option_of_transformers_is_in_the_table():
+    """Decide what becomes of a new one: try it, then say so in the table."""
+    assert {option.name for option in fields(TrainingArguments)} <= PARENT_OPTIONS.keys()
+    assert all(option.text for option in PARENT_OPTIONS.values() if option.use != "used")
+
+
+OTHER = {  # a value that is not the default, where none follows from the type of the default
+    "optim_target_modules": "all-linear",
+    "neftune_noise_alpha": 5.0,
+    "liger_kernel_config": {"rope": True},
+    "include_num_input_tokens_seen": "all",
+    "include_for_metrics": ["inputs"],
+    "label_names": ["clean_labels"],
+    "length_column_name": "width",
+    "parallelism_config": object(),
+    "fsdp": "full_shard",
+    "fsdp_config": {"version": 2},
+    "deepspeed": "zero3.json",
+    "label_smoothing_factor": 0.1,
+}
+
+
+@pytest.mark.parametrize("name", [name for name, option in PARENT_OPTIONS.items() if option.use == "refused"])
+def test_what_is_refused_is_refused_with_its_reason(name, tmp_path):
+    present = {option.name: option for option in fields(TrainingArguments)}
+    if name not in present:
+        pytest.skip("not an option of this release of transformers")
+    value = OTHER[name] if name in OTHER else name == "remove_unused_columns" or not present[name].default
+    with pytest.raises(ValueError, match=f"`{name}=.* cannot be had here: .*Leave it out"):
+        arguments(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_train_epochs": 0.0}, "`num_train_epochs=0.0` cannot work: it must be a finite number above 0"),
+        ({"num_train_epochs": math.inf}, "finite number above 0"),
+        ({"max_steps": 0}, "`max_steps=0` cannot work: it must be at least 1, or -1"),
+        ({"learning_rate": math.nan}, "`learning_rate=nan` cannot work"),
+        ({"learning_rate": math.inf}, "`learning_rate=inf` cannot work"),
+        ({"weight_decay": -0.1}, "`weight_decay=-0.1` cannot work: it must be a finite number, at least 0"),
+        ({"max_grad_norm": math.nan}, "`max_grad_norm=nan` cannot work"),
+        ({"warmup_steps": -1}, "`warmup_steps=-1`"),
+        ({"adam_beta1": 1.0}, "`adam_beta1=1.0` cannot work"),
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size=0`"),
+        ({"per_device_eval_batch_size": -8}, "`per_device_eval_batch_size=-8`"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps=0`"),
+        ({"logging_steps": -1}, "`logging_steps=-1`"),
+        ({"save_steps": 0}, "`save_steps=0`"),
+        ({"save_total_limit": -1}, "`save_total_limit=-1`"),
+        ({"seed": -1}, "`seed=-1` cannot work: it must be a finite number, between 0 and 4294967295|4.29497e.09"),
+        ({"seed": 2**32}, "`seed=4294967296` cannot work"),
+        ({"dataloader_num_workers": -1}, "`dataloader_num_workers=-1`"),
+        ({"dataloader_multiprocessing_context": "thread"}, "one of .*spawn"),
+        ({"log_level": "loud"}, "`log_level='loud'` cannot work: it must be one of .*passive"),
+        ({"train_sampling_strategy": "group_by_length"}, "one of random, sequential"),
+        ({"torch_compile_backend": "nonsense"}, "`torch_compile_backend='nonsense'` cannot work: .*inductor"),
+        ({"torch_compile_mode": "fastest"}, "`torch_compile_mode='fastest'` cannot work"),
+        ({"do_train": False}, "`do_train=False` cannot work: it must be true"),
+        ({"do_eval": True}, "`do_eval` does nothing by itself"),
+        ({"report_to": ["tensorbord"]}, "there is no tracker `tensorbord`"),
+        ({"save_strategy": "best", "eval_strategy": "steps"}, "`save_strategy=best` saves nothing without"),
+        ({"accelerator_config": {"use_seedable_sampler": False}}, "`use_seedable_sampler=False` cannot be had"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "`dispatch_batches=True` cannot be had"),
+        ({"accelerator_config": {"split_batches": True}}, "`split_batches=True` cannot be had"),
+        ({"fp16": True}, "`fp16` needs a GPU"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "`lr_scheduler_type=warmup_stable_decay` .* cannot be made"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "`lr_scheduler_type=cosine_with_min_lr` .* cannot be made"),
+        ({"lr_scheduler_kwargs": {"cycles": 2}}, "`lr_scheduler_kwargs=.*cycles.* cannot be made"),
+        ({"optim": "galore_adamw"}, "`optim=galore_adamw` .* cannot be made"),
+        ({"optim_args": "momentum=lots"}, "`optim_args='momentum=lots'` cannot be made"),
+        ({"optim_args": "impetus=0.9"}, "`optim_args='impetus=0.9'` cannot be made"),
+        ({"optim_args": "momentum"}, "`optim_args='momentum'` cannot be made"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **options)
+
+
+def test_what_works_is_let_through(tmp_path):
+    arguments(
+        tmp_path,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": 2},
+        warmup_steps=0.1,
+        accelerator_config={"non_blocking": True},
+        max_grad_norm=0,
+        save_total_limit=0,
+        eval_strategy="epoch",
+        optim="adamw_torch",
+        optim_args=None,
+    )
+
+
+def test_nothing_is_drawn_from_the_global_generator(tmp_path):
+    """To make an optimizer on trial must not change what a seed means."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    arguments(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+ALIASES = [
+    ({"gradient_checkpointing": True}, "`activation_checkpointing` does not go with"),
+    ({"torch_compile_backend": "eager", "second_order": True}, "`torch_compile` cannot differentiate"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize(("options", "message"), ALIASES)
+def test_an_alias_is_refused_like_the_option(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, inner_direction="synthetic", meta_scope="full", **options)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "`fp16` scales the loss"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision=fp8"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "`torch_compile` cannot differentiate"),
+        ("ACCELERATE_USE_FSDP", "true", "The launcher asks for FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "The launcher asks for DEEPSPEED"),
+    ],
+)
+def test_what_the_launcher_says_is_checked_like_an_option(variable, value, message, tmp_path, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, inner_direction="synthetic", meta_scope="full", second_order=True)
+
+
+def test_the_launchers_precision_is_an_option_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert arguments(tmp_path).bf16
