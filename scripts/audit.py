@@ -35,6 +35,7 @@ from hnml_hf import (
     score_model,
 )
 from hnml_hf.cli import HelpFormatter, answer_help
+from hnml_hf.training.resume.files import run_lock
 
 
 @dataclass
@@ -119,8 +120,13 @@ def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     audit_args, data_args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    device = torch.device(audit_args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with run_lock(audit_args.output_dir):
+        audit(audit_args, data_args)
 
+
+def audit(audit_args: AuditArguments, data_args: DataArguments):
+    """Read the data, score every label, and write what was asked for."""
+    device = torch.device(audit_args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     records = run_records(audit_args.run) if audit_args.run else None
     dataset = load_data(data_args)["train"]
     model, transform, crop, has_maps = load_classifier(audit_args.run or audit_args.model, device)

@@ -16,11 +16,12 @@ import time
 from pathlib import Path
 
 import transformers
-from options import build_model, load_data, parse_arguments, plain_errors
+from options import DataArguments, ModelArguments, build_model, load_data, parse_arguments, plain_errors
 from train import print_table, write_audit
 
 from hnml_hf import (
     HNMLTrainer,
+    HNMLTrainingArguments,
     TransformedDataset,
     collate_images,
     compute_metrics,
@@ -34,6 +35,8 @@ from hnml_hf import (
     save_run_records,
     set_head,
 )
+from hnml_hf.provenance import commit, versions
+from hnml_hf.training.resume.files import run_lock
 
 
 PROBE = "linear probe"  # in the place of an objective
@@ -49,6 +52,12 @@ def main(argv: list[str] | None = None):
     results = Path(args.output_dir, "all_results.json")
     if results.is_file() and json.loads(results.read_text(encoding="utf-8")).get("objective") != PROBE:
         raise SystemExit(f"`{args.output_dir}` holds a training run, which this would overwrite: give --output_dir.")
+    with run_lock(args.output_dir):
+        run(model_args, data_args, args)
+
+
+def run(model_args: ModelArguments, data_args: DataArguments, args: HNMLTrainingArguments):
+    """Read the data, fit the probe, and write model, results and audit."""
     transformers.set_seed(args.seed)
     data = load_data(data_args)
     if "validation" not in data:
@@ -87,6 +96,9 @@ def main(argv: list[str] | None = None):
         "dataset": Path(data_args.dataset).name,
         "objective": PROBE,
         "seed": args.seed,
+        "num_processes": args.world_size,
+        "commit": commit(),
+        "versions": versions(),
         "probe_strength": probe.strength,
         "validation_accuracy": probe.accuracies[probe.strength],
         "validation_accuracies": {f"{strength:g}": accuracy for strength, accuracy in probe.accuracies.items()},

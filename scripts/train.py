@@ -15,6 +15,7 @@ After that, or any other end, the same command with `--resume_from_checkpoint au
 import json
 import logging
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from torchvision.transforms.functional import to_tensor
 from hnml_hf import (
     EXIT_CODE,
     HNMLTrainer,
+    HNMLTrainingArguments,
     MixupCollator,
     TrainingInterrupted,
     TransformedDataset,
@@ -50,6 +52,11 @@ from hnml_hf.audit.start import judge_records, start_from_judge
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
 from hnml_hf.data.targets import add_targets
 from hnml_hf.data.transforms import SMALL_IMAGE
+from hnml_hf.provenance import commit, versions
+from hnml_hf.training.distributed import on_first_process, require_same_on_all_processes
+from hnml_hf.training.resume.files import run_lock
+from hnml_hf.training.resume.signals import EndAtOnce
+from hnml_hf.training.resume.trainer import OF_EACH_PROCESS
 
 
 RESIDENT_BYTES = 4 * 2**30  # of images that are kept on the device without being asked for
@@ -221,14 +228,9 @@ def judged(model, rows, samples: TransformedDataset, args):
     return judgement, records, add_targets(rows, posterior, classes)
 
 
-@record  # so that a launcher of several processes shows the error of the one that failed first
-def run(argv: list[str]):
-    model_args, data_args, args = parse_arguments(argv)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("hnml_hf").setLevel(args.get_process_log_level())
-    transformers.utils.logging.disable_progress_bar()  # of single files; training keeps its own
+def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTrainingArguments, argv: list[str]):
+    """Read data and model, train, and write model, results, audit and card."""
     transformers.set_seed(args.seed)
-
     with args.main_process_first(local=True, desc="reading the dataset"):
         data = load_data(data_args)
     if args.load_best_model_at_end and "validation" not in data:
@@ -315,6 +317,9 @@ def run(argv: list[str]):
         "dataset": Path(data_args.dataset).name,
         "objective": args.objective,
         "seed": args.seed,
+        "num_processes": args.world_size,
+        "commit": commit(),
+        "versions": versions(),
         "evaluated": "teacher" if args.eval_teacher else "student",
         "targets": trainer.targets,
         "rows_train": len(data["train"]),
@@ -352,6 +357,43 @@ def run(argv: list[str]):
             )
             trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {estimate}"
     publish(trainer, model_args, data_args, data, argv)
+
+
+METRICS = ("loss", "accuracy", "top5_accuracy")
+
+
+def check_metric(args: HNMLTrainingArguments):
+    """Raise `ValueError` before data are read if a metric that the run is to go by is none that is measured."""
+    asked = args.metric_for_best_model
+    if asked is None:
+        return
+    name = asked.removeprefix("eval_").removeprefix("validation_").removeprefix("student_").removeprefix("teacher_")
+    if name not in METRICS and not name.startswith("test_"):  # of which more is said when the splits are known
+        raise ValueError(
+            f"`metric_for_best_model={asked}` is not measured. There are {', '.join(METRICS)} and the same of the "
+            "other network, as `student_accuracy` where the teacher is evaluated."
+        )
+
+
+def started_with(model_args: ModelArguments, data_args: DataArguments, args: HNMLTrainingArguments) -> dict:
+    """What all processes must have in common."""
+    options = {**asdict(model_args), **asdict(data_args), **args.to_dict(), **versions(), "commit": commit()}
+    return {name: value for name, value in options.items() if name not in OF_EACH_PROCESS}
+
+
+@record  # so that a launcher of several processes shows the error of the one that failed first
+def run(argv: list[str]):
+    model_args, data_args, args = parse_arguments(argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("hnml_hf").setLevel(args.get_process_log_level())
+    transformers.utils.logging.disable_progress_bar()  # of single files; training keeps its own
+    check_metric(args)
+    with ExitStack() as held:
+        if args.save_strategy != "no":
+            held.enter_context(EndAtOnce())  # before and after the steps of training, which have their own
+        require_same_on_all_processes(started_with(model_args, data_args, args))
+        on_first_process(held.enter_context, run_lock(args.output_dir))  # until the card is written
+        train(model_args, data_args, args, argv)
 
 
 @plain_errors()

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "hnml_hf"
 # folder: folders and modules that its files may import, besides those of the folder itself
 ALLOWED = {
     "atomic": set(),
+    "provenance": set(),
     "noise": set(),
     "modeling": {"hub.upload", "objectives.batch_view"},
     "objectives": {"modeling.cam", "noise"},

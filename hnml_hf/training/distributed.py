@@ -1,14 +1,56 @@
-"""Whether all processes hold the same weights: training that loses a gradient on one of them goes on silently."""
+"""Several processes as one: the same options and weights on all, and what one alone does for all."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from accelerate.utils import broadcast
+from accelerate import PartialState
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 
 
 class RanksDifferError(RuntimeError):
     """The processes of one run hold different weights. What was trained since the last check is not to be trusted."""
+
+
+def on_first_process(function: Callable, *arguments):
+    """Call it on the first process alone; its result, or its error, reaches all of them, which must call this."""
+    result = error = None
+    if PartialState().is_main_process:
+        try:
+            result = function(*arguments)
+        except (OSError, RuntimeError, ValueError) as problem:
+            error = problem
+    if PartialState().num_processes > 1:
+        result, error = broadcast_object_list([result, error])
+    if error is not None:
+        raise error
+    return result
+
+
+def require_same_on_all_processes(facts: Mapping):
+    """Compare what the processes of a run were started with. All must call it.
+
+    Args:
+        facts (`Mapping`): by name; values that can be compared and pickled.
+
+    Raises:
+        ValueError: on all processes, naming what differs.
+    """
+    if PartialState().num_processes == 1:
+        return
+    everyones = gather_object([dict(facts)])
+    differences = [
+        f"`{name}` is {everyones[0].get(name)} on process 0 and {other.get(name)} on process {number}"
+        for name in dict.fromkeys(name for one in everyones for name in one)
+        for number, other in enumerate(everyones)
+        if other.get(name) != everyones[0].get(name)
+    ]
+    if differences:
+        more = f", and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise ValueError(
+            f"The processes of this run were started differently: {', '.join(differences[:5])}{more}. Start all of "
+            "them with one command."
+        )
 
 
 def broadcast_buffers(model: torch.nn.Module):

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from provenance import commit, provenance
+from provenance import provenance
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -35,6 +35,7 @@ from hnml_hf import (
     noise_scores,
     start_from_probe,
 )
+from hnml_hf.provenance import commit
 
 
 FOLDS = 5

@@ -1,15 +1,11 @@
 """Where a measured figure comes from."""
 
-import os
 import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-
-PACKAGES = ("torch", "timm", "transformers", "datasets", "accelerate")
+from hnml_hf.provenance import commit, versions
 
 
 def provenance(device: str = "cpu", *, threads: int) -> dict:
@@ -18,21 +14,8 @@ def provenance(device: str = "cpu", *, threads: int) -> dict:
         "commit": commit(),
         "hardware": hardware(device),
         "threads": threads,
-        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions(),
     }
-
-
-def commit() -> str:
-    """The commit of these sources, and whether they were changed since; `HNML_COMMIT` where they came without it."""
-    if os.environ.get("HNML_COMMIT"):
-        return os.environ["HNML_COMMIT"]
-
-    def git(*arguments: str) -> str:
-        root = Path(__file__).parent
-        found = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-        return found.stdout.strip()
-
-    return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "") or "unknown"
 
 
 def hardware(device: str) -> str:

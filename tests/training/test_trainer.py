@@ -650,7 +650,7 @@ def test_a_column_that_is_missing_is_named(tiny_dataset):
         ({"mask_temperature": 0.0}, "above 0"),
         ({"inner_direction": "synthetic", "num_neighbors": 12}, "`num_neighbors=12` needs a batch of more images"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
-        ({"bf16_full_eval": True}, "`bf16_full_eval` would convert the student alone"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval=True` cannot be had here: it would convert the student alone"),
         ({"save_only_model": True, "save_strategy": "epoch"}, "checkpoints that no run can go on from"),
         ({"fp16": True, "inner_direction": "synthetic"}, "whose gradient would be rounded to 0"),
     ],
@@ -669,6 +669,7 @@ def test_options_have_help_and_repeat_no_name_of_the_parent():
     assert all(f.metadata.get("help") for f in own.values())
     overridden = set(own) & set(TrainingArguments.__dataclass_fields__)
     assert overridden == {
+        "do_train",
         "optim",
         "optim_args",
         "learning_rate",

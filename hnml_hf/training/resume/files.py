@@ -293,7 +293,9 @@ def run_lock(output_dir: str | os.PathLike):
 
     Raises:
         CheckpointError: if another run has it, naming that one's host and process.
+        ValueError: if nothing can be written there.
     """
+    require_writable(output_dir)
     path = Path(output_dir, LOCK_FILE)
     lock = FileLock(path, is_singleton=True)
     outermost = not lock.is_locked

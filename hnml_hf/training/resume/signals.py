@@ -1,5 +1,6 @@
-"""SIGTERM and SIGINT as a wish to stop: remembered until the trainer has finished its step."""
+"""SIGTERM and SIGINT as a wish to stop: remembered until the trainer has finished its step, else followed at once."""
 
+import os
 import signal
 import threading
 import time
@@ -41,3 +42,19 @@ class StopSignals:
         elif time.monotonic() - self._since > PATIENCE:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+
+class EndAtOnce(StopSignals):
+    """While it is entered, the first SIGTERM or SIGINT ends the program with `EXIT_CODE`, as `SystemExit`.
+
+    For what comes before and after training, where nothing is to be saved: resumed, it is done again.
+    """
+
+    def _take(self, number, frame):
+        first = self.received is None
+        super()._take(number, frame)
+        if first:
+            name = signal.Signals(number).name
+            text = f"{name}: stopped. The same command with `--resume_from_checkpoint auto` goes on.\n"
+            os.write(2, text.encode())  # `print` may be what was interrupted
+            raise SystemExit(EXIT_CODE)

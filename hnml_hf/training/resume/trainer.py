@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler, SkipBatchSampler
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
@@ -19,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..distributed import on_first_process, require_same_on_all_processes, tensor_digests
 from . import files as checkpoints
 from .files import UNFINISHED_FOLDER, CheckpointError
 from .signals import StopSignals, TrainingInterrupted
@@ -36,6 +36,9 @@ FREE_OPTIONS = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps"),
     *("max_grad_norm", "bf16", "fp16", "tf32", "torch_compile", "ignore_data_skip", "eval_strategy", "eval_steps"),
 )
+
+
+OF_EACH_PROCESS = ("local_rank", "logging_dir", "hub_token")  # options that processes need not have in common
 
 
 class ResumableTrainer(Trainer):
@@ -60,26 +63,16 @@ class ResumableTrainer(Trainer):
     def run_facts(self) -> dict:
         """What a run that goes on must have in common with the one that it continues; JSON values."""
         options = self.args.to_dict()
-        return {"processes": self.args.world_size, **{name: options[name] for name in FIXED_OPTIONS}}
+        return {"processes": self.args.world_size, **{name: options.get(name) for name in FIXED_OPTIONS}}
 
     def run_settings(self) -> dict:
         """What else its course depends on, and may be changed for the rest of it; JSON values."""
         options = self.args.to_dict()
-        return {name: options[name] for name in FREE_OPTIONS}
+        return {name: options.get(name) for name in FREE_OPTIONS}
 
     def on_first_process(self, function: Callable, *arguments):
         """Call it on the first process alone; its result, or its error, reaches all of them."""
-        result = error = None
-        if self.is_world_process_zero():
-            try:
-                result = function(*arguments)
-            except (OSError, RuntimeError, ValueError) as problem:
-                error = problem
-        if self.args.world_size > 1:
-            result, error = broadcast_object_list([result, error])
-        if error is not None:
-            raise error
-        return result
+        return on_first_process(function, *arguments)
 
     # -- a run --------------------------------------------------------------------------------------------------------
 
@@ -94,6 +87,8 @@ class ResumableTrainer(Trainer):
             ValueError: the checkpoint belongs to a run with other [`run_facts`]. Other [`run_settings`] are named in a
                 warning, and take effect.
         """
+        if self.args.world_size > 1 and self.train_dataset is not None:
+            require_same_on_all_processes(self._started_with())
         with ExitStack() as held:
             start = self.on_first_process(self._start, held, resume_from_checkpoint)
             self._resumed_from, self._saved_step = start, None
@@ -101,7 +96,30 @@ class ResumableTrainer(Trainer):
             if self.args.save_strategy != "no":
                 held.enter_context(self.signals)
             output = super().train(start, trial, ignore_keys_for_eval)
+            if self.args.save_strategy != "no":
+                self._end_if_asked_to_stop()
         return output._replace(training_loss=output.metrics["train_loss"])
+
+    def _started_with(self) -> dict:
+        options = self.args.to_dict()
+        digests = tensor_digests(self.model.state_dict()).tolist()
+        return {
+            **{name: value for name, value in options.items() if name not in OF_EACH_PROCESS},
+            **self.run_facts(),
+            **self.run_settings(),
+            "weights at the start": hash(tuple(digests)),
+        }
+
+    def _end_if_asked_to_stop(self):
+        """A signal since the last step, as in the last evaluation: what comes after training can come later."""
+        asked = torch.tensor(self.signals.received is not None, device=self.args.device)
+        (self.stop_asked,) = any_process([asked], self.args.world_size)
+        if self.stop_asked:
+            name = self.signals.received.name if self.signals.received else "A stop of another process"
+            raise TrainingInterrupted(
+                f"{name}: all {self.state.global_step} steps are done, their results are not written. Go on by "
+                "`--resume_from_checkpoint true`."
+            )
 
     def _start(self, held: ExitStack, resume_from_checkpoint) -> str | None:
         folder = self.args.output_dir
