@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # read by type checkers, and by `_modules_of_names`
         create_strong_transform,
         create_transforms,
     )
+    from .finite import NonFiniteError
     from .hub.model_card import command_line
     from .hub.onnx_export import ExportError, export_program, export_to_onnx
     from .hub.upload import HubError, push_to_hub
@@ -65,7 +66,6 @@ if TYPE_CHECKING:  # read by type checkers, and by `_modules_of_names`
     from .training.metrics import compute_metrics, noise_auroc
     from .training.resume.files import CheckpointError
     from .training.resume.signals import EXIT_CODE, TrainingInterrupted
-    from .training.step_monitor import NonFiniteError
     from .training.trainer import HNMLTrainer
 
 

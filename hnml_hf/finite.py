@@ -6,6 +6,9 @@ import numpy as np
 import torch
 
 
+WHERE_TO_LOOK = "Look at its weights, and at `mean` and `std` in its `config.json`."
+
+
 class NonFiniteError(FloatingPointError):
     """A loss, a gradient, a weight or an output of a model is not finite."""
 

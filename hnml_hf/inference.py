@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .data.decoding import UNREADABLE, to_rgb
 from .data.transforms import create_transforms
+from .finite import WHERE_TO_LOOK, require_finite_outputs
 from .modeling.cam import normalize_cams
 from .modeling.modes import evaluation_mode
 
@@ -98,6 +99,7 @@ def predict(
         [`Prediction`]: one for each image, in order.
 
     Raises:
+        NonFiniteError: if what the model says is not finite.
         NotAnImageError: at an image that cannot be read.
     """
     config = model.config
@@ -109,6 +111,7 @@ def predict(
         pixel_values = torch.stack([transform(open_image(image)) for image in batch])
         with evaluation_mode(model):
             output = model(pixel_values.to(model.device), cam_classes="predicted" if with_cams else None)
+        require_finite_outputs(output.logits, of="the model", advice=WHERE_TO_LOOK)
         scores, classes = output.logits.float().softmax(-1).topk(top_k)
         cams = normalize_cams(output.cams).cpu().numpy() if with_cams else [None] * len(batch)
         for pixels, row, names, cam in zip(pixel_values, scores.tolist(), classes.tolist(), cams, strict=True):

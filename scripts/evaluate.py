@@ -9,7 +9,6 @@ where the model and the data are here.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,10 @@ from hnml_hf import (
     compute_metrics,
     create_transforms,
 )
+from hnml_hf.atomic import whole_file
 from hnml_hf.cli import HelpFormatter
 from hnml_hf.data.classes import align_classes
+from hnml_hf.finite import WHERE_TO_LOOK, require_finite_outputs
 
 
 def outputs_of(model, names: list[str], labels: np.ndarray) -> np.ndarray:
@@ -48,6 +49,7 @@ def logits_of(model, dataset: TransformedDataset, batch_size: int, workers: int)
     for batch in tqdm(loader, unit="batch", disable=None):
         logits.append(model(batch["pixel_values"].to(model.device)).logits.float().cpu())
         labels.append(batch["labels"])
+    require_finite_outputs(torch.cat(logits), of="the model", advice=WHERE_TO_LOOK)
     return torch.cat(logits).numpy(), torch.cat(labels).numpy()
 
 
@@ -95,9 +97,8 @@ def main(argv: list[str] | None = None):
     text = json.dumps(metrics, indent=2, ensure_ascii=False)
     print(text)
     if options.output:
-        aside = options.output.with_name(f"_{options.output.name}")
-        aside.write_text(text + "\n", encoding="utf-8")
-        os.replace(aside, options.output)
+        with whole_file(options.output) as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ After that, or any other end, the same command with `--resume_from_checkpoint au
 
 import json
 import logging
+import math
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -33,6 +34,7 @@ from hnml_hf import (
     HNMLTrainer,
     HNMLTrainingArguments,
     MixupCollator,
+    NonFiniteError,
     TrainingInterrupted,
     TransformedDataset,
     audit_run,
@@ -328,7 +330,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         "image_size": model.config.pretrained_cfg["input_size"][-1],
         **result.metrics,
     }
-    metrics.update(measure(trainer, prepared(data["train"], pixels.get("train"), training=False), held_out))
+    plain = prepared(data["train"], pixels.get("train"), training=False)
+    metrics.update(measure(trainer, plain, held_out))
+    if "eval_split" not in metrics:  # nothing else would show that what the model says is not finite
+        trainer.predict(Subset(plain, range(min(len(plain), args.per_device_eval_batch_size))))
+    bad = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+    if bad:
+        raise NonFiniteError(f"`{bad[0]}` is not finite. Lower `--learning_rate`.")
     if trainer.is_world_process_zero():
         save_probe_records(args.output_dir, crossed)
         trainer.save_metrics("all", metrics, combined=False)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ..data.collate import collate_images
+from ..finite import WHERE_TO_LOOK, require_finite_outputs
 from ..modeling.modes import evaluation_mode
 from ..training.dynamics import score_predictions
 
@@ -62,6 +63,7 @@ def pooled_features(
         for batch in tqdm(loader, desc="features", unit="batch", disable=None):
             features.append(model(pixel_values=batch["pixel_values"].to(model.device)).features.float().cpu())
             labels.append(batch["labels"])
+    require_finite_outputs(torch.cat(features), of="the backbone", advice=WHERE_TO_LOOK)
     return torch.cat(features).numpy(), torch.cat(labels).numpy()
 
 

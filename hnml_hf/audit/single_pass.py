@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from ..data.classes import align_classes
 from ..data.schema import column
+from ..finite import WHERE_TO_LOOK, require_finite_outputs
 from ..training.dynamics import score_predictions
 from .gallery import decode_images
 
@@ -32,6 +33,7 @@ def score_model(
         structured `np.ndarray` of shape `(n,)`, in the order of `index`.
 
     Raises:
+        NonFiniteError: if what the model says is not finite.
         ValueError: if the model does not know a class of the dataset, or ids are not unique.
     """
     columns = align_classes(model_names, dataset.features["label"].names)
@@ -58,6 +60,7 @@ def predict_probabilities(
         readable = [number for number, image in enumerate(images) if not isinstance(image, str)]
         if readable:
             logits = model(torch.stack([transform(images[number]) for number in readable]))
+            require_finite_outputs(logits, of="the model", advice=WHERE_TO_LOOK)
             probabilities[rows[readable]] = logits.float().softmax(-1).cpu().numpy()
             seen[rows[readable]] = True
     if not seen.all():

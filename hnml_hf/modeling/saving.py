@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
+from ..finite import require_finite_weights
 from ..hub.upload import check_folder, push_to_hub
 
 
@@ -28,6 +29,7 @@ class SavedModelMixin:
         one.
 
         Raises:
+            NonFiniteError: weights that are not finite.
             ValueError: no model there, weights that are cut off or a pickle, an unknown architecture, or weights that
                 do not fit the configuration.
             OSError: the Hub has no such model, or did not answer.
@@ -65,6 +67,7 @@ class SavedModelMixin:
                 f"The weights of `{source}` do not fit `{model.config.architecture}` with {model.config.model_args}: "
                 f"{len(left_over)} are missing or have another size, among them {', '.join(left_over[:5])}."
             )
+        require_finite_weights(model.state_dict(), of=f"`{source}`", advice="Train it again, or take another.")
         if mismatched:
             logger.warning(f"The head of `{source}` is replaced by a fresh one for {model.config.num_labels} classes.")
         return (model, info) if output_loading_info else model

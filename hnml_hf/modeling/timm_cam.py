@@ -15,6 +15,7 @@ from transformers import TimmWrapperConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 
+from ..finite import require_finite_weights
 from ..objectives.batch_view import BatchView
 from .cam import class_activation_maps, head_gradient_activation
 from .modes import evaluation_mode
@@ -113,6 +114,7 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
             model_args: any other JSON-able argument of `timm.create_model`.
 
         Raises:
+            NonFiniteError: pretrained weights that are not finite.
             ValueError: unknown name, images that are not RGB, no linear classifier, or a feature map of one cell at
                 this image size.
         """
@@ -128,6 +130,8 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         model = cls(config)
         if pretrained:
             model.timm_model.load_state_dict(pretrained_state(architecture, config, pretrained))
+            of = f"the weights of `{architecture if pretrained is True else pretrained}`"
+            require_finite_weights(model.state_dict(), of=of, advice="Take others.")
         model.check_spatial_evidence()
         return model
 

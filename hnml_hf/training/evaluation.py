@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from safetensors.torch import load_file
 
 from ..data.resident import ResidentDataset
+from ..finite import require_finite_outputs
 from .distributed import broadcast_buffers
 
 
@@ -88,7 +89,14 @@ class EvaluationMixin:
     def evaluation_loop(self, *args, **kwargs):
         if self.args.world_size > 1:  # each has its own batch-norm statistics; those of the first one are saved
             broadcast_buffers(self.model)
-        return super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(*args, **kwargs)
+        if output.predictions is not None:
+            require_finite_outputs(
+                output.predictions,
+                of=f"the {self._evaluated} after step {self.state.global_step}",
+                advice="Lower `--learning_rate`, or look at `mean` and `std` of the model's `config.json`.",
+            )
+        return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if self._evaluated == "teacher":

@@ -125,7 +125,7 @@ PARENT_OPTIONS = {
     "logging_first_step": used(),
     "log_on_each_node": used(),
     "logging_nan_inf_filter": used(),
-    "include_num_input_tokens_seen": refused(NO_TOKENS, "no"),
+    "include_num_input_tokens_seen": refused(NO_TOKENS, "no", False),
     "log_level": one_of(*log_levels, "passive"),
     "log_level_replica": one_of(*log_levels, "passive"),
     "logging_dir": used(),

@@ -6,9 +6,7 @@ from collections import defaultdict
 import torch
 from accelerate.utils import reduce
 
-
-class NonFiniteError(FloatingPointError):
-    """A loss, a gradient or a weight is not finite. The weights are still those of the step before."""
+from ..finite import NonFiniteError
 
 
 class StepMonitor:

@@ -140,6 +140,8 @@ def attempt(folder: Path, options: dict, kill: list | None):
 
 def fail(folder: Path, options: dict, fault: str, rank: int):
     """Train with something that goes wrong on one process only."""
+    if fault == "other options" and rank == 1:
+        options = {**options, "seed": 7, "learning_rate": 0.1}
     trainer = build_trainer(folder, options, broken=17 if fault == "bad file" else None)
     assert trainer.accelerator.num_processes == 2
 

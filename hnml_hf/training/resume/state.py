@@ -7,9 +7,9 @@ import re
 
 from safetensors.torch import load_file, save_file
 
+from ...finite import require_finite_weights
 from ..args import HNMLTrainingArguments
 from ..dynamics import STATISTICS_FILE
-from ..step_monitor import NonFiniteError
 
 
 TEACHER_FOLDER = "teacher"
@@ -62,13 +62,18 @@ class TrainingStateMixin:
 
     def _save_checkpoint(self, model, trial):
         self.update_statistics()
-        bad = [name for name, value in self.model.state_dict().items() if not value.isfinite().all()]
-        if bad:
-            raise NonFiniteError(
-                f"After step {self.state.global_step} {len(bad)} tensors of the model are not finite, first "
-                f"`{bad[0]}`. No checkpoint was written; lower `--learning_rate` and resume from the last one."
-            )
+        self._require_finite("No checkpoint was written; lower `--learning_rate` and resume from the last one.")
         super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        self._require_finite("They were not saved; lower `--learning_rate`, and start again or from a checkpoint.")
+        super().save_model(output_dir, _internal_call)
+
+    def _require_finite(self, advice: str):
+        """Before weights are written, on all processes, so that none waits for another."""
+        for network in filter(None, (self.model, self.teacher)):
+            of = f"the model after step {self.state.global_step}"
+            require_finite_weights(network.state_dict(), of=of, advice=advice)
 
     def _save(self, output_dir=None, state_dict=None):
         """A checkpoint holds the student, the teacher beside it and the memory; a final save what was evaluated."""

@@ -59,7 +59,7 @@ ORDINARY = {
             ["training_step", 7, 1, "SIGTERM"],
         ],
     },
-    **{fault: {**TWO, "fault": fault} for fault in ("bad file", "out of memory", "not finite")},
+    **{fault: {**TWO, "fault": fault} for fault in ("bad file", "out of memory", "not finite", "other options")},
 }
 SYNTHETIC = {"objective": "hnml", "inner_direction": "synthetic", "meta_scope": "full"}
 FORMS = {
@@ -148,6 +148,10 @@ def test_nothing_half_written_is_left(run, ordinary):
     [
         ("bad file", "UnreadableImageError: Image `broken.png` of the sample with index"),
         ("out of memory", "OutOfMemoryError: tried to allocate 80 GiB"),
+        (
+            "other options",
+            "The processes of this run were started differently: `learning_rate` is 0.05 on process 0",
+        ),
         ("not finite", "NonFiniteError: Step 4: not finite: `base` of the samples with index ["),
     ],
 )
