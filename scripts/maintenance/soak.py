@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from hnml_hf import EXIT_CODE
+from hnml_hf.training.resume.files import check
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts that users call
@@ -167,7 +168,7 @@ def main():
                 print(f"  damaged {harm}", flush=True)
         found = differences(whole, run)
         different += found
-        facts = json.loads((run / f"checkpoint-{STEPS}" / "manifest.json").read_text())["facts"]
+        facts = check(run / f"checkpoint-{STEPS}")
         counts["cycles"] += 1
         counts["samples"] += STEPS * BATCH * facts["processes"]
         print(f"cycle {counts['cycles']}: {dict(counts)}, different: {found or 'nothing'}", flush=True)

@@ -26,14 +26,27 @@ from .signals import StopSignals, TrainingInterrupted
 
 logger = logging.get_logger(__name__)
 
-# options of transformers that make batches, or that come back with the optimizer's state, where another value is lost
+# options of transformers that make batches, or that belong to what comes back with the state (the optimizer, the best
+# figure so far), where another value is lost
 FIXED_OPTIONS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last", "train_sampling_strategy"),
-    *("seed", "data_seed", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *(
+        "metric_for_best_model",
+        "greater_is_better",
+        "seed",
+        "data_seed",
+        "optim",
+        "optim_args",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+    ),
 )
 # those that take effect from here on; the learning rate by [`ResumableTrainer`]
 FREE_OPTIONS = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps"),
+    *("activation_checkpointing", "torch_compile_backend", "torch_compile_mode", "full_determinism", "eval_delay"),
     *("max_grad_norm", "bf16", "fp16", "tf32", "torch_compile", "ignore_data_skip", "eval_strategy", "eval_steps"),
 )
 

@@ -248,6 +248,7 @@ def test_best_checkpoint_survives_rotation_and_a_move(tiny_dataset, tmp_path):
         ({"per_device_train_batch_size": 6}, "`per_device_train_batch_size` was 12 and is 6"),
         ({"gradient_accumulation_steps": 2}, "`gradient_accumulation_steps` was 1 and is 2"),
         ({"seed": 7}, "`seed` was 42 and is 7"),
+        ({"metric_for_best_model": "accuracy"}, "`metric_for_best_model` was None and is accuracy"),
         ({"objective": "gce"}, "`objective` was ce and is gce"),
         ({"weight_decay": 0.1}, "`weight_decay` was 0.0 and is 0.1"),
         ({"optim_args": "momentum=0.5"}, "`optim_args` was momentum=0.9 and is momentum=0.5"),
@@ -551,6 +552,39 @@ def test_a_signal_saves_and_stops(number, step, tiny_dataset, tmp_path):
         assert torch.equal(value, resumed.model.state_dict()[name])
     losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (whole, resumed)]
     assert losses[0] == losses[1]
+
+
+def test_a_resumed_run_does_not_evaluate_at_a_start_that_is_none(tiny_dataset, tmp_path):
+    options = {**SAVING, "eval_on_start": True}
+    build_trainer(tmp_path, tiny_dataset, **options).train()
+    resumed = build_trainer(tmp_path, tiny_dataset, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [entry["step"] for entry in resumed.state.log_history if "eval_accuracy" in entry] == [0]
+
+
+def test_a_run_without_a_batch_is_refused(tiny_dataset, tmp_path):
+    """transformers would save the untrained model, with an accuracy."""
+    options = {"objective": "ce", "per_device_train_batch_size": 64, "dataloader_drop_last": True}
+    with pytest.raises(ValueError, match="48 training images give 1 process.es. no batch of 64"):
+        build_trainer(tmp_path, tiny_dataset, **options).train()
+
+
+def test_a_metric_that_is_not_measured_is_named(tiny_dataset, tmp_path):
+    """One of a `compute_metrics` of the user's own cannot be known before the first evaluation."""
+    options = {"objective": "ce", "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "f1"}
+    with pytest.raises(ValueError, match="eval_f1.*not found.*eval_accuracy"):
+        build_trainer(tmp_path, tiny_dataset, **options).train()
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_lies_where_checkpoints_are_written_is_put_away(kind, tiny_dataset, tmp_path):
+    there, elsewhere = tmp_path / "run" / UNFINISHED_FOLDER, tmp_path / "elsewhere"
+    there.parent.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "mine.txt").write_text("x")
+    there.write_text("x") if kind == "file" else there.symlink_to(elsewhere)
+    build_trainer(tmp_path / "run", tiny_dataset, **SAVING).train()
+    assert steps(tmp_path / "run") == [2, 4, 6] and [path.name for path in elsewhere.iterdir()] == ["mine.txt"]
 
 
 def test_operations_are_added_up_exactly(tiny_dataset, tmp_path):
