@@ -30,18 +30,8 @@ logger = logging.get_logger(__name__)
 # figure so far), where another value is lost
 FIXED_OPTIONS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last", "train_sampling_strategy"),
-    *(
-        "metric_for_best_model",
-        "greater_is_better",
-        "seed",
-        "data_seed",
-        "optim",
-        "optim_args",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-    ),
+    *("seed", "data_seed", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("metric_for_best_model", "greater_is_better"),
 )
 # those that take effect from here on; the learning rate by [`ResumableTrainer`]
 FREE_OPTIONS = (
