@@ -197,7 +197,7 @@ PARENT_OPTIONS = {
     "fsdp": refused(SHARDED, "", []),
     "fsdp_config": refused(SHARDED),
     "deepspeed": refused(SHARDED),
-    "debug": used(),
+    "debug": refused("a step that is not finite stops the run and names its images", []),
     "skip_memory_metrics": used(),
     "do_train": changed("Always true: this trains. Other scripts evaluate and predict.", bool, "true"),
     "do_eval": changed("Follows `eval_strategy`; at the end the test set is measured in any case."),

@@ -26,6 +26,7 @@ OTHER = {  # a value that is not the default, where none follows from the type o
     "label_names": ["clean_labels"],
     "length_column_name": "width",
     "parallelism_config": object(),
+    "debug": "underflow_overflow",
     "fsdp": "full_shard",
     "fsdp_config": {"version": 2},
     "deepspeed": "zero3.json",
