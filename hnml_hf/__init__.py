@@ -47,11 +47,11 @@ if TYPE_CHECKING:  # read by type checkers, and by `_modules_of_names`
         create_strong_transform,
         create_transforms,
     )
-    from .finite import NonFiniteError
     from .hub.model_card import command_line
     from .hub.onnx_export import ExportError, export_program, export_to_onnx
     from .hub.upload import HubError, push_to_hub
     from .inference import NotAnImageError, Prediction, cam_examples, open_image, overlay, predict
+    from .modeling.finite import NonFiniteError
     from .modeling.timm_cam import TimmCAMForImageClassification
     from .training.args import HNMLTrainingArguments
     from .training.dynamics import (

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .data.decoding import UNREADABLE, to_rgb
 from .data.transforms import create_transforms
-from .finite import WHERE_TO_LOOK, require_finite_outputs
 from .modeling.cam import normalize_cams
+from .modeling.finite import WHERE_TO_LOOK, require_finite_outputs
 from .modeling.modes import evaluation_mode
 
 

@@ -30,7 +30,7 @@ from hnml_hf import (
 from hnml_hf.atomic import whole_file
 from hnml_hf.cli import HelpFormatter
 from hnml_hf.data.classes import align_classes
-from hnml_hf.finite import WHERE_TO_LOOK, require_finite_outputs
+from hnml_hf.modeling.finite import WHERE_TO_LOOK, require_finite_outputs
 
 
 def outputs_of(model, names: list[str], labels: np.ndarray) -> np.ndarray:

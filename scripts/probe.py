@@ -35,7 +35,7 @@ from hnml_hf import (
     save_run_records,
     set_head,
 )
-from hnml_hf.provenance import commit, versions
+from hnml_hf.training.provenance import commit, versions
 from hnml_hf.training.resume.files import run_lock
 
 

@@ -54,8 +54,8 @@ from hnml_hf.audit.start import judge_records, start_from_judge
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
 from hnml_hf.data.targets import add_targets
 from hnml_hf.data.transforms import SMALL_IMAGE
-from hnml_hf.provenance import commit, versions
 from hnml_hf.training.distributed import on_first_process, require_same_on_all_processes
+from hnml_hf.training.provenance import commit, versions
 from hnml_hf.training.resume.files import run_lock
 from hnml_hf.training.resume.signals import EndAtOnce
 from hnml_hf.training.resume.trainer import OF_EACH_PROCESS

@@ -12,12 +12,11 @@ PACKAGE = ROOT / "hnml_hf"
 # folder: folders and modules that its files may import, besides those of the folder itself
 ALLOWED = {
     "atomic": set(),
-    "provenance": set(),
     "noise": set(),
     "modeling": {"hub.upload", "objectives.batch_view"},
     "objectives": {"modeling.cam", "noise"},
     "data": {"atomic", "noise"},
-    "training": {"atomic", "audit.noise_model", "data", "hub.trainer", "objectives"},
+    "training": {"atomic", "audit.noise_model", "data", "hub.trainer", "modeling.finite", "objectives"},
     "audit": {"atomic", "data", "modeling", "training.dynamics", "training.memorization"},
     "hub": {"", "atomic", "data.schema", "modeling"},
     "inference": {"data", "modeling"},
@@ -28,6 +27,7 @@ ALLOWED = {
 # inside a folder, where the order matters: what these modules may import of their own folder
 WITHIN = {
     "modeling.cam": set(),
+    "modeling.finite": set(),
     "objectives.inner_step": set(),
     "data.schema": set(),
     "data.files": set(),

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ..data.collate import collate_images
-from ..finite import WHERE_TO_LOOK, require_finite_outputs
+from ..modeling.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..modeling.modes import evaluation_mode
 from ..training.dynamics import score_predictions
 

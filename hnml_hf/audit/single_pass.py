@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from ..data.classes import align_classes
 from ..data.schema import column
-from ..finite import WHERE_TO_LOOK, require_finite_outputs
+from ..modeling.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..training.dynamics import score_predictions
 from .gallery import decode_images
 

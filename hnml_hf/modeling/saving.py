@@ -8,8 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from ..finite import require_finite_weights
 from ..hub.upload import check_folder, push_to_hub
+from .finite import require_finite_weights
 
 
 logger = logging.get_logger(__name__)

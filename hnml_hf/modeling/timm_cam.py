@@ -15,9 +15,9 @@ from transformers import TimmWrapperConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 
-from ..finite import require_finite_weights
 from ..objectives.batch_view import BatchView
 from .cam import class_activation_maps, head_gradient_activation
+from .finite import require_finite_weights
 from .modes import evaluation_mode
 from .saving import PREFIX, SavedModelMixin
 from .timm_backbone import backbone_config, classifiers, pretrained_state, require_linear_classifier

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from safetensors.torch import load_file
 
 from ..data.resident import ResidentDataset
-from ..finite import require_finite_outputs
+from ..modeling.finite import require_finite_outputs
 from .distributed import broadcast_buffers
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 import torch
 from accelerate.utils import reduce
 
-from ..finite import NonFiniteError
+from ..modeling.finite import NonFiniteError
 
 
 class StepMonitor:

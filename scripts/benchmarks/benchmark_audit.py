@@ -35,7 +35,7 @@ from hnml_hf import (
     noise_scores,
     start_from_probe,
 )
-from hnml_hf.provenance import commit
+from hnml_hf.training.provenance import commit
 
 
 FOLDS = 5

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hnml_hf.provenance import commit, versions
+from hnml_hf.training.provenance import commit, versions
 
 
 def provenance(device: str = "cpu", *, threads: int) -> dict:

@@ -7,7 +7,7 @@ import re
 
 from safetensors.torch import load_file, save_file
 
-from ...finite import require_finite_weights
+from ...modeling.finite import require_finite_weights
 from ..args import HNMLTrainingArguments
 from ..dynamics import STATISTICS_FILE
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 PACKAGES = ("torch", "timm", "transformers", "datasets", "accelerate")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def versions() -> dict[str, str]:
