@@ -325,6 +325,12 @@ def load_data(data_args: DataArguments) -> DatasetDict:
             "each class is a folder (`train/<class>/*.jpg`); in a table `--label_column` names the column of the "
             "classes."
         )
+    if data_args.validation_fraction and "validation" in data:
+        raise ValueError(
+            f"`--validation_fraction {data_args.validation_fraction}` would hold out a part of the training data, but "
+            f"there is a split `validation` of {len(data['validation'])} rows already. Give `--validation_fraction 0` "
+            'to use that, or leave it out by `--splits`, as in \'{"train": "train", "test": "test"}\'.'
+        )
     if data_args.noise_manifest:
         data["train"] = apply_manifest(data["train"], load_manifest(data_args.noise_manifest))
     elif data_args.noise:
@@ -347,7 +353,7 @@ def load_data(data_args: DataArguments) -> DatasetDict:
         data = apply_quarantine(data, load_quarantine(data_args.quarantine))
     if data_args.class_balanced_samples is not None:
         data["train"] = class_balanced(data["train"], data_args.class_balanced_samples)
-    if data_args.validation_fraction and "validation" not in data:
+    if data_args.validation_fraction:
         data["train"], data["validation"] = split_validation(
             data["train"], fraction=data_args.validation_fraction, seed=data_args.noise_seed
         )

@@ -4,7 +4,9 @@
     python scripts/predict.py --model user/name --revision 1a2b3c photos/ --cams cams/ --output predictions.jsonl
     python scripts/predict.py --model outputs/quickstart --dataset quickstart --split test --output predictions.csv
 
-Nothing is written until all images are done. Works without a network where the model is a folder.
+A dataset needs no labels here. Nothing is written until all images are done. Files that cannot be read are named, the
+others are written, and the exit code is 1, or 0 with `--skip_unreadable`. Works without a network where the model is
+a folder.
 """
 
 import argparse
@@ -34,11 +36,10 @@ from hnml_hf import (
     predict,
 )
 from hnml_hf.cli import HelpFormatter
+from hnml_hf.data.files import is_image
 
 
 whole_file = hnml_hf.atomic.whole_file
-
-SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def find_images(inputs: list[Path]) -> list[Path]:
@@ -46,9 +47,9 @@ def find_images(inputs: list[Path]) -> list[Path]:
     found = []
     for path in inputs:
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            below = sorted(p for p in path.rglob("*") if is_image(p.name) and p.is_file())
             if not below:
-                raise SystemExit(f"`{path}` has no image files (known endings: {' '.join(sorted(SUFFIXES)[:8])} ...).")
+                raise SystemExit(f"`{path}` has no image files (endings that Pillow reads, as .jpg).")
             found += below
         elif path.is_file():
             found.append(path)
@@ -57,13 +58,11 @@ def find_images(inputs: list[Path]) -> list[Path]:
     return found
 
 
-def readable(images: Iterable, read: Callable[..., Image.Image], skip: bool) -> Iterator[Image.Image | None]:
+def readable(images: Iterable, read: Callable[..., Image.Image]) -> Iterator[Image.Image | None]:
     for image in images:
         try:
             yield read(image)
         except (NotAnImageError, UnreadableImageError) as error:
-            if not skip:
-                raise SystemExit(f"{error} Leave such files out with --skip_unreadable.") from error
             print(f"Left out: {error}", file=sys.stderr)
             yield None
 
@@ -90,13 +89,13 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
     parser.add_argument("--revision", default="main", help="Commit or branch of the repository.")
     add_source_options(parser.add_argument_group("instead of files"), required=False)
-    parser.add_argument("--split", default="test", help="Split of the dataset.")
+    parser.add_argument("--split", help="Split of the dataset; default: `test`, or the only one.")
     parser.add_argument("--output", type=Path, help="File to write, .csv or .jsonl; default: CSV to the terminal.")
     parser.add_argument("--cams", type=Path, help="Folder for pictures with the activation map of the first class.")
     parser.add_argument("--top_k", type=int, default=5, help="Classes to name for each image.")
     parser.add_argument("--batch_size", type=int, default=32, help="Images at a time.")
     parser.add_argument("--device", help="Default: a GPU if there is one.")
-    parser.add_argument("--skip_unreadable", action="store_true", help="Leave out images that cannot be read.")
+    parser.add_argument("--skip_unreadable", action="store_true", help="Images that cannot be read are no error.")
     options = parser.parse_args(command_words(argv))
     if bool(options.inputs) == bool(options.dataset):
         parser.error("give image files or folders, or else --dataset")
@@ -109,15 +108,16 @@ def main(argv: list[str] | None = None):
     model.eval().to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     if options.dataset:
-        data = read_dataset(options)
-        if options.split not in data:
-            raise SystemExit(f"No split `{options.split}`; there are {', '.join(f'`{name}`' for name in data)}.")
-        names = [str(index) for index in data[options.split]["index"]]
-        stored = TransformedDataset(data[options.split], lambda image: image)
-        source = readable(range(len(stored)), lambda row: stored[row]["pixel_values"], options.skip_unreadable)
+        data = read_dataset(options, labels=False)
+        split = options.split or ("test" if "test" in data else next(iter(data)))
+        if split not in data or (options.split is None and split != "test" and len(data) > 1):
+            raise SystemExit(f"No split `{options.split or 'test'}`; there are {', '.join(f'`{n}`' for n in data)}.")
+        names = [str(index) for index in data[split]["index"]]
+        stored = TransformedDataset(data[split], lambda image: image)
+        source = readable(range(len(stored)), lambda row: stored[row]["pixel_values"])
     else:
         paths = find_images(options.inputs)
-        names, source = [str(path) for path in paths], readable(paths, open_image, options.skip_unreadable)
+        names, source = [str(path) for path in paths], readable(paths, open_image)
 
     kept = []
 
@@ -155,6 +155,11 @@ def main(argv: list[str] | None = None):
         print(f"{len(rows)} predictions in {options.output}" + (f", maps in {options.cams}" if options.cams else ""))
     else:
         print(text, end="")
+    if len(rows) < len(names) and not options.skip_unreadable:
+        raise SystemExit(
+            f"error: {len(names) - len(rows)} of {len(names)} images could not be read; the others are written. With "
+            "--skip_unreadable that is no error."
+        )
 
 
 if __name__ == "__main__":

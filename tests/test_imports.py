@@ -13,9 +13,9 @@ PACKAGE = ROOT / "hnml_hf"
 ALLOWED = {
     "atomic": set(),
     "noise": set(),
-    "modeling": {"hub.upload", "objectives.batch_view"},
+    "modeling": {"hub.answers", "hub.upload", "objectives.batch_view"},
     "objectives": {"modeling.cam", "noise"},
-    "data": {"atomic", "noise"},
+    "data": {"atomic", "hub.answers", "noise"},
     "training": {"atomic", "audit.noise_model", "data", "hub.trainer", "modeling.finite", "objectives"},
     "audit": {"atomic", "data", "modeling", "training.dynamics", "training.memorization"},
     "hub": {"", "atomic", "data.schema", "modeling"},
@@ -41,6 +41,7 @@ WITHIN = {
     "audit.noise_model": set(),
     "audit.table": {"audit.noise_model"},
     "audit.report": set(),
+    "hub.answers": set(),
     "hub.upload": set(),
 }
 

@@ -4,9 +4,12 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -118,7 +121,7 @@ def test_jsonl_holds_all(saved, photos, tmp_path):
     assert set(row) == {"image", "labels", "scores"} and len(row["labels"]) == 2 and set(row["labels"]) <= set(NAMES)
 
 
-def test_a_broken_file_stops_it_with_nothing_written(saved, photos, tmp_path, capsys, monkeypatch):
+def test_what_can_be_read_is_written_and_the_rest_is_an_error(saved, photos, tmp_path, capsys, monkeypatch):
     (photos / "broken.jpg").write_bytes(b"no")
     arguments = [
         str(photos),
@@ -129,9 +132,10 @@ def test_a_broken_file_stops_it_with_nothing_written(saved, photos, tmp_path, ca
         "--cams",
         str(tmp_path / "cams"),
     ]
-    with pytest.raises(SystemExit, match="broken.jpg` cannot be read.*--skip_unreadable"):
+    with pytest.raises(SystemExit, match="error: 1 of 5 images could not be read; the others are written.*--skip_unr"):
         script("predict").main(arguments)
-    assert not (tmp_path / "p.csv").exists() and not (tmp_path / "cams").exists()
+    assert "Left out: `" in (said := capsys.readouterr().err) and "broken.jpg` cannot be read" in said
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 5 and len(list((tmp_path / "cams").iterdir())) == 4
     Image.new("1", (4000, 1000)).save(photos / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # Pillow refuses twice as many
     script("predict").main([*arguments, "--skip_unreadable"])
@@ -165,8 +169,9 @@ def test_images_of_a_dataset_that_cannot_be_read(saved, flowers, tmp_path, capsy
     (flowers / "test" / "blue" / "1.png").write_bytes(b"no")
     arguments = ["--model", str(saved), "--dataset", "imagefolder", "--data_dir", str(flowers)]
     arguments += ["--output", str(tmp_path / "p.jsonl")]
-    with pytest.raises(SystemExit, match="1.png` of the sample with index 1 cannot be read.*--skip_unreadable"):
+    with pytest.raises(SystemExit, match="error: 1 of 8 images could not be read"):
         script("predict").main(arguments)
+    assert "1.png` of the sample with index 1 cannot be read" in capsys.readouterr().err
     script("predict").main([*arguments, "--skip_unreadable"])
     assert "Left out: Image" in capsys.readouterr().err
     rows = map(json.loads, (tmp_path / "p.jsonl").read_text().splitlines())
@@ -304,3 +309,44 @@ def test_a_model_that_fails_is_in_its_mode_again(model, photos):
         list(predict(model, [photos / "0.png", photos / "notes.txt"], batch_size=1))
     assert model.training
     model.eval()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_images_of_a_table_without_labels(saved, photos, tmp_path, monkeypatch, suffix):
+    """Or with labels that the model does not know, or that are missing: none are read."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    paths = ["0.png", "more/1.png", "2.png"]
+    table = photos / f"new{suffix}"
+    for extra in ({}, {"label": ["", "unheard of", None]}):
+        columns = {"file_name": paths, **extra}
+        if suffix == ".parquet":
+            pq.write_table(pa.table(columns), table)
+        else:
+            rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            lines = [",".join(columns), *(",".join(str(cell or "") for cell in row.values()) for row in rows)]
+            table.write_text("\n".join(lines if suffix == ".csv" else map(json.dumps, rows)) + "\n")
+        output = tmp_path / "p.jsonl"
+        script("predict").main(["--model", str(saved), "--dataset", str(table), "--output", str(output)])
+        found = [json.loads(line) for line in output.read_text().splitlines()]
+        script("predict").main(
+            ["--model", str(saved), *(str(photos / path) for path in paths), "--output", str(output)]
+        )
+        direct = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [row["labels"] for row in found] == [row["labels"] for row in direct]
+        assert [row["image"] for row in found] == ["0", "1", "2"]
+
+
+def test_images_of_a_test_folder_alone(saved, flowers, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (flowers / "train").rename(tmp_path / "elsewhere")
+    output = tmp_path / "p.jsonl"
+    arguments = ["--model", str(saved), "--output", str(output), "--dataset"]
+    script("predict").main([*arguments, "imagefolder", "--data_dir", str(flowers)])
+    assert len(output.read_text().splitlines()) == 8
+    for row, name in enumerate(sorted((flowers / "test" / "blue").iterdir())):
+        name.rename(flowers / f"{row}.png")
+    shutil.rmtree(flowers / "test")
+    script("predict").main([*arguments, str(flowers)])
+    assert len(output.read_text().splitlines()) == 4
+    with pytest.raises(SystemExit, match="No split `test`; there are `train`"):
+        script("predict").main([*arguments, str(flowers), "--split", "test"])

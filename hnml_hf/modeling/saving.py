@@ -1,13 +1,17 @@
 """[`SavedModelMixin`]: checkpoints that timm and transformers open without this package, and refuse when torn."""
 
+import json
 import os
+import re
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
+from ..hub.answers import without_retries
 from ..hub.upload import check_folder, push_to_hub
 from .finite import require_finite_weights
 
@@ -16,6 +20,68 @@ logger = logging.get_logger(__name__)
 
 PREFIX = "timm_model."  # of transformers' wrapper; in a saved file keys are timm's own
 WEIGHTS_FILE = "model.safetensors"
+IMAGENET_CLASSES = 1000
+
+
+def check_config(folder: Path, *, new_head: bool = False):
+    """Raise `ValueError` if the `config.json` of a folder would send for files elsewhere, or does not name each class
+    once.
+
+    Args:
+        new_head (`bool`): the classes are given by the caller and not by the file.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__}, not an object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`{path}` is not readable: {error}. Restore it, or save the model again.") from error
+    architecture, model_args = config.get("architecture"), config.get("model_args") or {}
+    elsewhere = sorted({"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"} & set(model_args))
+    if isinstance(architecture, str) and not re.fullmatch(r"[\w.-]+", architecture):
+        raise ValueError(
+            f"`{path}`: `architecture` is {architecture!r}, but a local folder is loaded without other files or a "
+            "network. Give the name of a timm model, as `resnet50`; its weights are those in the folder."
+        )
+    if elsewhere:
+        raise ValueError(
+            f"`{path}`: `model_args` has `{elsewhere[0]}`, but a local folder is loaded without other files or a "
+            "network. Take it out; the weights are those in the folder."
+        )
+    if not new_head:
+        _check_labels(config, path)
+
+
+def _check_labels(config: dict, path: Path):
+    problem = _label_problem(config)
+    if problem is not None:
+        raise ValueError(
+            f"`{path}` does not name the classes: {problem}. Write the names of the training data in the order of "
+            "their ids to `label_names`, each once, or give `num_labels` to put a fresh classifier on the backbone."
+        )
+
+
+def _label_problem(config: dict) -> str | None:
+    names, id2label, label2id = (config.get(key) for key in ("label_names", "id2label", "label2id"))
+    if not isinstance(names, list | None) or not all(isinstance(m, dict | None) for m in (id2label, label2id)):
+        return "`label_names` must be a list, `id2label` and `label2id` objects"
+    if id2label:
+        if sorted(id2label) != sorted(map(str, range(len(id2label)))):
+            return f"the ids of `id2label` are not 0 to {len(id2label) - 1}"
+        by_id = [id2label[str(label)] for label in range(len(id2label))]
+        if names not in (None, by_id):
+            return "`label_names` and `id2label` differ"
+        if label2id and (len(label2id) != len(by_id) or any(label2id.get(n) != i for i, n in enumerate(by_id))):
+            return "`label2id` is not the inverse of `id2label`"
+        names = by_id
+    count = config.get("num_classes", config.get("num_labels"))
+    if names is not None and count not in (None, len(names)):
+        return f"there are {len(names)} label names for {count} classes"
+    if names and len(names) < IMAGENET_CLASSES:  # ImageNet's own names repeat
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        return f"several classes are called {', '.join(twice[:5])}" if twice else None
+    return None
 
 
 class SavedModelMixin:
@@ -37,17 +103,19 @@ class SavedModelMixin:
         source = str(pretrained_model_name_or_path)
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         if folder.is_dir():
-            check_folder(folder)
+            check_config(check_folder(folder), new_head=bool({"num_labels", "id2label"} & set(kwargs)))
         elif folder.is_file():
             raise ValueError(f"`{source}` is a file; give the folder that holds it and `config.json`.")
         if kwargs.pop("use_safetensors", True) is False:
             raise ValueError("`use_safetensors=False`: pickles are not loaded, since they can run code.")
         new_head = bool({"num_labels", "id2label"} & set(kwargs))
         kwargs = {"ignore_mismatched_sizes": new_head, **kwargs}
+        asked = nullcontext() if folder.is_dir() else without_retries(source, "model")
         try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
-            )
+            with asked:
+                model, info = super().from_pretrained(
+                    pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
+                )
         except SafetensorError as error:
             raise ValueError(f"The weights of `{source}` are cut off, or no safetensors file: {error}.") from error
         except (ImportError, RuntimeError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets
 
+from ...hub.answers import without_retries
 from ..files import as_on_disk, table_path
 from ..published.builder import ON_MISSING, REMOTE, keep_on_disk, prepare
 from ..schema import assemble
@@ -107,7 +108,8 @@ def _load_from_hub(name: str, config: str | None, cache_dir) -> DatasetDict:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise FileNotFoundError(f"{tried}, and cannot be the id of a Hub dataset (`user/name`).")
     try:
-        loaded = datasets.load_dataset(name, config, cache_dir=cache_dir)
+        with without_retries(name, "dataset"):
+            loaded = datasets.load_dataset(name, config, cache_dir=cache_dir)
     except ConnectionError as error:
         raise ConnectionError(f"{tried}, and the Hub could not be reached: {error}") from error
     except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:

@@ -1,0 +1,107 @@
+"""Paths of images as people's tables have them: with backslashes, absolute, with every suffix that Pillow reads."""
+
+import logging
+
+import pytest
+from datasets import Dataset, Features, Value
+from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError
+from tables import write_table
+
+from hnml_hf import TimmCAMForImageClassification
+from hnml_hf.data.files import image_suffixes, is_image
+from hnml_hf.data.schema import column
+
+
+def paths_of(dataset):
+    return [cell["path"] for cell in dataset.data.column("image").to_pylist()]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_backslashes_of_windows(images, load, suffix):
+    root, names = images
+    (root / "img/0.jpg").rename(root / "img" / "back\\slash.jpg")  # which Linux allows
+    rows = [("img\\1.jpg", "a"), (".\\img\\2.jpg", "b"), ("img/back\\slash.jpg", "a")]
+    write_table(root / f"train{suffix}", ["image", "label"], rows)
+    dataset = load(str(root))["train"]
+    assert paths_of(dataset) == [f"{root}/img/1.jpg", f"{root}/./img/2.jpg", f"{root}/img/back\\slash.jpg"]
+    assert dataset[1]["image"].size == (28, 28)
+
+
+def test_backslashes_of_a_saved_dataset(images, load, tmp_path):
+    root, _ = images
+    features = Features({"image": Value("string"), "label": Value("string")})
+    rows = Dataset.from_dict({"image": ["img\\1.jpg", "img/2.jpg"], "label": ["a", "b"]}, features=features)
+    rows.save_to_disk(tmp_path / "saved")
+    dataset = load(str(tmp_path / "saved"), data_dir=root)["train"]
+    assert paths_of(dataset) == [f"{root}/img/1.jpg", f"{root}/img/2.jpg"]
+
+
+@pytest.mark.parametrize("path", ["..\\data\\img\\1.jpg", "img\\..\\..\\x.jpg"])
+def test_backslashes_that_lead_out_are_refused(images, load, path):
+    root, _ = images
+    write_table(root / "train.csv", ["image", "label"], [(path, "a")])
+    with pytest.raises(ValueError, match=r"train.csv:2: the path .* is not a relative path inside the data folder"):
+        load(str(root))
+
+
+def test_an_absolute_path_says_what_would_make_it_work(images, load, tmp_path):
+    root, names = images
+    table = tmp_path / "tables" / "train.csv"
+    table.parent.mkdir()
+    write_table(table, ["image", "label"], [(f"{root}/{names[0]}", "a"), (f"{root}/{names[1]}", "b")])
+    advice = rf"inside the data folder {table.parent}: it is absolute.* as `--data_dir {root}/img`"
+    with pytest.raises(ValueError, match=advice):
+        load(str(table))
+    assert paths_of(load(str(table), data_dir=root / "img")["train"]) == [f"{root}/{name}" for name in names[:2]]
+    write_table(table, ["image", "label"], [("C:\\photos\\0.jpg", "a")])
+    with pytest.raises(ValueError, match="it is absolute, and lies elsewhere. Write it relative to that folder"):
+        load(str(table))
+
+
+def test_suffixes_are_those_that_pillow_decodes(folder, load, pictures, caplog):
+    assert {".jpg", ".jfif", ".jpe", ".tif", ".webp", ".avif", ".ppm", ".ico", ".tga", ".jp2"} <= image_suffixes()
+    assert not {".eps", ".ps", ".wmf", ".h5", ".mpg", ".pdf", ".txt", ".csv", ""} & image_suffixes()
+    assert is_image("a.b.JFIF") and not is_image("jfif")
+    (folder / "train/10/0.jpg").rename(folder / "train/10/0.JFIF")
+    pictures.images[0].convert("RGB").save(folder / "train/2/9.tga")
+    with caplog.at_level(logging.WARNING):
+        dataset = load("imagefolder", data_dir=folder)["train"]
+    assert "no images by their suffix" not in caplog.text
+    assert column(dataset, "label").tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+    assert dataset[0]["image"].size == dataset[6]["image"].size == (28, 28)
+
+
+def test_a_split_without_labels_says_how_to_leave_it_out(images, load):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(names[0], "a"), (names[1], "b")])
+    write_table(root / "test.csv", ["image"], [(names[2],)])
+    with pytest.raises(ValueError, match="test.csv:1: no label column .*leave a split without labels out by `splits`"):
+        load(str(root))
+    write_table(root / "test.csv", ["image", "label"], [(names[2], "")])
+    with pytest.raises(ValueError, match="test.csv:2: the label is missing.*not known is left out by `splits`"):
+        load(str(root))
+    assert list(load(str(root), splits={"train": "train.csv"})) == ["train"]
+
+
+def test_the_hub_that_does_not_answer_is_asked_once(load, monkeypatch, caplog):
+    """And what the cache has is used without asking again."""
+    asked = []
+
+    def refused(self, name, *, repo_type, timeout):
+        asked.append((name, repo_type))
+        raise HTTPError("Connection refused")
+
+    def load_dataset(name, *args, **options):
+        assert constants.HF_HUB_OFFLINE
+        raise ConnectionError(f"Couldn't reach '{name}' on the Hub")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", refused)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(ConnectionError, match="no local file or folder, and the Hub could not be reached"):
+        load("some/thing")
+    with pytest.raises(OSError, match="connect to .* to load the files|some/model"):
+        TimmCAMForImageClassification.from_pretrained("some/model")
+    assert asked == [("some/thing", "dataset"), ("some/model", "model")]
+    assert constants.HF_HUB_OFFLINE is False
