@@ -41,7 +41,10 @@ MAPS = {"label_names": None, "id2label": {"0": "cat", "1": "dog"}, "label2id": {
 def test_classes_that_are_not_named_once_each_are_refused(saved, changes, words):
     with pytest.raises(ValueError, match=f"does not name the classes: .*{words}"):
         TimmCAMForImageClassification.from_pretrained(change(saved, **changes))
-    model = TimmCAMForImageClassification.from_pretrained(change(saved), num_labels=3)
+
+
+def test_a_fresh_classifier_needs_no_names_of_the_old_one(saved):
+    model = TimmCAMForImageClassification.from_pretrained(change(saved, label_names=["cat"]), num_labels=3)
     assert model.config.num_labels == 3
 
 
