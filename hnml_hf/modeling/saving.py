@@ -37,7 +37,8 @@ def check_config(folder: Path, *, new_head: bool = False):
             raise ValueError(f"it holds a {type(config).__name__}, not an object")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"`{path}` is not readable: {error}. Restore it, or save the model again.") from error
-    architecture, model_args = config.get("architecture"), config.get("model_args") or {}
+    architecture, model_args = config.get("architecture"), config.get("model_args")
+    model_args = model_args if isinstance(model_args, dict) else {}
     elsewhere = sorted({"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"} & set(model_args))
     if isinstance(architecture, str) and not re.fullmatch(r"[\w.-]+", architecture):
         raise ValueError(
@@ -72,9 +73,11 @@ def _label_problem(config: dict) -> str | None:
         by_id = [id2label[str(label)] for label in range(len(id2label))]
         if names not in (None, by_id):
             return "`label_names` and `id2label` differ"
-        if label2id and (len(label2id) != len(by_id) or any(label2id.get(n) != i for i, n in enumerate(by_id))):
+        if label2id and label2id != {str(name): label for label, name in enumerate(by_id)}:
             return "`label2id` is not the inverse of `id2label`"
         names = by_id
+    if not all(isinstance(name, str | int) for name in names or ()):
+        return "a name is no text"
     count = config.get("num_classes", config.get("num_labels"))
     if names is not None and count not in (None, len(names)):
         return f"there are {len(names)} label names for {count} classes"
