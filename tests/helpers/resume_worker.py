@@ -24,7 +24,7 @@ import transformers
 from datasets import Dataset, Image
 from safetensors.torch import save_file
 
-import hnml_hf.audit
+import hnml_hf.audit.run
 import hnml_hf.training.resume.files
 from hnml_hf import (
     EXIT_CODE,
@@ -58,7 +58,7 @@ DEFAULTS = {
     "dataloader_pin_memory": False,
     "log_level": "error",
 }
-OWNERS = (HNMLTrainer, hnml_hf.training.resume.files, hnml_hf.audit, Path)  # of what a run may be killed in
+OWNERS = (HNMLTrainer, hnml_hf.training.resume.files, hnml_hf.audit.run, Path)  # of what a run may be killed in
 TIMES = ("runtime", "per_second", "peak_memory")  # what no two runs have in common
 
 

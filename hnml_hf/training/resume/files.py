@@ -302,8 +302,9 @@ def run_lock(output_dir: str | os.PathLike):
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
+        holder = path.read_text(encoding="utf-8", errors="replace").strip() or "just started"
         raise CheckpointError(
-            f"Another run is writing to `{output_dir}` ({path.read_text(encoding='utf-8').strip() or 'just started'})."
+            f"Another run is writing to `{output_dir}` ({holder})."
             " Wait for it, end it, or give another `--output_dir`."
         ) from error
     try:

@@ -60,7 +60,7 @@ def test_twenty_steps(name, processes, request, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "run" / "all_results.json").read_text())
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
-    assert state["global_step"] == 20 and "eval_accuracy" in results
+    assert state["global_step"] == 20 and "eval_accuracy" in results and results["num_processes"] == processes
     seen = results["train_samples_per_second"] * results["train_runtime"]
     assert round(seen / 20 / 5) == processes  # two processes that ran as one would have seen half as many images
 

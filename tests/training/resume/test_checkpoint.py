@@ -374,6 +374,7 @@ def test_who_has_the_folder_trains_in_it(tiny_dataset, tmp_path):
     """A script takes it before it loads data, and keeps it until all is written."""
     with run_lock(tmp_path):
         build_trainer(tmp_path, tiny_dataset, **SAVING).train()
+        (tmp_path / LOCK_FILE).write_bytes(b"\xff")  # what somebody wrote there is no reason to fail
         with pytest.raises(RuntimeError, match="Another run is writing"):
             in_another_thread(lambda: run_lock(tmp_path).__enter__())
 
