@@ -10,7 +10,7 @@ import ast
 import difflib
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -46,14 +46,14 @@ _RUN = ("output_dir", "seed", "per_device_eval_batch_size", "dataloader_num_work
 # what `--help` shows of commands that have many more options; `--help-all` shows all
 COMMON = {
     "train": (
-        *("recipe", "backbone", "pretrained", "weights", "start_from_judge", "image_size"),
+        *("recipe", "backbone", "pretrained", "start_from_judge", "image_size"),
         *_SOURCE,
         *("validation_fraction", "noise", "noise_rate", "quarantine", "augmentation", "cache_images"),
         *("objective", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
         *("learning_rate", "bf16", "resume_from_checkpoint", "push_to_hub", *_RUN),
     ),
     "probe": (
-        *("recipe", "backbone", "pretrained", "weights", "image_size", "model_args", "channels_last"),
+        *("recipe", "backbone", "pretrained", "image_size", "model_args", "channels_last"),
         *_SOURCE,
         *("validation_fraction", "noise", "noise_rate", "quarantine", "audit", *_RUN),
     ),
@@ -65,8 +65,40 @@ COMMON = {
 
 # options whose value is a path that must be there, and those where it is one if it looks like one
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-PATHS = ("data_dir", "weights", "run", "noise_matrix", "noise_manifest", "quarantine", "apply", "inputs")
-PATHS_OR_NAMES = ("dataset", "model")
+PATHS = ("data_dir", "run", "quarantine", "apply", "inputs")
+PATHS_OR_NAMES = ("dataset", "model", "pretrained")
+
+_CONSTANT = "it is a constant of the objective now; leave it out"
+_NO_GAIN = "it brought nothing and was taken out (docs/ablations.md); leave it out"
+_IN_NOISE = 'it is a key of the mapping `noise` now, as in `--noise \'{"kind": "symmetric", "rate": 0.4, %s}\'`'
+RETIRED = {  # options of earlier versions: what took their place
+    "weights": "give the path to `--pretrained`",
+    "inner_direction": "`momentum` is objective `hnml`, `synthetic` is objective `hnml_synthetic`",
+    "label_draw": _NO_GAIN,
+    "inner_consistency_weight": _NO_GAIN,
+    "consistency_form": _NO_GAIN,
+    "mask_level": _NO_GAIN,
+    "balance_weight": _NO_GAIN,
+    "meta_every": _NO_GAIN,
+    "cam_weight": _CONSTANT,
+    "cam_threshold": _CONSTANT,
+    "background_weight": _CONSTANT,
+    "mask_temperature": _CONSTANT,
+    "meta_start_step": "the measured memorization says when the meta terms begin; see `--gauge_fraction`",
+    "meta_rampup_steps": "the measured memorization says how strong the meta terms are; see `--gauge_fraction`",
+    "memory_top_k": "it follows from the number of samples and classes; leave it out",
+    "rank_sync_steps": "add the callback `hnml_hf.training.callbacks.RanksAgree` to the trainer",
+    "allow_uncompiled": "train without `--torch_compile` where it fails",
+    "cutmix_alpha": "use `--mixup_alpha`",
+    "noise_draw": _IN_NOISE % '"draw": "exact"',
+    "noise_include_true": _IN_NOISE % '"include_true": true',
+    "noise_scheme": _IN_NOISE % '"scheme": "cifar10"',
+    "noise_matrix": _IN_NOISE % '"matrix": "matrix.csv"',
+    "noise_pixel_scaling": _IN_NOISE % '"pixel_scaling": "unit"',
+    "noise_image_size": _IN_NOISE % '"image_size": 32',
+    "noise_output": _IN_NOISE % '"output": "labels.json"',
+    "noise_manifest": 'it is the key `manifest` of `noise` now: `--noise \'{"manifest": "labels.json"}\'`',
+}
 
 MEANINGS = {  # of options of transformers that mean something else here
     "resume_from_checkpoint": "Go on from a checkpoint: its folder, `true` for the newest whole one in `output_dir`, "
@@ -283,6 +315,7 @@ def check_words(command: str, words: list[str]):
     given, unknown = parser.parse_known_args(words)
     for word in unknown:
         if word.startswith("-"):
+            refuse_retired(parser, [word.lstrip("-").partition("=")[0]])
             known = [name for action in parser._actions for name in action.option_strings if "-" not in name[2:]]
             close = difflib.get_close_matches(word.partition("=")[0], known, n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else f"; see hnml {command} --help"
@@ -299,6 +332,14 @@ def check_words(command: str, words: list[str]):
             if name in PATHS or (name in PATHS_OR_NAMES and _looks_like_a_path(path)):
                 label = f"--{name} {path}" if f"--{name}" in parser._option_string_actions else path
                 parser.error(f"{label}: there is no such file or folder")
+
+
+def refuse_retired(parser: argparse.ArgumentParser, names: Iterable[str]):
+    """End with one line that says what took the place of an option of an earlier version."""
+    for name in names:
+        name = name.replace("-", "_")
+        if name in RETIRED:
+            parser.error(f"there is no option --{name} any more: {RETIRED[name]}")
 
 
 def _looks_like_a_path(text: str) -> bool:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from recipe import JSON_OPTIONS, apply_recipe, expand_home, likely_options
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
@@ -31,7 +31,7 @@ from hnml_hf import (
     save_manifest,
     split_validation,
 )
-from hnml_hf.cli import MEANINGS, HelpFormatter, answer_help, find_recipe
+from hnml_hf.cli import MEANINGS, HelpFormatter, answer_help, find_recipe, refuse_retired
 
 
 MISTAKES = (
@@ -55,10 +55,12 @@ class ModelArguments:
     _argument_group_name = "model"
 
     backbone: str = field(default=None, metadata={"help": "A timm model name, for example `resnet50`."})
-    pretrained: bool = field(default=False, metadata={"help": "Start from timm's pretrained weights (from the Hub)."})
-    weights: str | None = field(
-        default=None,
-        metadata={"help": "Start from a local safetensors file with timm's names, or a folder that has one."},
+    pretrained: str = field(
+        default="false",
+        metadata={
+            "help": "Start from pretrained weights: `true`, timm's from the Hub, or the path of a safetensors file "
+            "with timm's names, or of a folder that has one."
+        },
     )
     start_from_probe: bool = field(
         default=False,
@@ -84,6 +86,16 @@ class ModelArguments:
             "help": "Keep images as (height, width, channels) in memory: faster convolutions. Default: on a GPU."
         },
     )
+    freeze_batch_norm: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the backbone's batch-norm statistics as they came. Those of a small dataset, or of another "
+            "image size, may be far from what pretrained weights expect."
+        },
+    )
+
+    def __post_init__(self):
+        self.pretrained = {"true": True, "false": False}.get(str(self.pretrained).lower(), self.pretrained)
 
 
 @dataclass
@@ -150,22 +162,17 @@ class DataArguments(SourceArguments):
     )
     noise: str | None = field(
         default=None,
-        metadata={"help": "Corrupt the training labels: symmetric, asymmetric, pairflip, instance, matrix."},
+        metadata={
+            "help": "Corrupt the training labels: symmetric, asymmetric, pairflip, instance, matrix; or a mapping "
+            "(JSON) with `kind` and, as far as wanted, `rate`, `seed`, `draw` (`per_sample` or `exact`), "
+            "`include_true` (symmetric: a redrawn label may be the true one), `scheme` (asymmetric: which classes are "
+            "confused), `matrix` (CSV file: row i holds P(given = j | true = i)), `pixel_scaling` and `image_size` "
+            "(instance), `output` (a file to save the drawn labels to); or with `manifest`, a file of such labels, "
+            "alone."
+        },
     )
     noise_rate: float | None = field(default=None, metadata={"help": "Rate of the corruption, in [0, 1]."})
-    noise_draw: str = field(default="per_sample", metadata={"help": "`per_sample`, or `exact` for an exact count."})
-    noise_seed: int = field(default=0, metadata={"help": "Seed of the corruption."})
-    noise_include_true: bool = field(
-        default=False, metadata={"help": "Symmetric: a redrawn label may be the true one."}
-    )
-    noise_scheme: str | None = field(default=None, metadata={"help": "Asymmetric: which classes are confused."})
-    noise_matrix: str | None = field(default=None, metadata={"help": "CSV file: row i holds P(given = j | true = i)."})
-    noise_pixel_scaling: str = field(default="raw", metadata={"help": "Instance: raw, unit or standardized pixels."})
-    noise_image_size: int | None = field(
-        default=None, metadata={"help": "Instance: side to which images are resized."}
-    )
-    noise_output: str | None = field(default=None, metadata={"help": "Save the drawn labels to this file (JSON)."})
-    noise_manifest: str | None = field(default=None, metadata={"help": "Apply the labels saved in this file instead."})
+    noise_seed: int = field(default=0, metadata={"help": "Seed of the corruption and of the held-out labels."})
     validation_fraction: float = field(
         default=0.0,
         metadata={"help": "Share of the noisy training data to hold out, if the dataset has no validation."},
@@ -205,7 +212,6 @@ class DataArguments(SourceArguments):
     mixup_alpha: float = field(
         default=0.0, metadata={"help": "Mixup, for `ce` and `hnml`; mixed images leave no audit. 0 is off."}
     )
-    cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix, for objective `ce`; 0 is off."})
 
 
 def command_words(argv: list[str] | None) -> list[str]:
@@ -217,6 +223,7 @@ def parse_all(parser: HfArgumentParser, argv: list[str]) -> list:
     """The dataclasses of a parser; an option that none of them has is an error that names the likeliest ones."""
     *parsed, unknown = parser.parse_args_into_dataclasses(command_words(argv), return_remaining_strings=True)
     if unknown:
+        refuse_retired(parser, [word.lstrip("-").partition("=")[0] for word in unknown])
         name = unknown[0].partition("=")[0].removeprefix("--")
         parser.error(f"there is no option {unknown[0]}{likely_options(parser, name)}")
     return parsed
@@ -289,21 +296,49 @@ def read_dataset(options: argparse.Namespace | DataArguments, **more) -> Dataset
     )
 
 
-def check_noise(data_args: DataArguments):
-    """Raise `ValueError` on options of a noise that is not asked for. The seed also draws the held-out labels."""
-    if data_args.noise or data_args.noise_manifest:
-        return
-    given = [
-        f"--{option.name} {getattr(data_args, option.name)}"
-        for option in fields(DataArguments)
-        if option.name.startswith("noise_") and option.name != "noise_seed"
-        if getattr(data_args, option.name) != option.default
-    ]
-    if given:
+NOISE_KEYS = {  # key of the mapping `noise`: argument of `draw_noise`
+    **{name: name for name in ("kind", "rate", "seed", "draw", "include_true", "pixel_scaling", "image_size")},
+    "scheme": "asymmetric_scheme",
+    "matrix": "transition_matrix",
+}
+
+
+def noise_options(data_args: DataArguments) -> dict | None:
+    """What `noise`, `noise_rate` and `noise_seed` ask for, as one mapping; None for no noise.
+
+    Raises:
+        ValueError: on an unknown key, or options of a noise that nobody names.
+    """
+    noise = data_args.noise
+    if isinstance(noise, str):
+        noise = from_json("noise", noise) if noise.lstrip().startswith("{") else {"kind": noise}
+    if noise is None:
+        if data_args.noise_rate is not None:
+            raise ValueError(
+                f"--noise_rate {data_args.noise_rate}: nothing says which noise. Give its kind, as `--noise "
+                "symmetric`; without it the labels stay as they are, and its rate has no place."
+            )
+        return None
+    unknown = set(noise) - {*NOISE_KEYS, "output", "manifest"}
+    if unknown or ("manifest" in noise) == ("kind" in noise) or ("manifest" in noise and len(noise) > 1):
         raise ValueError(
-            f"{', '.join(given)}: nothing says which noise. Give its kind, as `--noise symmetric`, or a saved draw by "
-            "`--noise_manifest`; without them the labels stay as they are, and these options have no place."
+            f"`noise` is {json.dumps(noise)}; it takes `kind` and, as far as wanted, "
+            f"{', '.join(f'`{name}`' for name in [*NOISE_KEYS][1:])} and `output`; or `manifest` alone."
         )
+    given = {} if data_args.noise_rate is None else {"rate": data_args.noise_rate}
+    return {"seed": data_args.noise_seed, **noise, **given} if "kind" in noise else noise
+
+
+def add_noise_options(train: Dataset, noise: dict | None) -> Dataset:
+    """The training set with the noise of [`noise_options`]."""
+    if noise is None:
+        return train
+    if "manifest" in noise:
+        return apply_manifest(train, load_manifest(noise["manifest"]))
+    manifest = draw_noise(train, **{argument: noise[key] for key, argument in NOISE_KEYS.items() if key in noise})
+    if "output" in noise:
+        save_manifest(noise["output"], manifest)
+    return apply_manifest(train, manifest)
 
 
 def load_data(data_args: DataArguments) -> DatasetDict:
@@ -312,7 +347,7 @@ def load_data(data_args: DataArguments) -> DatasetDict:
     Noise, if asked for, is drawn on the whole training set, and the quarantine lists rows of the whole; a balanced
     part is taken of what is left, and held-out labels of that.
     """
-    check_noise(data_args)
+    noise = noise_options(data_args)
     data = read_dataset(
         data_args,
         on_missing=data_args.on_missing,
@@ -331,24 +366,7 @@ def load_data(data_args: DataArguments) -> DatasetDict:
             f"there is a split `validation` of {len(data['validation'])} rows already. Give `--validation_fraction 0` "
             'to use that, or leave it out by `--splits`, as in \'{"train": "train", "test": "test"}\'.'
         )
-    if data_args.noise_manifest:
-        data["train"] = apply_manifest(data["train"], load_manifest(data_args.noise_manifest))
-    elif data_args.noise:
-        manifest = draw_noise(
-            data["train"],
-            kind=data_args.noise,
-            rate=data_args.noise_rate,
-            seed=data_args.noise_seed,
-            draw=data_args.noise_draw,
-            include_true=data_args.noise_include_true,
-            asymmetric_scheme=data_args.noise_scheme,
-            transition_matrix=data_args.noise_matrix,
-            pixel_scaling=data_args.noise_pixel_scaling,
-            image_size=data_args.noise_image_size,
-        )
-        data["train"] = apply_manifest(data["train"], manifest)
-        if data_args.noise_output:
-            save_manifest(data_args.noise_output, manifest)
+    data["train"] = add_noise_options(data["train"], noise)
     if data_args.quarantine:
         data = apply_quarantine(data, load_quarantine(data_args.quarantine))
     if data_args.class_balanced_samples is not None:
@@ -364,9 +382,10 @@ def build_model(model_args: ModelArguments, id2label: dict[int, str]) -> TimmCAM
     model = TimmCAMForImageClassification.from_timm(
         model_args.backbone,
         id2label=id2label,
-        pretrained=model_args.weights or model_args.pretrained,
+        pretrained=model_args.pretrained,
         image_size=model_args.image_size,
         **from_json("model_args", model_args.model_args),
     )
+    model.batch_norm_frozen = model_args.freeze_batch_norm
     channels_last = torch.cuda.is_available() if model_args.channels_last is None else model_args.channels_last
     return model.to(memory_format=torch.channels_last) if channels_last else model

@@ -19,8 +19,10 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from hnml_hf.cli import RETIRED
 
-JSON_OPTIONS = {"class_names": list, "splits": dict, "dataset_options": dict, "model_args": dict}
+
+JSON_OPTIONS = {"class_names": list, "splits": dict, "dataset_options": dict, "model_args": dict, "noise": dict}
 NAMES = ("class_names", "splits")  # of these, what looks like a number or a boolean is a name all the same
 TAGS = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "float", "int", "str", "seq", "map")]
 NULL, BOOL, FLOAT, INT, *_ = TAGS
@@ -76,6 +78,8 @@ def apply_recipe(parser: HfArgumentParser, path: Path):
     actions = {action.dest: action for action in parser._actions if action.dest in hints and action.nargs != 0}
     for key, node in _pairs(_compose(path), path):
         action = actions.get(key.value.replace("-", "_"))
+        if action is None and key.value in RETIRED:
+            raise ValueError(f"{_at(path, key)}: no option `{key.value}` any more: {RETIRED[key.value]}")
         if action is None:
             raise ValueError(f"{_at(path, key)}: no option `{key.value}`{likely_options(parser, key.value)}")
         if node.tag != NULL:

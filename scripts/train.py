@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from options import DataArguments, ModelArguments, build_model, load_data, parse_arguments, plain_errors
+from options import DataArguments, ModelArguments, build_model, load_data, noise_options, parse_arguments, plain_errors
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import Subset
 from torchvision.transforms.functional import to_tensor
@@ -52,6 +52,7 @@ from hnml_hf import (
 )
 from hnml_hf.audit.start import judge_records, start_from_judge
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
+from hnml_hf.data.splits import held_out_labels
 from hnml_hf.data.targets import add_targets
 from hnml_hf.data.transforms import SMALL_IMAGE
 from hnml_hf.training.distributed import on_first_process, require_same_on_all_processes
@@ -142,19 +143,18 @@ def write_audit(model, data_args: DataArguments, dataset, transform, records, *,
 
 def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArguments, data, argv: list[str]):
     """Write the card, and push if that was asked for. Only images that come with the package become part of a card."""
-    noise = None
-    if data_args.noise_manifest:
-        noise = "from a saved manifest"
-    elif data_args.noise:
-        noise = f"{data_args.noise}, rate {data_args.noise_rate}, {data_args.noise_draw}, seed {data_args.noise_seed}"
+    noise = noise_options(data_args)
+    if noise is not None:
+        noise = ", ".join(f"{key} {value}" for key, value in noise.items() if key not in ("matrix", "output"))
+        noise = "from a saved manifest" if noise.startswith("manifest") else noise.removeprefix("kind ")
     facts = {
         "dataset": data_args.dataset,
         "noise": noise,
-        "finetuned_from": "a local file" if model_args.weights else None,
+        "finetuned_from": "a local file" if isinstance(model_args.pretrained, str) else None,
         "command": command_line("scripts/train.py", argv),
         "split": "test" if "test" in data else "validation",
     }
-    if model_args.pretrained and not model_args.weights:
+    if model_args.pretrained is True:
         facts["finetuned_from"] = trainer.model.config.pretrained_cfg.get("hf_hub_id")
     if data_args.dataset == "quickstart" and trainer.is_world_process_zero():
         images = [data["test"][row]["image"] for row in range(12)]
@@ -212,7 +212,7 @@ def judged(model, rows, samples: TransformedDataset, args):
     """
     gauge, seen = create_gauge(args, len(rows)), np.arange(len(rows))
     if gauge is not None:
-        seen = np.flatnonzero(~gauge.held_out(torch.from_numpy(samples.index)).numpy())
+        seen = np.flatnonzero(~held_out_labels(samples.index, gauge.fraction, seed=args.seed))
     judgement = start_from_judge(
         model,
         Subset(samples, seen.tolist()),
@@ -257,12 +257,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
     judgement = crossed = None
     if model_args.start_from_judge and model_args.start_from_probe:
         raise ValueError("`start_from_judge` and `start_from_probe` both set the head: give one of them.")
-    if (model_args.start_from_judge or model_args.start_from_probe) and not (
-        model_args.pretrained or model_args.weights
-    ):
+    if (model_args.start_from_judge or model_args.start_from_probe) and not model_args.pretrained:
         raise ValueError(
             "`start_from_judge` and `start_from_probe` need pretrained features: give `--pretrained true` or "
-            "`--weights FILE`."
+            "`--pretrained FILE`."
         )
     if model_args.start_from_judge:
         judgement, crossed, data["train"] = judged(
@@ -281,9 +279,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
                 "`start_from_probe` needs held-out labels to choose by: give a split `validation` or "
                 "`--validation_fraction 0.1`."
             )
-        gauge, rows = create_gauge(args, len(data["train"])), data["train"]
+        gauge, rows = create_gauge(args, len(train_set)), data["train"]
         if gauge is not None:  # what it holds out, no loss may see
-            rows = rows.select(np.flatnonzero(~gauge.held_out(torch.from_numpy(train_set.index)).numpy()))
+            train_set.hold_out(gauge.fraction, seed=args.seed)
+            rows = rows.select(np.flatnonzero(~train_set.held_out))
         probe, crossed = start_from_probe(
             model.to(args.device),
             TransformedDataset(rows, views[1]),
@@ -298,14 +297,14 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
                 f"Training starts from a linear probe, {probe.accuracies[probe.strength]:.1%} right on held-out labels"
             )
 
-    mix = {"mixup_alpha": data_args.mixup_alpha, "cutmix_alpha": data_args.cutmix_alpha}
+    mixup = data_args.mixup_alpha
     trainer = HNMLTrainer(
         model=model,
         args=args,
         train_dataset=train_set,
         cross_validated=crossed,
         eval_dataset=held_out if data_args.eval_test else held_out.get("validation", held_out.get("test")),
-        data_collator=MixupCollator(len(names), seed=args.seed, **mix) if any(mix.values()) else collate_images,
+        data_collator=MixupCollator(len(names), seed=args.seed, mixup_alpha=mixup) if mixup else collate_images,
         compute_metrics=compute_metrics,
         processing_class=create_image_processor(model.config.pretrained_cfg),
     )
@@ -326,7 +325,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         "targets": trainer.targets,
         "rows_train": len(data["train"]),
         "rows_test": len(data.get("test", ())),
-        "pretrained": bool(model_args.pretrained or model_args.weights),
+        "pretrained": bool(model_args.pretrained),
         "image_size": model.config.pretrained_cfg["input_size"][-1],
         **result.metrics,
     }

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from hnml_hf.modeling.cam import class_activation_maps, foreground_mask, normalize_cams
+from hnml_hf.modeling.cam import class_activation_maps, normalize_cams
 from hnml_hf.noise import neighbor_labels
 from hnml_hf.objectives.cross_entropy import cross_entropy
 from hnml_hf.objectives.elr import early_learning_regularizer
 from hnml_hf.objectives.gce import generalized_cross_entropy
-from hnml_hf.objectives.hnml import mask_guided_loss
-from hnml_hf.objectives.inner_step import head_step_logits, inner_loss, label_residuals
+from hnml_hf.objectives.hnml import foreground_mask, mask_guided_loss
+from hnml_hf.objectives.inner_step import head_step_logits, label_residuals
 from hnml_hf.objectives.mean_teacher import consistency_loss
 from hnml_hf.training.dynamics import SampleStatistics
 
@@ -88,11 +88,11 @@ def test_losses_do_not_see_a_constant_added_to_the_logits(name):
 @given(**SIZES, scale=SCALES, lr=st.floats(0, 1), draws=st.integers(1, 3))
 def test_the_head_step_follows_a_permutation(b, k, seed, scale, lr, draws):
     """And a step of length 0 changes nothing; m label sets at once are m steps."""
-    logits, _, q = draw(b, k, seed, min(scale, 30.0))
+    logits, _, _ = draw(b, k, seed, min(scale, 30.0))
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(b, 5, generator=generator)
     labels = torch.randint(k, (draws, b), generator=generator)
-    residuals = label_residuals(logits, labels, teacher_probabilities=q, consistency_weight=0.5)
+    residuals = label_residuals(logits, labels)
     assert residuals.shape == (draws, b, k)
     assert_close(residuals.sum(-1), torch.zeros(draws, b), rtol=0, atol=1e-4)
     stepped = head_step_logits(logits, features, features, residuals, lr=lr)
@@ -104,7 +104,6 @@ def test_the_head_step_follows_a_permutation(b, k, seed, scale, lr, draws):
     for one in range(draws):
         alone = head_step_logits(logits, features, features, residuals[one : one + 1], lr=lr)
         assert_close(alone[0], stepped[one], **tolerance)
-    assert inner_loss(logits, labels[0]).isfinite()
 
 
 @PROPERTIES
@@ -125,21 +124,20 @@ def test_maps_and_masks_stay_in_their_range(b, side, seed, scale, dtype):
 
 
 @PROPERTIES
-@given(**SIZES, side=st.integers(1, 6), scale=SCALES, temperature=st.sampled_from([0.1, 0.5, 1.0]))
-def test_mask_guided_loss_is_finite_and_at_least_zero(b, k, seed, side, scale, temperature):
+@given(**SIZES, side=st.integers(1, 6), scale=SCALES)
+def test_mask_guided_loss_is_finite_and_at_least_zero(b, k, seed, side, scale):
     generator = torch.Generator().manual_seed(seed)
-    region_logits = scale * torch.randn(2, b, k, generator=generator)
+    logits = scale * torch.randn(b, k, generator=generator)
     cams = (scale * torch.randn(b, side, side, generator=generator)).requires_grad_()
-    teacher_maps = normalize_cams(torch.randn(b, side, side, generator=generator))
-    options = {"cam_weight": 0.5, "background_weight": 0.2, "temperature": temperature}
+    maps, teacher_maps = normalize_cams(cams), normalize_cams(torch.randn(b, side, side, generator=generator))
     q = (scale * torch.randn(b, k, generator=generator)).softmax(-1)
     mask = foreground_mask(teacher_maps, threshold=0.3)
-    loss = mask_guided_loss(region_logits, cams, q, teacher_maps, mask, **options)
+    loss = mask_guided_loss(logits, maps, q, teacher_maps, mask)
     assert loss.shape == (b,) and loss.isfinite().all() and (loss >= -1e-4).all()
     (gradient,) = torch.autograd.grad(loss.sum(), cams)
     assert gradient.isfinite().all()
     rows = torch.randperm(b)
-    mixed = mask_guided_loss(region_logits[:, rows], cams[rows], q[rows], teacher_maps[rows], mask[rows], **options)
+    mixed = mask_guided_loss(logits[rows], maps[rows], q[rows], teacher_maps[rows], mask[rows])
     assert_close(mixed, loss[rows], rtol=1e-4, atol=1e-4)
 
 

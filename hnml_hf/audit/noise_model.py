@@ -7,15 +7,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..training.memorization import SIGNIFICANT_GAP, gap_error
 
-
+SIGNIFICANT_GAP = 2.0  # standard errors by which the gap must differ from none
 SHARPEST = 20.0  # exponent at which a prediction is a vote
 FIT_ON = 50_000  # samples that the channel is estimated on; all are scored
 FEWEST_HELD_OUT = 100  # labels that no loss saw, for the rate to be estimated on them alone
 REPLICATES = 20
 REPLICATE_SIZE = 5_000  # samples in one of them, at most
 DENSE = 1_000  # classes; with more only the pairs that occur are worked on, and no pair has an interval
+
+
+def gap_error(first: float, first_seen: float, second: float, second_seen: float) -> float:
+    """Standard error of the difference of two shares, each of so many samples.
+
+    Two successes and two failures are added to either (Agresti & Coull, The American Statistician 1998), so that a
+    share of 0 of a few samples is not taken for a sure one.
+    """
+    variance = 0.0
+    for share, seen in ((first, first_seen), (second, second_seen)):
+        smoothed = (share * seen + 2) / (seen + 4)
+        variance += smoothed * (1 - smoothed) / (seen + 4)
+    return variance**0.5
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ def collate_images(samples: list[dict] | dict[str, torch.Tensor]) -> dict[str, t
     Returns:
         `dict` with `pixel_values` of shape `(b, channels, height, width)`, `strong_pixel_values` likewise if the
         samples have a second view, and `labels`, `clean_labels` (-1 = unknown) and `index` (stable sample ids) of
-        shape `(b,)`, int64. If the samples have them, `sample_weights` of shape `(b,)`, float32, and soft targets:
-        `target_classes` (int64) and `target_probabilities` (float32) of shape `(b, t)`.
+        shape `(b,)`, int64. If the samples have them, `held_out` (bool) and `sample_weights` (float32), `(b,)`, and
+        soft targets: `target_classes` (int64) and `target_probabilities` (float32) of shape `(b, t)`.
     """
     if isinstance(samples, dict):
         return samples
@@ -42,19 +42,17 @@ class MixupCollator:
     Args:
         num_labels (`int`): number of classes k.
         mixup_alpha (`float`): Beta parameter of mixup (Zhang et al., ICLR 2018); 0 = off.
-        cutmix_alpha (`float`): Beta parameter of CutMix (Yun et al., ICCV 2019); 0 = off. With both, one is drawn per
-            batch.
         seed (`int`): of the draws.
     """
 
-    def __init__(self, num_labels: int, *, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, seed: int = 0):
-        self.mixup = Mixup(mixup_alpha, cutmix_alpha, label_smoothing=0.0, num_classes=num_labels)
+    def __init__(self, num_labels: int, *, mixup_alpha: float = 0.0, seed: int = 0):
+        self.mixup = Mixup(mixup_alpha, label_smoothing=0.0, num_classes=num_labels)
         self.num_labels, self.seed = num_labels, seed
 
     unmixed = staticmethod(collate_images)
 
     def __repr__(self) -> str:
-        return f"MixupCollator(mixup_alpha={self.mixup.mixup_alpha}, cutmix_alpha={self.mixup.cutmix_alpha})"
+        return f"MixupCollator(mixup_alpha={self.mixup.mixup_alpha})"
 
     def __call__(self, samples: list[dict] | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         batch = collate_images(samples)

@@ -131,3 +131,20 @@ def class_balanced(
     if short:
         logger.warning("class_balanced: fewer than %d rows in: %s; all of them are taken.", quota, ", ".join(short))
     return dataset.select(np.sort(np.concatenate(picked)))
+
+
+def held_out_labels(index: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
+    """Draw the samples whose labels no loss may see, a function of seed and sample id.
+
+    Args:
+        index (`np.ndarray` of shape `(n,)`, int64): sample ids.
+        fraction (`float`): their share, in [0, 1).
+        seed (`int`): of the draw.
+
+    Returns:
+        `np.ndarray` of shape `(n,)`, bool.
+    """
+    mixed = np.asarray(index, np.int64) + np.int64(0x9E3779B97F4A7C15 * (seed + 1) % 2**63)
+    for shift, factor in ((30, 0x3F58476D1CE4E5B9), (27, 0x14D049BB133111EB)):  # the finalizer of SplitMix64
+        mixed = (mixed ^ (mixed >> shift)) * np.int64(factor)
+    return ((mixed ^ (mixed >> 31)) & 0xFFFFFF) < fraction * 2**24

@@ -16,6 +16,7 @@ from torchvision import transforms
 from transformers import CLIPImageProcessor
 
 from .decoding import UNREADABLE, to_rgb
+from .splits import held_out_labels
 from .targets import targets_of
 
 
@@ -187,8 +188,9 @@ class TransformedDataset(torch.utils.data.Dataset):
             preparation costs as much as a step of a small network.
 
     A sample is a `dict` with `pixel_values`, `labels`, `clean_labels`, `index` and, if there are such columns,
-    `sample_weights`, `target_classes` and `target_probabilities`. `labels`, `clean_labels`, `index`, `weights` and
-    `targets` (a pair of arrays; both None without such columns) are also there as arrays of all rows.
+    `sample_weights`, `target_classes` and `target_probabilities`; after [`~TransformedDataset.hold_out`] also
+    `held_out`. `labels`, `clean_labels`, `index`, `weights`, `held_out` and `targets` (a pair of arrays), None where
+    there is no such column, are also there as arrays of all rows.
 
     Raises:
         UnreadableImageError: when a bad image is reached; a row is never replaced by another one.
@@ -223,12 +225,20 @@ class TransformedDataset(torch.utils.data.Dataset):
         weighted = "weight" in dataset.column_names
         self.weights = dataset.select_columns(["weight"]).with_format("numpy")["weight"][:] if weighted else None
         self.targets = targets_of(dataset)
+        self.held_out: np.ndarray | None = None
         if cache not in (None, "images", "tensors"):
             raise ValueError(f"`cache={cache!r}` is neither `images` nor `tensors`.")
         self._decoded: dict[int, PIL.Image.Image] | None = {} if cache == "images" else None
         self._prepared: dict[int, dict] | None = {} if cache == "tensors" else None
         self._columns = self.columns()
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers must see it change
+
+    def hold_out(self, fraction: float, *, seed: int):
+        """Draw the samples whose labels no loss may see ([`~hnml_hf.data.splits.held_out_labels`]); 0 is none."""
+        self.held_out = held_out_labels(self.index, fraction, seed=seed) if fraction else None
+        self._columns = self.columns()
+        if self._prepared is not None:
+            self._prepared.clear()
 
     def set_epoch(self, epoch: int):
         """Called by the data loader at the start of each epoch."""
@@ -287,6 +297,8 @@ class TransformedDataset(torch.utils.data.Dataset):
         columns = {"index": self.index, "labels": self.labels, "clean_labels": self.clean_labels}
         if self.weights is not None:
             columns["sample_weights"] = self.weights.astype(np.float32)
+        if self.held_out is not None:
+            columns["held_out"] = self.held_out
         if self.targets is not None:
             columns["target_classes"], columns["target_probabilities"] = self.targets
         return columns

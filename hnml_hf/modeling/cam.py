@@ -1,4 +1,4 @@
-"""Class activation maps (CAMs) and the foreground masks made from them. Pure functions of tensors.
+"""Class activation maps (CAMs). Pure functions of tensors.
 
 Shapes: b batch, k classes, d features before the last linear layer, c channels, h and w map height and width, r
 regions.
@@ -10,7 +10,6 @@ import torch
 
 
 EPSILON = 1e-5  # below the maximum of a map that is worth a mask; Puzzle-CAM (Jo & Yu 2021) uses the same constant
-SMALL_MAP = 16  # cells; a hard mask on so coarse a map would cut objects in half
 
 
 def class_activation_maps(feature_maps: torch.Tensor, class_weights: torch.Tensor) -> torch.Tensor:
@@ -66,23 +65,3 @@ def normalize_cams(cams: torch.Tensor) -> torch.Tensor:
     """
     positive = cams.float().relu()
     return positive / (positive.amax(dim=(-2, -1), keepdim=True) + EPSILON)
-
-
-def foreground_mask(normalized_cams: torch.Tensor, *, threshold: float) -> torch.Tensor:
-    """Cells that speak for the class: 1[a(u) >= threshold]; the soft map itself where it has at most 16 cells.
-
-    A map that is nowhere positive, or that has no cell at the threshold, marks no foreground; its mask is 1
-    everywhere, which leaves the head's output as it is.
-
-    Args:
-        normalized_cams (`torch.Tensor` of shape `(..., h, w)`): output of [`normalize_cams`].
-        threshold (`float`): in [0, 1); our choice is 0.3 (Puzzle-CAM sweeps 0.10 to 0.45).
-
-    Returns:
-        `torch.Tensor` of shape `(..., h, w)`, detached, values in [0, 1].
-    """
-    maps = normalized_cams.detach()
-    small = maps.shape[-2] * maps.shape[-1] <= SMALL_MAP
-    mask = maps if small else (maps >= threshold).to(maps.dtype)
-    highest = maps.amax(dim=(-2, -1), keepdim=True)
-    return torch.where((highest > 0) & (highest >= threshold), mask, torch.ones_like(mask))

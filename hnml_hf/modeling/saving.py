@@ -8,12 +8,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from ..hub.answers import without_retries
-from ..hub.upload import check_folder, push_to_hub
 from .finite import require_finite_weights
+from .hub_client import upload_files
 
 
 logger = logging.get_logger(__name__)
@@ -131,7 +131,7 @@ class SavedModelMixin:
             )
             raise ValueError(f"`{source}` does not load: {reason} {advice}") from error
         mismatched = {name for name, *_ in info["mismatched_keys"]}
-        head = set(model.scope_parameters("head")) if new_head else set()
+        head = set(model.head_parameters()) if new_head else set()
         left_over = sorted((set(info["missing_keys"]) | mismatched) - head)
         if left_over:
             raise ValueError(
@@ -174,4 +174,39 @@ class SavedModelMixin:
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return push_to_hub(folder, repo_id, private=private, **kwargs)
+            return upload_files(folder, sorted(os.listdir(folder)), repo_id, private=private, **kwargs)
+
+
+def check_folder(folder: str | os.PathLike) -> Path:
+    """Return the folder if it holds a whole model.
+
+    Raises:
+        ValueError: if there is no configuration, there are no safetensors weights, or they are cut off.
+    """
+    folder = Path(folder)
+    weights = sorted(folder.glob("model*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        pickles = [name for name in ("pytorch_model.bin", "model.pth", "model.pt") if (folder / name).exists()]
+        raise ValueError(
+            f"`{folder}` has no model: `config.json` and `model.safetensors` are needed. "
+            + (
+                f"`{pickles[0]}` is a pickle, which can run code when it is opened; it is not used. "
+                if pickles
+                else ""
+            )
+            + "Give the `--output_dir` of a finished training, or one of its `checkpoint-*` folders."
+        )
+    for path in weights:
+        check_safetensors(path)
+    return folder
+
+
+def check_safetensors(path: str | os.PathLike):
+    """Raise `ValueError` if a safetensors file is cut off or is none."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"`{path}` is not a whole safetensors file ({error}). It was cut off, or is something else."
+        ) from error

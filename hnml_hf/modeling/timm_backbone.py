@@ -11,8 +11,8 @@ from torch import nn
 from transformers import TimmWrapperConfig
 from transformers.utils import logging
 
-from ..hub.upload import check_safetensors, download_weights
-from .saving import WEIGHTS_FILE
+from .hub_client import download_weights
+from .saving import WEIGHTS_FILE, check_safetensors
 
 
 logger = logging.get_logger(__name__)

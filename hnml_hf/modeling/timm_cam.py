@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from timm.models import group_parameters
 from torch import nn
 from torch.nn import functional as F
 from transformers import TimmWrapperConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 
-from ..objectives.batch_view import BatchView
-from .cam import class_activation_maps, head_gradient_activation
+from .cam import class_activation_maps, head_gradient_activation, normalize_cams
 from .finite import require_finite_weights
 from .modes import evaluation_mode
-from .saving import PREFIX, SavedModelMixin
+from .saving import SavedModelMixin
 from .timm_backbone import backbone_config, classifiers, pretrained_state, require_linear_classifier
 
 
@@ -63,6 +61,7 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
     """
 
     batch_norm_frozen = False  # for training alone; it is not saved
+    normalize_cams = staticmethod(normalize_cams)
 
     def __init__(self, config: TimmWrapperConfig):
         # timm writes `num_classes` into `model_args` of its own checkpoints, transformers passes it a second time
@@ -325,15 +324,15 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
             region_masks (`torch.Tensor` of shape `(r, b, h, w)`, *optional*): gives `region_features` and
                 `region_logits`: the same head on the map times each mask, rescaled by 1 / mean(mask). With average
                 pooling that is masked average pooling.
-            step (`Callable`, *optional*): a training step to run on this batch instead. It gets a [`BatchView`] and
-                its result is returned as it is. Running the whole step inside `forward` is what lets distributed
+            step (`Callable`, *optional*): what to run on this batch instead, `step(model, pixel_values)`; its result
+                is returned as it is. Running the whole step inside `forward` is what lets distributed
                 wrappers see, and synchronise, every gradient.
 
         Returns:
             [`TimmCAMOutput`]
         """
         if step is not None:
-            return step(BatchView(self, pixel_values))
+            return step(self, pixel_values)
         native = self.timm_model.forward_features(pixel_values.to(self.device, self.dtype))
         features = self.pool(native)
         logits = self.classify(features)
@@ -357,38 +356,10 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
             output.region_logits = torch.stack([self.classify(features) for features in output.region_features])
         return output
 
-    # -- weights of a scope -------------------------------------------------------------------------------------------
-
-    def scope_parameters(self, scope: str) -> dict[str, nn.Parameter]:
-        """Parameters that a virtual step moves.
-
-        Args:
-            scope (`str`): `"full"`, `"last_stage"` (timm's last coarse parameter group and what follows it) or
-                `"head"` (the last linear layer).
-
-        Returns:
-            `dict[str, nn.Parameter]`: by name, in the shapes that they have in the model.
-
-        Raises:
-            ValueError: on another scope, or `last_stage` of a backbone whose layers timm does not group.
-        """
-        named = dict(self.named_parameters())
-        if scope == "full":
-            return named
-        if scope == "head":
-            head = {id(parameter) for layer in self.classifiers for parameter in layer.parameters()}
-            return {name: parameter for name, parameter in named.items() if id(parameter) in head}
-        if scope != "last_stage":
-            raise ValueError(f"`scope={scope!r}` is none of `head`, `last_stage`, `full`.")
-        try:
-            groups = group_parameters(self.timm_model, self.timm_model.group_matcher(coarse=True))
-        except (AttributeError, AssertionError) as error:
-            raise ValueError(
-                f"timm does not group the layers of `{self.config.architecture}` into stages; use another scope than "
-                "`last_stage`."
-            ) from error
-        last = [groups[key] for key in sorted(groups)][-2:]
-        return {PREFIX + name: named[PREFIX + name] for group in last for name in group}
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of the last linear layer, by name."""
+        head = {id(parameter) for layer in self.classifiers for parameter in layer.parameters()}
+        return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in head}
 
 
 def _bias(layer: nn.Module) -> torch.Tensor:

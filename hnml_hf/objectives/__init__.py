@@ -4,13 +4,13 @@ An objective is a function `objective(student, labels, *, ...) -> (terms, monito
 
 * `student` is the batch as the network sees it; `student()` gives its output. See
   [`~hnml_hf.objectives.batch_view.BatchView`].
-* `terms` maps `base`, `consistency`, `mask_guided`, `balance` to per-example losses of shape `(b,)`. The trainer alone
+* `terms` maps `base`, `consistency`, `mask_guided` to per-example losses of shape `(b,)`. The trainer alone
   averages and weighs them.
 * `monitors` maps names to tensors for the log; `logits` of shape `(b, k)` is always among them.
 * Keyword-only arguments are filled by name. `wanted` is the set of terms with a weight above zero in this step,
   `teacher()` gives the teacher's output with its class activation maps (`teacher` is None without such a pass),
   `remember(probabilities)` gives each example's running average, `generator` is the source of randomness,
-  `class_prior` holds the classes' shares among the given labels, `sample_weights` says how far each label is believed
+  `sample_weights` says how far each label is believed
   (None = all alike), `noise_rate` which share of them is wrong (None = do not ask). All others are fields of
   [`HNMLTrainingArguments`] of the same name.
 
@@ -20,11 +20,19 @@ To add one, write a file and name it in `OBJECTIVES`.
 from .cross_entropy import ce
 from .elr import elr
 from .gce import gce
-from .hnml import hnml
-from .mean_teacher import mean_teacher, sigmoid_rampup
+from .hnml import hnml, hnml_synthetic
+from .mean_teacher import mean_teacher
 from .mlnt import mlnt
 
 
-OBJECTIVES = {"hnml": hnml, "mlnt": mlnt, "ce": ce, "gce": gce, "elr": elr, "mean_teacher": mean_teacher}
+OBJECTIVES = {
+    "hnml": hnml,
+    "hnml_synthetic": hnml_synthetic,
+    "mlnt": mlnt,
+    "ce": ce,
+    "gce": gce,
+    "elr": elr,
+    "mean_teacher": mean_teacher,
+}
 
-__all__ = ["OBJECTIVES", "sigmoid_rampup"]
+__all__ = ["OBJECTIVES"]

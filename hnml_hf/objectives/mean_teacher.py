@@ -1,11 +1,10 @@
 """Consistency with a mean teacher: the outer loss of MLNT and HNML, and a baseline by itself."""
 
-import math
 from typing import NamedTuple
 
 import torch
 
-from .cross_entropy import cross_entropy
+from .cross_entropy import ce, cross_entropy
 
 
 class Evidence(NamedTuple):
@@ -14,12 +13,17 @@ class Evidence(NamedTuple):
     probabilities: torch.Tensor  # (b, k), q
     features: torch.Tensor  # (b, d), in which neighbours are looked for
     cams: torch.Tensor | None  # (b, h, w), raw maps of the classes argmax q
+    from_teacher: bool = False  # or from the samples' running averages
+
+    def monitors(self) -> dict[str, torch.Tensor]:
+        """What a teacher said of the batch, for the training dynamics."""
+        return {"teacher_probabilities": self.probabilities} if self.from_teacher else {}
 
 
 def teacher_evidence(teacher) -> Evidence:
     """From a teacher's own pass over the batch."""
     output = teacher()
-    return Evidence(output.logits.float().softmax(-1), output.features, output.cams)
+    return Evidence(output.logits.float().softmax(-1), output.features, output.cams, from_teacher=True)
 
 
 @torch.no_grad()
@@ -55,66 +59,15 @@ def consistency_loss(logits: torch.Tensor, teacher_probabilities: torch.Tensor) 
     return cross - torch.special.entr(teacher_probabilities).sum(-1)
 
 
-def label_trust(teacher_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Estimated probability that the given label is right, against the likeliest other class. The form is ours.
-
-    w = q_y / (q_y + max_{c != y} q_c); no noise rate is asked for.
-
-    Args:
-        teacher_probabilities (`torch.Tensor` of shape `(b, k)`): q.
-        labels (`torch.LongTensor` of shape `(b,)`): given labels y.
-
-    Returns:
-        `torch.Tensor` of shape `(b,)`, in [0, 1].
-    """
-    given = teacher_probabilities.gather(-1, labels[:, None])[:, 0]
-    others = teacher_probabilities.scatter(-1, labels[:, None], 0.0)
-    return given / (given + others.amax(-1)).clamp_min(1e-12)
-
-
-def refurbishment(cross_entropies: torch.Tensor, consistencies: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
-    """What turns the loss on given labels into that on refurbished ones, w y + (1 - w) q (SELFIE, Song et al., ICML
-    2019, with a soft weight; the weight is ours): (1 - w) (KL(q || p) - CE(y, p)) per example.
-
-    Added with a weight from 0 to 1 it leads from given to refurbished labels.
-
-    Args:
-        cross_entropies (`torch.Tensor` of shape `(b,)`): CE(y, p).
-        consistencies (`torch.Tensor` of shape `(b,)`): KL(q || p).
-        trust (`torch.Tensor` of shape `(b,)`): w of [`label_trust`].
-    """
-    return (1 - trust) * (consistencies - cross_entropies)
-
-
-def balance_loss(logits: torch.Tensor, class_prior: torch.Tensor) -> torch.Tensor:
-    """KL(pi || mean of p over the batch): predictions as a whole must not leave a class out (Tanaka et al., CVPR 2018,
-    Eq. 7, with the classes' shares among the given labels for pi).
-
-    It is one number of a whole batch, so that accumulated small batches are not one large one.
-
-    Args:
-        logits (`torch.Tensor` of shape `(b, k)`): the student's.
-        class_prior (`torch.Tensor` of shape `(k,)`): pi, sums to 1.
-
-    Returns:
-        `torch.Tensor` of shape `(b,)`, the same number for each example, at least 0.
-    """
-    mean = logits.float().softmax(-1).mean(0).clamp_min(1e-6)
-    divergence = -(class_prior * mean.log()).sum() - torch.special.entr(class_prior).sum()
-    return divergence.expand(len(logits))
-
-
-def sigmoid_rampup(progress: float) -> float:
-    """exp(-5 (1 - u)^2) for progress u, clipped to [0, 1] (Laine & Aila, ICLR 2017; used by MLNT)."""
-    return math.exp(-5 * (1 - min(max(progress, 0.0), 1.0)) ** 2)
-
-
 def mean_teacher(student, labels, *, wanted, teacher, remember=None, sample_weights=None, noise_rate=None):
     """Objective `mean_teacher` (Tarvainen & Valpola, NeurIPS 2017) = HNML without inner step and without mask."""
-    evidence = teacher_evidence(teacher) if "consistency" in wanted and teacher is not None else None
+    if "consistency" not in wanted:
+        return ce(student, labels, sample_weights=sample_weights, noise_rate=noise_rate)
+    evidence = None if teacher is None else teacher_evidence(teacher)
     output = student()
-    terms = {"base": cross_entropy(output.logits, labels, sample_weights, noise_rate)}
-    if "consistency" in wanted:
-        evidence = evidence or own_evidence(student, output, remember)
-        terms["consistency"] = consistency_loss(output.logits, evidence.probabilities)
-    return terms, {"logits": output.logits}
+    evidence = evidence or own_evidence(student, output, remember)
+    terms = {
+        "base": cross_entropy(output.logits, labels, sample_weights, noise_rate),
+        "consistency": consistency_loss(output.logits, evidence.probabilities),
+    }
+    return terms, {"logits": output.logits, **evidence.monitors()}

@@ -5,17 +5,16 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from ..noise import corrupt_labels_exact, neighbor_labels, symmetric_transition_matrix
-from .cross_entropy import cross_entropy
+from ..noise import neighbor_labels
+from .cross_entropy import ce, cross_entropy
 from .inner_step import (
     gradient_step,
     head_step_logits,
     head_step_weights,
-    inner_loss,
     label_residuals,
     swapped_label_loss_drop,
 )
-from .mean_teacher import Evidence, consistency_loss, own_evidence, teacher_evidence
+from .mean_teacher import consistency_loss, own_evidence, teacher_evidence
 
 
 class VirtualPredictions(NamedTuple):
@@ -26,67 +25,9 @@ class VirtualPredictions(NamedTuple):
     cams: torch.Tensor | None  # (m, b, h, w), if classes were asked for
 
 
-def batch_confusion(teacher_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """What the teacher takes the images of a given class for, other than that class: row c is the mean of q over the
-    batch's images with label c, without q_c, scaled to sum to 1. The form is ours; of the batch, so nothing is stored.
-
-    Args:
-        teacher_probabilities (`torch.Tensor` of shape `(b, k)`): q.
-        labels (`torch.LongTensor` of shape `(b,)`): given labels.
-
-    Returns:
-        `torch.Tensor` of shape `(k, k)`, float64. A class that is not in the batch, or taken for no other, has a
-        uniform row.
-    """
-    num_classes = teacher_probabilities.shape[-1]
-    sums = F.one_hot(labels, num_classes).double().T @ teacher_probabilities.double()
-    sums.fill_diagonal_(0)
-    uniform = symmetric_transition_matrix(num_classes, 1.0, include_true=False).to(sums.device)
-    return torch.where(sums.sum(-1, keepdim=True) > 0, sums / sums.sum(-1, keepdim=True).clamp_min(1e-300), uniform)
-
-
-def draw_synthetic_labels(
-    evidence: Evidence,
-    labels: torch.Tensor,
-    *,
-    label_draw: str,
-    num_neighbors: int,
-    perturb_ratio: float,
-    num_draws: int,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Labels of the virtual steps: a random part of the batch takes a neighbour's label (MLNT), that of any other
-    class, or that of a class with which the teacher confuses its own.
-
-    Args:
-        evidence ([`Evidence`]), labels (`torch.LongTensor` of shape `(b,)`): of the batch.
-        label_draw (`str`): `neighbors`, `uniform` or `confusion`.
-        num_neighbors, perturb_ratio, num_draws, generator: see [`~hnml_hf.noise.neighbor_labels`].
-
-    Returns:
-        `torch.LongTensor` of shape `(num_draws, b)`.
-    """
-    if label_draw == "neighbors":
-        return neighbor_labels(
-            evidence.features,
-            labels,
-            num_neighbors=num_neighbors,
-            perturb_ratio=perturb_ratio,
-            num_draws=num_draws,
-            generator=generator,
-        )
-    if label_draw == "uniform":
-        flips = symmetric_transition_matrix(evidence.probabilities.shape[-1], 1.0, include_true=False)
-    else:
-        flips = batch_confusion(evidence.probabilities, labels)
-    draws = [corrupt_labels_exact(labels, flips, rate=perturb_ratio, generator=generator) for _ in range(num_draws)]
-    return torch.stack(draws)
-
-
 def first_pass(student, scope: str):
     """The weights that a virtual step of this scope moves (None for the closed form), and the student's own output."""
-    weights = None if scope == "head" else student.parameters(scope)
-    return weights, student()
+    return None if scope == "head" else student.parameters(), student()
 
 
 def virtual_predictions(
@@ -98,8 +39,6 @@ def virtual_predictions(
     scope: str,
     lr: float,
     second_order: bool,
-    teacher_probabilities: torch.Tensor | None = None,
-    inner_consistency_weight: float = 0.0,
     passed=None,
 ):
     """Take one virtual step per synthetic label set and look at the batch from there.
@@ -109,24 +48,22 @@ def virtual_predictions(
         labels (`torch.LongTensor` of shape `(b,)`): given labels; only for the calibration of the step.
         synthetic_labels (`torch.LongTensor` of shape `(m, b)`).
         requests (`dict`): `region_masks` and `cam_classes` for the passes at the virtual weights.
-        scope (`str`): `head` (closed form; `lr` counts in units of 1 / mean kernel diagonal), `last_stage` or `full`.
-        lr (`float`), second_order (`bool`), inner_consistency_weight (`float`): see
-            [`~hnml_hf.objectives.inner_step.gradient_step`] and [`~hnml_hf.objectives.inner_step.inner_loss`].
+        scope (`str`): `head` (closed form; `lr` counts in units of 1 / mean kernel diagonal) or `full`.
+        lr (`float`), second_order (`bool`): see [`~hnml_hf.objectives.inner_step.gradient_step`].
         passed (*optional*): what [`first_pass`] returned, if it was made already.
 
     Returns:
         The output at the weights themselves, [`VirtualPredictions`], and the relative drop of the swapped labels'
         loss.
     """
-    inner = {"teacher_probabilities": teacher_probabilities, "consistency_weight": inner_consistency_weight}
     if scope == "head":
         output = student(**requests) if passed is None else student.look(passed[1], **requests)
-        virtual = _head_steps(student, output, synthetic_labels, requests, inner, lr=lr, second_order=second_order)
+        virtual = _head_steps(student, output, synthetic_labels, requests, lr=lr, second_order=second_order)
     else:
         weights, output = first_pass(student, scope) if passed is None else passed
         passes = []
         for drawn in synthetic_labels:
-            loss = inner_loss(output.logits.float(), drawn, **inner)
+            loss = F.cross_entropy(output.logits.float(), drawn)
             passes.append(student(gradient_step(loss, weights, lr=lr, second_order=second_order), **requests))
         virtual = VirtualPredictions(
             torch.stack([fast.logits for fast in passes]).float(),
@@ -136,11 +73,11 @@ def virtual_predictions(
     return output, virtual, swapped_label_loss_drop(output.logits, virtual.logits, labels, synthetic_labels)
 
 
-def _head_steps(student, output, synthetic_labels, requests, inner, *, lr, second_order) -> VirtualPredictions:
+def _head_steps(student, output, synthetic_labels, requests, *, lr, second_order) -> VirtualPredictions:
     # half precision loses the kernel: it is a sum of d products. The head itself is cheap in float32.
     with torch.autocast(output.logits.device.type, enabled=False):
         features, logits = output.features.float(), output.logits.float()
-        residuals = label_residuals(logits, synthetic_labels, **inner)
+        residuals = label_residuals(logits, synthetic_labels)
         support = features
         if not second_order:
             residuals, support = residuals.detach(), support.detach()
@@ -168,7 +105,6 @@ def mlnt(
     second_order: bool,
     meta_lr: float,
     num_meta_draws: int,
-    label_draw: str,
     perturb_ratio: float,
     num_neighbors: int,
     remember=None,
@@ -177,14 +113,12 @@ def mlnt(
 ):
     """Objective `mlnt` (Li et al., CVPR 2019): always say of which order, the released code is second order."""
     if "consistency" not in wanted:
-        logits = student().logits
-        return {"base": cross_entropy(logits, labels, sample_weights, noise_rate)}, {"logits": logits}
+        return ce(student, labels, sample_weights=sample_weights, noise_rate=noise_rate)
     passed = None if teacher is not None else first_pass(student, meta_scope)
     evidence = teacher_evidence(teacher) if passed is None else own_evidence(student, passed[1], remember)
-    synthetic_labels = draw_synthetic_labels(
-        evidence,
+    synthetic_labels = neighbor_labels(
+        evidence.features,
         labels,
-        label_draw=label_draw,
         num_neighbors=num_neighbors,
         perturb_ratio=perturb_ratio,
         num_draws=num_meta_draws,
@@ -197,4 +131,4 @@ def mlnt(
         "base": cross_entropy(output.logits, labels, sample_weights, noise_rate),
         "consistency": consistency_loss(virtual.logits, evidence.probabilities).mean(0),
     }
-    return terms, {"logits": output.logits, "swapped_label_loss_drop": drop}
+    return terms, {"logits": output.logits, "swapped_label_loss_drop": drop, **evidence.monitors()}

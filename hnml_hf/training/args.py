@@ -14,16 +14,25 @@ from .parent_options import check_parent_options, check_resolved_options, take_l
 
 logger = logging.get_logger(__name__)
 
-DEFAULT_META_LR = {"head": 20.0, "last_stage": 1.0, "full": 0.2}  # prototypes; MLNT has 0.2 for `full`
-HORIZON = 40  # steps that the momentum direction looks ahead at the peak learning rate; see docs/ablations.md
-TEACHER_OBJECTIVES = ("hnml", "mlnt", "mean_teacher")
+DEFAULT_META_LR = {"head": 20.0, "full": 0.2}  # `head` by prototypes, `full` of MLNT
+DEFAULT_EXTRAPOLATION = 40  # steps, of `hnml`; see docs/ablations.md
+SYNTHETIC_OBJECTIVES = ("hnml_synthetic", "mlnt")
+HNML_OBJECTIVES = ("hnml", "hnml_synthetic")
+TEACHER_OBJECTIVES = ("hnml", "hnml_synthetic", "mlnt", "mean_teacher")
 
-SYNTHETIC_OPTIONS = ("meta_scope", "second_order", "num_meta_draws", "label_draw", "perturb_ratio", "num_neighbors")
-TEACHER_OPTIONS = ("consistency_weight", "meta_start_step", "meta_rampup_steps", "meta_every", "teacher_source")
-HNML_OPTIONS = (
-    *("inner_direction", "inner_consistency_weight", "consistency_form", "balance_weight", "gauge_fraction"),
-    *("mask_weight", "mask_level", "cam_weight", "background_weight", "cam_threshold", "mask_temperature"),
-)
+# option: the runs that look at it; those that are not here matter to all
+APPLIES = {
+    "gce_q": lambda args: args.objective == "gce",
+    "elr_weight": lambda args: args.objective == "elr",
+    "elr_decay": lambda args: args.objective == "elr" or args.teacher_source == "memory",
+    "extrapolation_normalized": lambda args: bool(args.extrapolation),
+    **dict.fromkeys(
+        ("meta_scope", "second_order", "meta_lr", "num_meta_draws", "perturb_ratio", "num_neighbors"),
+        lambda args: args.objective in SYNTHETIC_OBJECTIVES,
+    ),
+    **dict.fromkeys(("consistency_weight", "teacher_source"), lambda args: args.objective in TEACHER_OBJECTIVES),
+    **dict.fromkeys(("mask_weight", "gauge_fraction"), lambda args: args.objective in HNML_OBJECTIVES),
+}
 
 
 @dataclass
@@ -34,8 +43,12 @@ class HNMLTrainingArguments(TrainingArguments):
     _argument_group_name = "method and training"  # of `--help`; the first ones are transformers' own
 
     # -- objective --
-    objective: Literal["hnml", "mlnt", "ce", "gce", "elr", "mean_teacher"] = field(
-        default="hnml", metadata={"help": "What to minimise: `hnml`, or one of the baselines in the same trainer."}
+    objective: Literal["hnml", "hnml_synthetic", "mlnt", "ce", "gce", "elr", "mean_teacher"] = field(
+        default="hnml",
+        metadata={
+            "help": "What to minimise: `hnml`, `hnml_synthetic` (with MLNT's virtual step), or one of the "
+            "baselines in the same trainer."
+        },
     )
     gce_q: float = field(
         default=0.7, metadata={"help": "GCE's q in (0, 1]: 0 is cross-entropy, 1 mean absolute error (GCE)."}
@@ -55,16 +68,23 @@ class HNMLTrainingArguments(TrainingArguments):
         },
     )
 
-    # -- meta-training: the virtual step --
-    inner_direction: Literal["synthetic", "momentum"] = field(
-        default="momentum",
+    # -- where the gradient is taken --
+    extrapolation: float | None = field(
+        default=None,
         metadata={
-            "help": "Where the virtual step goes: down the gradient of synthetic labels (MLNT), or ahead along the "
-            "running gradient of the given labels (ours)."
+            "help": "Take the gradient so many optimizer steps ahead along the optimizer's momentum: steps x peak "
+            "learning rate x momentum (Momentum-SAM without its normalisation, Becker et al., 2024). Default: 40 for "
+            "`hnml`, else 0."
         },
     )
-    meta_scope: Literal["head", "last_stage", "full"] = field(
-        default="full", metadata={"help": "Weights that a synthetic virtual step moves; `head` has a closed form."}
+    extrapolation_normalized: bool = field(
+        default=False,
+        metadata={"help": "Divide the momentum by its norm over all weights, as in Momentum-SAM: a control."},
+    )
+
+    # -- meta-training: the virtual step on synthetic labels --
+    meta_scope: Literal["head", "full"] = field(
+        default="full", metadata={"help": "Weights that the virtual step moves; `head` has a closed form."}
     )
     second_order: bool | None = field(
         default=None,
@@ -73,63 +93,21 @@ class HNMLTrainingArguments(TrainingArguments):
     meta_lr: float | None = field(
         default=None,
         metadata={
-            "help": "Length of the virtual step. Defaults: momentum 40 times the learning rate, head 20 in units of "
-            "1 / mean kernel diagonal, last_stage 1.0 (ours); full 0.2 (MLNT)."
+            "help": "Length of the virtual step. Defaults: head 20 in units of 1 / mean kernel diagonal (ours); full "
+            "0.2 (MLNT)."
         },
     )
     num_meta_draws: int = field(default=1, metadata={"help": "Synthetic label sets per step (MLNT has 10)."})
-    label_draw: Literal["neighbors", "uniform", "confusion"] = field(
-        default="neighbors",
-        metadata={
-            "help": "What a relabelled sample's synthetic label is: a nearest neighbour's (MLNT), that of any other "
-            "class, or of one with which the teacher confuses its class in the batch (ours)."
-        },
-    )
     perturb_ratio: float = field(default=0.5, metadata={"help": "Share of the batch that a draw relabels (MLNT)."})
     num_neighbors: int = field(
         default=10,
         metadata={"help": "A relabelled sample takes the label of one of so many nearest neighbours (MLNT)."},
     )
-    inner_consistency_weight: float = field(
-        default=0.0,
-        metadata={"help": "Weight of the consistency inside the virtual step's loss (ours; 0 as in MLNT)."},
-    )
-
     # -- the two levels of the outer loss --
     consistency_weight: float = field(
         default=3.0, metadata={"help": "Weight of the consistency with the teacher (ours)."}
     )
-    consistency_form: Literal["additive", "refurbished"] = field(
-        default="additive",
-        metadata={
-            "help": "`additive`: beside the loss on the given label. `refurbished`: in its place as far as the label "
-            "is estimated to be wrong; its weight is at most 1 (ours)."
-        },
-    )
     mask_weight: float = field(default=1.0, metadata={"help": "Weight of the mask-guided self-learning (ours)."})
-    mask_level: Literal["feature", "image"] = field(
-        default="feature",
-        metadata={
-            "help": "Cut the foreground out of the feature map, at no cost, or out of the image, for one more pass "
-            "(`inner_direction=momentum` only) (ours)."
-        },
-    )
-    cam_weight: float = field(default=0.5, metadata={"help": "Weight of the map agreement within it (ours)."})
-    background_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the background's uniformity within it (ours)."}
-    )
-    cam_threshold: float = field(
-        default=0.3, metadata={"help": "Share of a map's maximum above which a cell is foreground, in [0, 1] (ours)."}
-    )
-    mask_temperature: float = field(
-        default=1.0, metadata={"help": "Below 1 the foreground's target is sharpened (ours)."}
-    )
-    balance_weight: float = field(
-        default=0.0,
-        metadata={
-            "help": "Weight of the term by which a batch's predictions leave no class out (Tanaka et al., 2018)."
-        },
-    )
     forward_correction: bool = field(
         default=False,
         metadata={
@@ -147,35 +125,12 @@ class HNMLTrainingArguments(TrainingArguments):
             "from 0.01 to 0.1. 0: none, the meta terms are always at full strength (ours)."
         },
     )
-    meta_start_step: float = field(
-        default=0.0,
-        metadata={"help": "Steps of plain training first; below 1 a share of all steps (MLNT: 500 steps)."},
-    )
-    meta_rampup_steps: float = field(
-        default=0.0,
-        metadata={"help": "Steps over which the meta terms grow to full strength; below 1 a share of all steps."},
-    )
-
-    meta_every: int = field(
-        default=1,
-        metadata={
-            "help": "Take the meta terms every so many steps only, unscaled; the look-ahead is taken in all (ours)."
-        },
-    )
-
     # -- teacher --
     teacher_source: Literal["ema", "memory"] = field(
         default="ema",
         metadata={
             "help": "Where targets come from: a pass of the averaged weights over each batch, or each sample's "
             "running average of the student's predictions, which costs no pass (ours)."
-        },
-    )
-    memory_top_k: int = field(
-        default=0,
-        metadata={
-            "help": "Classes kept per sample in that average, in a file on disk; 0 keeps all if they take at most "
-            "256 MiB, else 10 (ours)."
         },
     )
     teacher_decay: float = field(
@@ -190,26 +145,6 @@ class HNMLTrainingArguments(TrainingArguments):
         metadata={
             "help": "Evaluate and save the teacher instead of the student; default: if the objective has a teacher."
         },
-    )
-
-    # -- pretrained backbones --
-    freeze_batch_norm: bool = field(
-        default=False,
-        metadata={
-            "help": "Keep the backbone's batch-norm statistics as they came. Those of a small dataset, or of another "
-            "image size, may be far from what pretrained weights expect (ours)."
-        },
-    )
-
-    # -- several processes --
-    rank_sync_steps: int = field(
-        default=0,
-        metadata={"help": "Stop if the processes hold different weights: compare a hash of them every so many steps."},
-    )
-
-    allow_uncompiled: bool = field(
-        default=False,
-        metadata={"help": "Where `torch_compile` fails, go on with that part uncompiled instead of stopping (ours)."},
     )
 
     # -- defaults of the parent that are changed; what becomes of the others: parent_options.py --
@@ -243,7 +178,6 @@ class HNMLTrainingArguments(TrainingArguments):
             ("gce_q", 0, 1),
             ("elr_decay", 0, 1),
             ("perturb_ratio", 0, 1),
-            ("cam_threshold", 0, 1),
             ("teacher_decay", 0, 1),
             ("gauge_fraction", 0, 0.5),
         ):
@@ -252,36 +186,22 @@ class HNMLTrainingArguments(TrainingArguments):
         self._require("gce_q", self.gce_q > 0, "above 0")
         for name in ("elr_decay", "teacher_decay"):  # an average with a decay of 1 stays what it was at the start
             self._require(name, getattr(self, name) < 1, "below 1")
-        self._require("cam_threshold", self.cam_threshold < 1, "below 1")  # no cell lies above its map's maximum
-        for name in ("num_meta_draws", "num_neighbors", "meta_every"):
+        for name in ("num_meta_draws", "num_neighbors"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in (
             "elr_weight",
-            "inner_consistency_weight",
             "consistency_weight",
             "mask_weight",
-            "cam_weight",
-            "background_weight",
-            "balance_weight",
-            "meta_start_step",
-            "meta_rampup_steps",
-            "rank_sync_steps",
-            "memory_top_k",
         ):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        self._require("mask_temperature", self.mask_temperature > 0, "above 0")
-        self._require("meta_lr", self.meta_lr is None or self.meta_lr >= 0, "at least 0")
+        for name in ("meta_lr", "extrapolation"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) >= 0, "at least 0")
         for name, kind in HNMLTrainingArguments.__annotations__.items():
             if name == "targets" and self.targets is None:
                 continue
             kind = get_args(kind)[0] if name == "targets" else kind
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise ValueError(f"`{name}={getattr(self, name)!r}` is none of {', '.join(get_args(kind))}.")
-        if self.consistency_form == "refurbished" and self.consistency_weight > 1:
-            raise ValueError(
-                f"`consistency_form='refurbished'` with `consistency_weight={self.consistency_weight}` would train "
-                "against the given labels: it takes their place by that share. Set `consistency_weight` to at most 1."
-            )
         if self.save_only_model and self.save_strategy != "no":
             raise ValueError(
                 "`save_only_model` writes checkpoints that no run can go on from. Leave it out, or set "
@@ -292,27 +212,24 @@ class HNMLTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`activation_checkpointing` does not go with `meta_scope={self.meta_scope!r}`: it would recompute "
                 "activations of the virtual weights with the real ones and give wrong gradients without notice. Use "
-                "`meta_scope='head'`, `inner_direction='momentum'` or a smaller batch with "
+                "`meta_scope='head'`, `objective='hnml'` or a smaller batch with "
                 "`gradient_accumulation_steps`."
             )
         if self.fp16 and synthetic and self.meta_scope != "head":
             raise ValueError(
                 "`fp16` scales the loss, but not that of a virtual step, whose gradient would be rounded to 0. Use "
-                "`bf16`, `meta_scope='head'` or `inner_direction='momentum'`."
+                "`bf16`, `meta_scope='head'` or `objective='hnml'`."
             )
-        if synthetic and self.mask_level == "image":
-            raise ValueError(
-                "`mask_level='image'` looks at the batch again at the network's own weights, which a synthetic step "
-                "moves. Use `inner_direction='momentum'`, or `mask_level='feature'`."
-            )
-        if self.meta_lr is None:
-            self.meta_lr = DEFAULT_META_LR[self.meta_scope] if synthetic else HORIZON * self.learning_rate
+        if self.meta_lr is None and synthetic:
+            self.meta_lr = DEFAULT_META_LR[self.meta_scope]
+        if self.extrapolation is None:
+            self.extrapolation = DEFAULT_EXTRAPOLATION if self.objective == "hnml" else 0
         if self.second_order is None:
             self.second_order = self.meta_scope == "head"
         if self.torch_compile and synthetic and self.meta_scope != "head" and self.second_order:
             raise ValueError(
                 "`torch_compile` cannot differentiate a compiled backward again, which second-order virtual steps "
-                "need. Use `second_order=False`, `meta_scope='head'` or `inner_direction='momentum'`."
+                "need. Use `second_order=False`, `meta_scope='head'` or `objective='hnml'`."
             )
         if self.eval_teacher is None:
             self.eval_teacher = self.objective in TEACHER_OBJECTIVES
@@ -325,22 +242,15 @@ class HNMLTrainingArguments(TrainingArguments):
         self._check_trackers()
         if without_effect and self.process_index == 0:
             logger.warning(
-                f"Without effect in this run, which has `objective={self.objective}` and `inner_direction="
-                f"{self.inner_direction}`: {', '.join(f'`{name}`' for name in without_effect)}."
+                f"Without effect in this run, which has `objective={self.objective}`: "
+                f"{', '.join(f'`{name}`' for name in without_effect)}."
             )
 
     def _without_effect(self) -> list[str]:
-        """Options of the method that differ from their defaults, and that the objective does not look at."""
-        unused = [] if self.draws_labels else ["inner_consistency_weight", *SYNTHETIC_OPTIONS]
-        unused += [] if self.objective in TEACHER_OBJECTIVES else TEACHER_OPTIONS
-        unused += [] if self.objective == "hnml" else HNML_OPTIONS
-        unused += [] if self.objective in ("hnml", "mlnt") else ["meta_lr"]
-        unused += [] if self.objective == "gce" else ["gce_q"]
-        unused += [] if self.objective == "elr" else ["elr_weight"]
-        remembers = self.objective == "elr" or self.teacher_source == "memory"
-        unused += [] if remembers else ["elr_decay", "memory_top_k"]
+        """Options of the method that differ from their defaults, and that this run does not look at."""
         defaults = {option.name: option.default for option in fields(self)}
-        return [name for name in dict.fromkeys(unused) if getattr(self, name) != defaults[name]]
+        unused = [name for name, applies in APPLIES.items() if not applies(self)]
+        return [name for name in unused if getattr(self, name) != defaults[name]]
 
     def _check_trackers(self):
         """Say before training that a tracker's package is missing; transformers would, with a traceback."""
@@ -361,7 +271,7 @@ class HNMLTrainingArguments(TrainingArguments):
     @property
     def draws_labels(self) -> bool:
         """Whether a step goes down the gradient of synthetic labels."""
-        return self.objective == "mlnt" or (self.objective == "hnml" and self.inner_direction == "synthetic")
+        return self.objective in SYNTHETIC_OBJECTIVES
 
     @property
     def recomputes_activations(self) -> bool:
@@ -370,13 +280,11 @@ class HNMLTrainingArguments(TrainingArguments):
 
     def takes_soft_labels(self) -> bool:
         """Whether the objective has a meaning for images, and labels, that are mixed."""
-        additive = self.inner_direction == "momentum" and self.consistency_form == "additive"
-        return self.objective == "ce" or (self.objective == "hnml" and additive and self.teacher_source == "ema")
+        return self.objective == "ce" or (self.objective == "hnml" and self.teacher_source == "ema")
 
     def takes_soft_targets(self) -> bool:
         """Whether the base loss of the objective has a meaning for a distribution in the place of a label."""
-        additive = self.inner_direction == "momentum" and self.consistency_form == "additive"
-        return self.objective in ("ce", "elr", "mean_teacher") or (self.objective == "hnml" and additive)
+        return self.objective in ("ce", "elr", "mean_teacher", "hnml")
 
     def memory_advice(self) -> str:
         """What to change when a training step does not fit into memory, the mildest change first."""
@@ -386,17 +294,16 @@ class HNMLTrainingArguments(TrainingArguments):
                 advice.append(f"`--num_meta_draws 1` (each of the {self.num_meta_draws} keeps a whole pass)")
             if self.second_order and self.meta_scope != "head":
                 advice.append("`--second_order false`")
-            smaller = {"full": ("last_stage", "head"), "last_stage": ("head",), "head": ()}[self.meta_scope]
-            advice += [f"`--meta_scope {scope}`" for scope in smaller]
+            if self.meta_scope == "full":
+                advice.append("`--meta_scope head`")
         if self.objective in TEACHER_OBJECTIVES and self.teacher_source == "ema":
             advice.append("`--teacher_source memory --eval_teacher false` (no second network)")
         if self.per_device_train_batch_size > 1:
             half, steps = self.per_device_train_batch_size // 2, self.gradient_accumulation_steps * 2
             advice.append(f"`--per_device_train_batch_size {half} --gradient_accumulation_steps {steps}`")
         return (
-            f"A step of `{self.objective}` does not fit. In this order: {', then '.join(advice)}. `--meta_every` "
-            "makes such steps rarer, not smaller. `python scripts/benchmarks/benchmark.py cost` shows what each form "
-            "needs."
+            f"A step of `{self.objective}` does not fit. In this order: {', then '.join(advice)}. `python "
+            "scripts/benchmarks/benchmark.py cost` shows what each form needs."
         )
 
     def _require(self, name: str, holds: bool, wanted: str):

@@ -1,6 +1,12 @@
 """What is wrong with training data is said before training starts."""
 
+from collections.abc import Collection
+
 import numpy as np
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 def check_training_data(dataset, num_labels: int):
@@ -30,13 +36,18 @@ def check_training_data(dataset, num_labels: int):
         )
 
 
-def check_sample_weights(dataset, *, mixes: bool):
-    """Raise `ValueError` unless the weights of a dataset, of shape `(n,)`, lie in [0, 1] and are not all 0.
+def check_sample_weights(dataset, *, mixes: bool, objective: str, provided: Collection[str]):
+    """Raise `ValueError` unless the weights of a dataset, if it has any, lie in [0, 1] and are not all 0.
 
     Args:
-        dataset ([`TransformedDataset`]): with `weights`.
+        dataset ([`TransformedDataset`]): with `weights` of shape `(n,)`, or None.
         mixes (`bool`): whether images are mixed.
+        objective (`str`), provided (`Collection[str]`): its name, and what a step gives it.
     """
+    if dataset.weights is None:
+        return
+    if "sample_weights" not in provided:
+        raise ValueError(f"Objective `{objective}` takes no weights of samples; leave them out.")
     if mixes:
         raise ValueError("A mixed image has two labels and no weight: leave out Mixup, or the weights of samples.")
     bad = np.flatnonzero(~((dataset.weights >= 0) & (dataset.weights <= 1)))
@@ -47,3 +58,41 @@ def check_sample_weights(dataset, *, mixes: bool):
         )
     if not dataset.weights.any():
         raise ValueError(f"All {len(dataset)} training samples have weight 0; there is nothing to learn.")
+
+
+def check_forward_correction(args, dataset, *, mixes: bool, provided: Collection[str]):
+    """Raise `ValueError` if `forward_correction` is asked for where it cannot be had; arguments as above."""
+    if not args.forward_correction:
+        return
+    reason = None
+    if "noise_rate" not in provided:
+        reason = f"objective `{args.objective}` has no cross-entropy that it could correct"
+    elif mixes:
+        reason = "of mixed images no record is kept, from which the noise rate is estimated"
+    elif getattr(dataset, "weights", None) is not None:
+        reason = "the weights of the samples already say how far each label is believed"
+    if reason is not None:
+        raise ValueError(f"`forward_correction` cannot be had here: {reason}. Set it to false.")
+
+
+def chosen_targets(args, dataset, *, mixes: bool) -> str:
+    """`posterior` or `given`: as the options say, or by what the dataset and the objective have."""
+    chosen, data = args.targets, dataset
+    there = getattr(data, "targets", None) is not None
+    reason = None
+    if not there:
+        reason = "the training set has no soft targets; start from the judge's head, or `add_targets`"
+    elif mixes:
+        reason = "images are mixed"
+    elif not args.takes_soft_targets():
+        reason = f"objective `{args.objective}` takes labels alone, as it is set"
+    elif args.forward_correction:
+        reason = "`forward_correction` corrects the loss on given labels"
+    if chosen == "posterior" and reason is not None:
+        raise ValueError(f"`targets=posterior` cannot be had here: {reason}. Leave it out, or give `given`.")
+    if chosen is None and there and reason is None and data.weights is not None:
+        reason = "the weights of the samples say how far each given label is believed"
+    if chosen is None and there:
+        chosen = "posterior" if reason is None else "given"
+        logger.info(f"Targets: {chosen}" + ("." if reason is None else f", since {reason}."))
+    return chosen or "given"

@@ -93,3 +93,11 @@ def check_ranks_agree(names: list[str], digests: torch.Tensor, *, step: int):
         f"{len(tensors)} of {len(names)} tensors, first `{tensors[0]}`. Training was stopped. Something changed "
         "weights on one process only, or ran outside the wrapped model's forward; resume from a checkpoint."
     )
+
+
+def any_process(flags: list[torch.Tensor], world_size: int) -> list[bool]:
+    """Whether each of some flags, of shape `()`, is set on any process. Waits for the device, in one message."""
+    together = torch.stack([flag.to(torch.int32) for flag in flags])
+    if world_size > 1:
+        torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
+    return together.bool().tolist()

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from ..data.resident import ResidentDataset
 from ..modeling.finite import require_finite_outputs
 from .distributed import broadcast_buffers
+from .resume.trainer import LAST_FOLDER
 
 
-LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loaded at the end
 WORKER_OPTIONS = {
     "dataloader_num_workers": 0,
     "dataloader_pin_memory": False,
@@ -23,12 +23,15 @@ MAPS = ["features", "feature_maps", "last_hidden_state"]  # outputs that evaluat
 class EvaluationMixin:
     """The evaluation methods of transformers' Trainer, for a student and its moving average.
 
-    For a Trainer with `teacher` (a `ModelEmaV3`, or `None`) and `_evaluated`, which says which of them is measured.
+    For a Trainer with `teacher` (a [`Teacher`], or `None`) and `_evaluated`, which says which of them is measured.
     """
 
     def evaluated_model(self):
         """The model that `evaluate` measures and `save_model` writes."""
-        return self.teacher.module if self._evaluated == "teacher" else self.model
+        return self.teacher.network if self._evaluated == "teacher" else self.model
+
+    def networks(self):
+        return [self.model] if self.teacher is None else [self.model, self.teacher.network]
 
     @contextmanager
     def _evaluating(self, which: str):
@@ -69,21 +72,22 @@ class EvaluationMixin:
             for name, value in kept.items():
                 setattr(self.args, name, value)
 
-    def _get_dataloader(self, dataset, *args, **kwargs):
-        with self._without_workers(dataset):
-            return super()._get_dataloader(dataset, *args, **kwargs)
+    def get_train_dataloader(self):
+        with self._without_workers(self.train_dataset):
+            return super().get_train_dataloader()
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As the parent's, but images are not mixed, and a dataset that is given is the one that is measured: with
         workers that persist, the parent takes the loader of the first one without a name for all others."""
         if not (eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset):
             return self.get_test_dataloader(eval_dataset)
-        with self._unmixed():
+        named = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else self.eval_dataset
+        with self._unmixed(), self._without_workers(named):
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
         """As the parent's, but images are not mixed, and its workers end with it."""
-        with self._unmixed(), self._passing_workers():
+        with self._unmixed(), self._passing_workers(), self._without_workers(test_dataset):
             return super().get_test_dataloader(test_dataset)
 
     def evaluation_loop(self, *args, **kwargs):
@@ -100,7 +104,7 @@ class EvaluationMixin:
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if self._evaluated == "teacher":
-            model = self.teacher.module
+            model = self.teacher.network
         inputs = {name: inputs[name] for name in ("pixel_values", "labels")}
         ignored = (ignore_keys or []) + MAPS
         with self.accelerator.autocast():  # the student has it of its wrapper, the teacher has none
@@ -122,10 +126,6 @@ class EvaluationMixin:
             self.log(others)
             metrics.update(others)
         return metrics
-
-    def _load_best_model(self):
-        self.save_model(os.path.join(self.args.output_dir, LAST_FOLDER), _internal_call=True)
-        super()._load_best_model()
 
     @contextmanager
     def last_weights(self):

@@ -1,12 +1,13 @@
 """How much of what a network fits is memorised: the dial of the meta terms."""
 
 import numpy as np
-import torch
+
+from ..audit.noise_model import SIGNIFICANT_GAP, gap_error
+from .args import HNML_OBJECTIVES
 
 
 UPDATE_EVERY = 32  # steps; the trainer has gathered what the processes saw by then
 LABELS_HELD_OUT = 500  # as far as the shares in `default_fraction` allow
-SIGNIFICANT_GAP = 2.0  # standard errors by which the gap must differ from none
 FULL_AT = 0.2  # share of the unpredictable labels memorised, beyond that, at which the dial is at 1
 
 
@@ -19,26 +20,13 @@ def create_gauge(args, samples: int) -> "MemorizationGauge | None":
     """The gauge of a run, or None where its objective has none.
 
     Args:
-        args ([`HNMLTrainingArguments`]): objective, seed and `gauge_fraction`.
+        args ([`HNMLTrainingArguments`]): objective and `gauge_fraction`.
         samples (`int`): of the training set.
     """
-    if args.objective != "hnml" or args.gauge_fraction == 0:
+    if args.objective not in HNML_OBJECTIVES or args.gauge_fraction == 0:
         return None
     fraction = args.gauge_fraction or default_fraction(samples)
-    return MemorizationGauge(fraction=fraction, seed=args.seed, samples=samples)
-
-
-def gap_error(first: float, first_seen: float, second: float, second_seen: float) -> float:
-    """Standard error of the difference of two shares, each of so many samples.
-
-    Two successes and two failures are added to either (Agresti & Coull, The American Statistician 1998), so that a
-    share of 0 of a few samples is not taken for a sure one.
-    """
-    variance = 0.0
-    for share, seen in ((first, first_seen), (second, second_seen)):
-        smoothed = (share * seen + 2) / (seen + 4)
-        variance += smoothed * (1 - smoothed) / (seen + 4)
-    return variance**0.5
+    return MemorizationGauge(fraction=fraction, samples=samples)
 
 
 class MemorizationGauge:
@@ -51,34 +39,23 @@ class MemorizationGauge:
     Nothing is asked of the user, and nothing of a clean label. The construction is ours. That networks first learn
     what generalises and then by heart is the observation of Arpit et al., ICML 2017.
 
-    With `inner_direction="synthetic"` the held-out labels still are among those that neighbours pass on to the virtual
+    With `hnml_synthetic` the held-out labels still are among those that neighbours pass on to the virtual
     step; the losses that move the weights do not see them.
 
     Args:
         fraction (`float`): share of the samples held out, in (0, 1).
-        seed (`int`): of the choice, together with the sample ids.
         samples (`int`): samples per epoch, the time constant of the running averages.
     """
 
-    def __init__(self, *, fraction: float, seed: int, samples: int):
-        self.fraction, self.seed, self.samples = fraction, seed, samples
+    def __init__(self, *, fraction: float, samples: int):
+        self.fraction, self.samples = fraction, samples
+        self.reset()
+
+    def reset(self):
+        """Forget all that was counted."""
         self.pending = np.zeros(4, np.int64)  # taught: fitted, seen; held out: fitted, seen
         self.running = np.zeros(4)
         self.strength = 0.0
-
-    def held_out(self, index: torch.Tensor) -> torch.Tensor:
-        """Which samples are held out, a function of seed and sample id.
-
-        Args:
-            index (`torch.LongTensor` of shape `(b,)`): sample ids.
-
-        Returns:
-            `torch.BoolTensor` of shape `(b,)`.
-        """
-        mixed = index + 0x9E3779B97F4A7C15 * (self.seed + 1) % 2**63
-        for shift, factor in ((30, 0x3F58476D1CE4E5B9), (27, 0x14D049BB133111EB)):  # the finalizer of SplitMix64
-            mixed = (mixed ^ (mixed >> shift)) * factor
-        return ((mixed ^ (mixed >> 31)) & 0xFFFFFF) < self.fraction * 2**24
 
     def count(self, held_out: np.ndarray, fitted: np.ndarray):
         """Take visits in.

@@ -83,7 +83,8 @@ def non_finite_error(terms: list[str], samples: list[int], *, step: int) -> NonF
     where = found or f"a gradient, from the batch of the samples with index {samples}"
     return NonFiniteError(
         f"Step {step}: not finite: {where}. The weights were not changed by it. Look at these images, lower "
-        "`--learning_rate` or `--meta_lr`, or set `--max_grad_norm`, and resume from the last checkpoint."
+        "`--learning_rate`, `--extrapolation` or `--meta_lr`, or set `--max_grad_norm`, and resume from the last "
+        "checkpoint."
     )
 
 

@@ -17,7 +17,13 @@ DEFAULT_TOP_K = 10
 
 
 def create_memory(
-    index: np.ndarray, num_labels: int, *, decay: float, top_k: int, device: torch.device | str, folder: str
+    index: np.ndarray,
+    num_labels: int,
+    *,
+    decay: float,
+    top_k: int | None = None,
+    device: torch.device | str,
+    folder: str,
 ) -> "TargetMemory | TopKMemory":
     """The memory for a training set.
 
@@ -25,14 +31,14 @@ def create_memory(
         index (`np.ndarray` of shape `(n,)`): the sample ids, in any order.
         num_labels (`int`): number of classes.
         decay (`float`): beta in [0, 1).
-        top_k (`int`): classes kept per sample; 0 keeps all if they take at most 256 MiB, else 10.
+        top_k (`int`, *optional*): classes kept per sample; default: all if they take at most 256 MiB, else 10.
         device: of a memory of all classes.
         folder (`str`): where a file may be written; it vanishes with the process.
 
     Raises:
         ValueError: if two samples have one id.
     """
-    if not top_k:
+    if top_k is None:
         top_k = num_labels if 4 * num_labels * len(index) <= DENSE_BYTES else DEFAULT_TOP_K
     if top_k < num_labels:
         return TopKMemory(index, num_labels, decay=decay, top_k=top_k, folder=folder)
@@ -163,7 +169,7 @@ def _check_state(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor]):
     if shapes != stored:
         raise ValueError(
             f"The checkpoint's per-sample memory has the shapes {stored}, this run's has {shapes}. Resume with the "
-            "same training set, classes and `memory_top_k`."
+            "same training set and classes."
         )
     if not torch.equal(state["ids"].to(own["ids"]), own["ids"]):
         raise ValueError("The checkpoint's per-sample memory belongs to other sample ids than this training set.")

@@ -62,7 +62,6 @@ class Setting:
                 "weight_decay": 1e-4,
                 "per_device_train_batch_size": 32,
                 "warmup_steps": 0.1,
-                "freeze_batch_norm": True,
                 "gauge_fraction": 0,
             }
         return {"learning_rate": 0.05, "weight_decay": 5e-4, "per_device_train_batch_size": 64}
@@ -176,9 +175,11 @@ def narrow_model(size: int) -> TimmCAMForImageClassification:
 def pretrained_model(size: int, data_root: Path) -> TimmCAMForImageClassification:
     weights = data_root / "weights" / f"{PRETRAINED}.in1k.safetensors"
     start = weights if weights.is_file() else True
-    return TimmCAMForImageClassification.from_timm(
+    model = TimmCAMForImageClassification.from_timm(
         PRETRAINED, num_labels=NUM_LABELS, image_size=size, pretrained=start
     )
+    model.batch_norm_frozen = True
+    return model
 
 
 def probe(model, images: MemoryImages, seed: int) -> dict:
@@ -231,7 +232,7 @@ def train(
         "wall": wall,
         "final": final.numpy(),
         "records": np.array(trainer.statistics.records),
-        "cost": trainer.cost_meter.cost,
+        "cost": trainer.cost.meter.cost,
         "commit": commit(),
     }
     return result if before is None else {**result, "cross_validated": before["records"]}

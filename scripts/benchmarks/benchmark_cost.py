@@ -11,10 +11,10 @@ from benchmark_steps import CASES, add_step_options, build_trainers, one_step, o
 from transformers import Trainer
 
 from hnml_hf import HNMLTrainer, peak_tensor_bytes, tensor_bytes
+from hnml_hf.training.args import SYNTHETIC_OBJECTIVES, TEACHER_OBJECTIVES
 
 
-TEACHED = ("hnml", "mlnt", "mean_teacher")
-SLOW_CASES = ("last_stage, 10 sets, first order", "full, 10 sets, first order", "full, 10 sets, second order")
+SLOW_CASES = ("full, 10 sets, first order", "full, 10 sets, second order")
 
 
 def peak_memory(trainer: Trainer, batch_size: int) -> int:
@@ -23,9 +23,9 @@ def peak_memory(trainer: Trainer, batch_size: int) -> int:
     kept = [*trainer.model.parameters(), *trainer.model.buffers()]
     kept += [value for state in trainer.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     if getattr(trainer, "teacher", None) is not None:
-        kept += trainer.teacher.state_dict().values()
+        kept += trainer.teacher.network.state_dict().values()
     if getattr(trainer, "memory", None) is not None:
-        kept += trainer.memory.state_dict().values()
+        kept += trainer.memory.store.state_dict().values()
     return tensor_bytes(kept) + peak_tensor_bytes(step, trainer.args.device)
 
 
@@ -38,7 +38,7 @@ def measure_cost(args) -> dict:
         for name in names:
             trainer = trainers[name]
             trainer.train()
-            seconds, used = trainer.clock.seconds(args.warmup, (CASES[name] or {}).get("meta_every", 1))
+            seconds, used = trainer.clock.seconds(args.warmup)
             wall[name].append(seconds)
             processor[name].append(used)
             if turn == 0:
@@ -50,7 +50,7 @@ def measure_cost(args) -> dict:
     for name in names:
         options = CASES[name] or {}
         trainer = trainers[name]
-        synthetic = options.get("inner_direction") == "synthetic" or options.get("objective") == "mlnt"
+        synthetic = options.get("objective") in SYNTHETIC_OBJECTIVES
         row = {
             "case": name,
             "backbone": args.backbone,
@@ -59,8 +59,7 @@ def measure_cost(args) -> dict:
             "scope": options.get("meta_scope") if synthetic else None,
             "second_order": trainer.args.second_order if synthetic else None,
             "draws": trainer.args.num_meta_draws if synthetic else None,
-            "teacher_source": trainer.args.teacher_source if options.get("objective") in TEACHED else None,
-            "meta_every": options.get("meta_every", 1),
+            "teacher_source": trainer.args.teacher_source if options.get("objective") in TEACHER_OBJECTIVES else None,
             **ratios("wall_ratio", wall[name], wall["ce"]),
             "flops_ratio": flops_ratio(trainer) if options else 1.0,
             "memory_ratio": round(memory[name] / memory["ce"], 3),
@@ -78,9 +77,8 @@ def measure_cost(args) -> dict:
 
 
 def flops_ratio(trainer: HNMLTrainer) -> float:
-    """What the trainer's own meter says, for whole cycles of `meta_every` steps."""
-    counted, every = trainer.cost_meter.ratios.values(), trainer.args.meta_every
-    return round((max(counted) + (every - 1) * min(counted)) / every, 3)
+    """What the trainer's own meter says of its dearest step."""
+    return round(max(trainer.cost.meter.ratios.values()), 3)
 
 
 def ratios(name: str, times: list[float], reference: list[float]) -> dict[str, float]:

@@ -28,17 +28,17 @@ from transformers import AutoModelForImageClassification
 
 from hnml_hf import TimmCAMForImageClassification, counting_flops
 from hnml_hf.objectives import OBJECTIVES
-from hnml_hf.objectives.inner_step import look_ahead, running_directions
+from hnml_hf.objectives.batch_view import BatchView
+from hnml_hf.training.extrapolation import extrapolated, running_directions
 
 
 NUM_LABELS = 10
 ROUNDING = 1e-6  # where batch norm stands before the last layer, our two steps round otherwise than timm's one
 STEPS = {  # column: what the virtual step is
-    "momentum": {"inner_direction": "momentum", "meta_scope": "full", "second_order": False},
-    "head": {"inner_direction": "synthetic", "meta_scope": "head", "second_order": True},
-    "last stage": {"inner_direction": "synthetic", "meta_scope": "last_stage", "second_order": False},
-    "full": {"inner_direction": "synthetic", "meta_scope": "full", "second_order": False},
-    "full, second order": {"inner_direction": "synthetic", "meta_scope": "full", "second_order": True},
+    "momentum": {"objective": "hnml"},
+    "head": {"objective": "hnml_synthetic", "meta_scope": "head", "second_order": True},
+    "full": {"objective": "hnml_synthetic", "meta_scope": "full", "second_order": False},
+    "full, second order": {"objective": "hnml_synthetic", "meta_scope": "full", "second_order": True},
 }
 SECOND_ORDER_UP_TO = 8_000_000  # parameters; larger ones take minutes each on a processor
 REFUSALS = (ValueError,)
@@ -54,41 +54,29 @@ FAULTS = (
 )
 
 
-def training_step(model, pixel_values, labels, *, inner_direction: str, meta_scope: str, second_order: bool) -> dict:
+def training_step(model, pixel_values, labels, *, objective: str, **options) -> dict:
     """One step of HNML without a Trainer. Leaves gradients in the model; returns the mean of each term of the loss."""
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     for parameter in teacher.parameters():  # a teacher equal to its student would make the consistency vanish
         parameter.add_(0.1 * parameter.std(unbiased=False) * torch.randn_like(parameter))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
-    if inner_direction == "momentum":
+    if objective == "hnml":
         model(pixel_values, labels=labels).loss.backward()
         optimizer.step()  # fills the running gradient; the weights stay, at a learning rate of zero
         optimizer.zero_grad()
-    with look_ahead(running_directions(optimizer), lr=0.01), sdpa_kernel(SDPBackend.MATH):
+    with extrapolated(running_directions(optimizer), distance=0.01), sdpa_kernel(SDPBackend.MATH):
+        if objective == "hnml_synthetic":
+            generator = torch.Generator().manual_seed(0)
+            options |= {"generator": generator, "meta_lr": 0.01, "num_meta_draws": 1, "perturb_ratio": 0.5}
+            options["num_neighbors"] = 2
         terms, _ = model(
             pixel_values,
-            step=lambda student: OBJECTIVES["hnml"](
-                student,
+            step=lambda model, pixel_values: OBJECTIVES[objective](
+                BatchView(model, pixel_values),
                 labels,
                 wanted={"base", "consistency", "mask_guided"},
                 teacher=torch.no_grad()(lambda: teacher(pixel_values, cam_classes="predicted")),
-                generator=torch.Generator().manual_seed(0),
-                class_prior=None,
-                consistency_form="additive",
-                inner_direction=inner_direction,
-                meta_scope=meta_scope,
-                second_order=second_order,
-                meta_lr=0.01,
-                num_meta_draws=1,
-                label_draw="neighbors",
-                perturb_ratio=0.5,
-                num_neighbors=2,
-                inner_consistency_weight=0.0,
-                mask_level="feature",
-                cam_weight=0.5,
-                background_weight=0.1,
-                cam_threshold=0.3,
-                mask_temperature=1.0,
+                **options,
             ),
         )
         sum(term.mean() for term in terms.values()).backward()
@@ -155,7 +143,7 @@ def examine(architecture: str, image_size: int | None, model_args: dict) -> dict
     except FAULTS as error:
         return {"built": f"failed: {type(error).__name__}: {first_line(error)}"}
     with torch.no_grad():  # timm starts some classifiers at zero, where no map could differ from another
-        for parameter in model.scope_parameters("head").values():
+        for parameter in model.head_parameters().values():
             parameter.normal_(std=0.05)
     model.eval()
     pixel_values, labels = torch.randn(4, *model.input_size), torch.tensor([0, 1, 2, 3])

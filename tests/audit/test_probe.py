@@ -137,7 +137,7 @@ def test_training_starts_from_the_probe(tmp_path, monkeypatch, capfd):
         "--validation_fraction",
         "0.1",
     ]
-    common += ["--backbone", "test_resnet", "--image_size", "64", "--weights", str(weights), "--use_cpu", "true"]
+    common += ["--backbone", "test_resnet", "--image_size", "64", "--pretrained", str(weights), "--use_cpu", "true"]
     load_script("probe").main([*common, "--audit", "false", "--output_dir", "probe"])
     assert not Path("probe", "_audit").exists()
     start = ["--start_from_probe", "true", "--learning_rate", "0", "--max_steps", "2", "--freeze_batch_norm", "true"]
@@ -149,11 +149,11 @@ def test_training_starts_from_the_probe(tmp_path, monkeypatch, capfd):
     assert "starts from a linear probe, " in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("missing", ["--weights", "--validation_fraction"])
+@pytest.mark.parametrize("missing", ["--pretrained", "--validation_fraction"])
 def test_a_start_that_needs_more_is_refused(missing, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     TimmCAMForImageClassification.from_timm("test_resnet", num_labels=10, image_size=64).save_pretrained("weights")
-    options = {"--weights": "weights", "--validation_fraction": "0.1"}
+    options = {"--pretrained": "weights", "--validation_fraction": "0.1"}
     del options[missing]
     words = [word for option in options.items() for word in option]
     common = ["--dataset", "quickstart", "--backbone", "test_resnet", "--image_size", "64", "--output_dir", "run"]
@@ -175,7 +175,7 @@ def test_the_probe_does_not_see_what_the_gauge_holds_out(tmp_path, monkeypatch):
         return start_from_probe(model, dataset, held_out, **options)
 
     monkeypatch.setattr(train, "start_from_probe", spying)
-    common = [*save_small_quickstart(5), "--backbone", "test_resnet", "--image_size", "64", "--weights", "weights"]
+    common = [*save_small_quickstart(5), "--backbone", "test_resnet", "--image_size", "64", "--pretrained", "weights"]
     common += ["--validation_fraction", "0.1", "--start_from_probe", "true", "--max_steps", "1"]
     train.main([*common, "--use_cpu", "true", "--output_dir", "run"])
     records = run_records("run")
@@ -253,13 +253,13 @@ def test_the_script_writes_what_training_writes(tmp_path, monkeypatch, capsys):
     options += ["--output_dir", str(tmp_path / "out"), "--report_to", "none", "--use_cpu", "true"]
     with pytest.raises(SystemExit, match="random features"):
         script.main(options)
-    script.main([*options, "--weights", str(tmp_path / "start"), "--noise", "symmetric", "--noise_rate", "0.3"])
+    script.main([*options, "--pretrained", str(tmp_path / "start"), "--noise", "symmetric", "--noise_rate", "0.3"])
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["objective"] == "linear probe" and results["eval_split"] == "test"
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained" / "all_results.json").write_text('{"objective": "hnml"}')
     with pytest.raises(SystemExit, match="holds a training run, which this would overwrite"):
-        script.main([*options, "--weights", str(tmp_path / "start"), "--output_dir", str(tmp_path / "trained")])
+        script.main([*options, "--pretrained", str(tmp_path / "start"), "--output_dir", str(tmp_path / "trained")])
     assert results["eval_accuracy"] > 0.2  # ten classes
     assert 0.5 < results["train_noise_auroc"] <= 1 and results["probe_strength"] > 0
     TimmCAMForImageClassification.from_pretrained(tmp_path / "out")
@@ -272,7 +272,15 @@ def test_an_audit_without_training_and_one_with(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     TimmCAMForImageClassification.from_timm("test_resnet", num_labels=10, image_size=64).save_pretrained("weights")
-    options = [*save_small_quickstart(10), "--backbone", "test_resnet", "--image_size", "64", "--weights", "weights"]
+    options = [
+        *save_small_quickstart(10),
+        "--backbone",
+        "test_resnet",
+        "--image_size",
+        "64",
+        "--pretrained",
+        "weights",
+    ]
     options += ["--validation_fraction", "0.2", "--use_cpu", "true", "--report_to", "none"]
     load_script("probe").main([*options, "--output_dir", "probe"])
     audit = load_audit("probe")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hnml_hf.data import load_noisy_dataset
 from hnml_hf.data.schema import column
-from hnml_hf.data.splits import class_balanced, split_validation
+from hnml_hf.data.splits import class_balanced, held_out_labels, split_validation
 
 
 def make_dataset(labels, num_classes=10):
@@ -139,3 +139,12 @@ def test_class_balanced_as_an_option_of_the_loader(tmp_path):
     dataset = load_noisy_dataset("quickstart", class_balanced_samples=100, seed=3, cache_dir=tmp_path)
     assert np.bincount(column(dataset["train"], "label")).tolist() == [10] * 10
     assert len(dataset["test"]) == 1_000
+
+
+@given(seed=st.integers(0, 2**31 - 1), start=st.integers(0, 2**40), step=st.integers(1, 1000))
+def test_the_share_held_out_is_the_one_asked_for(seed, start, step):
+    index = start + step * np.arange(4000)
+    held_out = held_out_labels(index, 0.1, seed=seed)
+    assert 0.07 < held_out.mean() < 0.13
+    assert np.array_equal(held_out_labels(index[::-1], 0.1, seed=seed), held_out[::-1])
+    assert not np.array_equal(held_out_labels(index, 0.1, seed=seed + 1), held_out)

@@ -18,6 +18,7 @@ from accelerate.utils import gather
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 from hnml_hf import (
     HNMLTrainer,
@@ -28,6 +29,7 @@ from hnml_hf import (
     create_transforms,
     start_from_probe,
 )
+from hnml_hf.training.callbacks import RanksAgree
 from hnml_hf.training.distributed import RanksDifferError
 
 
@@ -36,13 +38,13 @@ LOGGED = ("loss", "base", "consistency", "mask_guided", "fit")
 
 VIT = {"architecture": "test_vit", "image_size": 32, "patch_size": 8}
 RESNET = {"architecture": "test_resnet", "image_size": 64}
-MOMENTUM = {"objective": "hnml", "inner_direction": "momentum"}
-SYNTHETIC = {"objective": "hnml", "inner_direction": "synthetic"}
+MOMENTUM = {"objective": "hnml", "extrapolation": 6}
+SYNTHETIC = {"objective": "hnml_synthetic"}
 
 CASES = {
     "ce": {"objective": "ce"},
     "weighted": {"objective": "ce"},
-    "weighted momentum": {"objective": "hnml", "inner_direction": "momentum", "meta_lr": 0.3},
+    "weighted momentum": MOMENTUM,
     "gce": {"objective": "gce"},
     "elr": {"objective": "elr"},
     "mean_teacher": {"objective": "mean_teacher"},
@@ -50,15 +52,13 @@ CASES = {
     "mlnt second": {"objective": "mlnt", "meta_scope": "full", "second_order": True},
     "head first": {**SYNTHETIC, "meta_scope": "head", "second_order": False, "num_meta_draws": 3},
     "head second": {**SYNTHETIC, "meta_scope": "head", "second_order": True, "num_meta_draws": 3},
-    "last_stage first": {**SYNTHETIC, "meta_scope": "last_stage", "second_order": False},
-    "last_stage second": {**SYNTHETIC, "meta_scope": "last_stage", "second_order": True},
     "full first": {**SYNTHETIC, "meta_scope": "full", "second_order": False},
     "full second": {**SYNTHETIC, "meta_scope": "full", "second_order": True},
-    "momentum": {**MOMENTUM, "meta_lr": 0.3},
-    "momentum memory": {**MOMENTUM, "meta_lr": 0.3, "teacher_source": "memory"},
-    "full memory": {**SYNTHETIC, "meta_scope": "full", "teacher_source": "memory", "memory_top_k": 2, "meta_every": 2},
+    "momentum": MOMENTUM,
+    "momentum memory": {**MOMENTUM, "teacher_source": "memory"},
+    "full memory": {**SYNTHETIC, "meta_scope": "full", "teacher_source": "memory"},
 }
-CORRECTED = {**MOMENTUM, "meta_lr": 0.3, "forward_correction": True, "num_train_epochs": 3, "max_steps": -1}
+CORRECTED = {**MOMENTUM, "forward_correction": True, "num_train_epochs": 3, "max_steps": -1}
 LONG_CASES = {  # all ranks must hold the same weights afterwards; uneven: 29 images, the last batch is filled up
     "long full": (VIT, CASES["full first"]),
     "long momentum": (VIT, CASES["momentum"]),
@@ -138,9 +138,9 @@ def weights_of(trainer: HNMLTrainer) -> dict[str, torch.Tensor]:
     """All weights and statistics of the student and of the teacher."""
     weights = {f"student.{name}": value for name, value in trainer.model.state_dict().items()}
     if trainer.teacher is not None:
-        weights |= {f"teacher.{name}": value for name, value in trainer.teacher.module.state_dict().items()}
+        weights |= {f"teacher.{name}": value for name, value in trainer.teacher.network.state_dict().items()}
     if trainer.memory is not None:
-        weights |= {f"memory.{name}": value for name, value in trainer.memory.state_dict().items()}
+        weights |= {f"memory.{name}": value for name, value in trainer.memory.store.state_dict().items()}
     return {name: value.detach().clone().contiguous() for name, value in weights.items()}
 
 
@@ -154,7 +154,7 @@ def same_on_all_ranks(trainer: HNMLTrainer) -> bool:
 
 def record_draws(drawn: list, seeds: list):
     """Make the objective write down the batch's labels, the synthetic ones that it draws and the seed of the draw."""
-    module = sys.modules["hnml_hf.objectives.mlnt"]
+    module = sys.modules["hnml_hf.objectives.hnml"]
     original = module.neighbor_labels
 
     def recording(features, labels, **options):
@@ -175,13 +175,12 @@ class RecordingTrainer(HNMLTrainer):
         return super().compute_loss(model, inputs, **options)
 
 
-class DivergingTrainer(HNMLTrainer):
+class Drift(TrainerCallback):
     """Rank 1 changes a weight behind everybody's back after step 2."""
 
-    def update_teacher(self):
-        super().update_teacher()
-        if self.state.global_step == 1 and self.args.process_index == 1:
-            self.model.class_weights.data[0, 0] += 1e-3
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        if state.global_step == 1 and args.process_index == 1:
+            model.class_weights.data[0, 0] += 1e-3
 
 
 def probe_heads(rank: int) -> dict[str, list]:
@@ -202,10 +201,11 @@ def run_cases(output: Path, accumulation: int, names) -> dict:
         options = CASES["full first" if few else name]
         trainer = make_trainer(
             VIT,
-            {**options, "gradient_accumulation_steps": accumulation, "rank_sync_steps": 1},
+            {**options, "gradient_accumulation_steps": accumulation},
             num_images=2 if few else NUM_IMAGES,
             weighted=name.startswith("weighted"),
         )
+        trainer.add_callback(RanksAgree(trainer))
         trainer.train()
         if trainer.is_world_process_zero():
             save_file(weights_of(trainer), output / f"{name}.safetensors")
@@ -250,7 +250,9 @@ def main(output: Path, accumulation: int):
         trainer.evaluate(trainer.train_dataset)
         facts["rank_equality"]["batch norm without a teacher, when evaluated"] = same_on_all_ranks(trainer)
         facts["probes"] = probe_heads(trainer.args.process_index)
-        trainer = make_trainer(VIT, {**CASES["momentum"], "max_steps": 8, "rank_sync_steps": 2}, DivergingTrainer)
+        trainer = make_trainer(VIT, {**CASES["momentum"], "max_steps": 8})
+        trainer.add_callback(Drift())
+        trainer.add_callback(RanksAgree(trainer, every=2))
         try:
             trainer.train()
         except RanksDifferError as error:

@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 
 import hnml_hf
 from hnml_hf.hub import upload as hub
+from hnml_hf.modeling import hub_client
 
 
 OUT = Path(sys.argv[1])
@@ -86,7 +87,7 @@ def main():
     heard["pull request"] = run.model.push_to_hub("by-model", create_pr=True).pr_revision
     hub.push_to_hub(folder, "tester/by-function", private=False, revision="v2", commit_message="one")
 
-    hub.ANSWER_WITHIN = 2
+    hub_client.ANSWER_WITHIN = 2
     for status in (401, 403, 404, 500, 0):
         admin(f"/_fail/{status}/")
         heard[str(status)] = said(lambda: hub.push_to_hub(folder, "tester/unlucky"))
@@ -100,7 +101,7 @@ def main():
     admin("/_fail/401/")
     heard["early"] = said(lambda: trainer(data, "early", push_to_hub=True, hub_model_id="tester/early"))
     admin("/_mend")
-    hub.HfApi = partial(HfApi, endpoint="http://127.0.0.1:9")
+    hub_client.HfApi = partial(HfApi, endpoint="http://127.0.0.1:9")
     heard["nobody"] = said(lambda: hub.push_to_hub(folder, "tester/nobody"))
     (OUT / "heard.json").write_text(json.dumps(heard))
 

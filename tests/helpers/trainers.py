@@ -21,10 +21,8 @@ FORMS = {
     "mean_teacher": {"objective": "mean_teacher"},
     "mlnt": {"objective": "mlnt", "meta_scope": "full", "second_order": True},
     "momentum": {"objective": "hnml"},
-    "head": {"objective": "hnml", "inner_direction": "synthetic", "meta_scope": "head", "num_meta_draws": 3},
-    "last_stage": {"objective": "hnml", "inner_direction": "synthetic", "meta_scope": "last_stage"},
-    "full": {"objective": "hnml", "inner_direction": "synthetic", "meta_scope": "full", "background_weight": 0.5},
-    "image mask": {"objective": "hnml", "mask_level": "image", "background_weight": 0.5},
+    "head": {"objective": "hnml_synthetic", "meta_scope": "head", "num_meta_draws": 3},
+    "full": {"objective": "hnml_synthetic", "meta_scope": "full"},
 }
 
 
@@ -67,9 +65,13 @@ def weights_of(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def network(teacher):
+    return None if teacher is None else teacher.network
+
+
 def assert_same_networks(one, other):
     """Bit for bit, students and teachers."""
-    for this, that in ((one.model, other.model), (one.teacher, other.teacher)):
+    for this, that in ((one.model, other.model), (network(one.teacher), network(other.teacher))):
         assert (this is None) == (that is None)
         for name, value in {} if this is None else this.state_dict().items():
             assert torch.equal(value, that.state_dict()[name]), name

@@ -169,7 +169,7 @@ def test_a_fresh_process_loads_it_back(hub, pushed, heard):
     backbones = {name: loaded.pop(name) for name in list(loaded) if name.startswith("weights-")}
     assert backbones.keys() == {f"weights-{why}" for why in ("404", "401", "403", "500", "pickle")}
     assert all(
-        m.startswith("HubError: Pretrained weights `timm/test_") and "`--weights FILE`" in m
+        m.startswith("HubError: Pretrained weights `timm/test_") and "`--pretrained FILE`" in m
         for m in backbones.values()
     )
     assert "may not read there. Accept" in backbones["weights-403"]

@@ -251,13 +251,13 @@ def test_a_token_in_the_command_is_not_told(tmp_path):
         "--hub_token",
         "hf_secret",
         f"--data_dir={tmp_path / 'faces'}",
-        "--weights",
+        "--pretrained",
         "/a/b.safetensors",
         "--lr=0.1",
     ]
     command = command_line("scripts/train.py", [*words, "--output_dir", "outputs/x", "--hub_token=hf_other"])
     assert command == (
-        "python scripts/train.py --hub_token ... --data_dir=... --weights ... --lr=0.1 --output_dir outputs/x "
+        "python scripts/train.py --hub_token ... --data_dir=... --pretrained ... --lr=0.1 --output_dir outputs/x "
         "--hub_token=..."
     )
 

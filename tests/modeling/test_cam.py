@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from hnml_hf.modeling.cam import class_activation_maps, foreground_mask, head_gradient_activation, normalize_cams
+from hnml_hf.modeling.cam import class_activation_maps, head_gradient_activation, normalize_cams
+from hnml_hf.objectives.hnml import foreground_mask
 
 
 def test_class_activation_maps_by_hand():

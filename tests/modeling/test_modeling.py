@@ -6,11 +6,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoModelForImageClassification, pipeline
 
 from hnml_hf.data.transforms import create_image_processor
 from hnml_hf.modeling.timm_cam import TimmCAMForImageClassification
+from hnml_hf.objectives.batch_view import BatchView
 from hnml_hf.objectives.mlnt import virtual_predictions
 
 
@@ -195,14 +197,13 @@ def test_cifar_networks_keep_small_images(name, tmp_path):
 # -- virtual weights --
 
 
-def virtual_loss(model, scope, second_order, reuse_trunk, pixel_values):
-    """Loss at two virtual points and its gradients; without `reuse_trunk` every pass runs the whole network."""
+def virtual_loss(model, scope, second_order, pixel_values):
+    """Loss at two virtual points and its gradients."""
     labels, synthetic = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([[1, 1, 2, 0, 4, 3], [0, 2, 2, 3, 1, 0]])
     masks = torch.rand(1, 6, *model.check_spatial_evidence(), generator=torch.Generator().manual_seed(3)).double()
 
-    def step(view):
-        if not reuse_trunk:
-            view.parameters = model.scope_parameters
+    def step(model, pixel_values):
+        view = BatchView(model, pixel_values)
         requests = {"region_masks": masks, "cam_classes": labels}
         _, virtual, _ = virtual_predictions(
             view, labels, synthetic, requests, scope=scope, lr=0.1, second_order=second_order
@@ -216,34 +217,10 @@ def virtual_loss(model, scope, second_order, reuse_trunk, pixel_values):
     return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("second_order", [False, True])
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
-def test_replaying_the_trunk_changes_no_gradient(name, second_order):
-    model = build(name).double()
-    pixel_values = images(model, 6).double()
-    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
-    results = []
-    for reuse_trunk in (True, False):
-        for key, buffer in model.named_buffers():
-            buffer.copy_(buffers[key])
-        results.append(virtual_loss(model, "last_stage", second_order, reuse_trunk, pixel_values))
-    assert_close(results[0], results[1], rtol=1e-9, atol=1e-12)
-
-
-def test_the_trunk_runs_once():
-    model = build("test_resnet").double()
-    calls = []
-    model.timm_model.layer1[0].conv1.register_forward_pre_hook(lambda *_: calls.append("trunk"))
-    model.timm_model.layer4[0].conv1.register_forward_pre_hook(lambda *_: calls.append("tail"))
-    virtual_loss(model, "last_stage", False, True, images(model, 6).double())
-    assert calls.count("trunk") - 1 == 1 and calls.count("tail") - 1 == 3  # one more each to ask for the map's size
-
-
-@pytest.mark.parametrize("scope", ["last_stage", "full"])
-def test_virtual_passes_leave_batch_norm_statistics_alone(scope):
+def test_virtual_passes_leave_batch_norm_statistics_alone():
     model, reference = build("test_resnet").double(), build("test_resnet").double()
     pixel_values = images(model, 6).double()
-    virtual_loss(model, scope, False, True, pixel_values)
+    virtual_loss(model, "full", False, pixel_values)
     reference.train()(pixel_values)
     for (name, buffer), expected in zip(model.named_buffers(), reference.buffers(), strict=True):
         assert torch.equal(buffer, expected), name
@@ -251,7 +228,7 @@ def test_virtual_passes_leave_batch_norm_statistics_alone(scope):
 
 def test_head_scope_equals_a_virtual_step_on_the_head(tmp_path):
     """The closed form against `gradient_step` on the head's weight and bias through the whole network."""
-    from hnml_hf.objectives.inner_step import gradient_step, inner_loss
+    from hnml_hf.objectives.inner_step import gradient_step
 
     model = build("test_convnext").double()
     pixel_values, labels = images(model, 6).double(), torch.tensor([[1, 1, 2, 0, 4, 3]])
@@ -259,17 +236,20 @@ def test_head_scope_equals_a_virtual_step_on_the_head(tmp_path):
     requests = {"region_masks": masks, "cam_classes": labels[0]}
     outcomes = []
 
-    def closed(view):
+    def closed(model, pixel_values):
+        view = BatchView(model, pixel_values)
         _, virtual, _ = virtual_predictions(
             view, labels[0], labels, requests, scope="head", lr=20.0, second_order=True
         )
         return virtual.logits[0], virtual.region_logits[0, 0], virtual.cams[0]
 
-    def explicit(view):
-        weights = view.parameters("head")
+    def explicit(model, pixel_values):
+        view, weights = BatchView(model, pixel_values), model.head_parameters()
         output = view()
         lr = 20.0 / (1 + output.features.square().sum(-1)).mean().item()
-        fast = view(gradient_step(inner_loss(output.logits, labels[0]), weights, lr=lr, second_order=True), **requests)
+        fast = view(
+            gradient_step(F.cross_entropy(output.logits, labels[0]), weights, lr=lr, second_order=True), **requests
+        )
         return fast.logits, fast.region_logits[0], fast.cams
 
     for step in (closed, explicit):
@@ -279,11 +259,6 @@ def test_head_scope_equals_a_virtual_step_on_the_head(tmp_path):
         outcomes.append(([part.double() for part in parts], [p.grad.clone() for p in model.parameters()]))
     # the closed form works in float32, whatever the model's precision
     assert_close(outcomes[0], outcomes[1], rtol=1e-3, atol=1e-5)
-
-
-def test_unknown_scope():
-    with pytest.raises(ValueError, match="none of `head`, `last_stage`, `full`"):
-        build("test_resnet").scope_parameters("tail")
 
 
 @pytest.mark.parametrize("name", ["resnet_of_my_dreams", "test_/etc/passwd"])

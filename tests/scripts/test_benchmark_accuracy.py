@@ -56,13 +56,13 @@ def test_options_reach_the_script_as_it_reads_them(script, write):
     train = load_script("train")
     model_args, data_args, args = train.parse_arguments([*cell.arguments(), "--output_dir", "x"])
     assert json.loads(model_args.model_args)["channels"] == [8, 8, 8, 8]
-    assert (data_args.noise_rate, args.objective, args.eval_teacher, args.seed) == (0.5, "ce", True, 0)
+    assert (json.loads(data_args.noise)["rate"], args.objective, args.eval_teacher, args.seed) == (0.5, "ce", True, 0)
 
 
 def test_an_option_that_is_null_is_left_to_the_recipe(script, write):
-    (cell, *_) = script.load_suite(write(methods={"CE": {"objective": "ce", "noise_draw": None}, "HNML": None}))
+    (cell, *_) = script.load_suite(write(methods={"CE": {"objective": "ce", "noise_seed": None}, "HNML": None}))
     _, data_args, args = load_script("train").parse_arguments([*cell.arguments(), "--output_dir", "x"])
-    assert "None" not in cell.command and (args.objective, data_args.noise_draw) == ("ce", "exact")
+    assert "None" not in cell.command and args.objective == "ce" and json.loads(data_args.noise)["draw"] == "exact"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (TRAIN.parent / "suites").glob("*.yaml")))

@@ -82,7 +82,7 @@ def test_training_has_its_folder_from_before_loading_until_the_card_is_written(d
 def test_every_script_that_writes_a_folder_has_it(script, data, saved, tmp_path, monkeypatch):
     module, output = load_script(script), str(tmp_path / "out")
     options = {
-        "probe": [*TRAIN, "--weights", str(saved), "--validation_fraction", "0.3"],
+        "probe": [*TRAIN, "--pretrained", str(saved), "--validation_fraction", "0.3"],
         "audit": ["--model", str(saved)],
     }
 

@@ -3,13 +3,25 @@
 import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import timm
 import yaml
-from options import DataArguments, check_noise, find_recipe, load_data, parse_arguments
+from options import (
+    DataArguments,
+    ModelArguments,
+    add_noise_options,
+    find_recipe,
+    load_data,
+    noise_options,
+    parse_arguments,
+)
+from transformers import TrainingArguments
 
+from hnml_hf import HNMLTrainingArguments
+from hnml_hf.cli import RETIRED
 from hnml_hf.data import DATASET_NAMES
 
 
@@ -34,7 +46,7 @@ def test_recipe_is_complete(path):
     assert data_args.dataset in DATASET_NAMES or BUILT_FROM_FILES.match(data_args.dataset)
     assert timm.is_model(model_args.backbone)
     assert (args.num_train_epochs, args.learning_rate) == (options["num_train_epochs"], options["learning_rate"])
-    assert args.meta_lr == pytest.approx(40 * args.learning_rate)  # in steps, as far as with any learning rate
+    assert args.extrapolation == 40
 
 
 @pytest.mark.parametrize(
@@ -63,26 +75,68 @@ def test_a_recipe_is_found_by_name_and_by_path(tmp_path):
 def test_an_option_that_is_null_keeps_its_default(tmp_path):
     """As text, `None` would be the name of a noise, and no number."""
     (tmp_path / "mine.yaml").write_text(
-        "dataset: quickstart\nbackbone: resnet10t\noutput_dir: out\nnoise: null\nmeta_lr:\ngauge_fraction: ~\n"
+        "dataset: quickstart\nbackbone: resnet10t\noutput_dir: out\nnoise: null\nextrapolation:\ngauge_fraction: ~\n"
     )
     _, data_args, args = parse_arguments(["--recipe", str(tmp_path / "mine.yaml")])
     assert data_args.noise is None and args.gauge_fraction is None
-    assert args.meta_lr == pytest.approx(40 * args.learning_rate)
+    assert args.extrapolation == 40
+
+
+def test_a_noise_is_one_mapping_however_it_is_given(tiny_dataset, tmp_path):
+    full = {"kind": "symmetric", "rate": 0.4, "seed": 3}
+    for given in (
+        {"noise": "symmetric", "noise_rate": 0.4, "noise_seed": 3},
+        {"noise": json.dumps(full)},
+        {"noise": {"kind": "symmetric", "rate": 0.1, "seed": 3}, "noise_rate": 0.4},
+    ):
+        assert noise_options(DataArguments(**given)) == full
+    assert noise_options(DataArguments(noise_seed=3, validation_fraction=0.1)) is None  # it draws the held-out labels
+    path, labels = str(tmp_path / "labels.json"), tiny_dataset["label"][:]
+    tiny_dataset = tiny_dataset.remove_columns("clean_label").add_column("clean_label", labels)
+    drawn = add_noise_options(tiny_dataset, {**full, "output": path})
+    assert drawn["label"][:] != labels
+    assert add_noise_options(tiny_dataset, {"manifest": path})["label"][:] == drawn["label"][:]
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"noise_rate": 0.4}, "--noise_rate 0.4: nothing says which noise. Give its kind, as `--noise symmetric`"),
-        ({"noise_draw": "exact", "noise_output": "n.json"}, "--noise_draw exact, --noise_output n.json: nothing says"),
+        ({"noise": {"kind": "symmetric", "shape": 1}}, "it takes `kind` and, as far as wanted, `rate`"),
+        ({"noise": {"rate": 0.4}}, "it takes `kind`"),
+        ({"noise": {"manifest": "n.json", "rate": 0.4}}, "or `manifest` alone"),
+        ({"noise": "{rate"}, "not valid JSON"),
     ],
 )
-def test_options_of_a_noise_that_nobody_names(given, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_noise_that_makes_no_sense(given, message):
+    with pytest.raises((ValueError, SystemExit), match=message):
         load_data(DataArguments(dataset="no_such_folder", **given))
-    check_noise(DataArguments(noise="symmetric", **given))
-    check_noise(DataArguments(noise_manifest="n.json", **given))
-    check_noise(DataArguments(noise_seed=3, validation_fraction=0.1))  # it draws the held-out labels too
+
+
+@pytest.mark.parametrize("name", RETIRED)
+def test_an_option_that_is_gone_says_what_took_its_place(name, tmp_path, capsys):
+    """On the command line and in a recipe."""
+    (tmp_path / "old.yaml").write_text(f"dataset: quickstart\nbackbone: resnet10t\noutput_dir: out\n{name}: 1\n")
+    with pytest.raises(SystemExit):
+        parse_arguments(["--recipe", "quickstart", f"--{name}", "1"])
+    assert capsys.readouterr().err.endswith(f"error: there is no option --{name} any more: {RETIRED[name]}\n")
+    with pytest.raises(ValueError, match="old.yaml:4: ") as error:
+        parse_arguments(["--recipe", str(tmp_path / "old.yaml")])
+    assert str(error.value).endswith(f"no option `{name}` any more: {RETIRED[name]}")
+    options = {
+        option.name for kind in (DataArguments, ModelArguments, HNMLTrainingArguments) for option in fields(kind)
+    }
+    assert name not in options
+
+
+def test_the_method_has_few_options():
+    assert len(HNMLTrainingArguments.__annotations__.keys() - TrainingArguments.__dataclass_fields__.keys()) <= 20
+
+
+@pytest.mark.parametrize(("given", "meant"), [("true", True), ("False", False), ("weights/x.safetensors",) * 2])
+def test_pretrained_is_a_switch_or_a_path(given, meant):
+    model_args, _, _ = parse_arguments(["--recipe", "quickstart", "--pretrained", given])
+    assert model_args.pretrained == meant
 
 
 def test_a_quarantine_list_of_the_whole_dataset_goes_before_a_balanced_part(tiny_dataset, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT, load_script
+from options import noise_options
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -23,7 +24,7 @@ def blocks(language):
 def test_without_options_the_quickstart_runs():
     train = load_script("train")
     model_args, data_args, args = train.parse_arguments([])
-    assert (data_args.dataset, data_args.noise_rate, args.objective) == ("quickstart", 0.5, "hnml")
+    assert (data_args.dataset, noise_options(data_args)["rate"], args.objective) == ("quickstart", 0.5, "hnml")
     assert (model_args.backbone, args.output_dir) == ("resnet10t", "outputs/quickstart")
 
 
@@ -31,7 +32,7 @@ def test_the_command_line_overrides_the_recipe():
     train = load_script("train")
     recipe = str(ROOT / "scripts" / "recipes" / "quickstart.yaml")
     _, data_args, args = train.parse_arguments(["--recipe", recipe, "--objective", "ce", "--noise_rate", "0.2"])
-    assert (args.objective, data_args.noise_rate, data_args.noise_draw) == ("ce", 0.2, "exact")
+    assert (args.objective, noise_options(data_args)["rate"], noise_options(data_args)["draw"]) == ("ce", 0.2, "exact")
 
 
 def test_result_contract(quickstart):
@@ -84,7 +85,7 @@ def test_without_a_known_wrong_label_nothing_is_predicted_to_find_one(clean):
         (["--backbone", "resnet_of_my_dreams"], "`resnet_of_my_dreams` is not a timm"),
         (["--dataset", "no_such_folder"], "no_such_folder"),
         (["--objective", "magic"], "magic"),
-        (["--cam_threshold", "2"], "`cam_threshold=2.0` must be between 0 and 1"),
+        (["--teacher_decay", "2"], "`teacher_decay=2.0` must be between 0 and 1"),
         (["--learning_rate", "-0.1"], "`learning_rate=-0.1` cannot work: it must be a finite number, at least 0"),
         (["--lerning_rate", "0.1"], "there is no option --lerning_rate; did you mean --learning_rate"),
         (["--model_args", "{stem_width:8}"], "--model_args '{stem_width:8}' is not valid JSON"),

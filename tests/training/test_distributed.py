@@ -132,7 +132,7 @@ def test_the_mean_over_ranks_of_their_own_draws_is_applied(two_processes, initia
     weights = load_file(folder / "one step.safetensors")
     trainer = distributed_worker.make_trainer(distributed_worker.VIT, distributed_worker.ONE_STEP)
     model, rows = trainer.model, {int(index): row for row, index in enumerate(trainer.train_dataset.index)}
-    trainer.teacher.module.eval()
+    teacher = trainer.teacher.network.eval()
     gradients = []
     for index, recorded in zip(facts["indices"], facts["draws"], strict=True):
         batch = collate_images(trainer.train_dataset.__getitems__([rows[i] for i in index]))
@@ -141,9 +141,8 @@ def test_the_mean_over_ranks_of_their_own_draws_is_applied(two_processes, initia
             BatchView(model.train(), batch["pixel_values"]),
             batch["labels"],
             wanted={"base", "consistency", "mask_guided"},
-            teacher=lambda batch=batch: trainer._teach(batch["pixel_values"], with_cams=True),
+            teacher=torch.no_grad()(lambda batch=batch: teacher(batch["pixel_values"], cam_classes="predicted")),
             generator=batch_generator(trainer.args.seed, 0, torch.tensor(index)),
-            class_prior=trainer.class_prior,
         )
         gradients.append(torch.autograd.grad(sum(term.mean() for term in terms.values()), list(model.parameters())))
     for (name, parameter), own, other in zip(model.named_parameters(), *gradients, strict=True):

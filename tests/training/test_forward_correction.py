@@ -14,8 +14,8 @@ from hnml_hf import HNMLTrainer, MixupCollator
 from hnml_hf.audit.noise_model import estimate_noise_rate
 from hnml_hf.noise import symmetric_transition_matrix
 from hnml_hf.objectives.cross_entropy import cross_entropy
+from hnml_hf.training.callbacks import HIGHEST_RATE
 from hnml_hf.training.dynamics import score_predictions
-from hnml_hf.training.trainer import HIGHEST_RATE
 
 
 THREE_EPOCHS = {"max_steps": 12, "forward_correction": True, "lr_scheduler_type": "constant"}  # of four steps each
@@ -65,8 +65,8 @@ def test_the_rate_is_estimated_from_the_second_epoch_on_and_then_used(form, tiny
     """Two epochs are those without it, bit for bit; the third is not."""
     ends = []
     for corrects in (False, True):
-        trainer = build_trainer(tmp_path, tiny_dataset, **{**FORMS[form], **THREE_EPOCHS, "max_steps": 8})
-        trainer.args.forward_correction = corrects
+        options = {**FORMS[form], **THREE_EPOCHS, "max_steps": 8, "forward_correction": corrects}
+        trainer = build_trainer(tmp_path, tiny_dataset, **options)
         trainer.train()
         ends.append(trainer)
     assert_same_networks(*ends)
@@ -86,7 +86,7 @@ def test_the_rate_is_estimated_from_the_second_epoch_on_and_then_used(form, tiny
 def test_a_cross_validation_gives_the_rate_from_the_first_step_on(tiny_dataset, tmp_path, monkeypatch):
     """And it stays, in a resumed run too, whatever the records of training would say."""
     options = {**THREE_EPOCHS, "objective": "ce", "seed": 0, "save_strategy": "steps", "save_steps": 10}
-    used, step = [], HNMLTrainer._objective_step
+    used, step = [], HNMLTrainer.objective_step
 
     def spy(trainer, *args, **kwargs):
         used.append(trainer.noise_rate)
@@ -96,13 +96,15 @@ def test_a_cross_validation_gives_the_rate_from_the_first_step_on(tiny_dataset, 
         trainer = build_trainer(tmp_path, tiny_dataset, **{**options, **others})
         data, wrong = trainer.train_dataset, np.arange(48) % 4 == 0
         sure = 0.9 * np.eye(3)[(data.labels + wrong) % 3] + 0.1 / 3
-        trainer.cross_validated = score_predictions(data.index, data.labels, sure, held_out=True)
+        if trainer.rate_estimate is not None:
+            records = score_predictions(data.index, data.labels, sure, held_out=True)
+            trainer.rate_estimate.cross_validated = records
         trainer.train(resume_from_checkpoint=start)
         return trainer
 
-    monkeypatch.setattr(HNMLTrainer, "_objective_step", spy)
+    monkeypatch.setattr(HNMLTrainer, "objective_step", spy)
     whole = trained()
-    rate = estimate_noise_rate(whole.cross_validated, 3)
+    rate = estimate_noise_rate(whole.rate_estimate.cross_validated, 3)
     assert 0.15 < rate < 0.35 and used == [rate] * 12 == logged(whole, "noise_rate")
     assert_same_networks(whole, trained(str(tmp_path / "checkpoint-10")))
 
@@ -113,7 +115,7 @@ def test_a_cross_validation_gives_the_rate_from_the_first_step_on(tiny_dataset, 
 
 def test_the_loss_of_a_step_is_the_corrected_one(tiny_dataset, tmp_path):
     trainer = build_trainer(tmp_path, tiny_dataset, objective="ce", **{**THREE_EPOCHS, "max_steps": 1})
-    trainer.noise_rate = 0.3
+    trainer.rate_estimate.on_train_begin = lambda *args, **kwargs: setattr(trainer.rate_estimate, "rate", 0.3)
     batches, compute_loss = [], trainer.compute_loss
     trainer.compute_loss = lambda model, inputs, **kw: batches.append(inputs) or compute_loss(model, inputs, **kw)
     trainer.train()
@@ -144,7 +146,7 @@ def test_a_second_training_forgets_the_rate_of_the_first(tiny_dataset, tmp_path)
 
 
 def test_labels_that_say_nothing_are_never_trained_against(tiny_dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("hnml_hf.training.trainer.estimate_noise_rate", lambda records, classes, seed: 1.0)
+    monkeypatch.setattr("hnml_hf.training.callbacks.estimate_noise_rate", lambda records, classes, seed: 1.0)
     trainer = build_trainer(tmp_path, tiny_dataset, objective="ce", **THREE_EPOCHS)
     before = weights_of(trainer.model)
     trainer.train()

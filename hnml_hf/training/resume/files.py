@@ -229,7 +229,7 @@ def require_same_run(checkpoint: str | os.PathLike, facts: Mapping, settings: Ma
         raise ValueError(
             f"`{checkpoint}` cannot be resumed exactly: {changed}. Batches, random draws, what is averaged over them "
             "or the optimizer's state would be others than those of one uninterrupted run. Resume as it was started, "
-            f"or start a new run from its weights: `--weights {checkpoint}/model.safetensors`."
+            f"or start a new run from its weights: `--pretrained {checkpoint}/model.safetensors`."
         )
     changed = _changes(_manifest(checkpoint)["settings"], settings)
     if changed:
@@ -255,7 +255,7 @@ def _manifest(checkpoint: str | os.PathLike) -> dict:
         raise CheckpointError(
             f"{unreadable}its `{MANIFEST}` has no digest of itself. If an earlier version of this package wrote it, "
             "resume with that version, or start a new run from its weights: "
-            f"`--weights {checkpoint}/model.safetensors`."
+            f"`--pretrained {checkpoint}/model.safetensors`."
         )
     if not isinstance(signed, dict) or signed.get("blake2b") != _content_digest(signed.get("content")):
         raise CheckpointError(f"{unreadable}the bytes of `{MANIFEST}` have changed.")

@@ -18,13 +18,17 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..distributed import on_first_process, require_same_on_all_processes, tensor_digests
+from ...modeling.finite import require_finite_weights
+from ..callbacks import CheckpointedCallback
+from ..distributed import any_process, on_first_process, require_same_on_all_processes, tensor_digests
 from . import files as checkpoints
 from .files import UNFINISHED_FOLDER, CheckpointError
 from .signals import StopSignals, TrainingInterrupted
 
 
 logger = logging.get_logger(__name__)
+
+LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loaded at the end
 
 # options of transformers that make batches, or that belong to what comes back with the state (the optimizer, the best
 # figure so far), where another value is lost
@@ -48,8 +52,8 @@ class ResumableTrainer(Trainer):
     """Checkpoints that are whole or not there, resumed exactly; SIGTERM and SIGINT finish the step and save.
 
     One run at a time may train in an output folder. All processes resume from the checkpoint that the first one found.
-    A subclass says by `run_facts` and `run_settings` what must not change between runs, and what not without notice,
-    and adds to `progress` what else the log needs.
+    What a run has learned beside its weights is in its callbacks ([`CheckpointedCallback`]). A subclass says by
+    `run_facts` and `run_settings` what must not change between runs, and what not without notice.
     """
 
     def __init__(self, model, args, **kwargs):
@@ -58,9 +62,6 @@ class ResumableTrainer(Trainer):
         self.signals = StopSignals()
         self.stop_asked = False  # the same on all processes
         self._resumed_from: str | None = None
-        self._saved_step: int | None = None
-        self._writing_aside = False
-        self._epoch_ends = False  # what belongs to the end of an epoch is still to come
         self.add_callback(SaveWhenTheEpochIsOver(self))
 
     def run_facts(self) -> dict:
@@ -94,8 +95,10 @@ class ResumableTrainer(Trainer):
             require_same_on_all_processes(self._started_with())
         with ExitStack() as held:
             start = self.on_first_process(self._start, held, resume_from_checkpoint)
-            self._resumed_from, self._saved_step = start, None
-            self.stop_asked = self._epoch_ends = False
+            self._resumed_from, self.stop_asked = start, False
+            if self.state.global_step:  # trained before: what was seen then is no part of this run
+                for part in self.parts:
+                    part.reset()
             if self.args.save_strategy != "no":
                 held.enter_context(self.signals)
             output = super().train(start, trial, ignore_keys_for_eval)
@@ -146,7 +149,7 @@ class ResumableTrainer(Trainer):
                 f"{self.args.per_device_train_batch_size}. Lower `--per_device_train_batch_size`, or leave out "
                 "`--dataloader_drop_last`."
             )
-        return loader
+        return guarded_workers(loader, self.args.seed)
 
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
         if skip_scheduler and self._resumed_from is not None:  # `eval_on_start`, of a run that started before
@@ -167,58 +170,35 @@ class ResumableTrainer(Trainer):
                 raise
             raise ValueError(str(error.args[0])) from error  # a user's mistake, and its message says what there is
 
-    def _get_dataloader(self, *args, **kwargs):
-        loader = super()._get_dataloader(*args, **kwargs)
-        inner = loader.base_dataloader  # accelerate's wrapper reads its attributes there, but does not set them there
-        inner.worker_init_fn = partial(leave_process_group, inner.worker_init_fn)
-        # an iterator draws the seed of its workers when it is made, and a resumed run makes more of them: out of the
-        # global generator, every draw after it (dropout, drop path) would be another one
-        inner.generator = torch.Generator().manual_seed(self.args.seed)
-        return loader
+    def get_eval_dataloader(self, eval_dataset=None):
+        return guarded_workers(super().get_eval_dataloader(eval_dataset), self.args.seed)
 
-    def _run_epoch(self, *, epoch, train_dataloader, **kwargs):
+    def get_test_dataloader(self, test_dataset):
+        return guarded_workers(super().get_test_dataloader(test_dataset), self.args.seed)
+
+    def _run_epoch(self, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed at the very end: the parent would do a step more
             self.control.should_training_stop = True
             return
-        if hasattr(self.train_dataset, "set_epoch"):  # without augmentation there is no need for one
-            self.train_dataset.set_epoch(epoch)
-        set_sampler_epoch(train_dataloader, epoch)
-        super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
-
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        if not self.stop_asked or self._epoch_ends:
-            return
-        step = self.state.global_step
-        if self._saved_step != step:
-            self._save_checkpoint(self.model, trial=None)
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        name = self.signals.received.name if self.signals.received else "A stop of another process"
-        raise TrainingInterrupted(
-            f"{name}: training stopped after step {step} of {self.state.max_steps}. Go on from "
-            f"`{PREFIX_CHECKPOINT_DIR}-{step}` by `--resume_from_checkpoint true`."
-        )
+        super()._run_epoch(**kwargs)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def _get_output_dir(self, trial):
-        folder = super()._get_output_dir(trial)
-        return os.path.join(folder, UNFINISHED_FOLDER) if self._writing_aside else folder
-
     def _save_checkpoint(self, model, trial):
         folder, step = self._get_output_dir(trial), self.state.global_step
-        checkpoint = os.path.join(folder, f"{PREFIX_CHECKPOINT_DIR}-{step}")
-        with self._written_aside(folder):
+        name = f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        self.require_finite("No checkpoint was written; lower `--learning_rate` and resume from the last one.")
+        for part in self.parts:
+            part.before_save()
+        with self._written_aside(folder) as unfinished:
             super()._save_checkpoint(model, trial)
+            self._save_parts(unfinished / name)
             if self.state.best_global_step == step:
-                self.state.best_model_checkpoint = checkpoint
+                self.state.best_model_checkpoint = os.path.join(folder, name)
             self.accelerator.wait_for_everyone()  # the files of all processes are there
             if self.args.should_save:
-                self._publish(folder, checkpoint)
+                self._publish(unfinished / name, os.path.join(folder, name))
         self.accelerator.wait_for_everyone()
-        self._saved_step = step
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(checkpoint)
 
     @contextmanager
     def _written_aside(self, folder: str):
@@ -226,9 +206,9 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             checkpoints.remove(Path(unfinished))
         self.accelerator.wait_for_everyone()
-        self._writing_aside = True
         try:
-            yield
+            with replaced(self.args, output_dir=unfinished, push_to_hub=False):
+                yield Path(unfinished)
         except (OSError, RuntimeError, SafetensorError) as error:
             room = ""
             if os.path.isdir(folder):  # `torch.save` does not say that the disk is full
@@ -240,11 +220,9 @@ class ResumableTrainer(Trainer):
                 "Those written before are as they were. Make room there, or give it back, and resume with "
                 "`--resume_from_checkpoint true`."
             ) from error
-        finally:
-            self._writing_aside = False
 
-    def _publish(self, folder: str, checkpoint: str):
-        unfinished = Path(folder, UNFINISHED_FOLDER, os.path.basename(checkpoint))
+    def _publish(self, unfinished: Path, checkpoint: str):
+        folder = os.path.dirname(checkpoint)
         self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))  # again: it names the best checkpoint
         checkpoints.seal(unfinished, self.run_facts(), self.run_settings(), order=checkpoints.next_order(folder))
         checkpoints.publish(unfinished, checkpoint)
@@ -252,14 +230,47 @@ class ResumableTrainer(Trainer):
         protected = (checkpoint, self.state.best_model_checkpoint)
         checkpoints.rotate(folder, keep=self.args.save_total_limit, protected=protected)
 
-    def _push_from_checkpoint(self, checkpoint_folder):
-        if not self._writing_aside:
-            super()._push_from_checkpoint(checkpoint_folder)
+    def save_model(self, output_dir=None, _internal_call=False):
+        """Write what was evaluated; into a checkpoint, the student."""
+        output_dir = output_dir or self.args.output_dir
+        self.require_finite("They were not saved; lower `--learning_rate`, and start again or from a checkpoint.")
+        if self.args.should_save:
+            aside = os.path.basename(os.path.dirname(output_dir)) == UNFINISHED_FOLDER
+            (self.model if aside else self.evaluated_model()).save_pretrained(output_dir)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
+    def networks(self) -> list[torch.nn.Module]:
+        """All networks whose weights are saved."""
+        return [self.model]
+
+    def require_finite(self, advice: str):
+        """Before weights are written, on all processes, so that none waits for another."""
+        for network in self.networks():
+            of = f"the model after step {self.state.global_step}"
+            require_finite_weights(network.state_dict(), of=of, advice=advice)
+
+    def evaluated_model(self):
+        """The model that is measured and saved."""
+        return self.model
+
+    @property
+    def parts(self) -> list[CheckpointedCallback]:
+        """The callbacks with a state of their own."""
+        return [part for part in self.callback_handler.callbacks if isinstance(part, CheckpointedCallback)]
+
+    def _save_parts(self, folder: Path):
+        if self.args.should_save:
+            for part in self.parts:
+                part.save(folder)
+        progress = {"": self.progress(), **{type(part).__name__: part.progress() for part in self.parts}}
+        self._progress_file(folder).write_text(json.dumps(progress), encoding="utf-8")
+
+    def rescale_learning_rate(self, checkpoint: str):
         """transformers restores the learning rate too, so that another one in the command would change nothing."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        before = self.args.learning_rate if checkpoint is None else checkpoints.settings(checkpoint)["learning_rate"]
+        before = checkpoints.settings(checkpoint)["learning_rate"]
         if self.args.learning_rate == before:
             return
         if before == 0:
@@ -291,18 +302,20 @@ class ResumableTrainer(Trainer):
     def _progress_file(self, checkpoint: str) -> Path:
         return Path(checkpoint, f"progress_{self.args.process_index}.json")
 
-    def _save_rng_state(self, output_dir):
-        super()._save_rng_state(output_dir)
-        self._progress_file(output_dir).write_text(json.dumps(self.progress()), encoding="utf-8")
-
-    def _restore(self):
+    def restore(self):
         """When transformers has restored its part."""
-        if self._resumed_from is None:
+        checkpoint = self._resumed_from
+        if checkpoint is None:
             return
-        self.load_progress(json.loads(self._progress_file(self._resumed_from).read_text(encoding="utf-8")))
+        self.rescale_learning_rate(checkpoint)
+        progress = json.loads(self._progress_file(checkpoint).read_text(encoding="utf-8"))
+        self.load_progress(progress[""])
+        for part in self.parts:
+            part.load(Path(checkpoint))
+            part.load_progress(progress[type(part).__name__])
         if self.state.best_global_step:  # the folder may have been moved since
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-            best = os.path.join(os.path.dirname(self._resumed_from), name)
+            best = os.path.join(os.path.dirname(checkpoint), name)
             if os.path.isdir(best):
                 self.state.best_model_checkpoint = best
 
@@ -321,34 +334,83 @@ class ResumableTrainer(Trainer):
         super().log(logs, start_time)
 
     def _load_best_model(self):
-        self.on_first_process(checkpoints.check, self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint
+        self.save_model(os.path.join(self.args.output_dir, LAST_FOLDER), _internal_call=True)
+        self.on_first_process(checkpoints.check, best)
         super()._load_best_model()
+        for part in self.parts:
+            if part.follows_the_weights:
+                part.load(Path(best))
 
 
 class SaveWhenTheEpochIsOver(TrainerCallback):
-    """A checkpoint of an epoch's last step is written after the epoch's evaluation, or a resumed run would skip that.
-
-    The evaluation's figures and its draws from the random generators would be missing.
+    """Says when to save: after the epoch's evaluation, or a resumed run would skip that, with its figures and its
+    draws from the random generators; and when the run was asked to stop, which it does once that is saved.
     """
 
     def __init__(self, trainer: ResumableTrainer):
         self.trainer = trainer
-        self.waiting = False
+        self.waiting = self.epoch_ends = False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.waiting = False
-        self.trainer._restore()
+        self.waiting = self.epoch_ends = False
+        self.trainer.restore()
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        epoch = int(state.epoch or 0)
+        if hasattr(self.trainer.train_dataset, "set_epoch"):  # without augmentation there is no need for one
+            self.trainer.train_dataset.set_epoch(epoch)
+        set_sampler_epoch(train_dataloader, epoch)
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.trainer._epoch_ends = state.epoch == int(state.epoch) or state.global_step >= state.max_steps
-        self.waiting = self.trainer._epoch_ends and control.should_save
+        self.epoch_ends = state.epoch == int(state.epoch) or state.global_step >= state.max_steps
+        control.should_save |= self.trainer.stop_asked
+        self.waiting = self.epoch_ends and control.should_save
         if self.waiting:
             control.should_save = False
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        self.trainer._epoch_ends = False
+        self.epoch_ends = False
         if self.waiting:
             control.should_save, self.waiting = True, False
+
+    def on_save(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        if args.push_to_hub:
+            trainer.push_checkpoint()
+        if not trainer.stop_asked:
+            return
+        name = trainer.signals.received.name if trainer.signals.received else "A stop of another process"
+        raise TrainingInterrupted(
+            f"{name}: training stopped after step {state.global_step} of {state.max_steps}. Go on from "
+            f"`{PREFIX_CHECKPOINT_DIR}-{state.global_step}` by `--resume_from_checkpoint true`."
+        )
+
+
+@contextmanager
+def replaced(options, **values):
+    """Inside, some attributes of an object have other values."""
+    before = {name: getattr(options, name) for name in values}
+    for name, value in values.items():
+        setattr(options, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(options, name, value)
+
+
+def guarded_workers(loader, seed: int):
+    """The loader, whose workers do not hear the signals of its process group, and which has a generator of its own.
+
+    An iterator draws the seed of its workers when it is made, and a resumed run makes more of them: out of the global
+    generator, every draw after it (dropout, drop path) would be another one.
+    """
+    inner = loader.base_dataloader  # accelerate's wrapper reads its attributes there, but does not set them there
+    if getattr(inner.worker_init_fn, "func", None) is not leave_process_group:
+        inner.worker_init_fn = partial(leave_process_group, inner.worker_init_fn)
+        inner.generator = torch.Generator().manual_seed(seed)
+    return loader
 
 
 def leave_process_group(initialize: Callable | None, worker: int):
@@ -382,11 +444,3 @@ def set_sampler_epoch(dataloader, epoch: int):
             f"The order of samples comes from a `{type(batches.sampler).__name__}`, which no resume can repeat. Leave "
             "`accelerator_config` at its defaults, and `train_sampling_strategy` at `random` or `sequential`."
         )
-
-
-def any_process(flags: list[torch.Tensor], world_size: int) -> list[bool]:
-    """Whether each of some flags, of shape `()`, is set on any process. Waits for the device, in one message."""
-    together = torch.stack([flag.to(torch.int32) for flag in flags])
-    if world_size > 1:
-        torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
-    return together.bool().tolist()

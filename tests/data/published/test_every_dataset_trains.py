@@ -55,7 +55,7 @@ def test_twenty_steps(name, processes, request, tmp_path, monkeypatch):
         *("--dataset", name, *DATASETS[name](request.getfixturevalue)),
         *("--backbone", "test_resnet", "--image_size", "32", "--model_args", '{"output_stride": 8}'),
         *("--max_steps", "20", "--per_device_train_batch_size", "5", "--logging_steps", "10", "--save_strategy", "no"),
-        *("--rank_sync_steps", "5", "--output_dir", tmp_path / "run"),
+        *("--output_dir", tmp_path / "run"),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "run" / "all_results.json").read_text())

@@ -201,7 +201,9 @@ def test_a_manifest_of_another_shape_is_damage(content, written):
 def test_a_checkpoint_of_an_earlier_version_says_how_to_go_on(written):
     manifest = written / "checkpoint-6" / MANIFEST
     manifest.write_text(json.dumps(json.loads(manifest.read_text())["content"]))
-    with pytest.raises(CheckpointError, match="no digest of itself.*earlier version.*--weights .*model.safetensors"):
+    with pytest.raises(
+        CheckpointError, match="no digest of itself.*earlier version.*--pretrained .*model.safetensors"
+    ):
         checkpoints.check(written / "checkpoint-6")
 
 
@@ -337,7 +339,7 @@ def test_another_number_of_processes_is_refused(written, tiny_dataset):
     manifest = json.loads((written / "checkpoint-4" / MANIFEST).read_text())["content"]
     (written / "checkpoint-4" / MANIFEST).unlink()
     checkpoints.seal(written / "checkpoint-4", {**manifest["facts"], "processes": 2}, manifest["settings"], order=4)
-    with pytest.raises(ValueError, match="`processes` was 2 and is 1.*--weights"):
+    with pytest.raises(ValueError, match="`processes` was 2 and is 1.*--pretrained"):
         build_trainer(written, tiny_dataset, **SAVING).train(resume_from_checkpoint=str(written / "checkpoint-4"))
 
 
@@ -454,7 +456,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
     ("place", "error"),
     [
         (
-            "hnml_hf.training.resume.state.save_file",
+            "hnml_hf.training.callbacks.save_file",
             SafetensorError("I/O error: No space left on device (os error 28)"),
         ),
         ("torch.save", RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")),

@@ -61,11 +61,11 @@ ORDINARY = {
     },
     **{fault: {**TWO, "fault": fault} for fault in ("bad file", "out of memory", "not finite", "other options")},
 }
-SYNTHETIC = {"objective": "hnml", "inner_direction": "synthetic", "meta_scope": "full"}
+SYNTHETIC = {"objective": "hnml_synthetic", "meta_scope": "full"}
 FORMS = {
     "elr": {"objective": "elr", "lr_scheduler_type": "constant"},
-    "memory": {"teacher_source": "memory", "memory_top_k": 2, "eval_teacher": False},
-    "draws": {**SYNTHETIC, "meta_start_step": 0.3, "meta_rampup_steps": 0.3},
+    "memory": {"teacher_source": "memory", "eval_teacher": False},
+    "draws": {**SYNTHETIC, "num_meta_draws": 2},
     "accumulation": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 5},
     "best": {
         "load_best_model_at_end": True,
@@ -74,7 +74,7 @@ FORMS = {
         "eval_steps": 4,
     },
     "corrected": {"forward_correction": True, "num_train_epochs": 3},
-    "adamw": {"optim": "adamw_torch", "optim_args": None, "learning_rate": 1e-3, "inner_direction": "momentum"},
+    "adamw": {"optim": "adamw_torch", "optim_args": None, "learning_rate": 1e-3},
 }
 
 

@@ -12,8 +12,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from . import upload as hub
-from .model_card import generate_model_card
+from ..hub import upload as hub
+from ..hub.model_card import generate_model_card
 
 
 logger = logging.get_logger(__name__)
@@ -99,7 +99,7 @@ class PublishingMixin:
         )
         return push() if blocking else HfApi().run_as_future(push)
 
-    def _push_from_checkpoint(self, checkpoint_folder):
+    def push_checkpoint(self):
         """Upload the weights that evaluation measured, in the background. A push that fails does not stop training."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
