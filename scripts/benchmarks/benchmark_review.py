@@ -316,7 +316,7 @@ def million(folder: Path, n: int) -> dict:
 def screenshots(folder: Path, output: Path):
     """The pictures of docs/audit.md."""
     table = decided_run(folder, 200)
-    server, browser = Server(folder / "run"), start_browser(folder / "profile")
+    server, browser = Server(folder / "run", 0), start_browser(folder / "profile")
     output.mkdir(parents=True, exist_ok=True)
 
     def shot(name: str):
