@@ -1,10 +1,14 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and arrays in files whose place on the disk is theirs."""
 
+import math
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 
 @contextmanager
@@ -23,3 +27,34 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)  # half a file must not fill the disk
+
+
+def mapped_array(shape: tuple[int, ...], dtype, folder: str | os.PathLike | None = None) -> np.ndarray:
+    """An array of zeros in a memory-mapped file without a name, which vanishes with the process.
+
+    The disk's space is reserved first: where it runs out under a mapping, the process is killed (SIGBUS).
+
+    Args:
+        shape, dtype: of the array.
+        folder (`str`, *optional*): of the file; default: the system's place for temporary files.
+
+    Raises:
+        OSError: if there is no such space.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives it
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            else:
+                for start in range(0, size, 2**20):
+                    file.write(bytes(min(2**20, size - start)))
+                file.flush()
+        except OSError as error:
+            place = tempfile.gettempdir() if folder is None else os.fspath(folder)
+            raise OSError(
+                error.errno,
+                f"{size / 2**20:,.1f} MiB for what training keeps of each sample could not be reserved in {place} "
+                f"({error.strerror}); make room there, or choose another place",
+            ) from error
+        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)

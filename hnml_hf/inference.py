@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .data.decoding import UNREADABLE, to_rgb
+from .data.decoding import MAX_PIXELS, UNREADABLE, decode, to_rgb
 from .data.transforms import create_transforms
 from .modeling.cam import normalize_cams
 from .modeling.finite import WHERE_TO_LOOK, require_finite_outputs
@@ -41,20 +41,20 @@ class Prediction:
     seen: Image.Image | None = None
 
 
-def open_image(source: str | os.PathLike | Image.Image) -> Image.Image:
+def open_image(source: str | os.PathLike | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An image in RGB, from a file or from an image.
 
     Args:
         source (`str`, `Path` or `PIL.Image.Image`): a file, or an image in any mode.
+        max_pixels (`int`): a larger image is refused.
 
     Raises:
         NotAnImageError: if the file is missing, cut off, too large or no image, or its pixels have no known range.
     """
     try:
         if isinstance(source, Image.Image):
-            return to_rgb(source)
-        with Image.open(source) as image:
-            return to_rgb(image)
+            return to_rgb(source, max_pixels=max_pixels)
+        return decode(source, max_pixels=max_pixels)
     except UNREADABLE as error:
         reason = str(error).replace(str(source), "it") or type(error).__name__
         raise NotAnImageError(f"`{source}` cannot be read as an image: {reason}.") from error
@@ -85,6 +85,7 @@ def predict(
     top_k: int = 5,
     batch_size: int = 32,
     with_cams: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Prediction]:
     """Classify images, one batch at a time.
 
@@ -94,6 +95,7 @@ def predict(
         top_k (`int`): classes to name for each.
         batch_size (`int`): images at a time.
         with_cams (`bool`): whether to say where the evidence for the first class lies.
+        max_pixels (`int`): a larger image cannot be read.
 
     Yields:
         [`Prediction`]: one for each image, in order.
@@ -108,7 +110,7 @@ def predict(
     mean, std = (torch.tensor(config.pretrained_cfg[name]).view(-1, 1, 1) for name in ("mean", "std"))
     images = iter(images)
     while batch := list(islice(images, batch_size)):
-        pixel_values = torch.stack([transform(open_image(image)) for image in batch])
+        pixel_values = torch.stack([transform(open_image(image, max_pixels=max_pixels)) for image in batch])
         with evaluation_mode(model):
             output = model(pixel_values.to(model.device), cam_classes="predicted" if with_cams else None)
         require_finite_outputs(output.logits, of="the model", advice=WHERE_TO_LOOK)

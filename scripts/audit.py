@@ -143,6 +143,7 @@ def audit(audit_args: AuditArguments, data_args: DataArguments):
             transform,
             names,
             batch_size=audit_args.batch_size,
+            max_pixels=data_args.max_pixels,
         )
     table = audit_run(
         audit_args.output_dir,
@@ -154,6 +155,7 @@ def audit(audit_args: AuditArguments, data_args: DataArguments):
         **crop,
         max_suspects=audit_args.max_suspects,
         batch_size=audit_args.batch_size,
+        max_pixels=data_args.max_pixels,
         source=data_args.dataset,
         **facts,
     )

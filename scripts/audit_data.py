@@ -44,7 +44,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False, usage=usage)
     add_source_options(parser)
     parser.add_argument("--num_workers", type=int, help="Threads that read and decode; default: number of CPUs.")
-    parser.add_argument("--max_pixels", type=int, default=preflight.MAX_PIXELS, help="Larger images are defects.")
     parser.add_argument("--output", help="Write the report here, as JSON.")
     parser.add_argument("--quarantine_output", help="Write the rows to leave out here, one JSON object a line.")
     return parser.parse_args(command_words(argv))

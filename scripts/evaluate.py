@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None):
     if options.split not in data:
         raise SystemExit(f"No split `{options.split}`; there are {', '.join(f'`{name}`' for name in data)}.")
     names = data[options.split].features["label"].names
-    rows = TransformedDataset(data[options.split], create_transforms(model.config.pretrained_cfg)[1])
+    transform = create_transforms(model.config.pretrained_cfg)[1]
+    rows = TransformedDataset(data[options.split], transform, max_pixels=options.max_pixels)
     outputs = outputs_of(model, names, rows.labels)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     logits, labels = logits_of(model.eval().to(device), rows, options.batch_size, options.num_workers)

@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None):
     model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision).eval()
     export = export_to_onnx if options.output.suffix == ".onnx" else export_program
     path = export(model, options.output, with_cams=options.with_cams)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, checked against the model")
+    files = [file for file in (path, path.with_name(f"{path.name}.data")) if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    print(f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, checked against the model")
 
 
 if __name__ == "__main__":

@@ -142,6 +142,9 @@ class SourceArguments:
             "`partition` or `set`, where its values are names of splits."
         },
     )
+    max_pixels: int = field(
+        default=64_000_000, metadata={"help": "An image of more pixels is not decoded: it counts as unreadable."}
+    )
     partial: bool = field(
         default=False, metadata={"help": "The folder holds a part of a known dataset: skip its size checks."}
     )
@@ -278,6 +281,8 @@ def add_source_options(parser: argparse.ArgumentParser, *, required: bool = True
         facts = {"default": option.default, "help": option.metadata["help"]}
         if option.type is bool:
             facts |= {"type": string_to_bool, "nargs": "?", "const": True}
+        elif option.type is int:
+            facts |= {"type": int}
         parser.add_argument(f"--{option.name}", required=required and option.name == "dataset", **facts)
 
 
@@ -329,13 +334,14 @@ def noise_options(data_args: DataArguments) -> dict | None:
     return {"seed": data_args.noise_seed, **noise, **given} if "kind" in noise else noise
 
 
-def add_noise_options(train: Dataset, noise: dict | None) -> Dataset:
+def add_noise_options(train: Dataset, noise: dict | None, *, max_pixels: int = DataArguments.max_pixels) -> Dataset:
     """The training set with the noise of [`noise_options`]."""
     if noise is None:
         return train
     if "manifest" in noise:
         return apply_manifest(train, load_manifest(noise["manifest"]))
-    manifest = draw_noise(train, **{argument: noise[key] for key, argument in NOISE_KEYS.items() if key in noise})
+    options = {argument: noise[key] for key, argument in NOISE_KEYS.items() if key in noise}
+    manifest = draw_noise(train, **options, max_pixels=max_pixels)
     if "output" in noise:
         save_manifest(noise["output"], manifest)
     return apply_manifest(train, manifest)
@@ -366,7 +372,7 @@ def load_data(data_args: DataArguments) -> DatasetDict:
             f"there is a split `validation` of {len(data['validation'])} rows already. Give `--validation_fraction 0` "
             'to use that, or leave it out by `--splits`, as in \'{"train": "train", "test": "test"}\'.'
         )
-    data["train"] = add_noise_options(data["train"], noise)
+    data["train"] = add_noise_options(data["train"], noise, max_pixels=data_args.max_pixels)
     if data_args.quarantine:
         data = apply_quarantine(data, load_quarantine(data_args.quarantine))
     if data_args.class_balanced_samples is not None:

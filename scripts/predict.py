@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ from hnml_hf import (
     predict,
 )
 from hnml_hf.cli import HelpFormatter
-from hnml_hf.data.files import is_image
+from hnml_hf.data.files import is_image, walk
 
 
 whole_file = hnml_hf.atomic.whole_file
@@ -47,14 +48,15 @@ def find_images(inputs: list[Path]) -> list[Path]:
     found = []
     for path in inputs:
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if is_image(p.name) and p.is_file())
+            names = [folder.prefix + name for folder in walk(path) for name in folder.files if is_image(name)]
+            below = sorted(path / name for name in names)
             if not below:
                 raise SystemExit(f"`{path}` has no image files (endings that Pillow reads, as .jpg).")
             found += below
         elif path.is_file():
             found.append(path)
         else:
-            raise SystemExit(f"`{path}` is not there.")
+            raise SystemExit(f"`{path}` is {'no regular file' if path.exists() else 'not there'}.")
     return found
 
 
@@ -113,11 +115,11 @@ def main(argv: list[str] | None = None):
         if split not in data or (options.split is None and split != "test" and len(data) > 1):
             raise SystemExit(f"No split `{options.split or 'test'}`; there are {', '.join(f'`{n}`' for n in data)}.")
         names = [str(index) for index in data[split]["index"]]
-        stored = TransformedDataset(data[split], lambda image: image)
+        stored = TransformedDataset(data[split], lambda image: image, max_pixels=options.max_pixels)
         source = readable(range(len(stored)), lambda row: stored[row]["pixel_values"])
     else:
-        paths = find_images(options.inputs)
-        names, source = [str(path) for path in paths], readable(paths, open_image)
+        paths, read = find_images(options.inputs), partial(open_image, max_pixels=options.max_pixels)
+        names, source = [str(path) for path in paths], readable(paths, read)
 
     kept = []
 
@@ -130,7 +132,12 @@ def main(argv: list[str] | None = None):
     rows = []
     with tempfile.TemporaryDirectory() as aside:
         predictions = predict(
-            model, wanted(), top_k=options.top_k, batch_size=options.batch_size, with_cams=options.cams is not None
+            model,
+            wanted(),
+            top_k=options.top_k,
+            batch_size=options.batch_size,
+            with_cams=options.cams is not None,
+            max_pixels=options.max_pixels,
         )
         for number, prediction in enumerate(tqdm(predictions, total=len(names), unit="image", disable=None)):
             rows.append({"image": kept[number], "labels": prediction.labels, "scores": prediction.scores})

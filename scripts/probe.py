@@ -64,7 +64,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraining
         raise SystemExit("A probe is chosen on held-out labels: give --validation_fraction 0.1.")
     model = build_model(model_args, dict(enumerate(data["train"].features["label"].names))).to(args.device)
     _, transform = create_transforms(model.config.pretrained_cfg)
-    sets = {split: TransformedDataset(data[split], transform) for split in data}
+    sets = {split: TransformedDataset(data[split], transform, max_pixels=data_args.max_pixels) for split in data}
 
     start = time.perf_counter()
     loading = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}

@@ -10,7 +10,6 @@ Open the address that it prints; it holds a token, and answers on this machine a
 import argparse
 import getpass
 import importlib
-import io
 import sys
 import threading
 from pathlib import Path
@@ -56,14 +55,12 @@ class RunImages:
     def picture(self, index: int):
         """The image of a sample that is part of the dataset."""
         from datasets import Image
-        from PIL import Image as Pillow
 
-        from hnml_hf.data.decoding import to_rgb
+        from hnml_hf.data.decoding import decode
 
         data, rows = self.dataset()
         stored = data.select_columns(["image"]).cast_column("image", Image(decode=False))[rows[index]]["image"]
-        with Pillow.open(io.BytesIO(stored["bytes"]) if stored.get("bytes") else stored["path"]) as image:
-            return to_rgb(image)
+        return decode(stored)
 
     def maps(self, index: int):
         """The picture of a sample as the model sees it, with its activation maps."""

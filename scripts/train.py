@@ -50,6 +50,7 @@ from hnml_hf import (
     save_probe_records,
     start_from_probe,
 )
+from hnml_hf.atomic import whole_file
 from hnml_hf.audit.start import judge_records, start_from_judge
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
 from hnml_hf.data.splits import held_out_labels
@@ -121,6 +122,8 @@ def write_audit(model, data_args: DataArguments, dataset, transform, records, *,
     Returns:
         `str`: the estimate of the share of wrong labels.
     """
+    with whole_file(Path(output_dir, "_audit", "dataset.json")) as unfinished:  # first: an audit may be repeated by it
+        unfinished.write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
     data = model.config.pretrained_cfg
     table = audit_run(
         output_dir,
@@ -131,10 +134,10 @@ def write_audit(model, data_args: DataArguments, dataset, transform, records, *,
         crop_pct=data.get("crop_pct", 0.875),
         crop_mode=data.get("crop_mode", "center"),
         source=data_args.dataset,
+        max_pixels=data_args.max_pixels,
         **facts,
     )
     folder = Path(output_dir, "_audit")
-    (folder / "dataset.json").write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
     low, high = table.attrs["noise_rate_interval"]
     estimate = f"{table.attrs['noise_rate']:.1%} ({low:.1%} to {high:.1%})"
     print(f"Wrong labels: {estimate}, see {folder / 'report.html'}")
@@ -180,7 +183,9 @@ def resident_pixels(data, data_args: DataArguments, args) -> dict[str, torch.Ten
         )
     pixels = {}
     for name, split in data.items():
-        pixels[name] = stack_images(TransformedDataset(split, to_tensor), largest=largest)
+        pixels[name] = stack_images(
+            TransformedDataset(split, to_tensor, max_pixels=data_args.max_pixels), largest=largest
+        )
         if pixels[name] is None and data_args.resident:
             raise ValueError(f"`resident` needs images of one size, but those of `{name}` differ. Set it to false.")
         if pixels[name] is None:
@@ -196,11 +201,13 @@ def prepare(rows, pixels, *, training: bool, data_args: DataArguments, pretraine
     weak, evaluation = create_transforms(pretrained_cfg, augmentation=data_args.augmentation)
     kept = "tensors" if data_args.cache_images else None  # nothing is drawn in evaluation
     if not training:
-        return TransformedDataset(rows, evaluation, cache=kept)
+        return TransformedDataset(rows, evaluation, cache=kept, max_pixels=data_args.max_pixels)
     strong = create_strong_transform(weak) if data_args.strong_view else None
     if kept and (strong or weak is not evaluation):
         kept = "images"
-    return TransformedDataset(rows, weak, seed=seed, strong_transform=strong, cache=kept)
+    return TransformedDataset(
+        rows, weak, seed=seed, strong_transform=strong, cache=kept, max_pixels=data_args.max_pixels
+    )
 
 
 def judged(model, rows, samples: TransformedDataset, args):
@@ -285,7 +292,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
             rows = rows.select(np.flatnonzero(~train_set.held_out))
         probe, crossed = start_from_probe(
             model.to(args.device),
-            TransformedDataset(rows, views[1]),
+            TransformedDataset(rows, views[1], max_pixels=data_args.max_pixels),
             held_out["validation"],
             batch_size=args.per_device_eval_batch_size,
             num_workers=args.dataloader_num_workers,

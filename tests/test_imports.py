@@ -40,7 +40,7 @@ WITHIN = {
     "objectives.inner_step": set(),
     "data.schema": set(),
     "data.files": set(),
-    "data.decoding": set(),
+    "data.decoding": {"data.files"},
     "data.targets": set(),
     "data.transforms": {"data.decoding", "data.splits", "data.targets"},
     "data.resident": {"data.transforms"},

@@ -93,10 +93,10 @@ def export_images(dataset: Dataset, table: pd.DataFrame, folder: str | os.PathLi
     undecoded = dataset.select_columns(["image", "index"]).cast_column("image", Image(decode=False))
     for row in undecoded:
         index, path = int(row["index"]), at[int(row["index"])]
-        if not path or not os.path.isfile(path):
-            content = row["image"]["bytes"] if row["image"] else None
-            if content is None:
-                continue  # a missing file: nothing to show
+        content = row["image"]["bytes"] if row["image"] else None
+        if content is None and not os.path.isfile(path or ""):
+            continue  # a missing file: nothing to show
+        if content is not None:  # a path beside it is a name, and may be that of some other file
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{index}{'.jpg' if content[:2] == bytes([255, 216]) else '.png'}"
             path.write_bytes(content)

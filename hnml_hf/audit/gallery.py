@@ -1,6 +1,6 @@
 """What the report shows of the suspects: pictures and, of a model with activation maps, where it looked."""
 
-import io
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset, Image
 from PIL import Image as Pillow
 
-from ..data.decoding import UNREADABLE, to_rgb
+from ..data.decoding import MAX_PIXELS, UNREADABLE, decode
 from ..data.schema import column
 from ..modeling.cam import normalize_cams
 from ..modeling.modes import evaluation_mode
@@ -17,8 +17,11 @@ from .report import SIDES, Evidence
 from .table import probably_wrong
 
 
+logger = logging.getLogger(__name__)
+
 MAX_SUSPECTS = 2_000
 FEWEST_SUSPECTS = 48
+FAILURES = (*UNREADABLE, RuntimeError)  # what an image of an odd size, or a device without memory, brings
 
 
 def num_suspects(table: pd.DataFrame, most: int = MAX_SUSPECTS) -> int:
@@ -27,17 +30,13 @@ def num_suspects(table: pd.DataFrame, most: int = MAX_SUSPECTS) -> int:
     return min(int((table["times_seen"] > 0).sum()), most, max(likely, FEWEST_SUSPECTS))
 
 
-def decode_images(dataset: Dataset, rows: Sequence[int]) -> list[Pillow.Image | str]:
+def decode_images(dataset: Dataset, rows: Sequence[int], *, max_pixels: int = MAX_PIXELS) -> list[Pillow.Image | str]:
     """RGB images of some rows; instead of one that cannot be read, why."""
-    undecoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+    undecoded = dataset.select_columns(["image"]).with_format(None).cast_column("image", Image(decode=False))
     found = []
     for stored in undecoded[list(map(int, rows))]["image"]:
         try:
-            if stored is None:
-                raise ValueError("the row has no image")
-            source = io.BytesIO(stored["bytes"]) if stored.get("bytes") else stored["path"]
-            with Pillow.open(source) as image:
-                found.append(to_rgb(image))
+            found.append(decode(stored, max_pixels=max_pixels))
         except UNREADABLE as error:
             found.append(f"{type(error).__name__}: {error}")
     return found
@@ -53,6 +52,7 @@ def collect_evidence(
     crop_pct: float = 1.0,
     crop_mode: str = "center",
     batch_size: int = 64,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Evidence]:
     """Pictures of the suspects and, with a model that has class activation maps, where it sees either class.
 
@@ -63,9 +63,10 @@ def collect_evidence(
         model ([`TimmCAMForImageClassification`], *optional*): without it there are only pictures.
         crop_pct, crop_mode (`float`, `str`): timm's, of the transform: which part of the image it keeps and whether it
             squashes it, so that maps lie on the right spot.
+        max_pixels (`int`): a larger image is not decoded.
 
     Returns:
-        `list[Evidence]`: in the order of `suspects`. An image that cannot be read is a reason, never an error.
+        `list[Evidence]`: in the order of `suspects`. An image that cannot be read or shown is a reason, no error.
     """
     ids = column(dataset, "index")
     order = np.argsort(ids, kind="stable")
@@ -73,31 +74,51 @@ def collect_evidence(
     evidence = []
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
-        images = decode_images(dataset, rows[part])
-        readable = [number for number, image in enumerate(images) if not isinstance(image, str)]
+        images = decode_images(dataset, rows[part], max_pixels=max_pixels)
+        pixels, seen = {}, {}
+        for number, image in enumerate(images):
+            if isinstance(image, str):
+                continue
+            try:
+                seen[number] = _looked_at(image, crop_pct, crop_mode)
+                if model is not None:
+                    pixels[number] = transform(image)
+            except FAILURES as error:
+                images[number] = f"cannot be shown ({type(error).__name__}: {error})"
         maps = {}
-        if model is not None and readable:
-            pixels = torch.stack([transform(images[number]) for number in readable]).to(model.device)
-            with evaluation_mode(model):
-                output = model(pixel_values=pixels)
-                for name in ("label", "suggested_label"):
-                    classes = torch.as_tensor(suspects[name].to_numpy()[part][readable], device=model.device)
-                    cams = model.class_activation_maps(output, model.class_weights[classes])
-                    maps[name] = dict(zip(readable, normalize_cams(cams).cpu().numpy(), strict=True))
+        if pixels:
+            try:
+                with evaluation_mode(model):
+                    maps = _maps(model, pixels, suspects.iloc[part])
+            except FAILURES as error:
+                logger.warning("The report shows %d images without activation maps: %s", len(pixels), error)
         for number, image in enumerate(images):
             if isinstance(image, str):
                 evidence.append(Evidence(reason=image))
             else:
                 both = [maps[name][number] if maps else None for name in ("label", "suggested_label")]
-                evidence.append(Evidence(_looked_at(image, crop_pct, crop_mode), *both))
+                evidence.append(Evidence(seen[number], *both))
     return evidence
+
+
+def _maps(model, pixels: dict[int, torch.Tensor], suspects: pd.DataFrame) -> dict[str, dict[int, np.ndarray]]:
+    """Maps of the given and of the suggested class for images of a batch, by their position in it."""
+    numbers = list(pixels)
+    output = model(pixel_values=torch.stack(list(pixels.values())).to(model.device))
+    maps = {}
+    for name in ("label", "suggested_label"):
+        classes = torch.as_tensor(suspects[name].to_numpy()[numbers], device=model.device)
+        cams = model.class_activation_maps(output, model.class_weights[classes])
+        maps[name] = dict(zip(numbers, normalize_cams(cams).cpu().numpy(), strict=True))
+    return maps
 
 
 def _looked_at(image: Pillow.Image, share: float, mode: str) -> Pillow.Image:
     """The square that an evaluation transform looks at: the central one, or all of the middle squashed into one."""
     width, height = (share * side for side in (image.size if mode == "squash" else [min(image.size)] * 2))
     left, top = (image.width - width) / 2, (image.height - height) / 2
-    part = image.crop((round(left), round(top), round(left + width), round(top + height)))
+    left, top = (min(round(start), side - 1) for start, side in zip((left, top), image.size, strict=True))
+    part = image.crop((left, top, left + max(round(width), 1), top + max(round(height), 1)))
     part = part.resize([min(part.size)] * 2) if mode == "squash" else part
     part.thumbnail((SIDES[0],) * 2, Pillow.Resampling.LANCZOS)  # 2,000 photographs in full would fill the memory
     return part

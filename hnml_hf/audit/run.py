@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
+from ..data.decoding import MAX_PIXELS
 from ..training.dynamics import AUDIT_FOLDER
 from .gallery import MAX_SUSPECTS, collect_evidence, num_suspects
 from .report import render_report
@@ -31,6 +32,7 @@ def audit_run(
     curves: Sequence[Mapping] = (),
     max_suspects: int = MAX_SUSPECTS,
     batch_size: int = 64,
+    max_pixels: int = MAX_PIXELS,
     **facts,
 ) -> pd.DataFrame:
     """Score, then write table, summary and report into `<output_dir>/_audit`.
@@ -44,6 +46,7 @@ def audit_run(
         curves (`Sequence[Mapping]`): the trainer's `log_history`, for the report.
         max_suspects (`int`): how many the report shows at most.
         batch_size (`int`): images in a forward pass for their maps.
+        max_pixels (`int`): a larger image is not decoded.
         facts: further entries of the summary, as `source` and `provenance`.
 
     Returns:
@@ -67,6 +70,7 @@ def audit_run(
         crop_pct=crop_pct,
         crop_mode=crop_mode,
         batch_size=batch_size,
+        max_pixels=max_pixels,
     )
     render_report(
         table, table.attrs, folder / REPORT_FILE, evidence=evidence, curves=curves, decided=decided, run=output_dir

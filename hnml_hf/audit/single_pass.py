@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 
 from ..data.classes import align_classes
+from ..data.decoding import MAX_PIXELS
 from ..data.schema import column
 from ..modeling.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..training.dynamics import score_predictions
@@ -18,7 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def score_model(
-    dataset: Dataset, model: Callable, transform: Callable, model_names: Sequence[str], *, batch_size: int = 64
+    dataset: Dataset,
+    model: Callable,
+    transform: Callable,
+    model_names: Sequence[str],
+    *,
+    batch_size: int = 64,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Records for [`noise_scores`] by one pass of any classifier over any dataset.
 
@@ -28,6 +35,7 @@ def score_model(
         transform (`Callable`): from an RGB image to a tensor.
         model_names (`Sequence[str]`): the model's classes, in the order of its outputs; it may have more.
         batch_size (`int`): images in a forward pass, b at most.
+        max_pixels (`int`): a larger image counts as unreadable.
 
     Returns:
         structured `np.ndarray` of shape `(n,)`, in the order of `index`.
@@ -37,7 +45,9 @@ def score_model(
         ValueError: if the model does not know a class of the dataset, or ids are not unique.
     """
     columns = align_classes(model_names, dataset.features["label"].names)
-    probabilities, seen = predict_probabilities(dataset, model, transform, len(model_names), batch_size=batch_size)
+    probabilities, seen = predict_probabilities(
+        dataset, model, transform, len(model_names), batch_size=batch_size, max_pixels=max_pixels
+    )
     probabilities = probabilities[:, columns]
     probabilities = probabilities / probabilities.sum(-1, keepdims=True).clip(1e-12)
     return score_predictions(column(dataset, "index"), column(dataset, "label"), probabilities, seen=seen)
@@ -45,7 +55,13 @@ def score_model(
 
 @torch.no_grad()
 def predict_probabilities(
-    dataset: Dataset, model: Callable, transform: Callable, num_labels: int, *, batch_size: int = 64
+    dataset: Dataset,
+    model: Callable,
+    transform: Callable,
+    num_labels: int,
+    *,
+    batch_size: int = 64,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One pass over a dataset; arguments as in [`score_model`], for a model of `num_labels` classes.
 
@@ -56,7 +72,7 @@ def predict_probabilities(
     seen = np.zeros(len(dataset), dtype=bool)
     for start in range(0, len(dataset), batch_size):
         rows = np.arange(start, min(start + batch_size, len(dataset)))
-        images = decode_images(dataset, rows)
+        images = decode_images(dataset, rows, max_pixels=max_pixels)
         readable = [number for number, image in enumerate(images) if not isinstance(image, str)]
         if readable:
             logits = model(torch.stack([transform(images[number]) for number in readable]))

@@ -2,11 +2,14 @@
 
 import os
 import re
+import stat
 import tarfile
 import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -15,6 +18,7 @@ import PIL.Image
 # formats that Pillow names but does not decode by itself
 UNDECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 SHOWN = 5  # how many offending keys an error lists
+MOST_WAYS = 10_000  # by which links may lead to one folder
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
@@ -156,16 +160,26 @@ def missing_files(root: str, names: Sequence[str]) -> np.ndarray:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's: a name with a dot in front, or what macOS puts into archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file or folder is none of the user's: a name with a dot in front, or what systems put beside data."""
+    return name.startswith(".") or name in ("__MACOSX", "lost+found")
+
+
+def _is_folder(entry: os.DirEntry) -> bool | None:
+    """Whether an entry is a folder (true) or a regular file (false), or leads to one; `None` for anything else."""
+    try:
+        if entry.is_dir():
+            return True
+        return False if entry.is_file() else None  # a pipe or a device never ends, a broken link leads nowhere
+    except OSError:  # a link to itself
+        return None
 
 
 def file_names(folder: str) -> set[str]:
-    """Names of the files (not folders) in `folder`; empty if there is no such folder."""
+    """Names of the regular files in `folder`; empty if there is no such folder."""
     if not os.path.isdir(folder):
         return set()
     with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if not entry.is_dir()}
+        return {entry.name for entry in entries if _is_folder(entry) is False}
 
 
 def folder_names(folder: str) -> list[str]:
@@ -173,7 +187,66 @@ def folder_names(folder: str) -> list[str]:
     if not os.path.isdir(folder):
         return []
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+        return sorted(entry.name for entry in entries if _is_folder(entry) and not is_hidden(entry.name))
+
+
+class Folder(NamedTuple):
+    """What [`walk`] finds in one folder, as sorted names.
+
+    Args:
+        prefix: the path from the root with a slash behind it; empty for the root.
+        files: regular files.
+        others: what is neither file nor folder (pipes, devices, sockets, broken links), and links to folders above.
+    """
+
+    prefix: str
+    files: list[str]
+    others: list[str]
+
+
+def walk(root: str | os.PathLike) -> Iterator[Folder]:
+    """`root` and all folders below it, in the order of their names, without hidden ones. Links are followed.
+
+    A link back to a folder above, which would never end, is not followed, whatever name it has: folders are known by
+    device and number.
+
+    Raises:
+        ValueError: if links lead to one folder in more than ten thousand ways, as a chain of pairs of links does.
+        OSError: on a folder that may not be read.
+    """
+    status = os.stat(root)
+    waiting, ways = [("", ((status.st_dev, status.st_ino),))], Counter()
+    while waiting:
+        prefix, above = waiting.pop()
+        ways[above[-1]] += 1
+        if ways[above[-1]] > MOST_WAYS:
+            raise ValueError(
+                f"{os.fspath(root)}: links lead to one folder in more than {MOST_WAYS} ways, one is {prefix[:200]}."
+            )
+        below, files, others = [], [], []
+        with os.scandir(os.path.join(root, prefix)) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                is_folder = _is_folder(entry)
+                if not is_folder:
+                    (others if is_folder is None else files).append(entry.name)
+                    continue
+                status = entry.stat()
+                place = (status.st_dev, status.st_ino)
+                if place in above:
+                    others.append(entry.name)
+                else:
+                    below.append((f"{prefix}{entry.name}/", (*above, place)))
+        yield Folder(prefix, sorted(files), sorted(others))
+        waiting += sorted(below, reverse=True)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a file to read its bytes. Raises `OSError` if it is a pipe, device or socket, which may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"no regular file: {os.fspath(path)}")
+    return open(path, "rb")
 
 
 @cache

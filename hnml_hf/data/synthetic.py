@@ -10,13 +10,14 @@ import csv
 import logging
 import os
 
+import datasets
 import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image
 
 from .. import noise
-from .decoding import to_rgb
+from .decoding import MAX_PIXELS, decode
 from .noise_file import NoiseManifest, apply_manifest, clean_labels, unique_index
 from .schema import UNKNOWN, column, labels_fingerprint
 
@@ -54,6 +55,7 @@ def draw_noise(
     transition_matrix: str | os.PathLike | torch.Tensor | None = None,
     pixel_scaling: str = "raw",
     image_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> NoiseManifest:
     """Draw a noisy label for every row of a dataset whose labels are true. The dataset is not changed.
 
@@ -80,6 +82,7 @@ def draw_noise(
         image_size (`int`):
             For `"instance"`: resize all images to this many pixels a side. Needed if they differ in size; wise above
             64 pixels, since the weights of a class take 4 x 3 x side^2 x k bytes.
+        max_pixels (`int`): for `"instance"`: a larger image is refused.
 
     Returns:
         `NoiseManifest`.
@@ -108,7 +111,7 @@ def draw_noise(
     generator = torch.Generator().manual_seed(seed)
     labels = torch.from_numpy(clean)
     if kind == "instance":
-        load_pixels, num_pixels = _pixel_loader(dataset, index, image_size)
+        load_pixels, num_pixels = _pixel_loader(dataset, index, image_size, max_pixels)
         noisy = noise.instance_dependent_labels(
             load_pixels,
             labels,
@@ -243,15 +246,15 @@ def _transition_matrix(settings: dict, num_classes: int, *, rate: float | None) 
     return noise.pair_flip_transition_matrix(num_classes, rate)
 
 
-def _pixel_loader(dataset: Dataset, index: np.ndarray, image_size: int | None):
+def _pixel_loader(dataset: Dataset, index: np.ndarray, image_size: int | None, max_pixels: int):
     """A function from positions to RGB pixels 0..255 of shape (m, s), and s."""
-    images = dataset.select_columns(["image"]).with_format(None)
-    size = (image_size, image_size) if image_size else images[0]["image"].size
+    images = dataset.select_columns(["image"]).with_format(None).cast_column("image", datasets.Image(decode=False))
+    size = (image_size, image_size) if image_size else decode(images[0]["image"], max_pixels=max_pixels).size
 
     def load_pixels(rows: torch.Tensor) -> torch.Tensor:
         pixels = []
         for row, image in zip(rows.tolist(), images[rows.tolist()]["image"], strict=True):
-            image = to_rgb(image)
+            image = decode(image, max_pixels=max_pixels)
             if image_size and image.size != size:
                 image = image.resize(size, Image.Resampling.BILINEAR)
             if image.size != size:

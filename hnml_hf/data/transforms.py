@@ -15,7 +15,7 @@ from timm.data.transforms import MaybeToTensor
 from torchvision import transforms
 from transformers import CLIPImageProcessor
 
-from .decoding import UNREADABLE, to_rgb
+from .decoding import MAX_PIXELS, UNREADABLE, decode
 from .splits import held_out_labels
 from .targets import targets_of
 
@@ -186,6 +186,7 @@ class TransformedDataset(torch.utils.data.Dataset):
         cache (`"images"` or `"tensors"`, *optional*): keep what was read in memory, in each worker: decoded images, at
             three bytes a pixel, or, of transforms that draw nothing, their results, at twelve. For small images, whose
             preparation costs as much as a step of a small network.
+        max_pixels (`int`): larger images count as unreadable.
 
     A sample is a `dict` with `pixel_values`, `labels`, `clean_labels`, `index` and, if there are such columns,
     `sample_weights`, `target_classes` and `target_probabilities`; after [`~TransformedDataset.hold_out`] also
@@ -204,6 +205,7 @@ class TransformedDataset(torch.utils.data.Dataset):
         seed: int = 0,
         strong_transform: Callable[[PIL.Image.Image], torch.Tensor] | None = None,
         cache: str | None = None,
+        max_pixels: int = MAX_PIXELS,
     ):
         missing = {"image", "label", "clean_label", "index"} - set(dataset.column_names)
         if missing:
@@ -211,7 +213,8 @@ class TransformedDataset(torch.utils.data.Dataset):
                 f"Columns {sorted(missing)} are missing; the dataset has {dataset.column_names}. Load it with "
                 "`load_noisy_dataset`, or rename your columns."
             )
-        self.dataset, self.seed = dataset, seed
+        self.dataset, self.seed, self.max_pixels = dataset, seed, max_pixels
+        self._stored = dataset.select_columns(["image"]).with_format(None).cast_column("image", Image(decode=False))
         self.views = {"pixel_values": transform}
         if strong_transform is not None:
             self.views["strong_pixel_values"] = strong_transform
@@ -275,7 +278,7 @@ class TransformedDataset(torch.utils.data.Dataset):
     def _decode(self, rows: list[int]) -> list[PIL.Image.Image]:
         ids = self.index[rows]  # outside of `try`: a row that is not there is no bad image
         try:
-            return [to_rgb(image) for image in self.dataset[rows]["image"]]
+            return [decode(stored, max_pixels=self.max_pixels) for stored in self._stored[rows]["image"]]
         except UNREADABLE as error:
             raise UnreadableImageError(
                 f"{self._first_unreadable(rows, ids)} cannot be read: {str(error) or type(error).__name__}. Find all "
@@ -285,11 +288,11 @@ class TransformedDataset(torch.utils.data.Dataset):
 
     def _first_unreadable(self, rows: list[int], ids: np.ndarray) -> str:
         for row, sample in zip(rows, ids.tolist(), strict=True):
+            stored = self._stored[row]["image"]
             try:
-                to_rgb(self.dataset[row]["image"])
+                decode(stored, max_pixels=self.max_pixels)
             except UNREADABLE:
-                stored = self.dataset.cast_column("image", Image(decode=False))[row]["image"] or {}
-                return f"Image `{stored.get('path')}` of the sample with index {sample}"
+                return f"Image `{(stored or {}).get('path')}` of the sample with index {sample}"
         return f"One of the images of the samples with index {ids.tolist()}"
 
     def columns(self) -> dict[str, np.ndarray]:

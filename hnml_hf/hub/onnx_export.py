@@ -1,6 +1,7 @@
 """A trained model as one file that runs without Python: ONNX, and PyTorch's own exported program."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from ..modeling.cam import class_activation_maps
 
 
 OPSET = 18  # version of ONNX's operators, the one that torch's exporter writes without converting
+ONE_FILE = 3 * 2**29  # bytes of weights; a file of the format cannot have more than 2 GiB
 TOLERANCE = 1e-4  # largest difference in a logit that counts as the same model
 
 
@@ -64,7 +66,8 @@ def export_to_onnx(model, path: str | os.PathLike, *, with_cams: bool = False) -
 
     Args:
         model ([`TimmCAMForImageClassification`]): in evaluation mode.
-        path (`str` or `os.PathLike`): the file, `.onnx`; it holds the weights as well.
+        path (`str` or `os.PathLike`): the file, `.onnx`; it holds the weights as well, up to 1.5 GiB of them. Of a
+            larger model they lie beside it, in a file with `.data` at the end of its name; both belong together.
         with_cams (`bool`): whether to give the raw class activation map of the predicted class too, as output `cams`;
             for heads that average their map and apply one linear layer.
 
@@ -94,12 +97,22 @@ def export_to_onnx(model, path: str | os.PathLike, *, with_cams: bool = False) -
         external_data=False,
         verbose=False,
     )
-    with whole_file(path) as unfinished:
-        program.save(unfinished)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"_{path.name}-") as aside:
+        # under its own name from the start: the model names the file of its weights, if these lie beside it
+        unfinished = Path(aside, path.name)
+        program.save(unfinished, external_data=size > ONE_FILE)
         session = onnxruntime.InferenceSession(unfinished, providers=["CPUExecutionProvider"])
         for count in (3, 1):
             found = session.run(names, {"pixel_values": pixel_values[:count].cpu().numpy()})
             _compare(names, found, [tensor[:count] for tensor in expected])
+        del session
+        written = sorted(Path(aside).iterdir(), key=lambda file: file == unfinished)  # the model last
+        for file in written:
+            os.replace(file, path.with_name(file.name))
+    if len(written) == 1:  # of a larger model that had this name
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)
     return path
 
 

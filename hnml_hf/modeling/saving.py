@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import stat
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -156,11 +158,20 @@ class SavedModelMixin:
         state_dict = self.state_dict() if state_dict is None else state_dict
         state_dict = {name.removeprefix(PREFIX): value for name, value in state_dict.items()}
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix="_saving-") as aside:
-            super().save_pretrained(aside, *args, state_dict=state_dict, **kwargs)
-            written = sorted(Path(aside).iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name))
-            for path in written:
-                os.replace(path, target / path.name)
+        try:
+            with tempfile.TemporaryDirectory(dir=target, prefix="_saving-") as aside:
+                super().save_pretrained(aside, *args, state_dict=state_dict, **kwargs)
+                written = sorted(Path(aside).iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name))
+                mode = stat.S_IMODE(Path(aside, "config.json").stat().st_mode)  # that of any new file of the user
+                for path in written:
+                    path.chmod(mode)  # safetensors writes for the owner alone
+                    os.replace(path, target / path.name)
+        except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+            room = shutil.disk_usage(target).free / 2**20
+            raise OSError(
+                f"The model could not be written to `{target}`, where {room:.1f} MiB are left: {error}. What was "
+                "there before is as it was. Make room there, or give another folder."
+            ) from error
         if WEIGHTS_FILE in {path.name for path in written}:  # shards of an earlier save would be loaded as well
             for stale in (target / f"{WEIGHTS_FILE}.index.json", *target.glob("model-?????-of-?????.safetensors")):
                 stale.unlink(missing_ok=True)

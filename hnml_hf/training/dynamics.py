@@ -1,13 +1,12 @@
 """What a training run saw of every sample: one fixed-size record each, found by sample id, in memory or mapped."""
 
 import os
-import tempfile
 from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
 
-from ..atomic import whole_file
+from ..atomic import mapped_array, whole_file
 
 
 CANDIDATES = 9  # labels that are followed beside the given one; with up to ten classes that is all of them
@@ -93,8 +92,7 @@ class SampleStatistics:
         if path is not None and len(index) * kind.itemsize > in_memory:
             folder = Path(path).parent
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives it
-                self.records = np.memmap(file, mode="w+", dtype=kind, shape=(len(index),))
+            self.records = mapped_array((len(index),), kind, folder)
         else:
             self.records = np.zeros(len(index), dtype=kind)
         self.ids = index[order]

@@ -6,10 +6,10 @@ memory, or the largest few per sample in a file on disk.
 Shapes: n samples, b batch, k classes, t classes kept per sample.
 """
 
-import tempfile
-
 import numpy as np
 import torch
+
+from ..atomic import mapped_array
 
 
 DENSE_BYTES = 256 * 2**20  # from here on a memory of all classes is too much to ask without being told
@@ -114,19 +114,15 @@ class TopKMemory:
 
     Raises:
         ValueError: if two samples have one id.
+        OSError: if the disk has no room.
     """
 
     def __init__(self, index: np.ndarray, num_labels: int, *, decay: float, top_k: int, folder: str | None = None):
         self.ids, self.num_labels, self.decay = _sorted_ids(index), num_labels, decay
-
-        def mapped(shape, dtype) -> np.ndarray:
-            with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives it
-                return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
-
         rows = len(index)
-        self.classes = mapped((rows, top_k), np.int16 if num_labels < 2**15 else np.int32)
-        self.values = mapped((rows, top_k), np.float32)
-        self.mass = mapped((rows,), np.float32)  # of all classes together
+        self.classes = mapped_array((rows, top_k), np.int16 if num_labels < 2**15 else np.int32, folder)
+        self.values = mapped_array((rows, top_k), np.float32, folder)
+        self.mass = mapped_array((rows,), np.float32, folder)  # of all classes together
 
     def rows(self, index: torch.Tensor) -> np.ndarray:
         """Row of each id, of shape `(b,)`. Raises `KeyError` on an id that the training set does not have."""

@@ -154,3 +154,30 @@ def test_rows_that_no_model_saw_are_no_suspects(tiny_dataset, scored, tmp_path):
     assert '<span class="soft">Labels probably wrong</span><b class="num">18</b>' in page
     assert page.count('"issue": true') == 22
     assert "4 samples below 0.1" in page
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("size", [(600, 1), (1, 600), (1, 1), (3, 900)])
+def test_a_thin_image_is_shown(size, crop_mode, tiny_dataset, scored, tmp_path):
+    """Of 600 x 1 pixels the middle seven eighths, rounded, were none at all."""
+    thin = Image.new("RGB", size, "red")
+    rows = [{**row, "image": thin} if row["index"] == 100 else row for row in tiny_dataset]
+    dataset = datasets.Dataset.from_list(rows, features=tiny_dataset.features)
+    table = audit_run(tmp_path, scored, dataset, transform=None, crop_pct=0.875, crop_mode=crop_mode)
+    assert 100 in table.nsmallest(num_suspects(table), "rank")["index"].tolist()
+    assert "data:image/" in (tmp_path / "_audit/report.html").read_text()
+
+
+def test_evidence_that_fails_is_a_reason_or_a_picture_without_maps(tiny_dataset, scored, tmp_path, caplog):
+    table = noise_scores(scored, tiny_dataset.features["label"].names)
+    suspects = table.nsmallest(4, "rank")
+    model = TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=64)
+
+    def refuse(image):
+        raise RuntimeError("no such transform")
+
+    found = collect_evidence(tiny_dataset, suspects, transform=refuse, model=model)
+    assert {shown.reason for shown in found} == {"cannot be shown (RuntimeError: no such transform)"}
+    found = collect_evidence(tiny_dataset, suspects, transform=lambda image: torch.zeros(1, 64, 64), model=model)
+    assert all(shown.image is not None and shown.given_map is None for shown in found)
+    assert "4 images without activation maps" in caplog.text

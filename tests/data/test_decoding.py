@@ -10,7 +10,8 @@ from PIL.PngImagePlugin import PngImageFile
 
 from hnml_hf import NotAnImageError, TransformedDataset, UnreadableImageError, draw_noise, open_image
 from hnml_hf.audit.gallery import decode_images
-from hnml_hf.data import preflight, schema
+from hnml_hf.data import checks as preflight
+from hnml_hf.data import schema
 from hnml_hf.data.decoding import UNREADABLE, to_rgb
 
 

@@ -64,3 +64,33 @@ def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="differs from the model's by 1.0e-02"):
         export_program(build("test_resnet"), tmp_path / "x.pt2")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.pt2", "the one before")]
+
+
+def test_weights_in_a_file_of_their_own_move_with_the_model(tmp_path, monkeypatch):
+    """As of a model above 2 GiB: the model names the file of its weights as it is called in the end."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = build("test_resnet")
+    with monkeypatch.context() as small:
+        small.setattr(export, "ONE_FILE", 0)
+        export_to_onnx(model, tmp_path / "new" / "model.onnx")
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["model.onnx", "model.onnx.data"]
+    tensors = onnx.load(tmp_path / "new" / "model.onnx", load_external_data=False).graph.initializer
+    named = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    assert named == {"model.onnx.data"}
+    (tmp_path / "new").rename(tmp_path / "moved")
+    session = onnxruntime.InferenceSession(tmp_path / "moved" / "model.onnx", providers=["CPUExecutionProvider"])
+    pixels, wanted, _ = expected(model, 2)
+    np.testing.assert_allclose(session.run(None, {"pixel_values": pixels.numpy()})[0], wanted.numpy(), atol=1e-4)
+    export_to_onnx(model, tmp_path / "moved" / "model.onnx")  # small again: nothing is left of the large one
+    assert [file.name for file in (tmp_path / "moved").iterdir()] == ["model.onnx"]
+
+
+def test_a_model_with_its_weights_beside_it_that_differs_leaves_the_one_before(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    monkeypatch.setattr(export, "ONE_FILE", 0)
+    monkeypatch.setattr(export._Exported, "forward", lambda self, x: (self.model(x).logits + 0.01,))
+    (tmp_path / "x.onnx").write_text("the one before")
+    with pytest.raises(ExportError, match="differs from the model's by 1.0e-02"):
+        export_to_onnx(build("test_resnet"), tmp_path / "x.onnx")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.onnx", "the one before")]

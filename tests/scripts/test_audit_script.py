@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import audit
 import benchmark_audit
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import train
+from options import DataArguments
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hnml_hf import SampleStatistics, load_audit, load_noisy_dataset
@@ -161,6 +163,18 @@ def test_any_transformers_classifier_by_one_pass(run, scripts, tmp_path):
     table = load_audit(tmp_path / "o")
     assert len(table) == 48 and table["noise_score"].between(0, 1).all()
     assert '"given_map"' not in (tmp_path / "o" / "_audit" / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_a_repetition_needs_is_written_first(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("in the middle of the audit")
+
+    monkeypatch.setattr(train, "audit_run", fail)
+    model = SimpleNamespace(config=SimpleNamespace(pretrained_cfg={}))
+    with pytest.raises(RuntimeError, match="in the middle"):
+        train.write_audit(model, DataArguments(dataset="x", max_pixels=7), None, None, None, output_dir=tmp_path)
+    saved = json.loads((tmp_path / "_audit" / "dataset.json").read_text())
+    assert (saved["dataset"], saved["max_pixels"]) == ("x", 7)
 
 
 def test_labels_unknown_to_the_model(run, scripts, tmp_path):

@@ -1,10 +1,13 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from distributed_worker import CASES, VIT, make_trainer, weights_of
 from torch.testing import assert_close
 
-from hnml_hf import collate_images
+from hnml_hf import SampleStatistics, collate_images
+from hnml_hf.atomic import mapped_array
 from hnml_hf.objectives.mean_teacher import consistency_loss
 from hnml_hf.training.target_memory import DENSE_BYTES, TargetMemory, TopKMemory, create_memory
 
@@ -171,4 +174,26 @@ def test_resume_with_a_memory_on_disk(tmp_path, monkeypatch):
     resumed = make_trainer(VIT, options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert_close(weights_of(resumed), weights_of(whole), rtol=0, atol=0)
-    assert whole.memory.store.mass.any()
+
+
+def test_space_is_reserved_before_it_is_mapped(tmp_path, monkeypatch):
+    """A disk that is full under a mapping ends the process with SIGBUS; said before, it is an error."""
+    reserved = []
+
+    def reserve(descriptor, start, size):
+        reserved.append(size)
+        if size > 4 * 30:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    with pytest.raises(OSError, match=rf"0.0 MiB for what training keeps .* in {tmp_path} .No space left on device"):
+        TopKMemory(np.arange(30), 100, decay=0.5, top_k=2, folder=str(tmp_path))
+    assert reserved == [2 * 2 * 30, 4 * 2 * 30]  # classes as int16, values as float32
+    with pytest.raises(OSError, match="No space left on device"):
+        SampleStatistics(np.arange(30), np.zeros(30, int), 1000, path=tmp_path / "x", in_memory=1)
+
+
+def test_a_mapped_array_is_zeros_on_reserved_blocks(tmp_path):
+    array = mapped_array((2**18,), np.float32, tmp_path)
+    assert not array.any() and array.shape == (2**18,) and not list(tmp_path.iterdir())
+    array[:] = 1

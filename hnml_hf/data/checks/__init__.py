@@ -18,7 +18,7 @@ import PIL.Image
 from datasets import Dataset, DatasetDict
 from datasets.utils import tqdm
 
-from ..files import is_hidden, is_image
+from ..files import is_image, walk
 from ..schema import UNKNOWN, noise_rate
 from .images import MAX_PIXELS, ImageCheck, check_image
 from .quarantine import apply_quarantine, load_quarantine, save_quarantine
@@ -201,10 +201,9 @@ def _files_without_row(splits: list[SplitRows], image_dir: str | os.PathLike) ->
     for split in splits:
         for batch in split.images.iter(batch_size=1000):
             known.update(key(image["path"]) for image in batch["image"] if image is not None and image["path"])
-    for folder, folders, names in os.walk(image_dir):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(name for name in names if not is_hidden(name)):
-            path = os.path.join(folder, name)
+    for folder in walk(image_dir):
+        for name in folder.files:
+            path = os.path.join(image_dir, folder.prefix, name)
             if is_image(name) and key(path) not in known:
                 yield {"path": path, "reason": "no row names this file"}
 

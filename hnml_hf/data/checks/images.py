@@ -5,13 +5,12 @@ import zipfile
 from io import BytesIO
 from typing import NamedTuple
 
-import fsspec
 import PIL.Image
 
-from ..decoding import UNREADABLE, to_rgb
+from ..decoding import MAX_PIXELS, UNREADABLE, TooManyPixelsError, open_image_file, open_stored, to_rgb
 
 
-MAX_PIXELS = 64_000_000
+BESIDE_PIXELS = 2**26  # bytes that a file may have beside four a pixel
 
 IMAGE_DEFECTS = {
     "missing_image": "rows without image",
@@ -43,31 +42,33 @@ def check_image(image: dict | None, *, max_pixels: int = MAX_PIXELS) -> ImageChe
         image (`dict`): an undecoded image of `datasets`, `{"bytes": ..., "path": ...}`, one of them may be None.
         max_pixels (`int`): larger images are not decoded and count as bad.
     """
+    most = 4 * max_pixels + BESIDE_PIXELS
     if image is None or (image["bytes"] is None and not image["path"]):
         return ImageCheck("missing_image", "the cell is empty")
     try:
-        data = image["bytes"] if image["bytes"] is not None else _read(image["path"])
+        with open_stored(image) as file:
+            data = file.read(most + 1)
     except (FileNotFoundError, NotADirectoryError):
         return ImageCheck("missing_file", "no such file")
     except (OSError, ValueError, zipfile.BadZipFile) as error:  # ValueError: a null byte in the path
         return ImageCheck("unreadable_file", f"{type(error).__name__}: {error}")
     if not data:
         return ImageCheck("empty_file", "0 bytes")
+    if len(data) > most:
+        return ImageCheck("too_many_pixels", f"more than {most} bytes, which no image up to the pixel limit needs")
     if data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head")):
         return ImageCheck("html_file", "a web page, probably the error message of a download")
 
     digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
     try:
-        with PIL.Image.open(BytesIO(data)) as opened:
+        with open_image_file(BytesIO(data), max_pixels=max_pixels) as opened:
             width, height = opened.size
-            if width * height > max_pixels:
-                return ImageCheck("too_many_pixels", f"{width} x {height} pixels, the limit is {max_pixels}")
-            to_rgb(opened)
+            to_rgb(opened, max_pixels=max_pixels)
             mode, is_png = opened.mode, opened.format == "PNG"
         if is_png:  # decoding skips the checksums
             with PIL.Image.open(BytesIO(data)) as opened:
                 opened.verify()
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+    except TooManyPixelsError as error:
         return ImageCheck("too_many_pixels", str(error))
     except UNREADABLE as error:
         if isinstance(error, PIL.UnidentifiedImageError):
@@ -75,9 +76,3 @@ def check_image(image: dict | None, *, max_pixels: int = MAX_PIXELS) -> ImageChe
         kind = "truncated" if "truncated" in str(error).lower() else "undecodable"
         return ImageCheck(kind, f"{type(error).__name__}: {error}")
     return ImageCheck(None, None, digest, width, height, mode)
-
-
-def _read(path: str) -> bytes:
-    # an image inside an archive or on a remote store has an URL, which only fsspec can open
-    with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
-        return file.read()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 
-from ..files import as_name, first_few, folder_names, is_hidden, is_image, is_plain
+from ..files import as_name, first_few, folder_names, is_image, is_plain, walk
 from ..published.builder import NoisyLabelBuilder, NoisyLabelConfig, ParquetImages, Rows
 from ..schema import noisy_features
 from ..splits import SPLITS, find_splits
@@ -125,9 +125,9 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
     @classmethod
     def watched_files(cls, root: str, **options) -> list[str]:
         watched = []
-        for folder, folders, files in os.walk(root, followlinks=True):
-            folders.sort()
-            watched += [folder, *(f"{folder}/{name}" for name in files if name in METADATA)]
+        for folder in walk(root):
+            names = ("", *(name for name in folder.files if name in METADATA))
+            watched += [os.path.join(root, folder.prefix, name) for name in names]
         return watched
 
     def read_splits(self, root: str) -> dict[str, list[Rows]]:
@@ -273,15 +273,19 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
 
 def list_images(folder: str) -> tuple[list[str], list[str]]:
     """Sorted image files below `folder`, relative to it, and the other files; hidden ones do not count."""
-    images, others = [], []
-    for path, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        prefix = os.path.relpath(path, folder).replace(os.sep, "/")
-        prefix = "" if prefix == "." else f"{prefix}/"
+    images, others, odd = [], [], []
+    for prefix, files, no_files in walk(folder):
+        odd += [prefix + name for name in no_files]
         for name in files:
-            if is_hidden(name):
-                continue
             if not is_plain(prefix + name):
                 raise ValueError(f"{folder}: the file name {prefix + name!r} is not UTF-8 text; rename the file.")
             (images if is_image(name) else others).append(prefix + name)
+    if odd:
+        logger.warning(
+            "%s: left out what is neither a file nor a folder (a broken link, a link to a folder above, a pipe, a "
+            "device), %d in all, first: %s.",
+            folder,
+            len(odd),
+            first_few(odd),
+        )
     return sorted(images), sorted(others)

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import datasets
+import huggingface_hub
 import numpy as np
 from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets
 
 from ...hub.answers import without_retries
 from ..files import as_on_disk, table_path
-from ..published.builder import ON_MISSING, REMOTE, keep_on_disk, prepare
+from ..published.builder import ON_MISSING, REMOTE, keep_on_disk, outside_paths, prepare
 from ..schema import assemble
 from ..splits import SPLITS, find_splits
 from .builders import ImageFolder, Table
@@ -22,6 +23,7 @@ from .labels import encode_labels, encode_weights, find_classes, warn_about_spli
 from .tables import TABLE_SUFFIXES, find_tables
 
 
+HUB_PATH = re.compile(r"(https?|hf)://")  # how paths begin that a dataset of the Hub may name
 PATHS = (Value("string"), Value("large_string"), Value("string_view"))  # columns of image paths
 
 
@@ -81,7 +83,9 @@ def load_generic(
             return prepare(_table_builder(tables, data_dir or path, by_column, options), num_proc)
         return prepare(ImageFolder(data_dir=path, splits=splits, **options), num_proc)
     loaded = _load_from_hub(name_or_path, config, cache_dir)
-    return _canonical(loaded, name_or_path, columns, label_names, splits, data_dir, on_missing)
+    folders = (cache_dir or datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    caches = [os.path.realpath(folder) for folder in (*folders, huggingface_hub.constants.HF_HUB_CACHE)]
+    return _canonical(loaded, name_or_path, columns, label_names, splits, data_dir, on_missing, caches)
 
 
 def _table_builder(
@@ -125,6 +129,7 @@ def _canonical(
     splits: Mapping[str, str] | None,
     data_dir: str | os.PathLike | None,
     on_missing: str,
+    caches: Sequence[str] | None = None,
 ) -> DatasetDict:
     """The four features from any dataset with an image and a label column."""
     by_column = splits if columns.splits_by_column else None
@@ -139,7 +144,7 @@ def _canonical(
     for split, name in found.items():
         dataset, where = loaded[name], f"{source} ({name})"
         for ours, part in _raw_splits(dataset, split, where, columns, by_column, alone=len(found) == 1).items():
-            rows = _images(dataset, columns.pick(dataset.column_names, ours, where)["image"], data_dir, where)
+            rows = _images(dataset, columns.pick(dataset.column_names, ours, where)["image"], data_dir, where, caches)
             images.setdefault(ours, []).append(rows if len(part) == len(rows) else rows.select(part.images))
             raw.setdefault(ours, []).append(part)
     if columns.labels and "train" not in raw:
@@ -163,11 +168,13 @@ def _canonical(
     return result
 
 
-def _images(dataset: Dataset, column: str, data_dir: str | os.PathLike | None, where: str) -> Dataset:
+def _images(
+    dataset: Dataset, column: str, data_dir: str | os.PathLike | None, where: str, caches: Sequence[str] | None
+) -> Dataset:
     """The images of a dataset, or their paths, as its only column `image`."""
     feature = dataset.features[column]
     if feature in PATHS:
-        return _with_full_paths(dataset, column, data_dir, where)
+        return _with_full_paths(dataset, column, data_dir, where, caches)
     if not isinstance(feature, Image):
         raise ValueError(f"{where}: column `{column}` holds no images but {feature}.")
     if data_dir is not None:
@@ -176,11 +183,41 @@ def _images(dataset: Dataset, column: str, data_dir: str | os.PathLike | None, w
             f"{os.fspath(data_dir)!r}. Leave it out, or name a column with paths by `image_column`."
         )
     images = dataset.select_columns([column])
+    for row, path in enumerate(outside_paths(images, column)):
+        if path:
+            _check_place(path, f"{where} row {row}", caches)
     return images if column == "image" else images.rename_column(column, "image")
 
 
-def _with_full_paths(dataset: Dataset, column: str, data_dir: str | os.PathLike | None, where: str) -> Dataset:
-    """The image paths, starting at `data_dir`; without one they must be absolute, or remote."""
+def _check_place(path: str, where: str, caches: Sequence[str] | None):
+    """Raise `ValueError` on an image of another place than its dataset may name.
+
+    Args:
+        path: of an image, where no folder is given in which all paths start.
+        where: names the row in the message.
+        caches: of a Hub dataset, the folders of what was downloaded; `None` for a dataset of this machine.
+    """
+    shown = f"{where}: the image path {path[:200]!r}"
+    if REMOTE.match(path):
+        if caches is None:
+            raise ValueError(f"{shown} is remote; only datasets of the Hub may name such. Download the images first.")
+        if not HUB_PATH.match(path) or "::" in path:
+            raise ValueError(f"{shown} is none of https://, http:// and hf://, which a Hub dataset may name.")
+    elif not os.path.isabs(path):
+        raise ValueError(f"{shown} is relative; pass `data_dir`, the folder where it starts.")
+    elif caches is not None:
+        real = os.path.realpath(path)
+        if not any(os.path.commonpath([real, cache]) == cache for cache in caches):
+            raise ValueError(
+                f"{shown} is a file of this machine that does not come with the dataset; pass `data_dir` if it is "
+                "yours and paths start there."
+            )
+
+
+def _with_full_paths(
+    dataset: Dataset, column: str, data_dir: str | os.PathLike | None, where: str, caches: Sequence[str] | None
+) -> Dataset:
+    """The image paths, starting at `data_dir`; without one they must be absolute, or of the Hub's dataset."""
     root = None if data_dir is None else os.path.abspath(os.path.expanduser(data_dir))
     paths = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     for row, path in enumerate(paths):
@@ -188,10 +225,8 @@ def _with_full_paths(dataset: Dataset, column: str, data_dir: str | os.PathLike 
             raise ValueError(f"{where} row {row}: the image is missing.")
         if root is not None:
             paths[row] = table_path(path, root, where, row)
-        elif not os.path.isabs(path) and not REMOTE.match(path):
-            raise ValueError(
-                f"{where} row {row}: the image path {path!r} is relative; pass `data_dir`, the folder where it starts."
-            )
+        else:
+            _check_place(path, f"{where} row {row}", caches)
     if root is not None:
         paths = [f"{root}/{path}" for path in as_on_disk(root, paths)]
     return Dataset.from_dict({"image": paths})

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import Features
 
 from ..files import as_on_disk, file_names, read_lines, table_path
@@ -94,6 +96,7 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
         paths = _is_text(schema.field(picked["image"]).type)
         table = file.read(columns=[name for role, name in picked.items() if paths or role != "image"])
         num_rows = file.metadata.num_rows
+        files = {} if paths else _image_files(file, picked["image"], path, root)
     values = {role: table[name].to_pylist() for role, name in picked.items() if paths or role != "image"}
     if paths:
         for row, image in enumerate(values["image"]):
@@ -101,7 +104,9 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
                 raise ValueError(f"{path}:{row + 1}: the image is missing.")
             values["image"][row] = table_path(image, root, path, row + 1)
     return RawSplit(
-        as_on_disk(root, values["image"]) if paths else ParquetImages(path, picked["image"], np.arange(num_rows)),
+        as_on_disk(root, values["image"])
+        if paths
+        else ParquetImages(path, picked["image"], np.arange(num_rows), files),
         where=lambda row: f"{path}:{row + 1}",
         index=values.get("index"),
         weight=values.get("weight"),
@@ -110,6 +115,27 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
         lines=np.arange(1, num_rows + 1),
         **named(values, Features.from_arrow_schema(schema), picked),
     )
+
+
+def _image_files(file: pq.ParquetFile, column: str, path: str, root: str) -> dict[int, str]:
+    """The files of those rows whose struct has a path and no bytes, by row: as paths in a column of their own."""
+    kind = file.schema_arrow.field(column).type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return {}
+    if not pa.types.is_struct(kind) or not {"bytes", "path"} & {field.name for field in kind}:
+        raise ValueError(f"{path}: column `{column}` holds no images but {kind}.")
+    if all(field.name != "path" or not _is_text(field.type) for field in kind):
+        return {}
+    found, start = {}, 0
+    for batch in file.iter_batches(columns=[column], batch_size=1_000):
+        images = batch.column(column)
+        paths = pc.struct_field(images, "path")
+        if any(field.name == "bytes" for field in kind):
+            paths = pc.if_else(pc.is_null(pc.struct_field(images, "bytes")), paths, None)
+        for row in np.flatnonzero(pc.is_valid(paths).to_numpy(zero_copy_only=False)).tolist():
+            found[start + row] = table_path(paths[row].as_py(), root, path, start + row + 1)
+        start += len(batch)
+    return {row: f"{root}/{name}" for row, name in zip(found, as_on_disk(root, list(found.values())), strict=True)}
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -2,10 +2,11 @@
 
 import hashlib
 import io
+import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -71,13 +72,22 @@ class Rows:
 
 @dataclass
 class ParquetImages:
-    """The image column of a parquet file, or some of its rows, read in small batches each time it is iterated."""
+    """The image column of a parquet file, or some of its rows, read in small batches each time it is iterated.
+
+    Args:
+        path: the parquet file.
+        column: its column of images: bytes, or structs of bytes and path.
+        rows: those to read, ascending; default: all.
+        files: the checked absolute path of each row whose image is not in the file, by row.
+    """
 
     path: str
     column: str = "image"
-    rows: np.ndarray | None = None  # ascending
+    rows: np.ndarray | None = None
+    files: Mapping[int, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[dict]:
+        rows = itertools.count() if self.rows is None else iter(self.rows.tolist())
         with pq.ParquetFile(self.path) as file:
             start = 0
             for batch in file.iter_batches(columns=[self.column], batch_size=1_000):
@@ -86,8 +96,10 @@ class ParquetImages:
                     low, high = np.searchsorted(self.rows, (start, start + len(batch)))
                     images = images.take(pa.array(self.rows[low:high] - start))
                 start += len(batch)
-                for image in images.to_pylist():
-                    yield {"bytes": image, "path": None} if isinstance(image, bytes) else image
+                for image, row in zip(images.to_pylist(), rows):  # noqa: B905 (the rows go on)
+                    # `datasets` prefers a file of the name that comes with bytes, if there is one: no name then
+                    content = image.get("bytes") if isinstance(image, dict) else image
+                    yield {"bytes": content, "path": None if content is not None else self.files.get(row)}
 
 
 def encode_png(pixels: np.ndarray) -> dict:
@@ -276,6 +288,13 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
                 yield example["index"], {"image": image, **example}
 
 
+def outside_paths(dataset: datasets.Dataset, column: str) -> list[str | None]:
+    """The path of each row whose image is not in the dataset; `None` for one that is, or has no path."""
+    images = dataset.data.column(column)
+    paths = pc.if_else(pc.is_null(pc.struct_field(images, "bytes")), pc.struct_field(images, "path"), None)
+    return (paths if dataset._indices is None else paths.take(dataset._indices.column(0))).to_pylist()
+
+
 def keep_on_disk(dataset: datasets.Dataset, source: str, on_missing: str) -> datasets.Dataset:
     """The rows whose images are embedded, on another machine, or on disk at this moment.
 
@@ -287,11 +306,7 @@ def keep_on_disk(dataset: datasets.Dataset, source: str, on_missing: str) -> dat
     Raises:
         ValueError: naming the row, for an image that is not there; if no row is left.
     """
-    images = dataset.data.column("image")
-    paths = pc.if_else(pc.is_null(pc.struct_field(images, "bytes")), pc.struct_field(images, "path"), None)
-    if dataset._indices is not None:
-        paths = paths.take(dataset._indices.column(0))
-    local = {row: path for row, path in enumerate(paths.to_pylist()) if path and not REMOTE.match(path)}
+    local = {row: path for row, path in enumerate(outside_paths(dataset, "image")) if path and not REMOTE.match(path)}
     missing = np.fromiter(local, np.int64)[missing_files("", list(local.values()))]
     if not len(missing):
         return dataset
