@@ -58,6 +58,7 @@ COMMON = {
         *("validation_fraction", "noise", "noise_rate", "quarantine", "audit", *_RUN),
     ),
     "audit": (
+        *("data", "backbone", "pretrained", "image_size", "num_workers", "cache_dir", "check"),
         *("run", "model", "output_dir", "max_suspects", "batch_size", "device", "export", "apply", "clean"),
         *("threshold", "clean_output", *_SOURCE, "validation_fraction", "noise", "noise_rate", "quarantine"),
     ),
@@ -66,7 +67,7 @@ COMMON = {
 # options whose value is a path that must be there, and those where it is one if it looks like one
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 PATHS = ("data_dir", "run", "quarantine", "apply", "inputs")
-PATHS_OR_NAMES = ("dataset", "model", "pretrained")
+PATHS_OR_NAMES = ("dataset", "model", "data", "pretrained")
 
 _CONSTANT = "it is a constant of the objective now; leave it out"
 _NO_GAIN = "it brought nothing and was taken out (docs/ablations.md); leave it out"

@@ -1,11 +1,15 @@
 """Find the wrong labels of a dataset, with evidence: scores, report, exports, and a cleaned dataset.
 
-    python scripts/audit.py --run outputs/quickstart                                  # of a finished run: no new pass
+    python scripts/audit.py photos                        # a folder of classes, a table, a known dataset, a Hub id
+    accelerate launch scripts/audit.py photos             # each process sees its share of the images
+    python scripts/audit.py outputs/quickstart            # a finished run: scored from what training saw, no new pass
     python scripts/audit.py --model timm/resnet50.a1_in1k --dataset imagefolder --data_dir photos --output_dir out
-    python scripts/audit.py --run outputs/quickstart --export csv cleanlab fiftyone datumaro
-    python scripts/audit.py --run outputs/quickstart --apply marks.csv --clean relabel --clean_output outputs/cleaned
+    python scripts/audit.py outputs/quickstart --export csv cleanlab fiftyone datumaro
+    python scripts/audit.py outputs/quickstart --apply marks.csv --clean relabel --clean_output outputs/cleaned
     python scripts/train.py --dataset outputs/cleaned --backbone resnet50 --output_dir outputs/second
 
+A dataset is judged without training: one pass of a pretrained backbone, then a classifier in closed form that is never
+asked about a label it has seen. Features are kept in `--cache_dir`, so that a pass that was stopped goes on.
 `--model` is a folder or a Hub id of a timm or transformers image classifier; it sees every image once. A run is loaded
 with the options of its dataset, each of which can be given anew, as `--data_dir` of one that was moved; a dataset that
 has changed since is refused.
@@ -14,17 +18,22 @@ has changed since is refused.
 import json
 import logging
 import sys
+import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 import transformers
+from accelerate import PartialState
+from datasets import DatasetDict
 from options import DataArguments, load_data, parse_all, plain_errors
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
 
 from hnml_hf import (
     TimmCAMForImageClassification,
     audit_run,
+    check_dataset,
     clean_dataset,
     create_transforms,
     export_audit,
@@ -34,7 +43,11 @@ from hnml_hf import (
     run_records,
     score_model,
 )
+from hnml_hf.audit.features import extract_features, load_backbone
+from hnml_hf.audit.issues import judge_dataset, worst_pairs
+from hnml_hf.audit.run import write_report
 from hnml_hf.cli import HelpFormatter, answer_help
+from hnml_hf.data.checks import format_report, save_report
 from hnml_hf.training.resume.files import run_lock
 
 
@@ -42,11 +55,33 @@ from hnml_hf.training.resume.files import run_lock
 class AuditArguments:
     _argument_group_name = "audit"
 
+    backbone: str = field(
+        default="tf_efficientnet_lite0.in1k", metadata={"help": "A timm model, whose features judge a dataset."}
+    )
+    pretrained: str = field(
+        default="true", metadata={"help": "`true` for timm's weights from the Hub, or a safetensors file or folder."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the input in pixels; default: the backbone's."}
+    )
+    num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that read images; default: the cores, less one, at most 8."}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where features are kept; default: `_features` in `output_dir`."}
+    )
+    check: bool = field(
+        default=False, metadata={"help": "Check files and rows first, as `audit_data` does, and list what is wrong."}
+    )
     run: str | None = field(default=None, metadata={"help": "`output_dir` of a training run that has finished."})
     model: str | None = field(default=None, metadata={"help": "Instead: folder or Hub id of an image classifier."})
-    output_dir: str | None = field(default=None, metadata={"help": "Gets `_audit/`; default: the run."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Gets `_audit/`; default: the run, or `outputs/` and the name of the data."}
+    )
     max_suspects: int = field(default=2000, metadata={"help": "Suspects that the report shows, at most."})
-    batch_size: int = field(default=64, metadata={"help": "Images in a forward pass."})
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Images in a forward pass; default: 64, and 256 on a GPU."}
+    )
     device: str | None = field(default=None, metadata={"help": "Default: a GPU if there is one."})
     export: list[str] = field(
         default_factory=list, metadata={"help": "Files for other tools: csv, cleanlab, fiftyone, datumaro."}
@@ -66,12 +101,26 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
     parser = HfArgumentParser(
         (AuditArguments, DataArguments),
         formatter_class=HelpFormatter,
-        usage="%(prog)s (--run FOLDER | --model NAME --dataset DATASET --output_dir FOLDER) [options]",
+        usage="%(prog)s DATA_OR_RUN [options]",
         allow_abbrev=False,
     )
-    audit_args, data_args = parse_all(parser, argv)
-    if (audit_args.run is None) == (audit_args.model is None):
+    parser.add_argument("data", nargs="?", help="Dataset, as `--dataset`, or folder of a finished training run.")
+    audit_args, data_args, (target,) = parse_target(parser, argv)
+    if target is not None and is_run(target) and not audit_args.model:
+        if audit_args.run not in (None, target):
+            parser.error(f"{target} and --run {audit_args.run} are two runs; give one of them")
+        argv = [*argv, "--run", target]
+    elif target is not None:
+        if data_args.dataset is not None:
+            parser.error(f"{target} and --dataset {data_args.dataset} are two datasets; give one of them")
+        argv = [*argv, "--dataset", target]
+    audit_args, data_args, _ = parse_target(parser, argv)
+    if audit_args.run and audit_args.model:
         parser.error("give --run (a finished training run) or --model (any classifier), one of them")
+    if not (audit_args.run or data_args.dataset):
+        parser.error("give a dataset or the folder of a finished training run; `hnml audit --help` shows how")
+    if audit_args.run and audit_args.check:
+        parser.error("--check is of a dataset; a run has read all of its images")
     if audit_args.model and not (data_args.dataset and audit_args.output_dir):
         parser.error("--model needs --dataset and --output_dir")
     if (audit_args.apply or audit_args.clean) and not audit_args.clean_output:
@@ -83,11 +132,85 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
         run_records(audit_args.run)  # the clearer error, if this is no run
         if saved.is_file():
             parser.set_defaults(**asdict(DataArguments(**json.loads(saved.read_text(encoding="utf-8")))))
-            audit_args, data_args = parse_all(parser, argv)
+            audit_args, data_args, _ = parse_target(parser, argv)
         elif data_args.dataset is None:
             parser.error(f"{saved} is missing, so it is not known what the run was trained on; give --dataset")
-    audit_args.output_dir = audit_args.output_dir or audit_args.run
+    name = Path(data_args.data_dir if data_args.dataset == "imagefolder" else data_args.dataset).resolve().stem
+    audit_args.output_dir = audit_args.output_dir or audit_args.run or str(Path("outputs", name))
     return audit_args, data_args
+
+
+def parse_target(parser: HfArgumentParser, argv: list[str]) -> tuple[AuditArguments, DataArguments, tuple[str | None]]:
+    """The options, and the dataset or run that comes without the name of an option."""
+    audit_args, data_args, rest = parse_all(parser, argv)
+    return audit_args, data_args, (rest.data,)
+
+
+def is_run(folder: str) -> bool:
+    return Path(folder, "_audit", "sample_statistics.npy").is_file()
+
+
+def audit_dataset(audit_args: AuditArguments, data_args: DataArguments, data: DatasetDict):
+    """One pass of a frozen backbone and the judge of its features: the table, in the first of several processes."""
+    started = time.perf_counter()
+    state = PartialState()
+    found = {}
+    if audit_args.check and state.is_main_process:
+        found["check"] = check(data, audit_args.output_dir)
+    pretrained = True if audit_args.pretrained.lower() == "true" else audit_args.pretrained
+    backbone = load_backbone(audit_args.backbone, pretrained=pretrained, image_size=audit_args.image_size)
+    cache = audit_args.cache_dir or Path(audit_args.output_dir, "_features")
+    features = extract_features(
+        data["train"],
+        backbone,
+        cache_dir=cache,
+        batch_size=audit_args.batch_size,
+        num_workers=audit_args.num_workers,
+        device=audit_args.device,
+    )
+    if not state.is_main_process:
+        return None
+    passed = time.perf_counter()
+    size = backbone.config.pretrained_cfg["input_size"][-1]
+    table = judge_dataset(
+        data["train"],
+        features,
+        device=audit_args.device,
+        source=data_args.dataset,
+        provenance=f"{audit_args.backbone} at {size} pixels, frozen; shrinkage discriminants in 5-fold "
+        "cross-validation. No label was judged by a classifier that had seen it. The range is no confidence interval.",
+        **found,
+    )
+    judged = time.perf_counter()
+    folder = write_report(audit_args.output_dir, table, data["train"], max_suspects=audit_args.max_suspects)
+    (folder / "dataset.json").write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
+    waiting, forward = features.seconds["waiting"], features.seconds["forward"]
+    unreadable = int((~features.readable).sum())
+    print(f"Rows: {len(table):,}" + (f", of which {unreadable:,} images cannot be read" if unreadable else ""))
+    print(f"Classes most often given for another:{_pairs(table)}")
+    print(
+        f"Seconds: {waiting:.0f} waiting for images, {forward:.0f} in the backbone "
+        f"({features.computed:,} images; {features.values.nbytes / 1e6:,.0f} MB of features in {features.folder}), "
+        f"{judged - passed:.0f} judging, {time.perf_counter() - judged:.0f} for the report, "
+        f"{time.perf_counter() - started:.0f} in all"
+    )
+    return table
+
+
+def check(data: DatasetDict, output_dir: str) -> dict:
+    """What is wrong with files and rows, printed and written to `_audit/check.json`; the counts of it."""
+    report = check_dataset(data)
+    print(format_report(report))
+    path = Path(output_dir, "_audit", "check.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_report(path, report)
+    return {kind: len(rows) for kind, rows in report["defects"].items() if rows}
+
+
+def _pairs(table) -> str:
+    pairs = worst_pairs(table)
+    lines = [f"\n  {given} is {suggested}: about {number:,.0f}" for given, suggested, number in pairs]
+    return "".join(lines) or " none"
 
 
 def load_classifier(name: str, device: torch.device):
@@ -115,23 +238,12 @@ def report_facts(audit_args: AuditArguments) -> dict:
     return {"curves": curves, "provenance": before.get("provenance", "Scored from the statistics of a training run.")}
 
 
-@plain_errors()
-def main(argv: list[str] | None = None):
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
-    audit_args, data_args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    with run_lock(audit_args.output_dir):
-        audit(audit_args, data_args)
-
-
-def audit(audit_args: AuditArguments, data_args: DataArguments):
-    """Read the data, score every label, and write what was asked for."""
-    device = torch.device(audit_args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    records = run_records(audit_args.run) if audit_args.run else None
-    dataset = load_data(data_args)["train"]
+def audit_classifier(audit_args: AuditArguments, data_args: DataArguments, dataset, device: torch.device):
+    """The table of a run from what training saw, or of any classifier from one pass."""
     model, transform, crop, has_maps = load_classifier(audit_args.run or audit_args.model, device)
+    batch_size = audit_args.batch_size or 64
     if audit_args.run:
-        facts = report_facts(audit_args)
+        records, facts = run_records(audit_args.run), report_facts(audit_args)
     else:
         facts = {
             "provenance": f"One pass of {audit_args.model}. If it was trained on these labels, it knows them by heart."
@@ -142,10 +254,10 @@ def audit(audit_args: AuditArguments, data_args: DataArguments):
             lambda pixels: model(pixel_values=pixels.to(device)).logits,
             transform,
             names,
-            batch_size=audit_args.batch_size,
+            batch_size=batch_size,
             max_pixels=data_args.max_pixels,
         )
-    table = audit_run(
+    return audit_run(
         audit_args.output_dir,
         records,
         dataset,
@@ -154,11 +266,36 @@ def audit(audit_args: AuditArguments, data_args: DataArguments):
         cross_validated=probe_records(audit_args.run) if audit_args.run else None,
         **crop,
         max_suspects=audit_args.max_suspects,
-        batch_size=audit_args.batch_size,
+        batch_size=batch_size,
         max_pixels=data_args.max_pixels,
         source=data_args.dataset,
         **facts,
     )
+
+
+@plain_errors()
+def main(argv: list[str] | None = None):
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    audit_args, data_args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    first = PartialState().is_main_process
+    with run_lock(audit_args.output_dir) if first else nullcontext():
+        audit(audit_args, data_args)
+
+
+def audit(audit_args: AuditArguments, data_args: DataArguments):
+    """Read the data, score every label, and write what was asked for."""
+    device = torch.device(audit_args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    with PartialState().main_process_first():
+        data = load_data(data_args)
+    dataset = data["train"]
+    if audit_args.run or audit_args.model:
+        table = audit_classifier(audit_args, data_args, dataset, device)
+    else:
+        table = audit_dataset(audit_args, data_args, data)
+        if table is None:  # the first process goes on alone
+            return
     low, high = table.attrs["noise_rate_interval"]
     folder = Path(audit_args.output_dir, "_audit")
     print(f"Estimated noise: {table.attrs['noise_rate']:.1%} of {len(table):,} labels ({low:.1%} to {high:.1%})")

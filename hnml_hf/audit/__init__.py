@@ -15,6 +15,8 @@ MODULES = {
     "clean_dataset": "cleaning",
     "escape_formula": "export",
     "export_audit": "export",
+    "find_label_issues": "issues",
+    "judge_labels": "judge",
     "load_audit": "table",
     "noise_scores": "table",
     "read_marks": "cleaning",

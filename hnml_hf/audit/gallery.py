@@ -47,7 +47,7 @@ def collect_evidence(
     dataset: Dataset,
     suspects: pd.DataFrame,
     *,
-    transform: Callable,
+    transform: Callable | None = None,
     model=None,
     crop_pct: float = 1.0,
     crop_mode: str = "center",
@@ -59,7 +59,7 @@ def collect_evidence(
     Args:
         dataset (`datasets.Dataset`): that was scored, rows in any order.
         suspects (`pd.DataFrame`): rows of [`noise_scores`]' table.
-        transform (`Callable`): of evaluation, from an RGB image to a tensor.
+        transform (`Callable`, *optional*): of evaluation, from an RGB image to a tensor, for the model.
         model ([`TimmCAMForImageClassification`], *optional*): without it there are only pictures.
         crop_pct, crop_mode (`float`, `str`): timm's, of the transform: which part of the image it keeps and whether it
             squashes it, so that maps lie on the right spot.

@@ -161,10 +161,16 @@ def judge_labels(
     statistics = FoldStatistics.of_labels(features, given, fold, num_labels, weights=weights, device=device)
     chosen = _sample(judged, num_labels, seed)
     data = _Data(features, given, fold, weights, num_labels, chosen)
-    shrinkage = max(SHRINKAGES, key=lambda value: data.discriminate(statistics, value)[0].likelihood)
-    rounds = ROUNDS if len(labels) <= NEIGHBOR_LIMIT and _rounds_help(data, statistics, shrinkage) else 0
-    model, evidence, candidates, _ = data.discriminate(statistics, shrinkage, rounds)
-    temperature, evidence = float(model.weights[0]), [evidence]
+    judges = {shrinkage: data.discriminate(statistics, shrinkage) for shrinkage in SHRINKAGES}
+    shrinkage = max(judges, key=lambda value: judges[value].model.likelihood)
+    judge, rounds = judges[shrinkage], 0
+    enough = len(statistics.counts) > 2 and len(labels) <= NEIGHBOR_LIMIT
+    if enough and _rounds_help(data, statistics, shrinkage):
+        rounds = ROUNDS
+        for _ in range(rounds):
+            judge = data.next_round(judge, shrinkage)
+    model, candidates, evidence = judge.model, judge.candidates, [judge.logits]
+    temperature = float(model.weights[0])
     posterior, clustered_rate = model.posterior(evidence, candidates, given), 0.0
     if neighbors and len(labels) <= NEIGHBOR_LIMIT:
         nearest = nearest_neighbors(statistics.project(features), groups, neighbors)
@@ -214,24 +220,36 @@ class _Data:
     num_labels: int
     chosen: np.ndarray
 
-    def discriminate(self, statistics: "FoldStatistics", shrinkage: float, rounds: int = 0):
-        """After some rounds on posteriors: the noise model, logits `(n, c)`, their candidates, and the statistics."""
-        for number in range(rounds + 1):
-            logits, candidates = statistics.solve(shrinkage).candidate_logits(self.features, self.labels, self.fold)
-            part = self.chosen
-            model = NoiseModel.fit([logits[part]], candidates[part], self.labels[part], self.num_labels)
-            if number < rounds:
-                posterior = model.posterior([logits], candidates, self.labels)
-                statistics = statistics.with_targets(
-                    self.features, posterior, candidates, self.fold, weights=self.weights
-                )
-        return model, logits, candidates, statistics
+    def discriminate(self, statistics: "FoldStatistics", shrinkage: float) -> "_Judge":
+        logits, candidates = statistics.solve(shrinkage).candidate_logits(self.features, self.labels, self.fold)
+        part = self.chosen
+        model = NoiseModel.fit([logits[part]], candidates[part], self.labels[part], self.num_labels)
+        return _Judge(model, logits, candidates, statistics)
+
+    def next_round(self, judge: "_Judge", shrinkage: float) -> "_Judge":
+        """The same with its posteriors in the place of the labels."""
+        posterior = judge.model.posterior([judge.logits], judge.candidates, self.labels)
+        return self.discriminate(
+            judge.statistics.with_targets(self.features, posterior, judge.candidates, self.fold, weights=self.weights),
+            shrinkage,
+        )
 
     def without_first_fold(self) -> "_Data":
+        """The others, in two folds."""
         rows = np.flatnonzero(self.fold > 0)
         weights = None if self.weights is None else self.weights[rows]
         chosen = np.flatnonzero(np.isin(rows, self.chosen))
-        return _Data(self.features[rows], self.labels[rows], self.fold[rows] - 1, weights, self.num_labels, chosen)
+        return _Data(self.features[rows], self.labels[rows], self.fold[rows] % 2, weights, self.num_labels, chosen)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Discriminants of some folds: the noise model of their logits, these and their candidates `(n, c)`."""
+
+    model: "NoiseModel"
+    logits: torch.Tensor
+    candidates: torch.Tensor
+    statistics: "FoldStatistics"
 
 
 def _rounds_help(data: _Data, statistics: "FoldStatistics", shrinkage: float) -> bool:
@@ -240,15 +258,17 @@ def _rounds_help(data: _Data, statistics: "FoldStatistics", shrinkage: float) ->
     The likelihood of all labels does not tell it: once posteriors are targets, those of the other folds know a label
     through the classifiers that made them. So rounds are tried without the first fold, and judged on it alone.
     """
-    rest, others = data.without_first_fold(), statistics.without_first_fold()
+    rest = data.without_first_fold()
+    judge = rest.discriminate(statistics.without_first_fold(), shrinkage)
     rows = np.intersect1d(np.flatnonzero(data.fold == 0), data.chosen)
-    found = []
-    for rounds in (0, ROUNDS):
-        model, _, _, taught = rest.discriminate(others, shrinkage, rounds)
-        logits, candidates = taught.solve_all(shrinkage).candidate_logits(
-            data.features, data.labels, np.zeros_like(data.fold), rows=rows
-        )
-        found.append(model.log_likelihood([logits], candidates, data.labels[rows]))
+    alone, found = np.zeros_like(data.fold), []
+    for number in range(ROUNDS + 1):
+        if number in (0, ROUNDS):
+            whole = judge.statistics.solve_all(shrinkage)
+            logits, candidates = whole.candidate_logits(data.features, data.labels, alone, rows=rows)
+            found.append(judge.model.log_likelihood([logits], candidates, data.labels[rows]))
+        if number < ROUNDS:
+            judge = rest.next_round(judge, shrinkage)
     gain = (found[1] - found[0]).double()
     return bool(gain.mean() > 2 * gain.std() / len(gain) ** 0.5)
 
@@ -322,7 +342,10 @@ class FoldStatistics:
         return FoldStatistics(counts, sums, self.moments, self.shift)
 
     def without_first_fold(self) -> "FoldStatistics":
-        return FoldStatistics(self.counts[1:], self.sums[1:], self.moments[1:], self.shift)
+        """Of the others, in two folds: those of even and those of odd numbers."""
+        parts = (self.counts, self.sums, self.moments)
+        merged = (torch.stack([part[2::2].sum(0), part[1::2].sum(0)]) for part in parts)
+        return FoldStatistics(*merged, self.shift)
 
     def solve(self, shrinkage: float) -> "Discriminants":
         """A discriminant for each fold, of the other folds."""

@@ -58,6 +58,28 @@ def audit_run(
     table = noise_scores(records, dataset.features["label"].names, cross_validated=cross_validated, **facts)
     check_unchanged(table, dataset)
     table["path"] = image_paths(dataset)
+    how = {"transform": transform, "model": model, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    write_report(output_dir, table, dataset, curves=curves, max_suspects=max_suspects, batch_size=batch_size, **how)
+    return table
+
+
+def write_report(
+    output_dir: str | os.PathLike,
+    table: pd.DataFrame,
+    dataset: Dataset,
+    *,
+    transform: Callable | None = None,
+    model=None,
+    crop_pct: float = 1.0,
+    crop_mode: str = "center",
+    curves: Sequence[Mapping] = (),
+    max_suspects: int = MAX_SUSPECTS,
+    batch_size: int = 64,
+) -> Path:
+    """Write a table of noise scores, its summary and the report with pictures into `<output_dir>/_audit`.
+
+    Arguments as in [`audit_run`]; `transform` is for maps, and without a model none is needed.
+    """
     folder = write_audit(Path(output_dir) / AUDIT_FOLDER, table)
     decided = decided_samples(output_dir, table)
     undecided = table[~table["index"].isin(decided)]
@@ -75,4 +97,4 @@ def audit_run(
     render_report(
         table, table.attrs, folder / REPORT_FILE, evidence=evidence, curves=curves, decided=decided, run=output_dir
     )
-    return table
+    return folder

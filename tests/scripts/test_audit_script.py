@@ -9,9 +9,11 @@ import benchmark_audit
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 import train
 from options import DataArguments
+from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hnml_hf import SampleStatistics, load_audit, load_noisy_dataset
@@ -264,3 +266,44 @@ def test_the_benchmark_compares_scorers_on_one_dataset(scripts):
     theirs = benchmark_audit.compare(images, some)[1]
     assert theirs["scorer"] == "cleanlab 5-fold, self_confidence" and theirs["images"] == 240
     assert rows["AUM"]["ece"] is None and 0 <= rows["hnml_hf, objective ce"]["ece"] < 0.5
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    return path
+
+
+def test_a_dataset_is_audited_without_training(run, scripts, weights, tmp_path, capsys):
+    line = [str(run / "data"), "--backbone", "test_resnet", "--pretrained", str(weights), "--image_size", "64"]
+    line += ["--num_workers", "0", "--output_dir", str(tmp_path), "--check", "true"]
+    scripts[1](line)
+    shown = capsys.readouterr().out
+    table = load_audit(tmp_path)
+    assert len(table) == 48 and (table["times_seen"] == 1).all()
+    assert "Rows: 48" in shown and "48 images;" in shown and "Estimated noise:" in shown and "is " in shown
+    assert (tmp_path / "_audit" / "report.html").is_file() and (tmp_path / "_audit" / "check.json").is_file()
+    assert "test_resnet at 64 pixels" in table.attrs["provenance"]
+    scripts[1]([*line, "--export", "csv"])  # the features are there
+    assert "(0 images;" in capsys.readouterr().out and (tmp_path / "_audit" / "exports" / "noise_scores.csv").is_file()
+
+
+def test_a_folder_of_a_run_is_scored_as_one(run, scripts, tmp_path):
+    scripts[1]([str(run / "out"), "--output_dir", str(tmp_path)])
+    assert (load_audit(tmp_path)["times_seen"] == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "give a dataset or the folder of a finished training run"),
+        ("quickstart --dataset imagefolder", "are two datasets"),
+        ("quickstart --pretrained none.safetensors", "none.safetensors"),
+    ],
+)
+def test_a_mistake_is_named_before_the_pass(line, message, scripts, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        scripts[1](line.split())
+    assert message in capsys.readouterr().err + str(end.value)

@@ -1,0 +1,258 @@
+"""Features of every image by one pass of a frozen backbone: shared by processes, and kept so that a pass goes on."""
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset, Image
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..data.decoding import UNREADABLE, to_rgb
+from ..data.transforms import create_transforms
+from ..modeling.timm_cam import TimmCAMForImageClassification
+
+
+logger = logging.getLogger(__name__)
+
+BACKBONE = "tf_efficientnet_lite0.in1k"
+COMPILED_FROM = 20_000  # images on a CPU, below which compilation takes longer than it saves
+NOT_DONE, DONE, UNREADABLE_IMAGE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a frozen backbone sees of n images, in the order of the rows.
+
+    Args:
+        values (`np.ndarray` of shape `(n, d)`): float32, mapped from disk.
+        groups (`np.ndarray` of shape `(n,)`): the same number for images of the same content.
+        readable (`np.ndarray` of shape `(n,)`, bool): the others have features of 0.
+        computed (`int`): images that this process sent through the backbone; the rest were there.
+        seconds (`dict[str, float]`): of this process: `waiting` for images, `forward`.
+        folder (`Path`): where they are kept.
+    """
+
+    values: np.ndarray
+    groups: np.ndarray
+    readable: np.ndarray
+    computed: int
+    seconds: dict[str, float]
+    folder: Path
+
+
+class FrozenBackbone(nn.Module):
+    """The input of a classifier's last layer, and the mean of each stage's map beside it.
+
+    Stages that come before the last cost nothing and know what the last has forgotten: on images unlike those of the
+    pretraining they find wrong labels better together (Evci et al., ICML 2022; figures in docs/audit.md).
+
+    Args:
+        model: a [`TimmCAMForImageClassification`].
+    """
+
+    def __init__(self, model: TimmCAMForImageClassification):
+        super().__init__()
+        self.timm_model = model.timm_model
+        self.config = model.config
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self.timm_model, "forward_intermediates"):
+            native = self.timm_model.forward_features(pixel_values)
+            return self.timm_model.forward_head(native, pre_logits=True).flatten(1)
+        native, stages = self.timm_model.forward_intermediates(pixel_values, output_fmt="NCHW")
+        means = [stage.mean((2, 3)) for stage in stages]
+        return torch.cat([self.timm_model.forward_head(native, pre_logits=True).flatten(1), *means], dim=1)
+
+
+def load_backbone(
+    backbone: str = BACKBONE, *, pretrained: bool | str | os.PathLike = True, image_size: int | None = None
+) -> FrozenBackbone:
+    """A frozen timm backbone in evaluation mode; it is shown whole images.
+
+    Args:
+        backbone (`str`): timm name.
+        pretrained (`bool`, `str` or `Path`): `True` for timm's weights from the Hub, or a safetensors file or folder.
+        image_size (`int`, *optional*): side in pixels; default: the backbone's own.
+
+    Raises:
+        ValueError: without weights, since random features tell nothing, and as `from_timm`.
+    """
+    if not pretrained:
+        raise ValueError("An audit needs pretrained features: give `pretrained` true or a file of weights.")
+    model = TimmCAMForImageClassification.from_timm(
+        backbone, num_labels=2, pretrained=pretrained, image_size=image_size
+    )
+    model.config.pretrained_cfg["crop_pct"] = 1.0
+    return FrozenBackbone(model).eval().requires_grad_(False)
+
+
+def extract_features(
+    dataset: Dataset,
+    backbone: FrozenBackbone,
+    *,
+    cache_dir: str | os.PathLike,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    device: torch.device | str | None = None,
+) -> Features:
+    """Send every image once through a frozen backbone; each of several processes takes its share.
+
+    Features are written to a file in `cache_dir` as they come, with a hash of the image: a pass that was stopped goes
+    on, and images that have not changed are not computed again. Weights, size and number of images make the file's
+    name. All processes must see `cache_dir`.
+
+    Args:
+        dataset (`datasets.Dataset`): with a column `image`.
+        backbone ([`FrozenBackbone`]): of [`load_backbone`].
+        cache_dir (`str` or `Path`): for 4 n d bytes.
+        batch_size (`int`, *optional*): images in a forward pass. Default: 64 on a CPU, 256 on a GPU.
+        num_workers (`int`, *optional*): processes that read images. Default: the cores, less one, at most 8.
+        device (`torch.device` or `str`, *optional*): default: a GPU if there is one.
+
+    Returns:
+        [`Features`]
+
+    Raises:
+        OSError: if the disk has no room for them.
+        ValueError: if not one image can be read.
+    """
+    state = PartialState()
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is None and state.num_processes > 1:
+        device = torch.device("cuda", state.local_process_index)
+    if num_workers is None:
+        num_workers = max(0, min(8, (os.cpu_count() or 1) // state.num_processes - 1))
+    if batch_size is None:
+        batch_size = 256 if device.type == "cuda" else 64
+    _, transform = create_transforms(backbone.config.pretrained_cfg, augmentation="none")
+    size = backbone.config.pretrained_cfg["input_size"][-1]
+    backbone = backbone.to(device, memory_format=torch.channels_last)
+    width = backbone(torch.zeros(1, 3, size, size, device=device)).shape[1]
+    folder = Path(cache_dir, _key(backbone, size, len(dataset)))
+    with state.main_process_first():
+        _create_files(folder, len(dataset), width)
+    values, content, done = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("values", "content", "done"))
+
+    share = np.array_split(np.arange(len(dataset)), state.num_processes)[state.process_index]
+    images = _Images(dataset, transform, share, folder)
+    loader = DataLoader(images, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
+    forward = _fast(backbone, device, len(share))
+    computed, waiting, since = 0, 0.0, time.perf_counter()
+    started = since
+    for rows, digests, states, pixels in tqdm(loader, desc="features", unit="batch", disable=None):
+        waiting += time.perf_counter() - since
+        content[rows] = digests
+        fresh = rows[states == DONE]
+        if pixels is not None:
+            values[fresh] = forward(pixels)
+            computed += len(fresh)
+        bad = rows[states == UNREADABLE_IMAGE]
+        values[bad] = 0
+        done[fresh], done[bad] = DONE, UNREADABLE_IMAGE
+        since = time.perf_counter()
+    for array in (values, content, done):
+        array.flush()
+    state.wait_for_everyone()
+    readable = np.array(done == DONE)
+    if not readable.any():
+        raise ValueError(f"None of the {len(dataset):,} images can be read. `hnml audit_data` says why, file by file.")
+    groups = np.unique(np.ascontiguousarray(content).view("V16")[:, 0], return_inverse=True)[1]
+    seconds = {"waiting": waiting, "forward": time.perf_counter() - started - waiting}
+    return Features(
+        np.load(folder / "values.npy", mmap_mode="r"), groups.reshape(-1), readable, computed, seconds, folder
+    )
+
+
+class _Images(torch.utils.data.Dataset):
+    """Images of some rows, hashed, and prepared unless their features are there."""
+
+    def __init__(self, dataset: Dataset, transform: Callable, rows: np.ndarray, folder: Path):
+        self.stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+        self.transform, self.rows, self.folder = transform, rows, folder
+        self.content = self.done = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, places: list[int]) -> list[tuple]:
+        if self.content is None:  # here, so that each worker maps the files itself
+            self.content, self.done = (
+                np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("content", "done")
+            )
+        rows = self.rows[places]
+        return [
+            self._sample(row, stored) for row, stored in zip(rows, self.stored[rows.tolist()]["image"], strict=True)
+        ]
+
+    def _sample(self, row: int, stored: dict | None) -> tuple[int, np.ndarray, int, torch.Tensor | None]:
+        try:
+            if stored is None:
+                raise ValueError("the row has no image")
+            encoded = stored["bytes"] or Path(stored["path"]).read_bytes()
+            digest = np.frombuffer(hashlib.blake2b(encoded, digest_size=16).digest(), dtype=np.uint64)
+            if self.done[row] == DONE and (self.content[row] == digest).all():
+                return row, digest, NOT_DONE, None
+            return row, digest, DONE, self.transform(_decode(encoded))
+        except UNREADABLE:
+            return row, np.array([row, 0], dtype=np.uint64), UNREADABLE_IMAGE, None
+
+
+def _decode(encoded: bytes):
+    import io
+
+    from PIL import Image as Pillow
+
+    with Pillow.open(io.BytesIO(encoded)) as image:
+        return to_rgb(image)
+
+
+def _collate(samples: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray, torch.Tensor | None]:
+    rows, digests, states, images = zip(*samples, strict=True)
+    prepared = [image for image in images if image is not None]
+    return np.array(rows), np.stack(digests), np.array(states), torch.stack(prepared) if prepared else None
+
+
+def _key(backbone: FrozenBackbone, size: int, number: int) -> str:
+    """Of what features depend on besides the images."""
+    digest = hashlib.blake2b(f"{backbone.config.architecture} {size} {number}".encode(), digest_size=8)
+    for name, tensor in sorted(backbone.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return f"{backbone.config.architecture}-{size}-{digest.hexdigest()}"
+
+
+def _create_files(folder: Path, number: int, width: int):
+    if (folder / "done.npy").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = 4 * number * width, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder} needs {needed / 1e9:.1f} GB for features, and {free / 1e9:.1f} are free: give another."
+        )
+    kinds = {"values": ((number, width), "f4"), "content": ((number, 2), "u8"), "done": ((number,), "u1")}
+    for name, (shape, kind) in kinds.items():
+        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape).flush()
+
+
+def _fast(backbone: FrozenBackbone, device: torch.device, number: int) -> Callable[[torch.Tensor], np.ndarray]:
+    """From images to features, compiled where that pays: with constant weights, 3 times as fast on a CPU."""
+    compiled = backbone
+    if number >= COMPILED_FROM and shutil.which("g++"):
+        compiled = torch.compile(backbone, options={"freezing": True}) if device.type == "cpu" else backbone
+
+    @torch.no_grad()
+    def forward(pixels: torch.Tensor) -> np.ndarray:
+        pixels = pixels.to(device, memory_format=torch.channels_last)
+        return compiled(pixels).float().cpu().numpy()
+
+    return forward

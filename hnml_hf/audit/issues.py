@@ -1,0 +1,246 @@
+"""Which labels of a dataset are probably wrong, without training: features of a frozen backbone, and their judge."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import ClassLabel, Dataset, Image
+
+from ..data.load import load_noisy_dataset
+from ..data.schema import column, labels_fingerprint
+from .features import BACKBONE, Features, extract_features, load_backbone
+from .judge import Judgement, judge_labels
+from .table import FORMAT, _shared, image_paths
+
+
+DENSE = 1_000  # classes up to which the summary holds the transition matrix as a list
+IMAGE_COLUMNS = ("image", "img", "path", "file", "file_name", "filename", "image_path")
+LABEL_COLUMNS = ("label", "labels", "class", "category", "target")
+
+
+def find_label_issues(
+    data: str | os.PathLike | pd.DataFrame | Dataset | tuple,
+    *,
+    backbone: str = BACKBONE,
+    pretrained: bool | str | os.PathLike = True,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    device: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Find the labels that are probably wrong: one pass of a frozen backbone, then [`judge_labels`].
+
+    No clean labels, no held-out part and no training are needed; every row has a score.
+
+    Args:
+        data (`str`, `Path`, `pd.DataFrame`, `datasets.Dataset` or `tuple`): whatever [`load_noisy_dataset`] loads, of
+            which the training split is judged; a table with a column of images or paths, and one of labels; or
+            features `(n, d)` and labels `(n,)`, numbers or names, without any image.
+        backbone (`str`): timm name.
+        pretrained (`bool`, `str` or `Path`): `True` for timm's weights from the Hub, or a safetensors file or folder.
+        image_size (`int`, *optional*): side in pixels; default: the backbone's own.
+        batch_size, num_workers, device: see [`~hnml_hf.audit.features.extract_features`].
+        cache_dir (`str` or `Path`, *optional*): where features are kept for the next time; default: nowhere.
+        image_column, label_column (`str`, *optional*): default: by their usual names.
+        seed (`int`): of the folds.
+
+    Returns:
+        `pd.DataFrame`: a row per sample, the most suspect first, with the columns and `attrs` of [`load_audit`].
+
+    Raises:
+        ValueError: if the data have no such columns, fewer than two classes, or no readable image.
+
+    Example:
+
+        issues = find_label_issues("photos")
+        issues[issues.noise_score > 0.5][["path", "label_name", "suggested_name"]]
+    """
+    if isinstance(data, tuple):
+        features, labels, names = _from_arrays(*data)
+        judgement = judge_labels(features, labels, num_labels=len(names), seed=seed, device=device)
+        return issue_table(judgement, np.arange(len(labels)), labels, names).sort_values("rank")
+    dataset = as_dataset(data, image_column=image_column, label_column=label_column)
+    frozen = load_backbone(backbone, pretrained=pretrained, image_size=image_size)
+    with tempfile.TemporaryDirectory() as temporary:
+        features = extract_features(
+            dataset,
+            frozen,
+            cache_dir=cache_dir or temporary,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            device=device,
+        )
+        table = judge_dataset(dataset, features, seed=seed, device=device)
+    return table.sort_values("rank")
+
+
+def judge_dataset(
+    dataset: Dataset, features: Features, *, seed: int = 0, device: str | None = None, **facts
+) -> pd.DataFrame:
+    """The table of a dataset with the features of its images, in the order of `index`.
+
+    Args:
+        dataset (`datasets.Dataset`): columns `image`, `label`, `index`.
+        features ([`Features`]): of its rows.
+        seed (`int`): of the folds.
+        device (`str`, *optional*): where to judge.
+        facts: further entries of the summary, as `source` and `provenance`.
+    """
+    names, labels = dataset.features["label"].names, column(dataset, "label").astype(np.int64)
+    rows = np.flatnonzero(features.readable)
+    values = features.values if len(rows) == len(labels) else features.values[rows]
+    judgement = judge_labels(
+        values, labels[rows], num_labels=len(names), groups=features.groups[rows], seed=seed, device=device
+    )
+    table = issue_table(judgement, column(dataset, "index"), labels, names, rows=rows, **facts)
+    table = table.sort_values("index", ignore_index=True)
+    table["path"] = image_paths(dataset)
+    return table
+
+
+def issue_table(
+    judgement: Judgement,
+    index: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    *,
+    rows: np.ndarray | None = None,
+    **facts,
+) -> pd.DataFrame:
+    """A judgement as a table of noise scores, in the order of the rows.
+
+    Args:
+        judgement ([`Judgement`]): of m samples.
+        index, labels (`np.ndarray` of shape `(n,)`): sample ids and given labels.
+        names (`Sequence[str]`): k class names in id order.
+        rows (`np.ndarray` of shape `(m,)`, *optional*): which samples were judged; of the others, as of those whose
+            class no other sample has, nothing is known but the rate. Default: all.
+        facts: further entries of the summary.
+
+    Returns:
+        `pd.DataFrame`: with the columns and `attrs` of [`noise_scores`]. Probabilities are those of the class given
+        image and label; `margin` is their difference.
+    """
+    n, rate = len(labels), judgement.noise_rate
+    rows = np.arange(n) if rows is None else rows
+    given = judgement.candidates == labels[rows][:, None]
+    best = np.where(given, -1.0, judgement.posterior).argmax(1)[:, None]
+    scores, odds, seen = np.full(n, rate), np.full(n, -np.inf), np.zeros(n, dtype=bool)
+    scores[rows], seen[rows] = judgement.noise_scores, judgement.judged
+    odds[rows] = np.where(judgement.judged, judgement.log_odds, -np.inf)
+    suggested, suggested_probability, given_probability = labels.copy(), np.full(n, np.nan), np.full(n, np.nan)
+    suggested[rows] = np.take_along_axis(judgement.candidates, best, 1)[:, 0]
+    suggested_probability[rows] = np.take_along_axis(judgement.posterior, best, 1)[:, 0]
+    given_probability[rows] = 1 - judgement.noise_scores
+    rank = np.empty(n, dtype=np.int64)
+    rank[np.lexsort((index, -odds))] = np.arange(1, n + 1)
+    learned = np.where(seen & (given_probability > suggested_probability), 0, -1)
+    classes = np.asarray(names, dtype=object)
+    table = pd.DataFrame(
+        {
+            "index": index.astype(np.int64),
+            "path": [""] * n,
+            "label": labels,
+            "label_name": classes[labels],
+            "suggested_label": suggested,
+            "suggested_name": classes[suggested],
+            "noise_score": scores,
+            "rank": rank,
+            "given_probability": given_probability,
+            "suggested_probability": suggested_probability,
+            "margin": given_probability - suggested_probability,
+            "foreground_agreement": np.full(n, np.nan),
+            "times_seen": seen.astype(np.int64),
+            "first_epoch_learned": learned,
+            "last_epoch_learned": learned,
+        }
+    )
+    matrix = judgement.transition_matrix
+    table.attrs = {
+        "format": FORMAT,
+        "class_names": list(map(str, names)),
+        "num_samples": n,
+        "noise_rate": rate,
+        "noise_rate_interval": list(judgement.noise_rate_range),
+        "transition_matrix": _shared(matrix) if len(names) > DENSE else matrix.tolist(),
+        "transition_matrix_interval": None,
+        "sharpness": judgement.inverse_temperature,
+        "dataset_fingerprint": labels_fingerprint(index, labels, len(names)),
+        **facts,
+    }
+    return table
+
+
+def worst_pairs(table: pd.DataFrame, count: int = 10) -> list[tuple[str, str, float]]:
+    """Given class, class it probably is, and how many labels, of the pairs with the most."""
+    sums = table.groupby(["label_name", "suggested_name"])["noise_score"].sum().nlargest(count)
+    return [(given, suggested, float(number)) for (given, suggested), number in sums.items() if number >= 0.5]
+
+
+def as_dataset(data, *, image_column: str | None = None, label_column: str | None = None) -> Dataset:
+    """A dataset with `image`, `label` and `index` from whatever [`find_label_issues`] takes."""
+    if isinstance(data, str | os.PathLike):
+        loaded = load_noisy_dataset(os.fspath(data), image_column=image_column, label_column=label_column)["train"]
+        return _with_two_classes(loaded)
+    if not isinstance(data, pd.DataFrame | Dataset):
+        raise ValueError(
+            f"`data` is a {type(data).__name__}; give a path, a DataFrame, a `datasets.Dataset`, or a tuple of "
+            "features and labels."
+        )
+    columns = list(data.columns) if isinstance(data, pd.DataFrame) else data.column_names
+    image_column = _column("image", image_column, IMAGE_COLUMNS, columns)
+    label_column = _column("label", label_column, LABEL_COLUMNS, columns)
+    if isinstance(data, pd.DataFrame):
+        images = [str(image) if isinstance(image, Path) else image for image in data[image_column]]
+        dataset = Dataset.from_dict({"image": images}).cast_column("image", Image())
+        labels, names = _encode(data[label_column].to_numpy())
+    else:
+        dataset = data.select_columns([image_column])
+        if image_column != "image":
+            dataset = dataset.rename_column(image_column, "image")
+        dataset = dataset.cast_column("image", Image())
+        kind = data.features[label_column]
+        labels = np.asarray(data.select_columns([label_column]).with_format(None)[:][label_column])
+        labels, names = (labels, kind.names) if isinstance(kind, ClassLabel) else _encode(labels)
+        if "index" in columns:
+            dataset = dataset.add_column("index", column(data, "index"))
+    dataset = dataset.add_column("label", labels.tolist()).cast_column("label", ClassLabel(names=names))
+    if "index" not in dataset.column_names:
+        dataset = dataset.add_column("index", np.arange(len(dataset)))
+    return _with_two_classes(dataset)
+
+
+def _with_two_classes(dataset: Dataset) -> Dataset:
+    names = dataset.features["label"].names
+    if len(names) < 2:
+        raise ValueError(f"The data have one class, `{names[0]}`; which labels are wrong takes at least two.")
+    return dataset
+
+
+def _from_arrays(features, labels) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    labels, names = _encode(np.asarray(labels))
+    return features, labels, names
+
+
+def _encode(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Labels in [0, k) and their names: sorted, and of whole numbers in their order."""
+    if pd.isna(values).any():
+        raise ValueError(f"Row {int(np.argmax(pd.isna(values)))} has no label.")
+    found, labels = np.unique(values, return_inverse=True)
+    return labels.reshape(-1).astype(np.int64), [str(value) for value in found]
+
+
+def _column(what: str, given: str | None, usual: Sequence[str], columns: Sequence[str]) -> str:
+    if given is not None and given not in columns:
+        raise ValueError(f"`{what}_column={given!r}` is none of the columns {columns}.")
+    found = given or next((name for name in usual if name in columns), None)
+    if found is None:
+        raise ValueError(f"None of the columns {columns} looks like the {what}: name it by `{what}_column`.")
+    return found

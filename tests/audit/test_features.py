@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from datasets import ClassLabel, Dataset, Image
+from PIL import Image as Pillow
+from safetensors.torch import save_file
+
+from hnml_hf.audit import features as module
+from hnml_hf.audit.features import extract_features, load_backbone
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def backbone(weights):
+    return load_backbone("test_resnet", pretrained=weights, image_size=64)
+
+
+def images(folder, number: int = 7) -> Dataset:
+    generator = np.random.default_rng(0)
+    paths = []
+    for row in range(number):
+        paths.append(str(folder / f"{row}.png"))
+        Pillow.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(paths[-1])
+    data = Dataset.from_dict({"image": paths, "label": [row % 2 for row in range(number)], "index": range(number)})
+    return data.cast_column("image", Image()).cast_column("label", ClassLabel(names=["a", "b"]))
+
+
+def test_the_last_features_come_first_and_the_means_of_the_stages_after_them(backbone):
+    pixels = torch.randn(2, 3, 64, 64)
+    found = backbone(pixels)
+    last = backbone.timm_model.forward_head(backbone.timm_model.forward_features(pixels), pre_logits=True)
+    torch.testing.assert_close(found[:, : last.shape[1]], last)
+    _, stages = backbone.timm_model.forward_intermediates(pixels)
+    torch.testing.assert_close(found[:, last.shape[1] :], torch.cat([stage.mean((2, 3)) for stage in stages], dim=1))
+
+
+def test_one_pass_in_the_order_of_the_rows(tmp_path, backbone):
+    data = images(tmp_path)
+    found = extract_features(data, backbone, cache_dir=tmp_path / "cache", batch_size=3, num_workers=0)
+    pixels = torch.stack([torch.from_numpy(np.array(image)) for image in data["image"]]).permute(0, 3, 1, 2) / 255
+    config = backbone.config.pretrained_cfg
+    mean, deviation = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
+    expected = backbone((pixels - mean) / deviation)
+    np.testing.assert_allclose(found.values, expected.numpy(), rtol=1e-3, atol=1e-4)
+    assert found.computed == 7 and found.readable.all() and len(set(found.groups)) == 7
+
+
+def test_what_is_there_is_not_computed_again_and_what_changed_is(tmp_path, weights, backbone):
+    data = images(tmp_path)
+    how = {"cache_dir": tmp_path / "cache", "batch_size": 2, "num_workers": 0}
+    first = np.array(extract_features(data, backbone, **how).values)
+    again = extract_features(data, backbone, **how)
+    assert again.computed == 0
+    np.testing.assert_array_equal(again.values, first)
+
+    Pillow.new("RGB", (64, 64), "red").save(tmp_path / "3.png")
+    changed = extract_features(data, backbone, **how)
+    assert changed.computed == 1 and not np.allclose(changed.values[3], first[3])
+    other = load_backbone("test_resnet", pretrained=weights, image_size=96)
+    assert extract_features(data, other, **how).computed == 7
+
+
+def test_a_pass_that_was_stopped_goes_on(tmp_path, backbone, monkeypatch):
+    data, how = images(tmp_path), {"cache_dir": tmp_path / "cache", "batch_size": 2, "num_workers": 0}
+    whole, calls = module._fast, []
+
+    def stops(*args):
+        forward = whole(*args)
+
+        def once(pixels):
+            if calls:
+                raise KeyboardInterrupt
+            calls.append(pixels)
+            return forward(pixels)
+
+        return once
+
+    monkeypatch.setattr(module, "_fast", stops)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(data, backbone, **how)
+    monkeypatch.setattr(module, "_fast", whole)
+    assert extract_features(data, backbone, **how).computed == 5
+
+
+def test_copies_are_of_one_group_and_an_unreadable_image_is_said(tmp_path, backbone):
+    data = images(tmp_path)
+    (tmp_path / "5.png").write_bytes((tmp_path / "1.png").read_bytes())
+    (tmp_path / "6.png").write_bytes(b"no image")
+    found = extract_features(data, backbone, cache_dir=tmp_path / "cache", num_workers=0)
+    assert found.groups[5] == found.groups[1] and len(set(found.groups)) == 6
+    assert found.readable.tolist() == [True] * 6 + [False] and (found.values[6] == 0).all()
+
+
+def test_bad_input_is_named_before_the_pass(tmp_path, weights, monkeypatch):
+    with pytest.raises(ValueError, match="needs pretrained features"):
+        load_backbone("test_resnet", pretrained=False)
+    data, backbone = images(tmp_path), load_backbone("test_resnet", pretrained=weights, image_size=64)
+    for row in range(7):
+        (tmp_path / f"{row}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="None of the 7 images can be read"):
+        extract_features(data, backbone, cache_dir=tmp_path / "cache", num_workers=0)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    with pytest.raises(OSError, match="GB for features"):
+        extract_features(data, backbone, cache_dir=tmp_path / "full", num_workers=0)

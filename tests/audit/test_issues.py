@@ -1,0 +1,113 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from datasets import ClassLabel, Dataset
+from PIL import Image as Pillow
+from safetensors.torch import save_file
+
+from hnml_hf import find_label_issues, load_audit
+from hnml_hf.audit.issues import as_dataset, worst_pairs
+from hnml_hf.audit.table import write_audit
+
+
+COLOURS = {"blue": (20, 20, 200), "green": (20, 200, 20), "red": (200, 20, 20)}
+WRONG = [0, 4, 20]  # rows whose label is another colour's
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory) -> pd.DataFrame:
+    """60 images of one colour and some noise; three have a wrong label."""
+    folder, generator, rows = tmp_path_factory.mktemp("colours"), np.random.default_rng(0), []
+    names = sorted(COLOURS)
+    for row in range(60):
+        pixels = np.array(COLOURS[names[row % 3]]) + generator.integers(-20, 20, (32, 32, 3))
+        Pillow.fromarray(pixels.astype(np.uint8)).save(folder / f"{row}.png")
+        given = names[(row + (row in WRONG)) % 3]
+        rows.append({"image": str(folder / f"{row}.png"), "label": given})
+    return pd.DataFrame(rows)
+
+
+def options(weights) -> dict:
+    return {"backbone": "test_resnet", "pretrained": weights, "image_size": 64, "num_workers": 0}
+
+
+def test_a_table_of_paths(coloured, weights, tmp_path):
+    issues = find_label_issues(coloured, **options(weights))
+    assert len(issues) == 60 and sorted(issues["index"][:3]) == WRONG
+    first = issues[issues["index"] == 0].iloc[0]
+    assert (first["label_name"], first["suggested_name"]) == ("green", "blue") and first["path"].endswith("0.png")
+    assert (issues["rank"].to_numpy() == np.arange(1, 61)).all()
+    assert issues.attrs["class_names"] == sorted(COLOURS)
+    low, high = issues.attrs["noise_rate_interval"]
+    assert low <= 3 / 60 <= high and low <= issues.attrs["noise_rate"] <= high
+    pd.testing.assert_frame_equal(load_audit(write_audit(tmp_path, issues)), issues.reset_index(drop=True))
+
+
+def test_a_dataset_a_folder_and_names_of_columns(coloured, weights, tmp_path):
+    expected = find_label_issues(coloured, **options(weights))
+    data = Dataset.from_pandas(coloured.rename(columns={"image": "photo", "label": "kind"}))
+    found = find_label_issues(data, image_column="photo", label_column="kind", **options(weights))
+    pd.testing.assert_frame_equal(found, expected)
+    for row, sample in coloured.iterrows():
+        folder = tmp_path / sample["label"]
+        folder.mkdir(exist_ok=True)
+        shutil.copy(sample["image"], folder / f"{row}.png")
+    found = find_label_issues(tmp_path, **options(weights))
+    assert {path.rsplit("/", 1)[1] for path in found["path"][:3]} == {f"{row}.png" for row in WRONG}
+
+
+def test_features_and_labels_without_images():
+    generator = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    features = generator.normal(size=(300, 8)) + 6 * np.eye(8)[labels]
+    given = np.array(["x", "y", "z"])[np.where(np.arange(300) < 9, (labels + 1) % 3, labels)]
+    issues = find_label_issues((features, given))
+    assert sorted(issues["index"][:9]) == list(range(9))
+    assert issues.attrs["class_names"] == ["x", "y", "z"] and issues["suggested_name"].iloc[0] in "xyz"
+    pairs = worst_pairs(issues, 3)
+    assert {pair[:2] for pair in pairs} == {("y", "x"), ("z", "y"), ("x", "z")}
+    assert all(number == pytest.approx(3, abs=1.5) for _, _, number in pairs)
+
+
+def test_a_row_without_a_readable_image_keeps_its_place(coloured, weights, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    data = coloured.copy()
+    data.loc[7, "image"] = str(broken)
+    issues = find_label_issues(data, **options(weights)).set_index("index")
+    assert len(issues) == 60 and issues.loc[7, "times_seen"] == 0
+    assert issues.loc[7, "noise_score"] == pytest.approx(issues.attrs["noise_rate"])
+    assert issues.loc[7, "rank"] == 60
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (3, "give a path, a DataFrame"),
+        (pd.DataFrame({"a": [1], "label": [0]}), "looks like the image: name it by `image_column`"),
+        (pd.DataFrame({"image": ["a", "b"], "label": ["x", None]}), "Row 1 has no label"),
+        (pd.DataFrame({"image": ["a", "b"], "label": ["x", "x"]}), "have one class, `x`"),
+    ],
+)
+def test_bad_input_is_named(data, message):
+    with pytest.raises(ValueError, match=message):
+        as_dataset(data)
+
+
+def test_class_labels_and_ids_are_kept(coloured):
+    data = Dataset.from_pandas(coloured).cast_column("label", ClassLabel(names=["red", "green", "blue", "pink"]))
+    data = data.add_column("index", np.arange(100, 160))
+    made = as_dataset(data)
+    assert made.features["label"].names == ["red", "green", "blue", "pink"] and made["index"][0] == 100
