@@ -187,9 +187,9 @@ def test_labels_unknown_to_the_model(run, scripts, tmp_path):
 
 def test_options_that_do_not_fit(run, scripts, tmp_path, capsys):
     for options, message in (
-        ([], "give --run"),
+        ([], "give a dataset or the folder"),
         (["--run", "a", "--model", "b"], "give --run"),
-        (["--model", "b"], "--model needs --dataset and --output_dir"),
+        (["--model", "b"], "give a dataset or the folder"),
         (["--run", str(run / "out"), "--clean", "drop"], "say where with --clean_output"),
         (["--run", str(run / "out"), "--clean_output", "c"], "--clean_output needs --clean or --apply"),
     ):

@@ -1,0 +1,143 @@
+"""How well wrong labels are found from frozen features: the judge beside cleanlab and Datalab, on the same features.
+
+    python scripts/benchmarks/benchmark.py detection --data_root data --output docs/results/detection.json
+
+One pass of an EfficientNet-lite0 (`--data_root`/weights, or from the Hub), kept in `--cache_dir`. cleanlab gets the
+predictions of a logistic regression in 5-fold cross-validation on the standardised features (C = 0.001); its seconds
+are those of that fit, the judge's those of all it does.
+"""
+
+import argparse
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from benchmark_audit import calibration_error
+from provenance import provenance
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from hnml_hf import add_noise, judge_labels, load_noisy_dataset
+from hnml_hf.audit.features import BACKBONE, extract_features, load_backbone
+
+
+C = 1e-3
+FLIPS = {"kind": "asymmetric", "rate": 0.4, "asymmetric_scheme": "cifar10"}
+# name: folder, column of the given labels, pixels, noise that is drawn
+DATASETS = {
+    "CIFAR-10N worse": ("cifar10n", "worse_label", 128, None),
+    "CIFAR-10N aggre": ("cifar10n", "aggre_label", 128, None),
+    "Fashion-MNIST, none": ("fashion_mnist", "label", 96, None),
+    "Fashion-MNIST, symmetric 50 %": ("fashion_mnist", "label", 96, {"kind": "symmetric", "rate": 0.5}),
+    "Fashion-MNIST, asymmetric 40 %": ("fashion_mnist", "label", 96, FLIPS),
+    "Fashion-MNIST, pair flip 45 %": ("fashion_mnist", "label", 96, {"kind": "pairflip", "rate": 0.45}),
+    **{
+        f"Imagenette-noisy {rate} %": ("imagenette224-noisy-2k", f"noisy_labels_{rate}", 224, None)
+        for rate in (1, 5, 25, 50)
+    },
+}
+
+
+def load(name: str, data_root: Path, rows: int | None):
+    """A dataset with given and true labels, or its first rows."""
+    folder, label, size, noise = DATASETS[name]
+    # one pass for all labels of a folder: what is audited is its images
+    data = load_noisy_dataset(str(data_root / folder), label_column=label, clean_label_column="label")["train"]
+    if rows is not None:
+        data = data.select(range(min(rows, len(data))))
+    return (data if noise is None else add_noise(data, **noise, seed=0)), size
+
+
+def measured(name: str, scorer: str, wrong: np.ndarray, score: np.ndarray, seconds: float, **more) -> dict:
+    mixed = 0 < wrong.sum() < len(wrong)
+    return {
+        "dataset": name,
+        "scorer": scorer,
+        "images": len(wrong),
+        "auroc": round(float(roc_auc_score(wrong, score)), 4) if mixed else None,
+        "average_precision": round(float(average_precision_score(wrong, score)), 4) if mixed else None,
+        "true_rate": round(float(wrong.mean()), 4),
+        "seconds": round(seconds, 1),
+        **more,
+    }
+
+
+def judge(name: str, features: np.ndarray, groups: np.ndarray, labels: np.ndarray, true: np.ndarray) -> dict:
+    start = time.perf_counter()
+    judgement = judge_labels(features, labels, num_labels=int(true.max()) + 1, groups=groups)
+    seconds, wrong = time.perf_counter() - start, labels != true
+    return measured(
+        name,
+        "hnml_hf, judge",
+        wrong,
+        judgement.log_odds,
+        seconds,
+        ece=round(calibration_error(judgement.noise_scores, wrong), 4),
+        estimated_rate=round(judgement.noise_rate, 4),
+        estimated_rate_range=[round(bound, 4) for bound in judgement.noise_rate_range],
+        relabelled_right=round(float((judgement.predicted_labels == true).mean()), 4),
+        rounds=judgement.rounds,
+    )
+
+
+def cleanlab(name: str, features: np.ndarray, labels: np.ndarray, true: np.ndarray) -> list[dict]:
+    """Its scores of cross-validated predictions, and what Datalab makes of them and of the features."""
+    from cleanlab import Datalab
+    from cleanlab.count import estimate_joint
+    from cleanlab.rank import get_label_quality_scores
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    start, wrong, rows = time.perf_counter(), labels != true, []
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    predictions = cross_val_predict(classifier, features, labels, cv=folds, method="predict_proba")
+    seconds = time.perf_counter() - start
+    rate = round(float(1 - np.trace(estimate_joint(labels, predictions))), 4)
+    for method in ("self_confidence", "normalized_margin", "confidence_weighted_entropy"):
+        doubt = 1 - get_label_quality_scores(labels, predictions, method=method)
+        ece = round(calibration_error(doubt, wrong), 4)
+        rows.append(measured(name, f"cleanlab, {method}", wrong, doubt, seconds, ece=ece, estimated_rate=rate))
+    start = time.perf_counter()
+    lab = Datalab({"label": labels}, label_name="label", verbosity=0)
+    lab.find_issues(features=features, issue_types={"label": {}})
+    doubt = 1 - lab.get_issues("label")["label_score"].to_numpy()
+    rows.append(measured(name, "Datalab, features", wrong, doubt, time.perf_counter() - start))
+    return rows
+
+
+def add_parser(subparsers):
+    parser = subparsers.add_parser("detection", help="wrong labels from frozen features", description=__doc__)
+    parser.add_argument("--data_root", type=Path, default=Path("data"), help="folder of the datasets")
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
+    parser.add_argument("--rows", type=int, help="of each dataset, at most")
+    parser.add_argument("--cache_dir", type=Path, default=Path("outputs/detection"), help="for features")
+    parser.add_argument("--without_cleanlab", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("detection.json"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace):
+    weights = args.data_root / "weights" / f"{BACKBONE}.safetensors"
+    results = []
+    for name in args.datasets:
+        data, size = load(name, args.data_root, args.rows)
+        backbone = load_backbone(
+            BACKBONE.partition(".")[0], pretrained=weights if weights.is_file() else True, image_size=size
+        )
+        found = extract_features(data, backbone, cache_dir=args.cache_dir, num_workers=0)
+        features = np.array(found.values)
+        labels, true = (np.array(data.with_format("numpy")[column][:]) for column in ("label", "clean_label"))
+        results.append(judge(name, features, found.groups, labels, true))
+        if not args.without_cleanlab:
+            results += cleanlab(name, features, labels, true)
+        settings = {"backbone": BACKBONE, "logistic C": C, **provenance(threads=args.threads)}
+        content = {"settings": {**settings, "cleanlab": version("cleanlab")}, "results": results}
+        args.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for row in [row for row in results if row["dataset"] == name]:
+            print(json.dumps(row), flush=True)
