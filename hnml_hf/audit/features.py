@@ -141,7 +141,9 @@ def extract_features(
     folder = Path(cache_dir, _key(backbone, size, len(dataset)))
     with state.main_process_first():
         _create_files(folder, len(dataset), width)
-    values, content, done = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("values", "content", "done"))
+    values, content, done = (
+        np.load(folder / f"{name}.npy", mmap_mode="r+", allow_pickle=False) for name in ("values", "content", "done")
+    )
 
     share = np.array_split(np.arange(len(dataset)), state.num_processes)[state.process_index]
     images = _Images(dataset, transform, share, folder)
@@ -169,7 +171,12 @@ def extract_features(
     groups = np.unique(np.ascontiguousarray(content).view("V16")[:, 0], return_inverse=True)[1]
     seconds = {"waiting": waiting, "forward": time.perf_counter() - started - waiting}
     return Features(
-        np.load(folder / "values.npy", mmap_mode="r"), groups.reshape(-1), readable, computed, seconds, folder
+        np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False),
+        groups.reshape(-1),
+        readable,
+        computed,
+        seconds,
+        folder,
     )
 
 
@@ -187,7 +194,7 @@ class _Images(torch.utils.data.Dataset):
     def __getitems__(self, places: list[int]) -> list[tuple]:
         if self.content is None:  # here, so that each worker maps the files itself
             self.content, self.done = (
-                np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("content", "done")
+                np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("content", "done")
             )
         rows = self.rows[places]
         return [
