@@ -230,9 +230,13 @@ def _collate(samples: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 
 
 def _key(backbone: FrozenBackbone, size: int, number: int) -> str:
-    """Of what features depend on besides the images."""
+    """Of what features depend on besides the images: not the classifier, which is drawn anew."""
+    heads = backbone.config.pretrained_cfg["classifier"]
+    heads = tuple(f"timm_model.{head}." for head in ([heads] if isinstance(heads, str) else heads))
     digest = hashlib.blake2b(f"{backbone.config.architecture} {size} {number}".encode(), digest_size=8)
     for name, tensor in sorted(backbone.state_dict().items()):
+        if name.startswith(heads):
+            continue
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return f"{backbone.config.architecture}-{size}-{digest.hexdigest()}"
 

@@ -57,7 +57,7 @@ def test_what_is_there_is_not_computed_again_and_what_changed_is(tmp_path, weigh
     data = images(tmp_path)
     how = {"cache_dir": tmp_path / "cache", "batch_size": 2, "num_workers": 0}
     first = np.array(extract_features(data, backbone, **how).values)
-    again = extract_features(data, backbone, **how)
+    again = extract_features(data, load_backbone("test_resnet", pretrained=weights, image_size=64), **how)
     assert again.computed == 0
     np.testing.assert_array_equal(again.values, first)
 
