@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import pickle
-import tomllib
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +20,11 @@ from hnml_hf.hub.upload import PUBLISHED
 from hnml_hf.training.dynamics import read_records
 from hnml_hf.training.resume.files import seal
 
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "hnml_hf").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])

@@ -59,7 +59,8 @@ def audit_run(
     check_unchanged(table, dataset)
     table["path"] = image_paths(dataset)
     how = {"transform": transform, "model": model, "crop_pct": crop_pct, "crop_mode": crop_mode}
-    write_report(output_dir, table, dataset, curves=curves, max_suspects=max_suspects, batch_size=batch_size, **how)
+    how |= {"batch_size": batch_size, "max_pixels": max_pixels}
+    write_report(output_dir, table, dataset, curves=curves, max_suspects=max_suspects, **how)
     return table
 
 
@@ -75,6 +76,7 @@ def write_report(
     curves: Sequence[Mapping] = (),
     max_suspects: int = MAX_SUSPECTS,
     batch_size: int = 64,
+    max_pixels: int = MAX_PIXELS,
 ) -> Path:
     """Write a table of noise scores, its summary and the report with pictures into `<output_dir>/_audit`.
 

@@ -49,6 +49,7 @@ class RandomImages(Dataset):
         self.pixel_values = torch.randn(size, *shape, generator=generator)
         self.labels = torch.arange(size).numpy() % num_labels
         self.clean_labels = self.labels * 0 - 1
+        self.weights = self.targets = None
         self.index = torch.arange(size).numpy()
 
     def __len__(self) -> int:

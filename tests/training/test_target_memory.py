@@ -174,6 +174,7 @@ def test_resume_with_a_memory_on_disk(tmp_path, monkeypatch):
     resumed = make_trainer(VIT, options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert_close(weights_of(resumed), weights_of(whole), rtol=0, atol=0)
+    assert whole.memory.store.mass.any()
 
 
 def test_space_is_reserved_before_it_is_mapped(tmp_path, monkeypatch):

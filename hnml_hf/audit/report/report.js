@@ -214,7 +214,7 @@
     const fix = make("input", { list: "classes", placeholder: "Enter: another class", "aria-label": "True class of sample " + item.id, tabindex: "-1", maxlength: "200" });
     const new_class = make("span", { class: "new", hidden: "" });
     const why = item.why.join("; ");
-    node.setAttribute("aria-label", `Sample ${item.id}. Given ${names[item.given]}, suggested ${names[item.suggested]}. ${item.certainty} probably wrong. ${why}`);
+    node.setAttribute("aria-label", `Sample ${item.id}. Given ${names[item.given]}, suggested ${names[item.suggested]}. Probably wrong: ${item.certainty}. ${why}`);
     node.append(frame, make("div", { class: "body" },
       make("div", {}, says(item), make("div", { class: "why" }, why)),
       make("div", { class: "opinions", hidden: "" }),
@@ -415,7 +415,7 @@
       const verdict = make("div", { class: "verdict" });
       for (const name of ["wrong", "right", "unsure"]) verdict.append(make("button", { type: "button", "data-set": name }, name[0].toUpperCase() + name.slice(1)));
       zoom.replaceChildren(make("div", { class: "zoom" }, frame, make("div", { class: "body" }, says(now),
-        make("div", { class: "why" }, `${now.certainty} probably wrong`), ...now.why.map((text) => make("div", { class: "why" }, text)), make("div", { class: "path" }, now.path || "#" + now.id), maps, verdict)));
+        make("div", { class: "why" }, `probably wrong: ${now.certainty}`), ...now.why.map((text) => make("div", { class: "why" }, text)), make("div", { class: "path" }, now.path || "#" + now.id), ...(data.maps !== false ? [maps] : []), verdict)));
       zoom.dataset.id = now.id;
     }
     dress(zoom, now, -1);

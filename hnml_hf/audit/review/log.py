@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from uuid import uuid4
 
@@ -62,7 +62,7 @@ class AnnotationLog:
         Returns:
             `list[dict]`: what changed hands since the last call: the lines of others, and these.
         """
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         batch = batch or uuid4().hex
         lines = [{**entry, "annotator": annotator, "time": now, "batch": batch} for entry in entries]
         with self._thread, self._process:
@@ -80,7 +80,7 @@ class AnnotationLog:
         """
         with self._thread, self._process:
             changed = self._read_new()
-            now, lines = datetime.now(UTC).isoformat(timespec="milliseconds"), []
+            now, lines = datetime.now(timezone.utc).isoformat(timespec="milliseconds"), []
             for key, before in reversed(self._batches[batch]):
                 current = self.entries.get(key)
                 if (current or {}).get("batch") not in (batch, None):
