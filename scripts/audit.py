@@ -156,7 +156,7 @@ def audit_dataset(audit_args: AuditArguments, data_args: DataArguments, data: Da
     state = PartialState()
     found = {}
     if audit_args.check and state.is_main_process:
-        found["check"] = check(data, audit_args.output_dir)
+        found["check"] = check(data, audit_args.output_dir, max_pixels=data_args.max_pixels)
     pretrained = True if audit_args.pretrained.lower() == "true" else audit_args.pretrained
     backbone = load_backbone(audit_args.backbone, pretrained=pretrained, image_size=audit_args.image_size)
     cache = audit_args.cache_dir or Path(audit_args.output_dir, "_features")
@@ -167,6 +167,7 @@ def audit_dataset(audit_args: AuditArguments, data_args: DataArguments, data: Da
         batch_size=audit_args.batch_size,
         num_workers=audit_args.num_workers,
         device=audit_args.device,
+        max_pixels=data_args.max_pixels,
     )
     if not state.is_main_process:
         return None
@@ -182,7 +183,8 @@ def audit_dataset(audit_args: AuditArguments, data_args: DataArguments, data: Da
         **found,
     )
     judged = time.perf_counter()
-    folder = write_report(audit_args.output_dir, table, data["train"], max_suspects=audit_args.max_suspects)
+    how = {"max_suspects": audit_args.max_suspects, "max_pixels": data_args.max_pixels}
+    folder = write_report(audit_args.output_dir, table, data["train"], **how)
     (folder / "dataset.json").write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
     waiting, forward = features.seconds["waiting"], features.seconds["forward"]
     unreadable = int((~features.readable).sum())
@@ -197,9 +199,9 @@ def audit_dataset(audit_args: AuditArguments, data_args: DataArguments, data: Da
     return table
 
 
-def check(data: DatasetDict, output_dir: str) -> dict:
+def check(data: DatasetDict, output_dir: str, *, max_pixels: int) -> dict:
     """What is wrong with files and rows, printed and written to `_audit/check.json`; the counts of it."""
-    report = check_dataset(data)
+    report = check_dataset(data, max_pixels=max_pixels)
     print(format_report(report))
     path = Path(output_dir, "_audit", "check.json")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data.decoding import UNREADABLE, to_rgb
+from ..data.decoding import MAX_PIXELS, UNREADABLE, decode, open_stored
 from ..data.transforms import create_transforms
 from ..modeling.timm_cam import TimmCAMForImageClassification
 
@@ -104,6 +105,7 @@ def extract_features(
     batch_size: int | None = None,
     num_workers: int | None = None,
     device: torch.device | str | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Features:
     """Send every image once through a frozen backbone; each of several processes takes its share.
 
@@ -118,6 +120,7 @@ def extract_features(
         batch_size (`int`, *optional*): images in a forward pass. Default: 64 on a CPU, 256 on a GPU.
         num_workers (`int`, *optional*): processes that read images. Default: the cores, less one, at most 8.
         device (`torch.device` or `str`, *optional*): default: a GPU if there is one.
+        max_pixels (`int`): a larger image counts as unreadable.
 
     Returns:
         [`Features`]
@@ -146,7 +149,7 @@ def extract_features(
     )
 
     share = np.array_split(np.arange(len(dataset)), state.num_processes)[state.process_index]
-    images = _Images(dataset, transform, share, folder)
+    images = _Images(dataset, transform, share, folder, max_pixels)
     loader = DataLoader(images, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
     forward = _fast(backbone, device, len(share))
     computed, waiting, since = 0, 0.0, time.perf_counter()
@@ -183,9 +186,9 @@ def extract_features(
 class _Images(torch.utils.data.Dataset):
     """Images of some rows, hashed, and prepared unless their features are there."""
 
-    def __init__(self, dataset: Dataset, transform: Callable, rows: np.ndarray, folder: Path):
+    def __init__(self, dataset: Dataset, transform: Callable, rows: np.ndarray, folder: Path, max_pixels: int):
         self.stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
-        self.transform, self.rows, self.folder = transform, rows, folder
+        self.transform, self.rows, self.folder, self.max_pixels = transform, rows, folder, max_pixels
         self.content = self.done = None
 
     def __len__(self) -> int:
@@ -203,24 +206,14 @@ class _Images(torch.utils.data.Dataset):
 
     def _sample(self, row: int, stored: dict | None) -> tuple[int, np.ndarray, int, torch.Tensor | None]:
         try:
-            if stored is None:
-                raise ValueError("the row has no image")
-            encoded = stored["bytes"] or Path(stored["path"]).read_bytes()
+            with open_stored(stored) as file:
+                encoded = file.read()
             digest = np.frombuffer(hashlib.blake2b(encoded, digest_size=16).digest(), dtype=np.uint64)
             if self.done[row] == DONE and (self.content[row] == digest).all():
                 return row, digest, NOT_DONE, None
-            return row, digest, DONE, self.transform(_decode(encoded))
+            return row, digest, DONE, self.transform(decode(BytesIO(encoded), max_pixels=self.max_pixels))
         except UNREADABLE:
             return row, np.array([row, 0], dtype=np.uint64), UNREADABLE_IMAGE, None
-
-
-def _decode(encoded: bytes):
-    import io
-
-    from PIL import Image as Pillow
-
-    with Pillow.open(io.BytesIO(encoded)) as image:
-        return to_rgb(image)
 
 
 def _collate(samples: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray, torch.Tensor | None]:
