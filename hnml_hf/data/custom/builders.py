@@ -33,7 +33,6 @@ class OwnDataConfig(ColumnOptions, NoisyLabelConfig):
         label_names (`list[str]`): class names in id order.
     """
 
-    version: datasets.Version | str | None = datasets.Version("1.2.0")  # of what the cache holds
     tables: dict | None = None
     splits: dict | None = None
     label_names: list | None = None

@@ -149,7 +149,7 @@ class NoisyLabelConfig(datasets.BuilderConfig):
         fingerprint (`str`): set by the builder from the list files, so that a changed list is prepared anew.
     """
 
-    version: datasets.Version | str | None = datasets.Version("1.1.0")  # of what the cache holds
+    version: datasets.Version | str | None = datasets.Version("1.2.0")  # of what the cache holds
     partial: bool = False
     on_missing: str = "error"
     fingerprint: str = ""

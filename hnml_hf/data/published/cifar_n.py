@@ -3,12 +3,13 @@
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features
 
-from ..files import file_names
+from ..files import as_name, file_names, first_few
 from ..schema import assemble, column
 from .builder import NoisyLabelBuilder, NoisyLabelConfig, ParquetImages, Rows, open_parquet, read_parquet
 from .cifar_files import (
@@ -84,7 +85,7 @@ def attach_human_labels(
     image_column = image_column or _pick(images.column_names, IMAGE_COLUMNS, "image")
     label_column = label_column or _pick(images.column_names, CLEAN_COLUMNS[is_fine(config)], "clean label")
     official, human = read_human_labels(labels_file, config)
-    clean_labels = column(images, label_column).astype(np.int64)
+    clean_labels = _column_by_names(images, label_column, config)
     if "index" in images.column_names:
         order = column(images, "index").astype(np.int64)
         _check_order(clean_labels, official, order, str(labels_file))
@@ -99,9 +100,40 @@ def clean_split(
     """A CIFAR test set with the common features; its labels are clean."""
     image_column = image_column or _pick(images.column_names, IMAGE_COLUMNS, "image")
     label_column = label_column or _pick(images.column_names, CLEAN_COLUMNS[is_fine(config)], "clean label")
-    labels = column(images, label_column).astype(np.int64)
+    labels = _column_by_names(images, label_column, config)
     index = column(images, "index") if "index" in images.column_names else np.arange(len(images))
     return assemble(images, image_column, labels, labels, index.astype(np.int64), class_names(config))
+
+
+def by_own_names(ids: np.ndarray, own: Sequence[str], names: Sequence[str], source: str) -> np.ndarray:
+    """Ids of a column as ids of these classes, by the names that the column has of its own.
+
+    Args:
+        ids (`np.ndarray` of shape `(n,)`): of the column.
+        own, names (`Sequence[str]`): names of the column and of the classes, in id order.
+        source (`str`): for the message.
+
+    Raises:
+        ValueError: if the order differs and a name is none of the classes. Names that are only spelled otherwise, each
+            in its place, are no difference.
+    """
+    at = {as_name(name): label for label, name in enumerate(names)}
+    found = [at.get(as_name(name)) for name in own]
+    if all(label in (None, position) for position, label in enumerate(found)):
+        return ids
+    if None in found:
+        raise ValueError(
+            f"{source}: the class `{own[found.index(None)]}` is none of {first_few(names)}, and others have another "
+            "id than in the official order. Use the official batches, or a copy with the official names."
+        )
+    return np.array(found)[ids]
+
+
+def _column_by_names(images: Dataset, name: str, config: str) -> np.ndarray:
+    ids, feature = column(images, name).astype(np.int64), images.features[name]
+    if not isinstance(feature, ClassLabel):
+        return ids
+    return by_own_names(ids, feature.names, class_names(config), f"The column `{name}`")
 
 
 def find_labels_file(data_dir: str | os.PathLike | None, config: str) -> str:
@@ -264,6 +296,7 @@ and one of
         for path in paths:
             with open_parquet(path) as file:
                 names = file.schema_arrow.names
+                features = Features.from_arrow_schema(file.schema_arrow)
             clean = _pick(names, CLEAN_COLUMNS[self.fine], f"{path}: clean label")
             wanted = [clean]
             human = HUMAN_LABELS.get(self.config.name)
@@ -273,6 +306,8 @@ and one of
                 values = read_parquet(path, [name])[name]
                 if name != "index" and len(values) and not 0 <= values.min() <= values.max() < len(self.class_names()):
                     raise ValueError(f"{path}: `{name}` must hold labels 0..{len(self.class_names()) - 1}.")
+                if isinstance(features[name], ClassLabel):
+                    values = by_own_names(values, features[name].names, self.class_names(), f"{path}: `{name}`")
                 source.columns.setdefault(name, []).append(values)
             source.clean_labels.append(source.columns[clean][-1])
             source.images.append(ParquetImages(path, _pick(names, IMAGE_COLUMNS, f"{path}: image")))
