@@ -33,7 +33,7 @@ def test_ids_stand_for_the_names_of_their_own_column(tmp_path, prepare):
 def test_names_that_are_spelled_otherwise_keep_their_places():
     ids, spelled = np.array([0, 1]), ["plane", "car", *CLASSES_10[2:]]
     assert by_own_names(ids, spelled, CLASSES_10, "x").tolist() == [0, 1]
-    with pytest.raises(ValueError, match="x: the class `plane` is none of airplane.* another id than in the official"):
+    with pytest.raises(ValueError, match="x: the class `car` is none of airplane.* another id than in the official"):
         by_own_names(ids, spelled[::-1], CLASSES_10, "x")
 
 
