@@ -43,6 +43,7 @@ from hnml_hf import (
     run_records,
     score_model,
 )
+from hnml_hf.atomic import whole_file
 from hnml_hf.audit.features import extract_features, load_backbone
 from hnml_hf.audit.issues import judge_dataset, worst_pairs
 from hnml_hf.audit.run import write_report
@@ -183,9 +184,10 @@ def audit_dataset(audit_args: AuditArguments, data_args: DataArguments, data: Da
         **found,
     )
     judged = time.perf_counter()
+    with whole_file(Path(audit_args.output_dir, "_audit", "dataset.json")) as unfinished:  # a review needs it
+        unfinished.write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
     how = {"max_suspects": audit_args.max_suspects, "max_pixels": data_args.max_pixels}
-    folder = write_report(audit_args.output_dir, table, data["train"], **how)
-    (folder / "dataset.json").write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
+    write_report(audit_args.output_dir, table, data["train"], **how)
     waiting, forward = features.seconds["waiting"], features.seconds["forward"]
     unreadable = int((~features.readable).sum())
     print(f"Rows: {len(table):,}" + (f", of which {unreadable:,} images cannot be read" if unreadable else ""))

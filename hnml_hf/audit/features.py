@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data.decoding import MAX_PIXELS, UNREADABLE, decode, open_stored
+from ..data.decoding import MAX_PIXELS, UNREADABLE, decode, read_stored
 from ..data.transforms import create_transforms
 from ..modeling.timm_cam import TimmCAMForImageClassification
 
@@ -206,8 +206,7 @@ class _Images(torch.utils.data.Dataset):
 
     def _sample(self, row: int, stored: dict | None) -> tuple[int, np.ndarray, int, torch.Tensor | None]:
         try:
-            with open_stored(stored) as file:
-                encoded = file.read()
+            encoded = read_stored(stored, max_pixels=self.max_pixels)
             digest = np.frombuffer(hashlib.blake2b(encoded, digest_size=16).digest(), dtype=np.uint64)
             if self.done[row] == DONE and (self.content[row] == digest).all():
                 return row, digest, NOT_DONE, None

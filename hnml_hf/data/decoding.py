@@ -14,6 +14,7 @@ from .files import open_regular
 
 
 MAX_PIXELS = 64_000_000  # of one image, wherever the package decodes one; `--max_pixels` of the scripts
+BESIDE_PIXELS = 2**26  # bytes that a file may have beside four a pixel
 MAX_RATIO = 1_000  # of the sides: the shorter one is resized to some hundred pixels, and the longer one grows with it
 
 # what Pillow and datasets are known to raise for files that are missing, cut off, broken, or no images
@@ -68,6 +69,20 @@ def open_stored(stored: dict | None) -> BinaryIO:
     import fsspec  # slow to import, and rarely needed: for images on a remote store, or inside an archive
 
     return fsspec.open(stored["path"], "rb").open()
+
+
+def read_stored(stored: dict | None, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of an undecoded image of `datasets`, whole: arguments and errors as of [`open_stored`].
+
+    Raises:
+        TooManyPixelsError: on a file with more bytes than an image of `max_pixels` needs.
+    """
+    most = 4 * max_pixels + BESIDE_PIXELS
+    with open_stored(stored) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise TooManyPixelsError(f"more than {most} bytes, which no image up to the pixel limit needs")
+    return data
 
 
 def decode(source, *, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:

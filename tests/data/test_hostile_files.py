@@ -23,6 +23,7 @@ from hnml_hf import (
     load_noisy_dataset,
     open_image,
 )
+from hnml_hf.audit.features import UNREADABLE_IMAGE, _Images
 from hnml_hf.audit.gallery import decode_images
 from hnml_hf.data import checks as preflight
 from hnml_hf.data import schema
@@ -301,3 +302,10 @@ def test_a_file_without_end_is_not_read_into_memory(tmp_path):
 
 def test_the_option_of_the_scripts_has_the_same_limit():
     assert DataArguments().max_pixels == MAX_PIXELS
+
+
+def test_a_frozen_backbone_waits_for_no_pipe_either(photos):
+    images = _Images(one_row(path=str(photos / "a/pipe.png")), np.asarray, np.arange(1), photos, MAX_PIXELS)
+    images.content, images.done = np.zeros((1, 2), np.uint64), np.zeros(1, np.uint8)
+    ((row, _, state, pixels),) = images.__getitems__([0])
+    assert (row, state, pixels) == (0, UNREADABLE_IMAGE, None)

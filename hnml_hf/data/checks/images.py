@@ -7,10 +7,8 @@ from typing import NamedTuple
 
 import PIL.Image
 
-from ..decoding import MAX_PIXELS, UNREADABLE, TooManyPixelsError, open_image_file, open_stored, to_rgb
+from ..decoding import MAX_PIXELS, UNREADABLE, TooManyPixelsError, open_image_file, read_stored, to_rgb
 
-
-BESIDE_PIXELS = 2**26  # bytes that a file may have beside four a pixel
 
 IMAGE_DEFECTS = {
     "missing_image": "rows without image",
@@ -42,20 +40,18 @@ def check_image(image: dict | None, *, max_pixels: int = MAX_PIXELS) -> ImageChe
         image (`dict`): an undecoded image of `datasets`, `{"bytes": ..., "path": ...}`, one of them may be None.
         max_pixels (`int`): larger images are not decoded and count as bad.
     """
-    most = 4 * max_pixels + BESIDE_PIXELS
     if image is None or (image["bytes"] is None and not image["path"]):
         return ImageCheck("missing_image", "the cell is empty")
     try:
-        with open_stored(image) as file:
-            data = file.read(most + 1)
+        data = read_stored(image, max_pixels=max_pixels)
     except (FileNotFoundError, NotADirectoryError):
         return ImageCheck("missing_file", "no such file")
+    except TooManyPixelsError as error:
+        return ImageCheck("too_many_pixels", str(error))
     except (OSError, ValueError, zipfile.BadZipFile) as error:  # ValueError: a null byte in the path
         return ImageCheck("unreadable_file", f"{type(error).__name__}: {error}")
     if not data:
         return ImageCheck("empty_file", "0 bytes")
-    if len(data) > most:
-        return ImageCheck("too_many_pixels", f"more than {most} bytes, which no image up to the pixel limit needs")
     if data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head")):
         return ImageCheck("html_file", "a web page, probably the error message of a download")
 
