@@ -56,6 +56,7 @@ from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transfo
 from hnml_hf.data.splits import held_out_labels
 from hnml_hf.data.targets import add_targets
 from hnml_hf.data.transforms import SMALL_IMAGE
+from hnml_hf.training.args import TEACHER_OBJECTIVES
 from hnml_hf.training.distributed import on_first_process, require_same_on_all_processes
 from hnml_hf.training.provenance import commit, versions
 from hnml_hf.training.resume.files import run_lock
@@ -247,12 +248,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
             "`load_best_model_at_end` needs held-out labels to choose by; the test set chooses nothing. Give a split "
             "`validation`, or `--validation_fraction 0.1`."
         )
-    if args.load_best_model_at_end and args.metric_for_best_model.removeprefix("eval_").startswith("test_"):
-        raise ValueError(
-            f"`metric_for_best_model={args.metric_for_best_model}` is of the test set, which chooses nothing. Give "
-            "the name alone, as `accuracy`; it is measured on the held-out labels."
-        )
-    if args.load_best_model_at_end and data_args.eval_test:  # then every metric says of which split it is
+    if args.metric_for_best_model and data_args.eval_test:  # then every metric says of which split it is
         metric = args.metric_for_best_model.removeprefix("eval_").removeprefix("validation_")
         args.metric_for_best_model = f"eval_validation_{metric}"
     names = data["train"].features["label"].names
@@ -376,17 +372,25 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
 METRICS = ("loss", "accuracy", "top5_accuracy")
 
 
-def check_metric(args: HNMLTrainingArguments):
+def check_metric(args: HNMLTrainingArguments, *, eval_test: bool):
     """Raise `ValueError` before data are read if a metric that the run is to go by is none that is measured."""
     asked = args.metric_for_best_model
     if asked is None:
         return
-    name = asked.removeprefix("eval_").removeprefix("validation_").removeprefix("student_").removeprefix("teacher_")
-    if name not in METRICS and not name.startswith("test_"):  # of which more is said when the splits are known
+    name = asked.removeprefix("eval_")
+    if name.startswith("test_"):
         raise ValueError(
-            f"`metric_for_best_model={asked}` is not measured. There are {', '.join(METRICS)} and the same of the "
-            "other network, as `student_accuracy` where the teacher is evaluated."
+            f"`metric_for_best_model={asked}` is of the test set, which chooses nothing. Give the name alone, as "
+            "`accuracy`; it is measured on the held-out labels."
         )
+    if eval_test:
+        name = name.removeprefix("validation_")
+    measured = list(METRICS)
+    if args.eval_teacher or (args.objective in TEACHER_OBJECTIVES and args.teacher_source == "ema"):
+        other = "student" if args.eval_teacher else "teacher"
+        measured += [f"{other}_{metric}" for metric in METRICS]
+    if name not in measured:
+        raise ValueError(f"`metric_for_best_model={asked}` is not measured. There are {', '.join(measured)}.")
 
 
 def started_with(model_args: ModelArguments, data_args: DataArguments, args: HNMLTrainingArguments) -> dict:
@@ -401,7 +405,7 @@ def run(argv: list[str]):
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("hnml_hf").setLevel(args.get_process_log_level())
     transformers.utils.logging.disable_progress_bar()  # of single files; training keeps its own
-    check_metric(args)
+    check_metric(args, eval_test=data_args.eval_test)
     with ExitStack() as held:
         if args.save_strategy != "no":
             held.enter_context(EndAtOnce())  # before and after the steps of training, which have their own

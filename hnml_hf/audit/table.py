@@ -15,6 +15,7 @@ from datasets import Dataset, Image
 
 from ..atomic import whole_file
 from ..data.schema import column, labels_fingerprint
+from ..modeling.finite import NonFiniteError
 from ..training.dynamics import AUDIT_FOLDER
 from .noise_model import estimate_noise
 
@@ -125,6 +126,10 @@ def noise_scores(
 def _check_records(records: np.ndarray, labels: np.ndarray, num_labels: int):
     if len(records) == 0 or not (records["times_seen"] > 0).any():
         raise ValueError("The run has scores of no sample: not one was seen in training. Train for at least one step.")
+    seen = records[records["times_seen"] > 0]
+    bad = [name for name in ("given", "candidates", "margin") if not np.isfinite(seen[name]).all()]
+    if bad:
+        raise NonFiniteError(f"The records of the run have a `{bad[0]}` that is not finite. Train it again.")
     index = np.sort(records["index"])
     twins = index[1:][index[1:] == index[:-1]]
     if len(twins):

@@ -1,9 +1,12 @@
 """From rows to samples: decoding, and augmentation whose randomness belongs to the sample, not to the process."""
 
 import hashlib
+import math
 import random
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
+from numbers import Real
 
 import numpy as np
 import PIL.Image
@@ -23,6 +26,7 @@ from .targets import targets_of
 SMALL_IMAGE = 64  # pixels; below, the field shifts images by a few pixels instead of cutting out a part of random size
 
 CROP_MODES = ("center", "squash")  # of timm's; its third, `border`, no image processor of transformers can express
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 AUGMENTATIONS = ("none", "standard", "shift", "randaugment")
 # the strength varies below 9 of 10 only: at 10 timm keeps no bit of a posterized image, which Pillow refuses
 RANDAUGMENT = "rand-m9-mmax9-mstd0.5-inc1"
@@ -64,8 +68,35 @@ def preserved_generators():
         torch.set_rng_state(torch_state)
 
 
+def _numbers(value, low: float) -> bool:
+    """Whether these are three finite numbers above `low`."""
+    numbers = value if isinstance(value, (list, tuple)) else ()
+    real = [number for number in numbers if isinstance(number, Real) and not isinstance(number, bool)]
+    return len(numbers) == len(real) == 3 and all(math.isfinite(number) and number > low for number in real)
+
+
+# entries of `pretrained_cfg`: what a value must be, and the same in words
+PREPARATION = {
+    "mean": (partial(_numbers, low=-math.inf), "three finite numbers"),
+    "std": (partial(_numbers, low=0), "three finite numbers above 0"),
+    "interpolation": (lambda value: value is None or value in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
+    "crop_pct": (lambda value: value is None or _numbers([value] * 3, 0), "a finite number above 0"),
+}
+
+
 def data_config(pretrained_cfg: dict) -> dict:
-    """How timm prepares images for a backbone, if timm and transformers can prepare them alike."""
+    """How timm prepares images for a backbone, if timm and transformers can prepare them alike.
+
+    Raises:
+        ValueError: naming the entry of `pretrained_cfg` that cannot be used.
+    """
+    for name, (holds, wanted) in PREPARATION.items():
+        value = pretrained_cfg.get(name)
+        if name in pretrained_cfg and not holds(value):
+            raise ValueError(
+                f"The backbone's `pretrained_cfg` has `{name}={value!r}`; it must be {wanted}. Correct it there (in a "
+                "saved folder: in `config.json`), or choose other weights."
+            )
     config = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
     if config["crop_mode"] not in CROP_MODES:
         raise ValueError(

@@ -4,11 +4,13 @@ One table of all fields; a test fails when transformers adds one that is not in 
 the options are made, before any data are read.
 """
 
+import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -49,6 +51,12 @@ def between(low: float, high: float = math.inf) -> ParentOption:
     return used(lambda value: low <= value <= high and math.isfinite(value), f"a finite number, {wanted}")
 
 
+def whole(low: int, high: float = math.inf) -> ParentOption:
+    """A whole number of this range."""
+    entry = between(low, high)
+    return used(lambda value: value == int(value) and entry.holds(value), entry.wanted.replace("finite", "whole"))
+
+
 def above(low: float) -> ParentOption:
     return used(lambda value: value > low and math.isfinite(value), f"a finite number above {low:g}")
 
@@ -71,7 +79,7 @@ SHARDED = (
     "FSDP and DeepSpeed hold a part of the weights on each process, but the teacher and the virtual step need all of "
     "them; start with `accelerate launch --multi_gpu` instead"
 )
-COUNT, SHARE, SEED = between(1), used(lambda value: 0 <= value < 1, "at least 0 and below 1"), between(0, 2**32 - 1)
+COUNT, SHARE, SEED = whole(1), used(lambda value: 0 <= value < 1, "at least 0 and below 1"), whole(0, 2**32 - 1)
 LIMIT = between(0)
 RATE = (LIMIT.holds, LIMIT.wanted)
 INTERVAL = above(0)  # below 1 it is a share of all steps
@@ -80,7 +88,9 @@ PARENT_OPTIONS = {
     "output_dir": used(),
     "per_device_train_batch_size": COUNT,
     "num_train_epochs": above(0),
-    "max_steps": used(lambda value: value == -1 or value >= 1, "at least 1, or -1 to train for `num_train_epochs`"),
+    "max_steps": used(
+        lambda value: value == -1 or COUNT.holds(value), "at least 1, or -1 to train for `num_train_epochs`"
+    ),
     "learning_rate": changed("0.05 by default, for SGD from random weights.", *RATE),
     "lr_scheduler_type": changed("Cosine by default."),
     "lr_scheduler_kwargs": used(),
@@ -153,7 +163,7 @@ PARENT_OPTIONS = {
     "save_strategy": used(),
     "save_steps": INTERVAL,
     "save_on_each_node": refused("one checkpoint, on a disk that all nodes see, is what all of them resume from"),
-    "save_total_limit": LIMIT,
+    "save_total_limit": whole(0),
     "enable_jit_checkpoint": refused("SIGTERM already finishes the step and saves, on all processes at the same step"),
     "push_to_hub": used(),
     "hub_token": used(),
@@ -177,7 +187,7 @@ PARENT_OPTIONS = {
     "accelerator_config": changed("Only `non_blocking` can be set."),
     "parallelism_config": refused(SHARDED),
     "dataloader_drop_last": used(),
-    "dataloader_num_workers": LIMIT,
+    "dataloader_num_workers": whole(0),
     "dataloader_pin_memory": used(),
     "dataloader_persistent_workers": used(),
     "dataloader_prefetch_factor": COUNT,
@@ -221,8 +231,18 @@ def check_parent_options(args: TrainingArguments):
             raise ValueError(f"`{option.name}={value!r}` cannot be had here: {entry.text}. Leave it out.")
         if entry.holds is not None and not _holds(entry, value):
             raise ValueError(f"`{option.name}={value!r}` cannot work: it must be {entry.wanted}.")
+    given = args.accelerator_config
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        given = json.loads(given)
+    unknown = (
+        sorted(given.keys() - {option.name for option in fields(AcceleratorConfig)}) if isinstance(given, dict) else ()
+    )
+    if unknown:
+        raise ValueError(f"`accelerator_config={given}`: there is no `{unknown[0]}`. Only `non_blocking` can be set.")
     if args.do_eval and args.eval_strategy == IntervalStrategy.NO:
         raise ValueError("`do_eval` does nothing by itself; say when to evaluate by `eval_strategy`, or leave it out.")
+    if args.load_best_model_at_end and args.eval_strategy == IntervalStrategy.NO:
+        raise ValueError("`load_best_model_at_end` chooses nothing without evaluations: say when by `eval_strategy`.")
     measured = args.eval_strategy != IntervalStrategy.NO and args.metric_for_best_model is not None
     if args.save_strategy == SaveStrategy.BEST and not measured:
         raise ValueError("`save_strategy=best` saves nothing without `eval_strategy` and `metric_for_best_model`.")
@@ -231,7 +251,7 @@ def check_parent_options(args: TrainingArguments):
 def _holds(entry: ParentOption, value) -> bool:
     try:
         return bool(entry.holds(value))
-    except TypeError:  # of another type
+    except (TypeError, ValueError, OverflowError):  # of another type, or no number
         return False
 
 
@@ -251,6 +271,9 @@ def take_launcher_options(args: TrainingArguments):
         setattr(args, precision, True)
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no" and not args.torch_compile:
+        if not PARENT_OPTIONS["torch_compile_backend"].holds(backend):
+            wanted = PARENT_OPTIONS["torch_compile_backend"].wanted
+            raise ValueError(f"The launcher asks for `dynamo_backend={backend}`; it must be {wanted}.")
         args.torch_compile, args.torch_compile_backend = True, backend
 
 
@@ -269,7 +292,7 @@ def check_resolved_options(args: TrainingArguments):
     check_optimizer(args)
 
 
-FAILURES = (ValueError, TypeError, ImportError, KeyError, AttributeError, RuntimeError, NotImplementedError)
+FAILURES = (ValueError, TypeError, ImportError, KeyError, AttributeError, ArithmeticError, RuntimeError)
 
 
 def check_optimizer(args: TrainingArguments):
@@ -282,6 +305,7 @@ def check_optimizer(args: TrainingArguments):
             optimizer = make(weight.parameters(), **options)
         else:
             optimizer = torch.optim.SGD(weight.parameters(), lr=args.learning_rate)
+        _require_finite(options)
     except FAILURES as error:
         raise ValueError(f"{chosen} cannot be made: {_said(error)}") from error
     default = next(option.default for option in fields(args) if option.name == "optim_args")
@@ -294,15 +318,28 @@ def check_optimizer(args: TrainingArguments):
     chosen = f"`lr_scheduler_type={_word(args.lr_scheduler_type)}` with {schedule_options}"
     steps = args.max_steps if args.max_steps > 0 else 1000  # how many it will be is not known before the data are
     try:
-        get_scheduler(
+        _require_finite(args.lr_scheduler_kwargs or {})
+        schedule = get_scheduler(
             args.lr_scheduler_type,
             optimizer=optimizer,
             num_warmup_steps=args.get_warmup_steps(steps),
             num_training_steps=steps,
             scheduler_specific_kwargs=args.lr_scheduler_kwargs,
         )
+        # some look at their options only when the warmup is over, or at the end
+        for step in sorted({0, 1, steps // 2, steps - 1, steps}):
+            for factor in getattr(schedule, "lr_lambdas", ()):
+                rate = args.learning_rate * factor(step)
+                if not (isinstance(rate, Real) and math.isfinite(rate) and rate > -1e-12):
+                    raise ValueError(f"the rate of step {step} would be {rate}.")
     except FAILURES as error:
         raise ValueError(f"{chosen} cannot be made: {_said(error)}") from error
+
+
+def _require_finite(options: Mapping):
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{name}` is not finite.")
 
 
 def _word(choice) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hnml_hf import SampleStatistics, load_audit, noise_scores, render_report
+from hnml_hf import NonFiniteError, SampleStatistics, load_audit, noise_scores, render_report
 from hnml_hf.audit import noise_model as noise_estimate
 from hnml_hf.audit.noise_model import estimate_noise, estimate_noise_rate
 from hnml_hf.audit.table import write_audit
@@ -288,3 +288,11 @@ def test_a_probe_of_other_samples_or_labels_is_refused():
     other = cross_validated(clean, labels, records["index"], k=6)
     with pytest.raises(ValueError, match="other samples, labels or classes"):
         noise_scores(records, list("abcde"), cross_validated=other)
+
+
+@pytest.mark.parametrize("name", ["given", "candidates", "margin"])
+def test_records_that_are_not_finite_are_refused(name, scored):
+    records = scored.copy()
+    records[name][0] = np.nan
+    with pytest.raises(NonFiniteError, match=f"have a `{name}` that is not finite"):
+        noise_scores(records, ["a", "b", "c"])

@@ -1,4 +1,5 @@
 import gc
+import math
 import random
 
 import numpy as np
@@ -124,6 +125,21 @@ def test_a_crop_that_transformers_cannot_express_is_refused():
     for create in (create_transforms, create_image_processor):
         with pytest.raises(ValueError, match="`crop_mode='border'`.* both know center and squash only.*`config.json`"):
             create({**LARGE, "crop_mode": "border"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("mean", value) for value in (["x"] * 3, None, 0.5, [0.5], [math.nan] * 3, [True] * 3)),
+        *(("std", value) for value in ([0, 0, 0], [-0.2] * 3, [math.inf] * 3, "abc")),
+        *(("crop_pct", value) for value in ("x", 0, math.nan)),
+        *(("interpolation", value) for value in ("cubic-ish", 3)),
+    ],
+)
+def test_a_preparation_that_cannot_be_is_refused(name, value):
+    for create in (create_transforms, create_image_processor):
+        with pytest.raises(ValueError, match=f"has `{name}=.*it must be .*`config.json`"):
+            create({**LARGE, name: value})
 
 
 def test_a_strong_view_comes_on_request(tiny_dataset):

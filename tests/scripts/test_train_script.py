@@ -92,6 +92,13 @@ def test_without_a_known_wrong_label_nothing_is_predicted_to_find_one(clean):
         (["--model_args", '{"no_such": 8}'], "timm cannot build `resnet10t` with the arguments {'no_such': 8}"),
         (["--backbone", "test_vit", "--model_args", "{}", "--image_size", "33"], "takes no images of 33x33 pixels"),
         (["--metric_for_best_model", "f1"], "`metric_for_best_model=f1` is not measured. There are loss, accuracy"),
+        (
+            ["--metric_for_best_model", "teacher_accuracy", "--objective", "ce"],
+            "`metric_for_best_model=teacher_accuracy` is not measured. There are loss, accuracy, top5_accuracy.",
+        ),
+        (["--metric_for_best_model", "teacher_accuracy"], "There are loss, accuracy, top5_accuracy, student_loss"),
+        (["--metric_for_best_model", "validation_accuracy"], "`metric_for_best_model=validation_accuracy` is not mea"),
+        (["--metric_for_best_model", "test_loss"], "`metric_for_best_model=test_loss` is of the test set"),
         (["--label_names", "a", "b"], "`label_names=['a', 'b']` cannot be had here"),
         (["--prediction_loss_only", "true"], "`prediction_loss_only=True` cannot be had here"),
         (["--neftune_noise_alpha", "5"], "`neftune_noise_alpha=5.0` cannot be had here"),

@@ -59,10 +59,16 @@ def test_what_is_refused_is_refused_with_its_reason(name, tmp_path):
         ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size=0`"),
         ({"per_device_eval_batch_size": -8}, "`per_device_eval_batch_size=-8`"),
         ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps=0`"),
+        ({"per_device_train_batch_size": 2.5}, "`per_device_train_batch_size=2.5` .* a whole number, at least 1"),
+        ({"max_steps": 1.5}, "`max_steps=1.5` cannot work"),
+        ({"max_steps": math.inf}, "`max_steps=inf` cannot work"),
+        ({"seed": 1.5}, "`seed=1.5` cannot work"),
+        ({"dataloader_num_workers": 0.5}, "`dataloader_num_workers=0.5` cannot work"),
+        ({"load_best_model_at_end": True}, "`load_best_model_at_end` chooses nothing without evaluations"),
         ({"logging_steps": -1}, "`logging_steps=-1`"),
         ({"save_steps": 0}, "`save_steps=0`"),
         ({"save_total_limit": -1}, "`save_total_limit=-1`"),
-        ({"seed": -1}, "`seed=-1` cannot work: it must be a finite number, between 0 and 4294967295|4.29497e.09"),
+        ({"seed": -1}, "`seed=-1` cannot work: it must be a whole number, between 0 and (4294967295|4.29497e.09)"),
         ({"seed": 2**32}, "`seed=4294967296` cannot work"),
         ({"dataloader_num_workers": -1}, "`dataloader_num_workers=-1`"),
         ({"dataloader_multiprocessing_context": "thread"}, "one of .*spawn"),
@@ -81,6 +87,26 @@ def test_what_is_refused_is_refused_with_its_reason(name, tmp_path):
         ({"lr_scheduler_type": "warmup_stable_decay"}, "`lr_scheduler_type=warmup_stable_decay` .* cannot be made"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "`lr_scheduler_type=cosine_with_min_lr` .* cannot be made"),
         ({"lr_scheduler_kwargs": {"cycles": 2}}, "`lr_scheduler_kwargs=.*cycles.* cannot be made"),
+        (
+            {
+                "lr_scheduler_type": "cosine_with_restarts",
+                "lr_scheduler_kwargs": {"num_cycles": "x"},
+                "warmup_steps": 2,
+            },
+            "`lr_scheduler_type=cosine_with_restarts` .* cannot be made",
+        ),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}, "learning_rate": 0.0},
+            "`lr_scheduler_type=cosine_with_min_lr` .* cannot be made: .*division",
+        ),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": math.nan}},
+            "cannot be made: `min_lr` is not finite",
+        ),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": -1}}, "cannot be made: (0.0|zero)"),
+        ({"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}}, "cannot be made: .*zero"),
+        ({"optim_args": "momentum=nan"}, "`optim_args='momentum=nan'` cannot be made: `momentum` is not finite"),
+        ({"accelerator_config": {"dispatch": True}}, "`accelerator_config=.* there is no `dispatch`"),
         ({"optim": "galore_adamw"}, "`optim=galore_adamw` .* cannot be made"),
         ({"optim_args": "momentum=lots"}, "`optim_args='momentum=lots'` cannot be made"),
         ({"optim_args": "impetus=0.9"}, "`optim_args='impetus=0.9'` cannot be made"),
@@ -125,7 +151,7 @@ ALIASES = [
 @pytest.mark.parametrize(("options", "message"), ALIASES)
 def test_an_alias_is_refused_like_the_option(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        arguments(tmp_path, inner_direction="synthetic", meta_scope="full", **options)
+        arguments(tmp_path, objective="hnml_synthetic", meta_scope="full", **options)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +160,7 @@ def test_an_alias_is_refused_like_the_option(options, message, tmp_path):
         ("ACCELERATE_MIXED_PRECISION", "fp16", "`fp16` scales the loss"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision=fp8"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "`torch_compile` cannot differentiate"),
+        ("ACCELERATE_DYNAMO_BACKEND", "NONSENSE", "`dynamo_backend=nonsense`; it must be one of .*inductor"),
         ("ACCELERATE_USE_FSDP", "true", "The launcher asks for FSDP"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "The launcher asks for DEEPSPEED"),
     ],
@@ -141,7 +168,7 @@ def test_an_alias_is_refused_like_the_option(options, message, tmp_path):
 def test_what_the_launcher_says_is_checked_like_an_option(variable, value, message, tmp_path, monkeypatch):
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=message):
-        arguments(tmp_path, inner_direction="synthetic", meta_scope="full", second_order=True)
+        arguments(tmp_path, objective="hnml_synthetic", meta_scope="full", second_order=True)
 
 
 def test_the_launchers_precision_is_an_option_of_the_run(tmp_path, monkeypatch):

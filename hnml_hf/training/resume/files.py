@@ -122,7 +122,13 @@ def check(checkpoint: str | os.PathLike) -> dict:
             raise CheckpointError(
                 f"`{checkpoint}` is not a whole checkpoint: `{name}` {found}, {listed['bytes']} were written."
             )
-        if _digest(path) != listed["blake2b"]:
+        try:
+            digest = _digest(path)
+        except OSError as error:
+            raise CheckpointError(
+                f"`{checkpoint}` is not a whole checkpoint: `{name}` cannot be read: {error}."
+            ) from error
+        if digest != listed["blake2b"]:
             raise CheckpointError(f"`{checkpoint}` is not a whole checkpoint: the bytes of `{name}` have changed.")
     return manifest["facts"]
 

@@ -198,6 +198,18 @@ def test_a_manifest_of_another_shape_is_damage(content, written):
         checkpoints.resolve(str(written / "checkpoint-6"), written)
 
 
+def test_a_file_that_cannot_be_read_is_damage(written, monkeypatch):
+    digest = checkpoints._digest
+
+    def failing(path):
+        if path.parent.name == "checkpoint-6":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return digest(path)
+
+    monkeypatch.setattr(checkpoints, "_digest", failing)
+    assert checkpoints.newest_whole(written).name == "checkpoint-4"
+
+
 def test_a_checkpoint_of_an_earlier_version_says_how_to_go_on(written):
     manifest = written / "checkpoint-6" / MANIFEST
     manifest.write_text(json.dumps(json.loads(manifest.read_text())["content"]))
