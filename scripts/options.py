@@ -50,6 +50,9 @@ def plain_errors():
         raise SystemExit(f"error: {error}") from error
 
 
+PRETRAINED = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
 @dataclass
 class ModelArguments:
     _argument_group_name = "model"
@@ -95,7 +98,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        self.pretrained = {"true": True, "false": False}.get(str(self.pretrained).lower(), self.pretrained)
+        self.pretrained = PRETRAINED.get(str(self.pretrained).lower(), self.pretrained)
 
 
 @dataclass
@@ -139,7 +142,8 @@ class SourceArguments:
         default=None,
         metadata={
             "help": "Column with the split of each row; `--splits` then names its values. Default: `split`, `subset`, "
-            "`partition` or `set`, where its values are names of splits."
+            "`partition`, `set`, `phase`, `fold`, `usage`, or a name that ends so (`data_split`), where its values "
+            "are names of splits."
         },
     )
     max_pixels: int = field(

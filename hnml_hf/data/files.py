@@ -70,7 +70,10 @@ def table_path(text: str, root: str, path: str | os.PathLike, number: int) -> st
     Raises:
         ValueError: naming file and line, for a path that leads out of `root`, or names no file.
     """
-    text = text.removeprefix(f"{root}/")
+    if re.match(r"\w{2,}://", text):
+        raise ValueError(f"{path}:{number}: the path {text[:200]!r} is remote. Download the images first.")
+    within = root.rstrip("/") + "/"
+    text = text.removeprefix(within).lstrip("/") if text.startswith(within) else text
     if "\\" in text and not os.path.lexists(os.path.join(root, text)):  # a name may have one, except on Windows
         text = text.replace("\\", "/")
     if text.startswith("/") or text[1:2] == ":":

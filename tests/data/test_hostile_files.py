@@ -169,7 +169,7 @@ def test_a_path_in_a_struct_of_a_table_leads_nowhere_else(tmp_path, secret, path
     picture(str(tmp_path / "data/1.png"))
     rows = [{"bytes": None, "path": "1.png"}, {"bytes": None, "path": path.format(secret=secret)}]
     write_parquet(tmp_path / "data/train.parquet", rows)
-    with pytest.raises(ValueError, match=r"train\.parquet:2: the path|row 1: no such image"):
+    with pytest.raises(ValueError, match=r"train\.parquet:2: the path"):
         load_table(tmp_path)
 
 

@@ -169,3 +169,9 @@ def test_a_byte_order_mark_and_windows_line_ends(tmp_path):
 def test_json_of_another_kind(option, text, message):
     with pytest.raises(SystemExit, match=message):
         from_json(option, text)
+
+
+@pytest.mark.parametrize(("written", "value"), [("yes", True), ("On", True), ("no", False), ("off", False)])
+def test_pretrained_weights_by_the_words_of_yaml(tmp_path, written, value):
+    (tmp_path / "mine.yaml").write_text(f"{START}\npretrained: {written}\n")
+    assert parse_arguments(["--recipe", str(tmp_path / "mine.yaml")])[0].pretrained is value

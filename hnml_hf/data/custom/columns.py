@@ -1,6 +1,7 @@
 """Which columns of somebody's data hold what, and their content before labels become class ids."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,9 @@ logger = logging.getLogger(__name__)
 # Looked for in this order where the user names no column.
 IMAGE_COLUMNS = ("image", "img", "file_name", "filename", "image_path", "path")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
-SPLIT_COLUMNS = ("split", "subset", "partition", "set")  # heeded where their values are names of splits
+# heeded where their values are names of splits, also as the last word of a longer name, as `data_split`
+SPLIT_COLUMNS = ("split", "subset", "partition", "set", "phase", "fold", "usage")
+SPLIT_NAMES = {name: ours for ours, usual in SPLITS.items() for name in usual}
 NO_COLUMN = "none"  # what a user says of a column with a usual name that holds something else
 
 
@@ -34,7 +37,8 @@ class ColumnOptions:
         test_label_column: the label of the validation and test split, where it has another name than in `train`.
         weight_column: how far each label of `train` is believed, from 0 to 1 (`weight` of a dataset that an audit
             cleaned).
-        split_column: the split of each row (`split`, `subset`, `partition` or `set` if its values are such names).
+        split_column: the split of each row (`split`, `subset`, `partition`, `set`, `phase`, `fold`, `usage` or a name
+            that ends with one of these, as `data_split`, if its values are such names).
         labels: whether labels are read at all; without them all are unknown.
 
     `clean_label_column`, `index_column`, `weight_column` and `split_column` may be `none`: a column of the usual name
@@ -65,7 +69,7 @@ class ColumnOptions:
 
         Returns:
             `dict[str, str]`: column of `image` and, if labels are read, `label`; and of `clean`, `index`, `weight` and
-            `split` where there is one.
+            `split` where there is one (`split 1` and so on, where several are called so).
 
         Raises:
             ValueError: if there is no such column.
@@ -100,7 +104,6 @@ class ColumnOptions:
         if self.weight_column is None and split == "train" and {"weight", "audit_action"} <= set(names):
             logger.warning("%s: labels count as far as the column `weight` says.", source)
             usual["weight"] = ["weight"]  # not any `weight`: it may be one in kg
-        usual["split"] = [name for name in names if str(name).lower() in SPLIT_COLUMNS]
         picked = {}
         for role in ("index", "weight", "split"):
             wanted = getattr(self, f"{role}_column")
@@ -108,7 +111,16 @@ class ColumnOptions:
                 picked[role] = usual[role][0]
             elif wanted not in (None, NO_COLUMN) and not (role == "weight" and split != "train"):
                 picked[role] = _find(names, wanted, (), role, source)
+        if self.split_column is None:
+            named = {self.image_column, self.label_column, self.clean_label_column, self.test_label_column}
+            called = [name for name in names if name not in named and _last_word(name) in SPLIT_COLUMNS]
+            called.sort(key=lambda name: SPLIT_COLUMNS.index(_last_word(name)))
+            picked |= {f"split {number}" if number else "split": name for number, name in enumerate(called)}
         return picked
+
+
+def _last_word(name: object) -> str:
+    return re.split(r"[\W_]", str(name).lower())[-1]
 
 
 def _find(names: Sequence[str], wanted: str | None, usual: Sequence[str], role: str, source: str) -> str:
@@ -128,7 +140,7 @@ def _find(names: Sequence[str], wanted: str | None, usual: Sequence[str], role: 
 
 
 def named(values: dict[str, list], features: Mapping[str, object], picked: Mapping[str, str]) -> dict:
-    """The arguments `label`, `clean` and `names` of a [`RawSplit`]: ids of a column that has class names of its own
+    """The arguments `label`, `clean`, `split` and `names` of a [`RawSplit`]: ids of a column that has names of its own
     (`ClassLabel`) become these names; an id that it lacks stays a number.
 
     Args:
@@ -136,15 +148,29 @@ def named(values: dict[str, list], features: Mapping[str, object], picked: Mappi
         features: column -> its feature.
         picked: role -> column.
     """
-    found: dict = {"label": values.get("label"), "clean": values.get("clean"), "names": {}}
-    for role in ("label", "clean"):
-        feature = features.get(picked.get(role))
-        if isinstance(feature, ClassLabel):
-            names = found["names"][role] = list(map(as_name, feature.names))
+    found, own = dict(values), {}
+    for role, column in picked.items():
+        feature = features.get(column)
+        if role in found and isinstance(feature, ClassLabel):
+            names = own[role] = list(map(as_name, feature.names))
             found[role] = [
                 names[value] if value is not None and 0 <= value < len(names) else value for value in found[role]
             ]
-    return found
+    return {
+        "label": found.get("label"),
+        "clean": found.get("clean"),
+        "split": split_values(found),
+        "names": {role: own[role] for role in ("label", "clean") if role in own},
+    }
+
+
+def split_values(values: Mapping[str, list]) -> list | None:
+    """The values of the column of the splits: of several that are called so, the first whose values are such names."""
+    columns = [column for role, column in values.items() if role.split()[0] == "split"]
+    said = (
+        column for column in columns if any(as_name(value).lower() in SPLIT_NAMES for value in set(map(str, column)))
+    )
+    return next(said, columns[0] if columns else None)
 
 
 @dataclass
@@ -216,8 +242,7 @@ def divide(
     """
     asked = columns.splits_by_column
     values = [as_name(str(value)) for value in raw.split]
-    spellings = {name: ours for ours, usual in SPLITS.items() for name in usual}
-    known = {text: spellings.get(text.lower(), "") for text in set(values)}
+    known = {text: SPLIT_NAMES.get(text.lower(), "") for text in set(values)}
     if asked and names:
         given = {as_name(name): ours for ours, name in names.items()}
         known = {text: given.get(text, "") for text in known}

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 import numpy as np
 
@@ -216,7 +217,9 @@ def _parse_label(value: object, raw: RawSplit, row: int, what: str) -> str | int
         if not is_plain(value):
             raise ValueError(f"{raw.where(row)}: {what} {value[:80]!r} has control characters or is no text.")
         return int(value) if INTEGER.fullmatch(value) else value
-    if isinstance(value, int | np.integer) or (isinstance(value, float) and value.is_integer()):
+    if isinstance(value, int | np.integer) or (
+        isinstance(value, float | Decimal) and np.isfinite(float(value)) and value == int(value)
+    ):
         return int(value)
     raise ValueError(
         f"{raw.where(row)}: {what} {str(value)[:80]!r} is not a class: labels are integers or class names."

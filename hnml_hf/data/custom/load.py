@@ -247,7 +247,6 @@ def _raw_splits(
             where=lambda row: f"{source} row {row}",
             index=values.get("index"),
             weight=values.get("weight"),
-            split=values.get("split"),
             source=source,
             **named(values, dataset.features, picked),
         )

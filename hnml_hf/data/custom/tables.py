@@ -16,7 +16,7 @@ from datasets import Features
 from ..files import as_on_disk, file_names, read_lines, table_path
 from ..published.builder import ParquetImages, open_parquet
 from ..splits import SPLITS
-from .columns import ColumnOptions, RawSplit, divide, named
+from .columns import ColumnOptions, RawSplit, divide, named, split_values
 
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -110,7 +110,6 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
         where=lambda row: f"{path}:{row + 1}",
         index=values.get("index"),
         weight=values.get("weight"),
-        split=values.get("split"),
         source=path,
         lines=np.arange(1, num_rows + 1),
         **named(values, Features.from_arrow_schema(schema), picked),
@@ -171,7 +170,7 @@ def _read_text(path: str, split: str, columns: ColumnOptions, root: str) -> RawS
         clean=values.get("clean"),
         index=values.get("index"),
         weight=values.get("weight"),
-        split=values.get("split"),
+        split=split_values(values),
         source=path,
         lines=np.array(lines, dtype=np.int64),
     )

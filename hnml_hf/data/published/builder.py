@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets import DatasetDict
 
 from ..files import first_few, missing_files
-from ..schema import noisy_features
+from ..schema import DataError, noisy_features
 
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,9 @@ class ParquetImages:
                 for image, row in zip(images.to_pylist(), rows):  # noqa: B905 (the rows go on)
                     # `datasets` prefers a file of the name that comes with bytes, if there is one: no name then
                     content = image.get("bytes") if isinstance(image, dict) else image
-                    yield {"bytes": content, "path": None if content is not None else self.files.get(row)}
+                    if content is None and row not in self.files:
+                        raise DataError(f"{self.path}:{row + 1}: the image is missing.")
+                    yield {"bytes": content, "path": None if content is not None else self.files[row]}
 
 
 def encode_png(pixels: np.ndarray) -> dict:
@@ -149,7 +151,7 @@ class NoisyLabelConfig(datasets.BuilderConfig):
         fingerprint (`str`): set by the builder from the list files, so that a changed list is prepared anew.
     """
 
-    version: datasets.Version | str | None = datasets.Version("1.2.0")  # of what the cache holds
+    version: datasets.Version | str | None = datasets.Version("1.3.0")  # of what the cache holds
     partial: bool = False
     on_missing: str = "error"
     fingerprint: str = ""
@@ -323,8 +325,17 @@ def keep_on_disk(dataset: datasets.Dataset, source: str, on_missing: str) -> dat
 
 
 def prepare(builder: datasets.DatasetBuilder, num_proc: int | None = None) -> DatasetDict:
-    """Prepare a builder's dataset, or take it from the Arrow cache; `num_proc` processes write it."""
-    builder.download_and_prepare(num_proc=num_proc)
+    """Prepare a builder's dataset, or take it from the Arrow cache; `num_proc` processes write it.
+
+    Raises:
+        ValueError, OSError: what is wrong in the data or with the disk, without the error that `datasets` puts around.
+    """
+    try:
+        builder.download_and_prepare(num_proc=num_proc)
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise error.__cause__ from None
+        raise
     return DatasetDict(builder.as_dataset())
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import unicodedata
+from decimal import Decimal
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
@@ -189,6 +190,12 @@ def test_floats_that_are_whole_numbers_are_ids(images, load, suffix):
     assert column(dataset, "clean_label").tolist() == [1, -1, -1, -1]
     assert column(dataset, "index").tolist() == [3, 4, 5, 6]
     assert named(load(str(root), label_names=["a", "b", "c"])["train"]) == ["a", "b", "c", "a"]
+
+
+def test_decimals_that_are_whole_numbers_are_ids(images, load):
+    root, names = images
+    write_table(root / "train.parquet", ["image", "label"], [(names[0], Decimal("1.0")), (names[1], Decimal("0"))])
+    assert column(load(str(root))["train"], "label").tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

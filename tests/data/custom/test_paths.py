@@ -2,6 +2,8 @@
 
 import logging
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Value
 from huggingface_hub import constants
@@ -57,6 +59,31 @@ def test_an_absolute_path_says_what_would_make_it_work(images, load, tmp_path):
     write_table(table, ["image", "label"], [("C:\\photos\\0.jpg", "a")])
     with pytest.raises(ValueError, match="it is absolute, and lies elsewhere. Write it relative to that folder"):
         load(str(table))
+
+
+def test_absolute_paths_below_the_root_of_the_system_and_with_two_slashes(images, load):
+    root, names = images
+    write_table(root / "train.csv", ["image", "label"], [(f"{root}//{names[0]}", "a"), (f"{root}/{names[1]}", "b")])
+    assert paths_of(load(str(root))["train"]) == [f"{root}/{name}" for name in names[:2]]
+    for place in ("/", f"{root}/"):
+        found = paths_of(load(str(root / "train.csv"), data_dir=place)["train"])
+        assert [path.replace("//", "/") for path in found] == [f"{root}/{name}" for name in names[:2]]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_that_names_other_machines(images, load, suffix):
+    root, _ = images
+    write_table(root / f"train{suffix}", ["image", "label"], [("https://127.0.0.1/0.jpg", "a")])
+    with pytest.raises(ValueError, match=r"train.*:\d: the path 'https.*' is remote. Download the images first"):
+        load(str(root))
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_a_row_without_an_image_is_named(tmp_path, load, struct):
+    cells = [{"bytes": b"x", "path": None}, {"bytes": None, "path": None}] if struct else [b"x", None]
+    pq.write_table(pa.table({"image": cells, "label": [0, 1]}), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="train.parquet:2: the image is missing"):
+        load(str(tmp_path))
 
 
 def test_suffixes_are_those_that_pillow_decodes(folder, load, pictures, caplog):

@@ -23,7 +23,7 @@ DIVIDED = {"train": ["a", "b", "a"], "validation": ["a"], "test": ["b", "a"]}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
-@pytest.mark.parametrize("name", ["split", "Subset", "set"])
+@pytest.mark.parametrize("name", ["split", "Subset", "set", "Usage", "data_split"])
 def test_rows_go_to_the_split_that_a_column_says(images, load, caplog, suffix, name):
     root, names = images
     write_table(root / f"all{suffix}", ["image", "label", name], list(zip(names, LABELS, WHICH, strict=False)))
@@ -64,6 +64,33 @@ def test_a_column_that_is_only_called_so(images, load):
     with pytest.raises(ValueError, match=r"train.csv:3: the column of the splits says 'cutlery', which is none"):
         load(str(root))
     assert labels_of(load(str(root), split_column="none")) == {"train": ["a", "b"]}
+
+
+def test_of_several_columns_the_one_whose_values_are_splits(images, load):
+    root, names = images
+    rows = list(zip(names, LABELS, "ababab", WHICH, strict=False))
+    for first, second in (("subset", "split"), ("split", "partition")):
+        write_table(root / "all.csv", ["image", "label", first, second], rows)
+        assert labels_of(load(str(root / "all.csv"))) == DIVIDED
+
+
+def test_classes_in_a_column_that_is_called_so(images, load):
+    root, names = images
+    write_table(root / "train.csv", ["image", "subset"], [(names[0], "train"), (names[1], "bus")])
+    assert labels_of(load(str(root), label_column="subset")) == {"train": ["train", "bus"]}
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_splits_that_are_ids_with_names(tmp_path, load, pictures, saved):
+    names = {"label": ClassLabel(names=["a", "b"]), "split": ClassLabel(names=["test", "train"])}
+    values = {"image": pictures.images[:4], "label": [0, 1, 1, 0], "split": [1, 1, 0, 0]}
+    dataset = Dataset.from_dict(values, features=Features({"image": Image(), **names}))
+    if saved:
+        dataset.save_to_disk(tmp_path / "data")
+    else:
+        (tmp_path / "data").mkdir()
+        dataset.to_parquet(tmp_path / "data" / "train.parquet")
+    assert labels_of(load(str(tmp_path / "data"))) == {"train": ["a", "b"], "test": ["b", "a"]}
 
 
 def test_a_column_that_contradicts_the_name_of_its_file(images, load):
