@@ -149,8 +149,14 @@ def test_training_starts_from_the_probe(tmp_path, monkeypatch, capfd):
     assert "starts from a linear probe, " in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("missing", ["--pretrained", "--validation_fraction"])
-def test_a_start_that_needs_more_is_refused(missing, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("--pretrained", "`start_from_probe` need pretrained features: give `--pretrained true`"),
+        ("--validation_fraction", "`start_from_probe` needs held-out labels to choose by"),
+    ],
+)
+def test_a_start_that_needs_more_is_refused(missing, said, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     TimmCAMForImageClassification.from_timm("test_resnet", num_labels=10, image_size=64).save_pretrained("weights")
     options = {"--pretrained": "weights", "--validation_fraction": "0.1"}
@@ -159,9 +165,7 @@ def test_a_start_that_needs_more_is_refused(missing, tmp_path, monkeypatch, capf
     common = ["--dataset", "quickstart", "--backbone", "test_resnet", "--image_size", "64", "--output_dir", "run"]
     with pytest.raises(SystemExit) as error:
         load_script("train").main([*common, *words, "--start_from_probe", "true", "--use_cpu", "true"])
-    assert (
-        "`start_from_probe` needs pretrained features and held-out labels" in str(error.value) + capfd.readouterr().err
-    )
+    assert said in str(error.value) + capfd.readouterr().err
 
 
 def test_the_probe_does_not_see_what_the_gauge_holds_out(tmp_path, monkeypatch):
