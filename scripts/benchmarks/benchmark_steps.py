@@ -9,6 +9,7 @@ import time
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, set_seed
 from provenance import provenance
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -49,8 +50,12 @@ class RandomImages(Dataset):
         self.pixel_values = torch.randn(size, *shape, generator=generator)
         self.labels = torch.arange(size).numpy() % num_labels
         self.clean_labels = self.labels * 0 - 1
-        self.weights = self.targets = None
+        self.weights = self.targets = self.held_out = None
+        self.views: dict = {}
         self.index = torch.arange(size).numpy()
+
+    def hold_out(self, fraction: float, *, seed: int):
+        """Every label is trained on."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -122,7 +127,7 @@ def build_trainer(options: dict | None, pristine: TimmCAMForImageClassification,
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     shared = {
-        "output_dir": tempfile.mkdtemp(),
+        "output_dir": broadcast_object_list([tempfile.mkdtemp()])[0],  # one folder for all processes
         "per_device_train_batch_size": args.batch_size,
         "max_steps": args.warmup + args.steps,
         "learning_rate": 1e-4,
@@ -160,6 +165,7 @@ def build_trainer(options: dict | None, pristine: TimmCAMForImageClassification,
 
 
 def build_trainers(args, names) -> dict[str, Trainer]:
+    set_seed(0)  # the same weights on every process
     pristine = TimmCAMForImageClassification.from_timm(
         args.backbone, num_labels=args.num_labels, image_size=args.image_size, **json.loads(args.model_args)
     )
