@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -56,7 +57,12 @@ def start_review(run, *options):
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, ROOT / "scripts" / "review.py", run, *options]
     process = subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     lines = []
     for line in process.stdout:
