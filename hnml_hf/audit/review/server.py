@@ -208,14 +208,15 @@ class Review:
         return annotations_csv(self.log.rows())
 
     def _picture(self, index: int, side: int) -> tuple[bytes, str]:
-        from ...data.decoding import UNREADABLE, to_rgb  # seconds, that the first page need not wait for
+        from ...data.decoding import UNREADABLE, open_image_file, to_rgb  # not before the first page is asked for
+        from ...data.files import open_regular
 
         row = self._row(index)
         path = self.queue.path(row)
         with self._busy:
             try:
                 if path:
-                    with Image.open(path) as image:
+                    with open_regular(path) as file, open_image_file(file) as image:
                         image.draft("RGB", (2 * side, 2 * side))  # JPEG: decode no more pixels than are shown
                         image = to_rgb(image)
                 elif self._pictures is None:
