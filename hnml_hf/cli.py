@@ -180,6 +180,14 @@ def _kind(annotation: ast.expr) -> str:
     return others[0] if kind.count(" | ") == 1 and "str" in kind.split(" | ") and others != ["None"] else kind
 
 
+def _choices(annotation: ast.expr):
+    """The values of a `Literal`, also of one that may be `None`; of another type None."""
+    if isinstance(annotation, ast.BinOp) and ast.unparse(annotation.right) == "None":
+        annotation = annotation.left
+    is_literal = isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal"
+    return _literal(annotation.slice) if is_literal else None
+
+
 def _dataclass_options(path: Path, name: str) -> dict[str, Option]:
     """Options of a dataclass of a file, after those of its parent, which may be transformers' `TrainingArguments`."""
     classes = {node.name: node for node in _read(path).body if isinstance(node, ast.ClassDef)}
@@ -208,7 +216,7 @@ def _dataclass_options(path: Path, name: str) -> dict[str, Option]:
             default=default,
             nargs="?" if takes_none else "+" if kind.startswith("list[") else metadata.get("nargs"),
             convert={"int": int, "float": float}.get(kind.removesuffix(" | None")),
-            choices=_literal(node.annotation.slice) if kind.startswith("Literal[") else None,
+            choices=_choices(node.annotation),
             has_twin=is_bool and default is True,
         )
     return options

@@ -150,7 +150,12 @@ class HNMLTrainingArguments(TrainingArguments):
     # -- defaults of the parent that are changed; what becomes of the others: parent_options.py --
     do_train: bool = field(default=True, metadata={"help": "Always true: other scripts evaluate and predict."})
     bf16: bool | None = field(
-        default=None, metadata={"help": "Train in bfloat16. Default: on a GPU that has it, unless `fp16` is set."}
+        default=None,
+        metadata={
+            "nargs": "?",
+            "const": True,
+            "help": "Train in bfloat16. Default: on a GPU that has it, unless `fp16` is set.",
+        },
     )
     optim: str = field(default="sgd", metadata={"help": "Optimizer (transformers: AdamW)."})
     optim_args: str | None = field(default="momentum=0.9", metadata={"help": "Arguments of the optimizer."})
