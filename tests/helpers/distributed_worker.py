@@ -6,8 +6,10 @@ Every case runs in one launch, because starting the processes takes longer than 
 """
 
 import json
+import os
 import sys
 import tempfile
+from itertools import count
 from pathlib import Path
 
 import datasets
@@ -102,6 +104,17 @@ def make_model(backbone: dict) -> TimmCAMForImageClassification:
     return TimmCAMForImageClassification.from_timm(num_labels=NUM_CLASSES, **backbone)
 
 
+FOLDERS = count()
+
+
+def output_folder() -> str:
+    """A new folder, the same for the processes of one launch, which make the same trainers."""
+    launch = os.environ.get("MASTER_PORT", "alone")
+    folder = Path(tempfile.gettempdir(), f"hnml-{os.getppid()}-{launch}-{next(FOLDERS)}")
+    folder.mkdir(exist_ok=True)
+    return str(folder)
+
+
 def make_trainer(
     backbone: dict, options: dict, trainer_class=HNMLTrainer, num_images: int = NUM_IMAGES, weighted: bool = False
 ) -> HNMLTrainer:
@@ -110,7 +123,7 @@ def make_trainer(
         dataset = dataset.add_column("weight", np.linspace(0, 1, num_images))
     transform, _ = create_transforms(model.config.pretrained_cfg)
     defaults = {
-        "output_dir": tempfile.mkdtemp(),
+        "output_dir": output_folder(),
         "use_cpu": True,
         "per_device_train_batch_size": SHARD,
         "num_neighbors": 2,
