@@ -47,7 +47,8 @@ def head_gradient_activation(
     """
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
-        source = head_input if head_input.requires_grad else head_input.detach().requires_grad_()
+        # a view: rows after a virtual step depend on `head_input` too, and that is no part of this gradient
+        source = head_input.view_as(head_input) if head_input.requires_grad else head_input.detach().requires_grad_()
         # not the leaf itself: hooks on modules, such as a FLOP counter's, cannot follow one through autograd.grad
         class_logits = (pool(source.view_as(source)) * class_weights).sum()
         (gradient,) = torch.autograd.grad(class_logits, source, create_graph=differentiable)

@@ -266,5 +266,6 @@ def test_a_saved_model_of_an_unknown_architecture_is_named(name, tmp_path):
     TimmCAMForImageClassification.from_timm("test_resnet", num_labels=2, image_size=64).save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"architecture": "test_resnet"', f'"architecture": "{name}"', 1))
-    with pytest.raises(ValueError, match=f"`{tmp_path}` does not load"):
+    said = "is loaded without other files" if "/" in name else "does not load"
+    with pytest.raises(ValueError, match=f"`{tmp_path}.*{said}"):
         TimmCAMForImageClassification.from_pretrained(tmp_path)
