@@ -633,6 +633,7 @@ def test_options_have_help_and_repeat_no_name_of_the_parent():
     assert all(f.metadata.get("help") for f in own.values())
     overridden = set(own) & set(TrainingArguments.__dataclass_fields__)
     assert overridden == {
+        "bf16",
         "do_train",
         "optim",
         "optim_args",
