@@ -18,7 +18,7 @@ import torch
 
 
 SHRINKAGES = (0.3, 0.6)
-ROUNDS = 2  # on posteriors in the place of the labels, where they help
+ROUNDS = 2  # with posteriors instead of labels as targets, where they help
 SHARPENED = 1.5  # what the weights of highest likelihood are multiplied by
 MARGIN = 0.01  # of the range of the noise rate
 ALL_CLASSES = 256  # up to so many classes every class is a candidate of every sample
@@ -227,7 +227,7 @@ class _Data:
         return _Judge(model, logits, candidates, statistics)
 
     def next_round(self, judge: "_Judge", shrinkage: float) -> "_Judge":
-        """The same with its posteriors in the place of the labels."""
+        """The same with its posteriors as targets instead of the labels."""
         posterior = judge.model.posterior([judge.logits], judge.candidates, self.labels)
         return self.discriminate(
             judge.statistics.with_targets(self.features, posterior, judge.candidates, self.fold, weights=self.weights),
