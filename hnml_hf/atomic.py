@@ -1,7 +1,8 @@
-"""Files that are whole or not there, and arrays in files whose place on the disk is theirs."""
+"""Files and folders that are whole or not there, and arrays in files whose place on the disk is theirs."""
 
 import math
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -9,6 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
+
+
+FOLDER_LOCK = "_writing.lock"
 
 
 @contextmanager
@@ -27,6 +32,44 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)  # half a file must not fill the disk
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """The name under which to write a folder; it becomes `path` once it is complete, and an error leaves nothing.
+
+    One process at a time writes it: the operating system lets go of the lock when that one ends, however it ends, and
+    what it left behind is deleted by the next.
+
+    Raises:
+        FileExistsError: if `path` is there and not empty, or another process is writing it.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f"{path.name}.part")
+    if os.path.islink(unfinished):
+        unfinished.unlink()
+    unfinished.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(unfinished / FOLDER_LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileExistsError(f"Another process is writing {path}: wait for it, or name another folder.") from None
+    try:
+        for left_over in unfinished.iterdir():
+            if left_over.is_dir() and not left_over.is_symlink():
+                shutil.rmtree(left_over)
+            elif left_over.name != FOLDER_LOCK:
+                left_over.unlink()
+        if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(f"{path} is there already: name a new folder.")
+        yield unfinished
+        (unfinished / FOLDER_LOCK).unlink()
+        if path.is_dir():
+            path.rmdir()
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        lock.release()
 
 
 def mapped_array(shape: tuple[int, ...], dtype, folder: str | os.PathLike | None = None) -> np.ndarray:

@@ -19,7 +19,7 @@ import json
 import logging
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -43,7 +43,7 @@ from hnml_hf import (
     run_records,
     score_model,
 )
-from hnml_hf.atomic import whole_file
+from hnml_hf.atomic import new_folder, whole_file
 from hnml_hf.audit.features import extract_features, load_backbone
 from hnml_hf.audit.issues import judge_dataset, worst_pairs
 from hnml_hf.audit.run import write_report
@@ -282,12 +282,16 @@ def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     audit_args, data_args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    first = PartialState().is_main_process
-    with run_lock(audit_args.output_dir) if first else nullcontext():
-        audit(audit_args, data_args)
+    with ExitStack() as held:
+        cleaned = None
+        if PartialState().is_main_process:
+            held.enter_context(run_lock(audit_args.output_dir))
+            if audit_args.clean_output:
+                cleaned = held.enter_context(new_folder(audit_args.clean_output))
+        audit(audit_args, data_args, cleaned)
 
 
-def audit(audit_args: AuditArguments, data_args: DataArguments):
+def audit(audit_args: AuditArguments, data_args: DataArguments, clean_folder: Path | None):
     """Read the data, score every label, and write what was asked for."""
     device = torch.device(audit_args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -310,7 +314,7 @@ def audit(audit_args: AuditArguments, data_args: DataArguments):
     if audit_args.apply or audit_args.clean:
         marks = read_marks(audit_args.apply, table) if audit_args.apply else None
         cleaned = clean_dataset(dataset, table, how=audit_args.clean, threshold=audit_args.threshold, marks=marks)
-        cleaned.save_to_disk(audit_args.clean_output)
+        cleaned.save_to_disk(clean_folder)
         changed = sum(a != b for a, b in zip(cleaned["label"], cleaned["original_label"], strict=True))
         print(f"Cleaned: {len(cleaned):,} of {len(dataset):,} rows, {changed:,} relabelled: {audit_args.clean_output}")
 

@@ -13,10 +13,12 @@ import argparse
 import json
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 from options import DataArguments, HelpFormatter, load_data, plain_errors
 
+from hnml_hf.atomic import new_folder
 from hnml_hf.audit import load_audit
 from hnml_hf.audit.cleaning import HOW, plan_cleaning
 from hnml_hf.audit.outputs import (
@@ -65,20 +67,30 @@ def report_agreement(merged: Merged):
             print(f"  {index}: " + ", ".join(f"{who}: {said}" for who, said in row.items() if said))
 
 
-def write_output(options, source: Source, plan, table) -> Counter:
+def write_output(options, source: Source, plan, table, folder: Path) -> Counter:
     form, gone = options.output_format or source.format, gone_before(options.run)
     if form == "folder":
-        return write_folder(plan, source, options.output, files=options.files, gone=gone)
+        return write_folder(plan, source, folder, files=options.files, gone=gone)
     if form == "csv":
-        return write_csv(plan, source, options.output, gone=gone)
+        return write_csv(plan, source, folder, gone=gone)
     saved = Path(options.run, "_audit", "dataset.json")
     data = load_data(DataArguments(**json.loads(saved.read_text(encoding="utf-8"))))
-    return write_dataset(plan, data, table, options.output, parquet=form == "parquet", gone=gone)
+    return write_dataset(plan, data, table, folder, parquet=form == "parquet", gone=gone)
 
 
 @plain_errors()
 def main(argv: list[str] | None = None):
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
+    with nullcontext() if options.dry_run else new_folder(options.output) as folder:
+        actions = clean(options, folder)
+    if options.dry_run:
+        print(f"Nothing was written; without --dry_run {options.output} would be.")
+    else:
+        print(f"{options.output}: " + ", ".join(f"{count:,} {name}" for name, count in sorted(actions.items())))
+
+
+def clean(options, folder: Path | None) -> Counter:
+    """Say what changes and write it into a folder, if there is one; the number of rows of each action."""
     table = load_audit(options.run)
     source = read_source(options.run)
     merged = gather_annotations(options.annotations, options.run, table)
@@ -93,13 +105,12 @@ def main(argv: list[str] | None = None):
     if merged is not None:
         report_agreement(merged)
     print("\n".join(describe_plan(plan)))
-    if options.dry_run:
-        print(f"Nothing was written; without --dry_run {options.output} would be.")
-        return
-    actions = write_output(options, source, plan, table)
+    if folder is None:
+        return Counter()
+    actions = write_output(options, source, plan, table, folder)
     if merged is not None and len(merged.disagreements):
-        merged.disagreements.to_csv(Path(options.output, "disagreements.csv"))
-    print(f"{options.output}: " + ", ".join(f"{count:,} {name}" for name, count in sorted(actions.items())))
+        merged.disagreements.to_csv(folder / "disagreements.csv")
+    return actions
 
 
 if __name__ == "__main__":

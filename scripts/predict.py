@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from hnml_hf import (
 )
 from hnml_hf.cli import HelpFormatter
 from hnml_hf.data.files import is_image, walk
+from hnml_hf.training.resume.files import run_lock
 
 
 whole_file = hnml_hf.atomic.whole_file
@@ -106,6 +108,12 @@ def main(argv: list[str] | None = None):
     if options.top_k < 1 or options.batch_size < 1:
         parser.error("--top_k and --batch_size must be at least 1")
     transformers.utils.logging.disable_progress_bar()
+    with run_lock(options.cams) if options.cams else nullcontext():
+        predict_all(options)
+
+
+def predict_all(options: argparse.Namespace):
+    """Read model and images, predict, and write what was asked for."""
     model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
     model.eval().to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -147,7 +155,6 @@ def main(argv: list[str] | None = None):
         if not rows:
             raise SystemExit("No image could be read.")
         if options.cams:
-            options.cams.mkdir(parents=True, exist_ok=True)
             for picture in sorted(Path(aside).iterdir()):
                 shutil.move(picture, options.cams / picture.name)
     if options.output and options.output.suffix == ".jsonl":

@@ -1,6 +1,6 @@
 import pytest
 
-from hnml_hf.atomic import whole_file
+from hnml_hf.atomic import new_folder, whole_file
 
 
 def test_half_a_file_takes_no_ones_place(tmp_path):
@@ -20,3 +20,40 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
         one.write_text("1")
         other.write_text("2")
     assert path.read_text() == "1" and list(tmp_path.iterdir()) == [path]  # the inner one was done first
+
+
+def test_a_folder_is_complete_or_not_there(tmp_path):
+    path = tmp_path / "below" / "new"
+    with new_folder(path) as unfinished:
+        (unfinished / "a").write_text("a")
+        assert not path.exists()
+    assert [file.name for file in path.iterdir()] == ["a"] and list(path.parent.iterdir()) == [path]
+    with pytest.raises(FileExistsError, match="is there already"), new_folder(path):
+        pytest.fail("this is never reached")
+    path.joinpath("a").unlink()
+    with pytest.raises(OSError, match="full"), new_folder(path) as unfinished:  # an empty folder may be taken
+        (unfinished / "b").write_text("b")
+        raise OSError("full")
+    assert list(path.parent.iterdir()) == [path] and not list(path.iterdir())
+
+
+def test_one_process_at_a_time_writes_a_folder(tmp_path):
+    path = tmp_path / "new"
+    with new_folder(path) as unfinished:
+        (unfinished / "a").write_text("first")
+        with pytest.raises(FileExistsError, match="Another process is writing .*new: wait"), new_folder(path):
+            pytest.fail("this is never reached")
+    assert (path / "a").read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_of_a_folder_is_deleted(tmp_path):
+    (tmp_path / "new.part" / "old").mkdir(parents=True)
+    (tmp_path / "new.part" / "link").symlink_to(tmp_path)
+    with new_folder(tmp_path / "new") as unfinished:
+        (unfinished / "a").write_text("a")
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["a"]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "other.part").symlink_to(tmp_path / "elsewhere")
+    with new_folder(tmp_path / "other") as unfinished:
+        (unfinished / "a").write_text("a")
+    assert not list((tmp_path / "elsewhere").iterdir()) and (tmp_path / "other" / "a").is_file()

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from datasets import ClassLabel, DatasetDict
 
 from ..data.custom.columns import ColumnOptions
 from ..data.custom.tables import find_tables
-from ..data.files import is_image
+from ..data.files import is_image, walk
 from ..data.splits import find_splits
 from .cleaning import apply_plan
 from .export import escape_formula
@@ -114,28 +113,6 @@ def changes(plan: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["before"] != rows["after"]]
 
 
-@contextmanager
-def new_folder(output: str | os.PathLike):
-    """A folder under another name until it is complete; an error leaves nothing.
-
-    Raises:
-        FileExistsError: if the folder is there and not empty.
-    """
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is there already: name a new folder by --output.")
-    unfinished = output.with_name(f"{output.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if output.exists():
-            output.rmdir()
-        unfinished.rename(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def lineage_rows(plan: pd.DataFrame, paths: Mapping[int, str] | None = None) -> Iterable[dict]:
     """Rows of `lineage.csv`; `paths` are those in the output by sample id, default: where the images lie."""
     for row in plan.to_dict("records"):
@@ -157,7 +134,7 @@ def source_rows(files: Iterable[tuple[str, str, str]]) -> Iterable[dict]:
 def write_folder(
     plan: pd.DataFrame,
     source: Source,
-    output: str | os.PathLike,
+    folder: str | os.PathLike,
     *,
     files: str = "copy",
     gone: Iterable[Mapping] = (),
@@ -165,12 +142,13 @@ def write_folder(
     """The image folder as it was, each image under its new class, and `lineage.csv`.
 
     Folders inside a class stay, and so does all that was not scored: other splits, held-out rows and other files.
-    Dropped and excluded images are left out. Nothing of the source is changed.
+    Dropped and excluded images are left out, and so is what is hidden or no regular file. Nothing of the source is
+    changed.
 
     Args:
         plan (`pd.DataFrame`): of [`plan_cleaning`].
         source ([`Source`]): an image folder.
-        output (`str` or `Path`): a new folder.
+        folder (`str` or `Path`): to write into, an empty one or none yet.
         files (`str`): `copy`, `hardlink` (no space, one file system) or `symlink` (no space; the source must stay).
         gone (`Iterable[Mapping]`): lineage of rows that earlier rounds have left out.
 
@@ -178,8 +156,9 @@ def write_folder(
         `Counter`: files by action.
 
     Raises:
-        ValueError: if the dataset is no image folder, a class has no folder name, or weights cannot be kept.
-        FileExistsError, OSError: if the output is there, or cannot be written.
+        ValueError: if the dataset is no image folder, or the output lies in it; a class has no folder name; or
+            weights cannot be kept.
+        OSError: if it cannot be written.
     """
     root = source.folder
     if root is None:
@@ -188,6 +167,8 @@ def write_folder(
         raise ValueError(f"A folder cannot hold what `{plan.attrs['how']}` gives: choose csv, parquet or arrow.")
     if files not in FILES:
         raise ValueError(f"`files={files!r}` is none of {', '.join(FILES)}.")
+    if os.path.realpath(folder).startswith(f"{os.path.realpath(root)}/"):
+        raise ValueError(f"{folder} lies in the dataset {root}, and would become a part of it: name another folder.")
     train = find_splits([name for name in os.listdir(root) if os.path.isdir(f"{root}/{name}")]).get("train", "")
     prefix = f"{root}/{train}/" if train else f"{root}/"
     targets, taken, actions = {}, set(), Counter()
@@ -213,27 +194,31 @@ def write_folder(
             taken.add(targets[path][1])
     excluded = {path: index for index, path in source.excluded.items() if path}
     others = []
-    with new_folder(output) as folder:
-        for path in _all_files(root):
-            row, target = targets.get(path, (None, None))
-            if row is None:
-                action = _action_of_other(path, prefix, excluded)
-                target = None if action == "excluded" else path.removeprefix(f"{root}/")
-                others.append((target or "", path, action))
-                actions[action] += 1
-            else:
-                actions[row["label_action"]] += 1
-            if target is not None:
-                _place(path, folder / target, files)
-        paths = {row["index"]: target or "" for row, target in targets.values()}
-        write_lineage(folder, [*lineage_rows(plan, paths), *source_rows(others), *gone])
+    folder = _made(folder)
+    for path in _all_files(root):
+        row, target = targets.get(path, (None, None))
+        if row is None:
+            action = _action_of_other(path, prefix, excluded)
+            target = None if action == "excluded" else path.removeprefix(f"{root}/")
+            others.append((target or "", path, action))
+            actions[action] += 1
+        else:
+            actions[row["label_action"]] += 1
+        if target is not None:
+            _place(path, folder / target, files)
+    paths = {row["index"]: target or "" for row, target in targets.values()}
+    write_lineage(folder, [*lineage_rows(plan, paths), *source_rows(others), *gone])
     return actions
 
 
+def _made(folder: str | os.PathLike) -> Path:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder)
+
+
 def _all_files(root: str) -> Iterable[str]:
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders.sort()
-        yield from (f"{folder}/{name}" for name in sorted(names) if f"{folder}/{name}" != f"{root}/{LINEAGE_FILE}")
+    for folder in walk(root):
+        yield from (f"{root}/{folder.prefix}{name}" for name in folder.files if folder.prefix + name != LINEAGE_FILE)
 
 
 def _action_of_other(path: str, prefix: str, excluded: Mapping[str, int]) -> str:
@@ -278,7 +263,7 @@ def _place(path: str, target: Path, how: str):
 
 
 def write_csv(
-    plan: pd.DataFrame, source: Source, output: str | os.PathLike, *, gone: Iterable[Mapping] = ()
+    plan: pd.DataFrame, source: Source, folder: str | os.PathLike, *, gone: Iterable[Mapping] = ()
 ) -> Counter:
     """The tables of the training data with their own columns, the new labels and `label_original`, `label_score` and
     `label_action` (also `label_weight` after `weight`, `label_posterior` as JSON after `posterior`); other tables of
@@ -289,13 +274,12 @@ def write_csv(
     """
     facts = {row["index"]: row for row in plan.to_dict("records")}
     extra = {"weight": ["label_weight"], "posterior": ["label_posterior"]}.get(plan.attrs["how"], [])
-    actions, others = Counter(), []
-    with new_folder(output) as folder:
-        if source.tables:
-            _correct_tables(plan, source, folder, facts, extra, actions, others)
-        else:
-            _table_of_images(plan, folder, facts, extra, actions)
-        write_lineage(folder, [*lineage_rows(plan), *source_rows(others), *gone])
+    actions, others, folder = Counter(), [], _made(folder)
+    if source.tables:
+        _correct_tables(plan, source, folder, facts, extra, actions, others)
+    else:
+        _table_of_images(plan, folder, facts, extra, actions)
+    write_lineage(folder, [*lineage_rows(plan), *source_rows(others), *gone])
     return actions
 
 
@@ -391,7 +375,7 @@ def write_dataset(
     plan: pd.DataFrame,
     data: DatasetDict,
     table: pd.DataFrame,
-    output: str | os.PathLike,
+    folder: str | os.PathLike,
     *,
     parquet: bool = False,
     gone: Iterable[Mapping] = (),
@@ -402,6 +386,7 @@ def write_dataset(
         plan (`pd.DataFrame`): of [`plan_cleaning`].
         data (`datasets.DatasetDict`): that was scored, as the run loaded it.
         table (`pd.DataFrame`): its scores.
+        folder (`str` or `Path`): to write into, an empty one or none yet.
 
     Returns:
         `Counter`: rows by action.
@@ -413,11 +398,11 @@ def write_dataset(
     for split in set(data) - {"train"}:
         cleaned[split] = data[split].cast_column("label", classes).cast_column("clean_label", classes)
         actions["held_out" if split == "validation" else "other_split"] += len(data[split])
-    with new_folder(output) as folder:
-        if parquet:
-            for split, part in cleaned.items():
-                part.to_parquet(folder / f"{split}.parquet")
-        else:
-            DatasetDict(cleaned).save_to_disk(folder)
-        write_lineage(folder, [*lineage_rows(plan), *gone])
+    folder = _made(folder)
+    if parquet:
+        for split, part in cleaned.items():
+            part.to_parquet(folder / f"{split}.parquet")
+    else:
+        DatasetDict(cleaned).save_to_disk(folder)
+    write_lineage(folder, [*lineage_rows(plan), *gone])
     return actions

@@ -11,6 +11,7 @@ from PIL import Image
 from reviews import make_run
 
 from hnml_hf import SampleStatistics, audit_run, load_audit, load_noisy_dataset
+from hnml_hf.atomic import new_folder
 from hnml_hf.audit.cleaning import plan_cleaning
 from hnml_hf.audit.outputs import describe_plan, read_source, write_csv, write_dataset, write_folder
 from hnml_hf.audit.review import merge_annotations, read_annotations, write_annotations
@@ -143,8 +144,8 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(table, tmp_path, monkeyp
     plan, source = plan_cleaning(table, how="relabel"), read_source(tmp_path / "run")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is there already: name a new folder by --output"):
-        write_folder(plan, source, tmp_path / "out")
+    with pytest.raises(FileExistsError, match="is there already: name a new folder"), new_folder(tmp_path / "out"):
+        pytest.fail("this is never reached")
     with pytest.raises(ValueError, match="A folder cannot hold what `weight` gives"):
         write_folder(plan_cleaning(table, how="weight"), source, tmp_path / "new")
     _, said = annotate(tmp_path, table, {0: "../x"})
@@ -155,9 +156,24 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(table, tmp_path, monkeyp
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("shutil.copy2", refuse)
-    with pytest.raises(PermissionError):
-        write_folder(plan, source, tmp_path / "new")
+    with pytest.raises(PermissionError), new_folder(tmp_path / "new") as folder:
+        write_folder(plan, source, folder)
     assert not (tmp_path / "new").exists() and not (tmp_path / "new.part").exists()
+
+
+def test_a_folder_with_a_pipe_and_links_in_a_circle(table, tmp_path):
+    """Neither is copied, and neither is waited for."""
+    os.mkfifo(tmp_path / "photos" / "train" / "cat" / "pipe")
+    (tmp_path / "photos" / "train" / "cat" / "up").symlink_to("../..")
+    plan = plan_cleaning(table, how="relabel", threshold=1)
+    write_folder(plan, read_source(tmp_path / "run"), tmp_path / "out")
+    assert len(files_below(tmp_path / "out")) == 34 and not (tmp_path / "out" / "train" / "cat" / "pipe").exists()
+
+
+def test_a_folder_is_not_written_into_its_source(table, tmp_path):
+    plan, source = plan_cleaning(table, how="relabel"), read_source(tmp_path / "run")
+    with pytest.raises(ValueError, match="lies in the dataset .*photos, and would become a part of it"):
+        write_folder(plan, source, tmp_path / "photos" / "cleaned.part")
 
 
 # -- a table ----------------------------------------------------------------------------------------------------------
@@ -212,8 +228,10 @@ def test_a_table_that_was_edited_since_is_refused(tmp_path):
     table = make_table_run(tmp_path)
     lines = (tmp_path / "train.csv").read_text().splitlines(keepends=True)
     (tmp_path / "train.csv").write_text("".join([lines[0], *lines[2:]]))
-    with pytest.raises(ValueError, match="has changed since it was audited: sample 0 is"):
-        write_csv(plan_cleaning(table, how="relabel"), read_source(tmp_path / "run"), tmp_path / "out")
+    plan, source = plan_cleaning(table, how="relabel"), read_source(tmp_path / "run")
+    message = "has changed since it was audited: sample 0 is"
+    with pytest.raises(ValueError, match=message), new_folder(tmp_path / "out") as folder:
+        write_csv(plan, source, folder)
     assert not (tmp_path / "out").exists()
 
 

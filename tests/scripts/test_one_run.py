@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from trainers import build_model
 
 from hnml_hf import CheckpointError, NonFiniteError, create_image_processor
+from hnml_hf.atomic import new_folder
 from hnml_hf.training.resume.files import run_lock
 from hnml_hf.training.resume.signals import EXIT_CODE, EndAtOnce
 
@@ -94,6 +95,39 @@ def test_every_script_that_writes_a_folder_has_it(script, data, saved, tmp_path,
     with pytest.raises(SystemExit, match="seen"):
         module.main([*options[script], "--dataset", data, "--output_dir", output])
     assert not is_taken(output)
+
+
+def test_a_folder_of_maps_belongs_to_one_run(saved, tmp_path, monkeypatch):
+    predict = load_script("predict")
+
+    def watched(*args, **kwargs):
+        assert is_taken(tmp_path / "cams")
+        raise SystemExit("seen")
+
+    monkeypatch.setattr(predict, "predict", watched)
+    with pytest.raises(SystemExit, match="seen"):
+        predict.main(["--model", str(saved), str(saved / "image.png"), "--cams", str(tmp_path / "cams")])
+    assert not is_taken(tmp_path / "cams")
+
+
+@pytest.mark.parametrize("script", ["audit", "clean"])
+def test_two_corrected_datasets_do_not_meet(script, data, tmp_path, monkeypatch):
+    """The second is refused before it reads anything; the first has its folder to itself."""
+    reads = {"audit": "load_data", "clean": "load_audit"}[script]
+    module, output = load_script(script), str(tmp_path / "cleaned")
+    options = {
+        "audit": ["--dataset", data, "--output_dir", str(tmp_path / "run"), "--clean", "drop", "--clean_output"],
+        "clean": [str(tmp_path / "run"), "--how", "drop", "--output"],
+    }
+    monkeypatch.setattr(module, reads, lambda *args: pytest.fail("the data are read"))
+    with (
+        new_folder(output),
+        pytest.raises(SystemExit, match="error: Another process is writing .*cleaned: wait for it"),
+    ):
+        module.main([*options[script], output])
+    (tmp_path / "cleaned").joinpath("mine.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="cleaned is there already"):
+        module.main([*options[script], output])
 
 
 @pytest.mark.parametrize("place", ["load_data", "measure", "publish"])

@@ -310,8 +310,7 @@ def run_lock(output_dir: str | os.PathLike):
     except Timeout as error:
         holder = path.read_text(encoding="utf-8", errors="replace").strip() or "just started"
         raise CheckpointError(
-            f"Another run is writing to `{output_dir}` ({holder})."
-            " Wait for it, end it, or give another `--output_dir`."
+            f"Another run is writing to `{output_dir}` ({holder}). Wait for it, end it, or give another folder."
         ) from error
     try:
         if outermost:

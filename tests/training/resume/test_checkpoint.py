@@ -376,7 +376,7 @@ def test_two_runs_on_one_folder(tiny_dataset, tmp_path):
     other.start()
     try:
         held.wait()
-        with pytest.raises(RuntimeError, match=f"Another run is writing .*process {os.getpid()} on .*output_dir"):
+        with pytest.raises(RuntimeError, match=f"Another run is writing .*process {os.getpid()} on .*another folder"):
             build_trainer(tmp_path, tiny_dataset, **SAVING).train()
     finally:
         done.set()
