@@ -228,7 +228,7 @@ def stored(tmp_path, secret, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "here", "hub"),
     [
-        ("{secret}", None, "is a file of this machine that does not come with the dataset"),
+        ("{secret}", "is a file of this machine that does not come", "is a file of this machine that does not come"),
         ("secret.png", "is relative; pass `data_dir`", "is relative; pass `data_dir`"),
         ("https://example.org/1.png", "is remote; only datasets of the Hub may name such", None),
         ("file://{secret}", "is remote", "is none of https://, http:// and hf://"),
@@ -242,6 +242,25 @@ def test_where_images_of_saved_and_of_hub_datasets_may_lie(stored, kind, path, h
         else:
             with pytest.raises(ValueError, match=f"{shown} .train. row 0: the image path .* {message}"):
                 load_noisy_dataset(name)
+
+
+@pytest.mark.parametrize("kind", ["struct", "column"])
+def test_images_of_a_saved_dataset_lie_below_it_or_below_data_dir(tmp_path, secret, stored, kind):
+    name = stored(kind, "{secret}")
+    assert f"--data_dir {tmp_path}/elsewhere" in str(pytest.raises(ValueError, load_noisy_dataset, name).value)
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        train = load_noisy_dataset(name, data_dir=folder)["train"]
+        assert [cell["path"] for cell in train.data.column("image").to_pylist()] == [secret] * 2
+    with pytest.raises(ValueError, match="is not a relative path inside the data folder"):
+        load_noisy_dataset(name, data_dir=tmp_path / "data")
+    assert len(load_noisy_dataset(stored(kind, "secret.png"), data_dir=tmp_path / "elsewhere")["train"]) == 2
+
+    picture(str(tmp_path / "saved/images/1.png"))
+    name = stored(kind, str(tmp_path / "saved/images/1.png"))
+    assert len(load_noisy_dataset(name)["train"]) == 2
+    (tmp_path / "saved/images/out").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="does not come with the dataset"):
+        load_noisy_dataset(stored(kind, str(tmp_path / "saved/images/out/secret.png")))
 
 
 def test_images_that_came_with_a_hub_dataset_lie_in_the_cache(tmp_path, stored):

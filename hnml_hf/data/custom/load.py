@@ -144,7 +144,8 @@ def _canonical(
     for split, name in found.items():
         dataset, where = loaded[name], f"{source} ({name})"
         for ours, part in _raw_splits(dataset, split, where, columns, by_column, alone=len(found) == 1).items():
-            rows = _images(dataset, columns.pick(dataset.column_names, ours, where)["image"], data_dir, where, caches)
+            image = columns.pick(dataset.column_names, ours, where)["image"]
+            rows = _images(dataset, image, data_dir, where, saved=source, caches=caches)
             images.setdefault(ours, []).append(rows if len(part) == len(rows) else rows.select(part.images))
             raw.setdefault(ours, []).append(part)
     if columns.labels and "train" not in raw:
@@ -169,32 +170,52 @@ def _canonical(
 
 
 def _images(
-    dataset: Dataset, column: str, data_dir: str | os.PathLike | None, where: str, caches: Sequence[str] | None
+    dataset: Dataset,
+    column: str,
+    data_dir: str | os.PathLike | None,
+    where: str,
+    *,
+    saved: str,
+    caches: Sequence[str] | None,
 ) -> Dataset:
-    """The images of a dataset, or their paths, as its only column `image`."""
+    """The images of a dataset, or their paths, as its only column `image`.
+
+    Paths start at `data_dir`; without one they are absolute, below `saved` or a folder of `caches`; see
+    [`_check_place`].
+    """
     feature = dataset.features[column]
     if feature in PATHS:
-        return _with_full_paths(dataset, column, data_dir, where, caches)
+        paths = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+        for row, path in enumerate(paths):
+            if path is None:
+                raise ValueError(f"{where} row {row}: the image is missing.")
+            if data_dir is None:
+                _check_place(path, f"{where} row {row}", saved, caches)
+        return Dataset.from_dict({"image": paths if data_dir is None else _below(data_dir, paths, where)})
     if not isinstance(feature, Image):
         raise ValueError(f"{where}: column `{column}` holds no images but {feature}.")
-    if data_dir is not None:
-        raise ValueError(
-            f"{where}: column `{column}` holds images, no paths, and `data_dir` says where paths start; got "
-            f"{os.fspath(data_dir)!r}. Leave it out, or name a column with paths by `image_column`."
-        )
     images = dataset.select_columns([column])
-    for row, path in enumerate(outside_paths(images, column)):
+    paths = outside_paths(images, column)
+    if data_dir is not None:
+        if not all(paths):
+            raise ValueError(
+                f"{where}: column `{column}` holds images, no paths, and `data_dir` says where paths start; got "
+                f"{os.fspath(data_dir)!r}. Leave it out, or name a column with paths by `image_column`."
+            )
+        return Dataset.from_dict({"image": _below(data_dir, paths, where)})
+    for row, path in enumerate(paths):
         if path:
-            _check_place(path, f"{where} row {row}", caches)
+            _check_place(path, f"{where} row {row}", saved, caches)
     return images if column == "image" else images.rename_column(column, "image")
 
 
-def _check_place(path: str, where: str, caches: Sequence[str] | None):
+def _check_place(path: str, where: str, saved: str, caches: Sequence[str] | None):
     """Raise `ValueError` on an image of another place than its dataset may name.
 
     Args:
         path: of an image, where no folder is given in which all paths start.
         where: names the row in the message.
+        saved: the folder of a dataset of this machine; its images lie below it.
         caches: of a Hub dataset, the folders of what was downloaded; `None` for a dataset of this machine.
     """
     shown = f"{where}: the image path {path[:200]!r}"
@@ -205,31 +226,24 @@ def _check_place(path: str, where: str, caches: Sequence[str] | None):
             raise ValueError(f"{shown} is none of https://, http:// and hf://, which a Hub dataset may name.")
     elif not os.path.isabs(path):
         raise ValueError(f"{shown} is relative; pass `data_dir`, the folder where it starts.")
-    elif caches is not None:
-        real = os.path.realpath(path)
-        if not any(os.path.commonpath([real, cache]) == cache for cache in caches):
-            raise ValueError(
-                f"{shown} is a file of this machine that does not come with the dataset; pass `data_dir` if it is "
-                "yours and paths start there."
-            )
+    elif not _lies_below(path, [os.path.realpath(saved)] if caches is None else caches):
+        raise ValueError(
+            f"{shown} is a file of this machine that does not come with the dataset; if it is yours, pass `data_dir`, "
+            f"a folder above all images, as `--data_dir {os.path.dirname(path)[:200]}`."
+        )
 
 
-def _with_full_paths(
-    dataset: Dataset, column: str, data_dir: str | os.PathLike | None, where: str, caches: Sequence[str] | None
-) -> Dataset:
-    """The image paths, starting at `data_dir`; without one they must be absolute, or of the Hub's dataset."""
-    root = None if data_dir is None else os.path.abspath(os.path.expanduser(data_dir))
-    paths = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-    for row, path in enumerate(paths):
-        if path is None:
-            raise ValueError(f"{where} row {row}: the image is missing.")
-        if root is not None:
-            paths[row] = table_path(path, root, where, row)
-        else:
-            _check_place(path, f"{where} row {row}", caches)
-    if root is not None:
-        paths = [f"{root}/{path}" for path in as_on_disk(root, paths)]
-    return Dataset.from_dict({"image": paths})
+def _lies_below(path: str, folders: Sequence[str]) -> bool:
+    real = os.path.realpath(path)
+    return any(os.path.commonpath([real, folder]) == folder for folder in folders)
+
+
+def _below(data_dir: str | os.PathLike, paths: Sequence[str], where: str) -> list[str]:
+    """The paths of images below `data_dir`, in full."""
+    root = os.path.abspath(os.path.expanduser(data_dir))
+    return [
+        f"{root}/{path}" for path in as_on_disk(root, [table_path(p, root, where, r) for r, p in enumerate(paths)])
+    ]
 
 
 def _raw_splits(
