@@ -101,6 +101,12 @@ RETIRED = {  # options of earlier versions: what took their place
     "noise_manifest": 'it is the key `manifest` of `noise` now: `--noise \'{"manifest": "labels.json"}\'`',
 }
 
+INSIDE = {  # what has its place in another option: how to write it there, on the command line and in a recipe
+    "lr_scheduler_kwargs": ("--lr_scheduler_kwargs '{\"%s\": ...}'", "min_lr min_lr_rate num_cycles power lr_end"),
+    "optim_args": ("--optim_args %s=...", "momentum nesterov dampening"),
+    "model_args": ("--model_args '{\"%s\": ...}'", "drop_rate drop_path_rate output_stride global_pool in_chans"),
+}
+
 MEANINGS = {  # of options of transformers that mean something else here
     "resume_from_checkpoint": "Go on from a checkpoint: its folder, `true` for the newest whole one in `output_dir`, "
     "or `auto` for that one if there is any.",
@@ -343,12 +349,22 @@ def check_words(command: str, words: list[str]):
                 parser.error(f"{label}: there is no such file or folder")
 
 
+def inside_of(name: str) -> str:
+    """`: it is a key of ...` for what has its place in another option, or nothing."""
+    for option, (example, keys) in INSIDE.items():
+        if name in keys.split():
+            return f": it is part of `{option}`, as in `{example % name}`"
+    return ""
+
+
 def refuse_retired(parser: argparse.ArgumentParser, names: Iterable[str]):
-    """End with one line that says what took the place of an option of an earlier version."""
+    """End with one line that says what took the place of an option of an earlier version, or in which one it is."""
     for name in names:
         name = name.replace("-", "_")
         if name in RETIRED:
             parser.error(f"there is no option --{name} any more: {RETIRED[name]}")
+        if inside_of(name):
+            parser.error(f"there is no option --{name}{inside_of(name)}")
 
 
 def _looks_like_a_path(text: str) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 from datasets import Dataset, DatasetDict
-from recipe import JSON_OPTIONS, apply_recipe, expand_home, likely_options
+from recipe import JSON_OPTIONS, apply_recipe, expand_home, likely_options, name_place
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
@@ -232,7 +232,7 @@ def parse_all(parser: HfArgumentParser, argv: list[str]) -> list:
     if unknown:
         refuse_retired(parser, [word.lstrip("-").partition("=")[0] for word in unknown])
         name = unknown[0].partition("=")[0].removeprefix("--")
-        parser.error(f"there is no option {unknown[0]}{likely_options(parser, name)}")
+        parser.error(f"there is no option {unknown[0]}{likely_options(parser._actions, name)}")
     return parsed
 
 
@@ -265,9 +265,11 @@ def parse_arguments(argv: list[str], command: str = "train"):
     parser.add_argument("--recipe", help="YAML file of options, or its name in scripts/recipes; others override it.")
     for action in parser._actions:
         action.help = MEANINGS.get(action.dest, action.help)
-    if recipe.recipe:
-        apply_recipe(parser, recipe.recipe)
-    model_args, data_args, args, _ = parse_all(parser, argv)
+    places = apply_recipe(parser, recipe.recipe) if recipe.recipe else {}
+    try:
+        model_args, data_args, args, _ = parse_all(parser, argv)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(name_place(str(error), places, argv)) from error
     for name, value in (("--backbone", model_args.backbone), ("--dataset", data_args.dataset)):
         if value is None:
             parser.error(

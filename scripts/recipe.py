@@ -1,4 +1,4 @@
-"""Recipes: YAML files of options, read by the parser's own types; errors name file and line.
+"""Recipes: YAML files of options, read by the parser's own types; errors name file and line. Suites of runs as well.
 
 What stands in a recipe means what it means on the command line: an option that takes text gets the text as it is
 written, so that `eval_strategy: no` is no boolean and `class_names: [on, off]` are two names. Options that are JSON on
@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Union, get_args, get_origin, get_type_hints
@@ -19,7 +19,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from hnml_hf.cli import RETIRED
+from hnml_hf.cli import RETIRED, inside_of
 
 
 JSON_OPTIONS = {"class_names": list, "splits": dict, "dataset_options": dict, "model_args": dict, "noise": dict}
@@ -35,6 +35,7 @@ class RecipeLoader(yaml.SafeLoader):
     PyYAML by itself takes `no` for false, `1e-5` for text, `010` for 8, `1:30` for 90 and `2026-01-01` for a date.
     """
 
+    KIND = "recipe"
     yaml_implicit_resolvers = {}
 
     def compose_node(self, parent, index):
@@ -43,6 +44,25 @@ class RecipeLoader(yaml.SafeLoader):
         if alias and not isinstance(node, yaml.ScalarNode):  # lists of lists of lists would fill the memory
             raise yaml.composer.ComposerError(problem="an alias of a list or mapping", problem_mark=node.start_mark)
         return node
+
+
+class SuiteLoader(RecipeLoader):
+    """The same words, with aliases and `<<`, which a grid of runs has a use for."""
+
+    KIND = "suite"
+
+    def compose_node(self, parent, index):
+        return yaml.SafeLoader.compose_node(self, parent, index)
+
+    def flatten_mapping(self, node):
+        if not hasattr(node, "is_flat"):  # another `<<` may have been here before
+            node.is_flat = True
+            for number, (key, _) in enumerate(node.value):
+                if key.value in [other.value for other, _ in node.value[:number]]:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"`{key.value}` is there twice", problem_mark=key.start_mark
+                    )
+            super().flatten_mapping(node)
 
 
 WHOLE = "[-+]?(0|[1-9][0-9]*)"
@@ -54,6 +74,8 @@ for tag, pattern, first in (
 ):
     RecipeLoader.add_implicit_resolver(tag, re.compile(f"(?:{pattern})$"), first)
 
+SuiteLoader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("<<$"), ["<"])
+
 
 def expand_home(word: str) -> str:
     """`~` at the start of a word, or of the value in `--option=value`, as the home folder, as shells do."""
@@ -61,42 +83,88 @@ def expand_home(word: str) -> str:
     return f"{option or ''}{os.path.expanduser(tilde or '')}{rest}"
 
 
-def likely_options(parser: argparse.ArgumentParser, name: str) -> str:
+def likely_options(actions: Iterable[argparse.Action], name: str) -> str:
     """`; did you mean ...?` with the options that are spelled most like `--name`, or nothing."""
-    known = [option for action in parser._actions for option in action.option_strings if "-" not in option[2:]]
+    known = [option for action in actions for option in action.option_strings if "-" not in option[2:]]
     close = difflib.get_close_matches(f"--{name}", known, n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def apply_recipe(parser: HfArgumentParser, path: Path):
+def apply_recipe(parser: HfArgumentParser, path: Path) -> dict[str, str]:
     """Make the options of a recipe the defaults of a parser; one that is null stays what it was.
+
+    Returns:
+        `dict[str, str]`: the file and line of each option, for [`name_place`].
 
     Raises:
         ValueError: in one line with file and line number, for what is no YAML, no option, or no value of an option.
     """
     hints = {name: hint for kind in parser.dataclass_types for name, hint in get_type_hints(kind).items()}
     actions = {action.dest: action for action in parser._actions if action.dest in hints and action.nargs != 0}
+    places = {}
     for key, node in _pairs(_compose(path), path):
-        action = actions.get(key.value.replace("-", "_"))
-        if action is None and key.value in RETIRED:
-            raise ValueError(f"{_at(path, key)}: no option `{key.value}` any more: {RETIRED[key.value]}")
+        name = key.value.replace("-", "_")
+        action, where = actions.get(name), _at(path, key)
+        if action is None and name in RETIRED:
+            raise ValueError(f"{where}: no option `{key.value}` any more: {RETIRED[name]}")
+        if action is None and name == "recipe":
+            raise ValueError(f"{where}: no option `recipe`: a recipe names no other one; put its options here.")
         if action is None:
-            raise ValueError(f"{_at(path, key)}: no option `{key.value}`{likely_options(parser, key.value)}")
+            hint = inside_of(name) or likely_options(actions.values(), name)
+            raise ValueError(f"{where}: no option `{key.value}`{hint}")
         if node.tag != NULL:
+            places[name] = where
             parser.set_defaults(**{action.dest: _value(node, action, hints[action.dest], path)})
             action.required = False
+    return places
+
+
+def name_place(message: str, places: Mapping[str, str], words: Sequence[str]) -> str:
+    """An error of the options, with the place in the recipe of the first one that it names and that comes from there.
+
+    Args:
+        message: that names options as `name` or `name=value` between backticks, or as `--name`.
+        places: of [`apply_recipe`].
+        words: of the command line, which goes before a recipe.
+    """
+    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    for name in re.findall(r"(?:`|--)(\w+)", message):
+        if name in places and not {name, f"no_{name}"} & given:
+            return f"{places[name]}: {message}"
+    return message
 
 
 def _at(path: Path, node: yaml.Node) -> str:
     return f"{path}:{node.start_mark.line + 1}"
 
 
+def read_suite(path: Path) -> dict:
+    """The mapping of a suite of runs.
+
+    Raises:
+        ValueError: in one line with file and line number, for what is no YAML or no mapping.
+    """
+    root = _read(path, yaml.load, SuiteLoader)
+    if not isinstance(root, dict):
+        raise ValueError(f"{path}:1: a suite has lines `name: value`; got {type(root).__name__}.")
+    return root
+
+
 def _compose(path: Path) -> yaml.Node:
-    """The mapping of a file, before anything becomes a Python object."""
+    """The mapping of a recipe, before anything becomes a Python object."""
+    root = _read(path, yaml.compose, RecipeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        where, found = (_at(path, root), f"got {_text(root)}") if root else (f"{path}:1", "it is empty")
+        raise ValueError(f"{where}: a recipe has lines `option: value`; {found}.")
+    return root
+
+
+def _read(path: Path, read: Callable, loader: type):
+    """What a function of PyYAML makes of a file."""
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
-        root = yaml.compose(text, Loader=RecipeLoader)
+        return read(text, Loader=loader)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}:{line}: not UTF-8 text ({error.reason}).") from None
@@ -105,13 +173,9 @@ def _compose(path: Path) -> yaml.Node:
         raise ValueError(f"{path}:{line}: a control character, {chr(error.character)!r}.") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ValueError(f"{path}:{mark.line + 1}: no YAML that a recipe may have: {error.problem}.") from None
+        raise ValueError(f"{path}:{mark.line + 1}: no YAML that a {loader.KIND} may have: {error.problem}.") from None
     except RecursionError:
         raise ValueError(f"{path}:1: lists or mappings lie too deep in one another.") from None
-    if not isinstance(root, yaml.MappingNode):
-        where, found = (_at(path, root), f"got {_text(root)}") if root else (f"{path}:1", "it is empty")
-        raise ValueError(f"{where}: a recipe has lines `option: value`; {found}.")
-    return root
 
 
 def _text(node: yaml.Node) -> str:

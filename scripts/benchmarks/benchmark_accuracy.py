@@ -35,11 +35,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import yaml
 from provenance import provenance
 
 
 TRAIN = Path(__file__).parents[1] / "train.py"
+sys.path.append(str(TRAIN.parent))
+
+from recipe import read_suite  # noqa: E402 (it lies beside `train.py`)
+
+
 RUNS = "runs.jsonl"
 AXES = {"noise": "noises", "backbone": "backbones", "method": "methods"}
 PROTOCOL = ("rows_train", "rows_test", "targets", "pretrained", "image_size")  # of a run, where it tells them
@@ -91,7 +95,7 @@ def load_suite(path: Path) -> list[Cell]:
     Raises:
         ValueError: on a key or name that the suite does not know, or a recipe that is not there.
     """
-    suite = yaml.safe_load(path.read_text(encoding="utf-8"))
+    suite = read_suite(path)
     unknown = set(suite) - {"recipe", "grid", *AXES.values()}
     if unknown or not suite.get("grid") or not suite.get("recipe"):
         raise ValueError(

@@ -65,10 +65,10 @@ def test_an_option_that_is_null_is_left_to_the_recipe(script, write):
     assert "None" not in cell.command and args.objective == "ce" and json.loads(data_args.noise)["draw"] == "exact"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (TRAIN.parent / "suites").glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (TRAIN.parent / "benchmarks" / "suites").glob("*.yaml")))
 def test_the_suites_that_come_with_the_scripts_are_read(script, name):
     train = load_script("train")
-    for cell in script.load_suite(TRAIN.parent / "suites" / f"{name}.yaml"):
+    for cell in script.load_suite(TRAIN.parent / "benchmarks" / "suites" / f"{name}.yaml"):
         _, data_args, args = train.parse_arguments([*cell.arguments(), "--output_dir", "x", "--use_cpu", "true"])
         assert data_args.eval_test and data_args.validation_fraction > 0 and args.eval_strategy == "epoch", cell.name
 
@@ -88,6 +88,30 @@ def test_the_suites_that_come_with_the_scripts_are_read(script, name):
 def test_mistakes_in_a_suite_are_named(script, write, changes, message):
     with pytest.raises(ValueError, match=message):
         script.load_suite(write(**changes))
+
+
+def test_a_suite_is_read_as_a_recipe_is(script, tmp_path):
+    """Numbers, words and places of mistakes; aliases and `<<` as well, which recipes do not have."""
+    path, recipe = tmp_path / "suite.yaml", SUITE["recipe"]
+    head = f"recipe: {recipe}\n"
+    path.write_text(
+        f"{head}methods:\n  A: &a {{learning_rate: 1e-5, eval_strategy: no, run_name: 010}}\n"
+        "  B: {<<: *a, learning_rate: 2}\n  no: {<<: *a}\ngrid:\n- {method: [A, B, no], seed: [1]}\n"
+    )
+    first, second, third = script.load_suite(path)
+    assert dict(first.options) == {"learning_rate": 1e-5, "eval_strategy": "no", "run_name": "010", "seed": 1}
+    assert dict(second.options) == {**dict(first.options), "learning_rate": 2} and dict(third.names)["method"] == "no"
+    for text, line, message in (
+        ("methods: {A: {seed: 1,}\ngrid: [", 3, "no YAML that a suite may have: "),
+        ("methods:\n  A: {seed: 1}\n  A: {seed: 2}\n", 4, "no YAML that a suite may have: `A` is there twice"),
+        ("methods: !!python/object:os.system 1\n", 2, "no YAML that a suite may have: could not determine"),
+    ):
+        path.write_text(head + text)
+        with pytest.raises(ValueError, match=f"suite.yaml:{line}: {message}"):
+            script.load_suite(path)
+    path.write_text("- 1\n")
+    with pytest.raises(ValueError, match="suite.yaml:1: a suite has lines `name: value`; got list"):
+        script.load_suite(path)
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------------

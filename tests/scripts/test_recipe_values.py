@@ -108,7 +108,28 @@ def test_the_home_folder(parse, monkeypatch):
         ("model_args:\n  a: 1\n  a: 2", 6, "`a` is there twice, first in line 5"),
         ("seed: 1\nbackbone: resnet18", 5, "`backbone` is there twice, first in line 2"),
         ("lerning_rate: 1", 4, "no option `lerning_rate`; did you mean --learning_rate"),
-        ("recipe: quickstart", 4, "no option `recipe`"),
+        ("recipe: quickstart", 4, "no option `recipe`: a recipe names no other one; put its options here."),
+        ("help: true", 4, "no option `help`"),
+        (
+            "min_lr: 1e-5",
+            4,
+            "no option `min_lr`: it is part of `lr_scheduler_kwargs`, as in `--lr_scheduler_kwargs '{",
+        ),
+        ("drop_path_rate: 0.1", 4, "no option `drop_path_rate`: it is part of `model_args`"),
+        ("momentum: 0.9", 4, "no option `momentum`: it is part of `optim_args`, as in `--optim_args momentum=...`"),
+        # what the options themselves say of a value
+        ("seed: 1\nlearning_rate: nan", 5, "`learning_rate=nan` cannot work"),
+        ("label_names: [a]", 4, "`label_names=['a']` cannot be had here"),
+        ("save_strategy: steps\nload_best_model_at_end: true", 5, "`load_best_model_at_end` chooses nothing"),
+        ("optim_args: impetus=0.9", 4, "`optim=sgd` with `optim_args='impetus=0.9'` cannot be made"),
+        ("lr_scheduler_type: warmup_stable_decay", 4, "`lr_scheduler_type=warmup_stable_decay` with"),
+        ("elr_weight: -1", 4, "`elr_weight=-1.0` must be at least 0"),
+        ("report_to: tensorbord", 4, "`report_to="),
+        (
+            "eval_strategy: epoch\nsave_strategy: steps\nload_best_model_at_end: true",
+            6,
+            "--load_best_model_at_end requires the save and eval strategy to match",
+        ),
         ("no_audit: true", 4, "no option `no_audit`"),
         ("<<: {a: 1}", 4, "no option `<<`"),
         ("1: 2", 4, "no option `1`"),
@@ -131,6 +152,11 @@ def test_a_mistake_is_one_line_with_its_place(parse, tmp_path, text, line, messa
         parse(text)
     found = str(error.value)
     assert found.startswith(f"{tmp_path / 'mine.yaml'}:{line}: {message}") and "\n" not in found
+
+
+def test_the_command_line_is_not_the_recipes_fault(parse):
+    with pytest.raises(ValueError, match="^`learning_rate=nan` cannot work"):
+        parse("learning_rate: 1", "--learning_rate", "nan")
 
 
 @pytest.mark.parametrize(
