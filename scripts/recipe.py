@@ -130,7 +130,7 @@ def name_place(message: str, places: Mapping[str, str], words: Sequence[str]) ->
     given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
     for name in re.findall(r"(?:`|--)(\w+)", message):
         if name in places and not {name, f"no_{name}"} & given:
-            return f"{places[name]}: {message}"
+            return f"{places[name]}: {' '.join(message.split())}"
     return message
 
 
