@@ -58,7 +58,7 @@ COMMON = {
         *("validation_fraction", "noise", "noise_rate", "quarantine", "audit", *_RUN),
     ),
     "audit": (
-        *("data", "backbone", "pretrained", "image_size", "num_workers", "cache_dir", "check"),
+        *("data", "backbone", "pretrained", "image_size", "num_workers", "cache_dir", "check", "annotations"),
         *("run", "model", "output_dir", "max_suspects", "batch_size", "device", "export", "apply", "clean"),
         *("threshold", "clean_output", *_SOURCE, "validation_fraction", "noise", "noise_rate", "quarantine"),
     ),

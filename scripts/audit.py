@@ -2,6 +2,7 @@
 
     python scripts/audit.py photos                        # a folder of classes, a table, a known dataset, a Hub id
     accelerate launch scripts/audit.py photos             # each process sees its share of the images
+    python scripts/audit.py photos --annotations a.csv    # again, with what people have decided; features are kept
     python scripts/audit.py outputs/quickstart            # a finished run: scored from what training saw, no new pass
     python scripts/audit.py --model timm/resnet50.a1_in1k --dataset imagefolder --data_dir photos --output_dir out
     python scripts/audit.py outputs/quickstart --export csv cleanlab fiftyone datumaro
@@ -46,6 +47,7 @@ from hnml_hf import (
 from hnml_hf.atomic import new_folder, whole_file
 from hnml_hf.audit.features import extract_features, load_backbone
 from hnml_hf.audit.issues import judge_dataset, worst_pairs
+from hnml_hf.audit.review import merge_annotations, read_annotations
 from hnml_hf.audit.run import write_report
 from hnml_hf.cli import HelpFormatter, answer_help
 from hnml_hf.data.checks import format_report, save_report
@@ -73,6 +75,10 @@ class AuditArguments:
     )
     check: bool = field(
         default=False, metadata={"help": "Check files and rows first, as `audit_data` does, and list what is wrong."}
+    )
+    annotations: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Annotations of an earlier audit in `output_dir`, which the judge learns from."},
     )
     run: str | None = field(default=None, metadata={"help": "`output_dir` of a training run that has finished."})
     model: str | None = field(default=None, metadata={"help": "Instead: folder or Hub id of an image classifier."})
@@ -122,6 +128,8 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
         parser.error("give a dataset or the folder of a finished training run; `hnml audit --help` shows how")
     if audit_args.run and audit_args.check:
         parser.error("--check is of a dataset; a run has read all of its images")
+    if audit_args.annotations and (audit_args.run or audit_args.model):
+        parser.error("--annotations are for the judge of a dataset; `hnml clean` applies those of any audit")
     if audit_args.model and not (data_args.dataset and audit_args.output_dir):
         parser.error("--model needs --dataset and --output_dir")
     if (audit_args.apply or audit_args.clean) and not audit_args.clean_output:
@@ -155,6 +163,7 @@ def audit_dataset(audit_args: AuditArguments, data_args: DataArguments, data: Da
     """One pass of a frozen backbone and the judge of its features: the table, in the first of several processes."""
     started = time.perf_counter()
     state = PartialState()
+    annotations = decisions(audit_args)
     found = {}
     if audit_args.check and state.is_main_process:
         found["check"] = check(data, audit_args.output_dir, max_pixels=data_args.max_pixels)
@@ -177,6 +186,7 @@ def audit_dataset(audit_args: AuditArguments, data_args: DataArguments, data: Da
     table = judge_dataset(
         data["train"],
         features,
+        annotations=annotations,
         device=audit_args.device,
         source=data_args.dataset,
         provenance=f"{audit_args.backbone} at {size} pixels, frozen; shrinkage discriminants in 5-fold "
@@ -199,6 +209,14 @@ def audit_dataset(audit_args: AuditArguments, data_args: DataArguments, data: Da
         f"{time.perf_counter() - started:.0f} in all"
     )
     return table
+
+
+def decisions(audit_args: AuditArguments):
+    """What people have decided of the labels of an earlier audit, by sample id; None without."""
+    if not audit_args.annotations:
+        return None
+    before = load_audit(audit_args.output_dir)
+    return merge_annotations([read_annotations(path, before) for path in audit_args.annotations]).annotations
 
 
 def check(data: DatasetDict, output_dir: str, *, max_pixels: int) -> dict:

@@ -19,6 +19,7 @@ ALLOWED = {
     "training": {
         "atomic",
         "audit.noise_model",
+        "audit.table",
         "data",
         "hub.model_card",
         "hub.upload",

@@ -13,6 +13,7 @@ from ..data.load import load_noisy_dataset
 from ..data.schema import column, labels_fingerprint
 from .features import BACKBONE, Features, extract_features, load_backbone
 from .judge import Judgement, judge_labels
+from .review.annotations import annotated_labels, apply_annotations
 from .table import FORMAT, _shared, image_paths
 
 
@@ -82,13 +83,21 @@ def find_label_issues(
 
 
 def judge_dataset(
-    dataset: Dataset, features: Features, *, seed: int = 0, device: str | None = None, **facts
+    dataset: Dataset,
+    features: Features,
+    *,
+    annotations: pd.DataFrame | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    **facts,
 ) -> pd.DataFrame:
     """The table of a dataset with the features of its images, in the order of `index`.
 
     Args:
         dataset (`datasets.Dataset`): columns `image`, `label`, `index`.
         features ([`Features`]): of its rows.
+        annotations (`pd.DataFrame`, *optional*): of [`~hnml_hf.audit.review.merge_annotations`], by `index`. The judge
+            learns from what people have decided, and their rows have the score that follows from it.
         seed (`int`): of the folds.
         device (`str`, *optional*): where to judge.
         facts: further entries of the summary, as `source` and `provenance`.
@@ -96,13 +105,16 @@ def judge_dataset(
     names, labels = dataset.features["label"].names, column(dataset, "label").astype(np.int64)
     rows = np.flatnonzero(features.readable)
     values = features.values if len(rows) == len(labels) else features.values[rows]
-    judgement = judge_labels(
-        values, labels[rows], num_labels=len(names), groups=features.groups[rows], seed=seed, device=device
-    )
-    table = issue_table(judgement, column(dataset, "index"), labels, names, rows=rows, **facts)
+    index, options = column(dataset, "index"), {"seed": seed, "device": device}
+    if annotations is not None:
+        options["known"] = annotated_labels(annotations, index[rows], names)
+        elsewhere = annotations.index[(annotations["annotation"] == "wrong") & (annotations["new_label"] < 0)]
+        options["weights"] = (~np.isin(index[rows], elsewhere)).astype(np.float32)  # of a class that is none of these
+    judgement = judge_labels(values, labels[rows], num_labels=len(names), groups=features.groups[rows], **options)
+    table = issue_table(judgement, index, labels, names, rows=rows, **facts)
     table = table.sort_values("index", ignore_index=True)
     table["path"] = image_paths(dataset)
-    return table
+    return table if annotations is None else apply_annotations(table, annotations)
 
 
 def issue_table(

@@ -10,6 +10,7 @@ into the probability of each class given image *and* label. The nearest neighbou
 of evidence.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ FIT_ON = 20_000  # samples that the noise model is fitted to, or 50 for each cla
 TRIPLES = 20  # samples per pair of classes from which on triples of labels tell a rate
 BATCH = 8_192  # rows that are worked on at a time
 FLOOR = 1e-4  # least share of the neighbours' votes
+DOUBTLESS = -1e4  # logit of a class that cannot be, which outweighs neighbours whatever its weight
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def judge_labels(
     seed: int = 0,
     groups: np.ndarray | None = None,
     weights: np.ndarray | None = None,
+    known: np.ndarray | None = None,
     neighbors: int = NEIGHBORS,
     device: torch.device | str | None = None,
 ) -> Judgement:
@@ -135,6 +138,8 @@ def judge_labels(
             for each other. Default: samples of exactly the same features.
         weights (`np.ndarray` of shape `(n,)`, *optional*): how far each label is believed, in [0, 1]; a sample of
             weight 0 is judged, but teaches nothing.
+        known (`np.ndarray` of shape `(n,)`, *optional*): true classes as people have decided them, -1 where they have
+            not. They are taught instead of the labels, tell how labels are mistaken, and are their own posterior.
         neighbors (`int`): how many vote; 0 leaves them out, as more than 100,000 samples do.
         device (`torch.device` or `str`, *optional*): where to compute. Default: a GPU if there is one.
 
@@ -146,21 +151,25 @@ def judge_labels(
             groups of samples.
     """
     labels = np.asarray(labels, dtype=np.int64)
-    _check(features, labels, num_labels, folds)
+    known = np.full(len(labels), -1) if known is None else np.array(known, dtype=np.int64)
+    _check(features, labels, num_labels, folds, known)
+    taught = np.where(known >= 0, known, labels)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     groups = identical_rows(features) if groups is None else np.unique(groups, return_inverse=True)[1]
-    fold = assign_folds(labels, groups, folds=folds, seed=seed)
-    judged = _known_elsewhere(labels, fold, weights, num_labels)
+    fold = assign_folds(taught, groups, folds=folds, seed=seed)
+    judged = _known_elsewhere(taught, fold, weights, num_labels) | (known >= 0)
     if not judged.any():
         raise ValueError(
             f"No class has two different samples ({len(labels)} samples, {num_labels} classes), so no label can be "
             "judged by others of its class. Give more samples."
         )
 
-    given, known = torch.from_numpy(labels), torch.from_numpy(judged)
-    statistics = FoldStatistics.of_labels(features, given, fold, num_labels, weights=weights, device=device)
+    given = torch.from_numpy(labels)
+    statistics = FoldStatistics.of_labels(
+        features, torch.from_numpy(taught), fold, num_labels, weights=weights, device=device
+    )
     chosen = _sample(judged, num_labels, seed)
-    data = _Data(features, given, fold, weights, num_labels, chosen)
+    data = _Data(features, given, torch.from_numpy(known), fold, weights, num_labels, chosen)
     judges = {shrinkage: data.discriminate(statistics, shrinkage) for shrinkage in SHRINKAGES}
     shrinkage = max(judges, key=lambda value: judges[value].model.likelihood)
     judge, rounds = judges[shrinkage], 0
@@ -185,11 +194,11 @@ def judge_labels(
         sharpened = NoiseModel.fit(*fitted_on, weights=factor * model.weights)
         posterior = sharpened.posterior(evidence, candidates, given)
         log_odds = _log_odds(posterior, candidates, given)
-        rates[factor] = float(torch.sigmoid(log_odds[known]).mean())
+        rates[factor] = float(torch.sigmoid(log_odds[judged]).mean())
     likeliest = _log_odds(model.posterior(evidence, candidates, given), candidates, given)
-    rate, low = rates[SHARPENED], float(torch.sigmoid(likeliest[known]).mean())
+    rate, low = rates[SHARPENED], float(torch.sigmoid(likeliest[judged]).mean())
     _say_only_the_rate(posterior, log_odds, candidates, given, ~judged, rate)
-    taught = statistics.with_targets(features, posterior, candidates, fold, weights=weights)
+    final = statistics.with_targets(features, posterior, candidates, fold, weights=weights)
     spread, classes = _spread(posterior, candidates, num_labels)
     return Judgement(
         posterior=spread.float().cpu().numpy(),
@@ -202,7 +211,7 @@ def judge_labels(
             min(1.0, max(rates[3.0], rate, clustered_rate) + MARGIN),
         ),
         transition_matrix=sharpened.transition_matrix(),
-        head=taught.head(shrinkage, temperature),
+        head=final.head(shrinkage, temperature),
         shrinkage=shrinkage,
         rounds=rounds,
         inverse_temperature=temperature,
@@ -215,13 +224,15 @@ class _Data:
 
     features: np.ndarray
     labels: torch.Tensor
+    known: torch.Tensor
     fold: np.ndarray
     weights: np.ndarray | None
     num_labels: int
     chosen: np.ndarray
 
     def discriminate(self, statistics: "FoldStatistics", shrinkage: float) -> "_Judge":
-        logits, candidates = statistics.solve(shrinkage).candidate_logits(self.features, self.labels, self.fold)
+        solved = statistics.solve(shrinkage)
+        logits, candidates = solved.candidate_logits(self.features, self.labels, self.fold, known=self.known)
         part = self.chosen
         model = NoiseModel.fit([logits[part]], candidates[part], self.labels[part], self.num_labels)
         return _Judge(model, logits, candidates, statistics)
@@ -239,7 +250,8 @@ class _Data:
         rows = np.flatnonzero(self.fold > 0)
         weights = None if self.weights is None else self.weights[rows]
         chosen = np.flatnonzero(np.isin(rows, self.chosen))
-        return _Data(self.features[rows], self.labels[rows], self.fold[rows] % 2, weights, self.num_labels, chosen)
+        labels, known = self.labels[rows], self.known[rows]
+        return _Data(self.features[rows], labels, known, self.fold[rows] % 2, weights, self.num_labels, chosen)
 
 
 @dataclass(frozen=True)
@@ -265,7 +277,7 @@ def _rounds_help(data: _Data, statistics: "FoldStatistics", shrinkage: float) ->
     for number in range(ROUNDS + 1):
         if number in (0, ROUNDS):
             whole = judge.statistics.solve_all(shrinkage)
-            logits, candidates = whole.candidate_logits(data.features, data.labels, alone, rows=rows)
+            logits, candidates = whole.candidate_logits(data.features, data.labels, alone, rows=rows, known=data.known)
             found.append(judge.model.log_likelihood([logits], candidates, data.labels[rows]))
         if number < ROUNDS:
             judge = rest.next_round(judge, shrinkage)
@@ -284,8 +296,11 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, *, folds: int, seed: in
 
 def identical_rows(features: np.ndarray) -> np.ndarray:
     """A number for each sample, of shape `(n,)`, the same for rows of the same content."""
-    known: dict[bytes, int] = {}
-    return np.array([known.setdefault(np.ascontiguousarray(row).tobytes(), len(known)) for row in features])
+    digests = np.empty(len(features), dtype="V16")
+    for start in range(0, len(features), BATCH):
+        for number, row in enumerate(np.ascontiguousarray(features[start : start + BATCH]), start):
+            digests[number] = hashlib.blake2b(row, digest_size=16).digest()
+    return np.unique(digests, return_inverse=True)[1]
 
 
 class FoldStatistics:
@@ -407,10 +422,11 @@ class Discriminants:
         self.bias = bias - self.weight @ statistics.mean
         self.shift = statistics.shift.float()
 
-    def candidate_logits(self, features, labels, fold, rows=None) -> tuple[torch.Tensor, torch.Tensor]:
+    def candidate_logits(self, features, labels, fold, rows=None, known=None) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of each sample's candidates, and these, both of shape `(n, c)`, in the order of the rows.
 
-        Candidates are the likeliest classes and the given one, in ascending order.
+        Candidates are the likeliest classes, the given one and the known one, in ascending order. A known class
+        (`known` of shape `(n,)`, -1 where there is none) is beyond doubt.
         """
         num_labels, device = self.weight.shape[1], self.weight.device
         rows = np.arange(len(labels)) if rows is None else rows
@@ -425,10 +441,16 @@ class Discriminants:
             scores = torch.empty(len(batch), num_labels, device=device)
             for number in part.unique().tolist():
                 scores[part == number] = batch[part == number] @ weight[number].T + bias[number]
-            scores = scores.clamp(min=-1e4)
+            scores = scores.clamp(min=DOUBTLESS)
+            sure = labels[there].to(device)
+            if known is not None:
+                decided = torch.where(known[there] >= 0)[0].to(device)
+                sure[decided] = known[there].to(device)[decided]
+                scores[decided] = DOUBTLESS
+                scores[decided, sure[decided]] = 0
             place = slice(start, start + len(there))
             if wanted < num_labels:
-                lifted = scores.scatter(1, labels[there].to(device)[:, None], torch.inf)
+                lifted = scores.scatter(1, torch.stack([labels[there].to(device), sure], 1), torch.inf)
                 some = lifted.topk(wanted, dim=1).indices.sort(dim=1).values
                 candidates[place], logits[place] = some.cpu(), scores.gather(1, some).cpu()
             else:
@@ -600,7 +622,7 @@ def neighbor_votes(nearest, posterior, candidates, num_labels) -> torch.Tensor:
 # -- small parts ------------------------------------------------------------------------------------------------------
 
 
-def _check(features, labels: np.ndarray, num_labels: int, folds: int):
+def _check(features, labels: np.ndarray, num_labels: int, folds: int, known: np.ndarray):
     if len(features.shape) != 2 or labels.ndim != 1 or len(features) != len(labels):
         raise ValueError(
             f"`features` must have the shape (n, d) and `labels` (n,); given {tuple(features.shape)}, {labels.shape}."
@@ -610,6 +632,11 @@ def _check(features, labels: np.ndarray, num_labels: int, folds: int):
     bad = np.flatnonzero((labels < 0) | (labels >= num_labels))
     if len(bad):
         raise ValueError(f"Row {bad[0]} has label {labels[bad[0]]}, but there are {num_labels} classes.")
+    if known.shape != labels.shape or (known < -1).any() or (known >= num_labels).any():
+        raise ValueError(
+            f"`known` must hold a class in [0, {num_labels}) or -1 for each of the {len(labels)} samples; given the "
+            f"shape {known.shape}, values from {known.min(initial=0)} to {known.max(initial=0)}."
+        )
     for start in range(0, len(features), BATCH):
         finite = np.isfinite(np.asarray(features[start : start + BATCH])).all(1)
         if not finite.all():

@@ -83,7 +83,9 @@ def write_report(
     Arguments as in [`audit_run`]; `transform` is for maps, and without a model none is needed.
     """
     folder = write_audit(Path(output_dir) / AUDIT_FOLDER, table)
-    decided = decided_samples(output_dir, table)
+    decided = set(decided_samples(output_dir, table))
+    if "annotation" in table:
+        decided |= set(table["index"][table["annotation"].isin(("right", "wrong"))])
     undecided = table[~table["index"].isin(decided)]
     suspects = undecided.nsmallest(num_suspects(undecided, max_suspects), "rank")
     evidence = collect_evidence(

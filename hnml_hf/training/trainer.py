@@ -5,9 +5,11 @@ import os
 from contextlib import nullcontext
 from functools import partial
 
+import pandas as pd
 import torch
 from transformers.utils import logging
 
+from ..audit.table import image_paths, noise_scores
 from ..objectives import OBJECTIVES
 from ..objectives.batch_view import BatchView
 from ..objectives.soft_targets import dense_targets
@@ -136,6 +138,29 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
     def noise_rate(self) -> float | None:
         """The share of wrong labels that the loss is corrected by; None before it is estimated, and without."""
         return None if self.rate_estimate is None else self.rate_estimate.rate
+
+    def audit(self, **facts) -> pd.DataFrame | None:
+        """Which training labels are probably wrong, from what training saw of each: the table of
+        [`~hnml_hf.find_label_issues`], most suspect first. On the first process; the others have None.
+
+        Args:
+            facts: further entries of the summary, as `source` and `provenance`.
+
+        Raises:
+            ValueError: if no sample was seen yet, or images are mixed, which tells nothing of one label.
+        """
+        if not self.is_world_process_zero():
+            return None
+        if self.statistics is None:
+            raise ValueError(
+                "Nothing was kept of single samples: there is no training set, or its images are mixed. Train without "
+                "mixup, or give the dataset to `find_label_issues`."
+            )
+        names = [self.model.config.id2label[label] for label in range(self.model.config.num_labels)]
+        crossed = None if self.rate_estimate is None else self.rate_estimate.cross_validated
+        table = noise_scores(self.statistics.records, names, cross_validated=crossed, **facts)
+        table["path"] = image_paths(self.train_dataset.dataset)
+        return table.sort_values("rank")
 
     # -- one training step --------------------------------------------------------------------------------------------
 

@@ -1,3 +1,5 @@
+import json
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +12,9 @@ from PIL import Image as Pillow
 from safetensors.torch import save_file
 
 from hnml_hf import find_label_issues, load_audit
-from hnml_hf.audit.issues import as_dataset, worst_pairs
+from hnml_hf.audit.features import extract_features, load_backbone
+from hnml_hf.audit.issues import as_dataset, judge_dataset, worst_pairs
+from hnml_hf.audit.run import write_report
 from hnml_hf.audit.table import write_audit
 
 
@@ -90,6 +94,23 @@ def test_a_row_without_a_readable_image_keeps_its_place(coloured, weights, tmp_p
     assert len(issues) == 60 and issues.loc[7, "times_seen"] == 0
     assert issues.loc[7, "noise_score"] == pytest.approx(issues.attrs["noise_rate"])
     assert issues.loc[7, "rank"] == 60
+
+
+def test_people_decide_and_the_judge_learns_from_it(coloured, weights, tmp_path):
+    dataset, backbone = as_dataset(coloured), load_backbone("test_resnet", pretrained=weights, image_size=64)
+    features = extract_features(dataset, backbone, cache_dir=tmp_path, num_workers=0)
+    before = judge_dataset(dataset, features)
+    rows = [(0, "wrong", 0, "blue"), (1, "right", 1, "green"), (2, "unsure", -1, ""), (3, "wrong", -1, "pink")]
+    columns = ["index", "annotation", "new_label", "new_label_name"]
+    annotations = pd.DataFrame(rows, columns=columns).set_index("index").assign(annotator="a")
+    after = judge_dataset(dataset, features, annotations=annotations)
+    assert after["noise_score"][[0, 1, 3]].tolist() == [1, 0, 1]
+    assert after["annotation"][:5].tolist() == ["wrong", "right", "unsure", "wrong", ""]
+    assert after["suggested_name"][0] == "blue" and after["rank"][1] == 60
+    assert 0 < after["noise_score"][2] < 0.5 and (after["noise_score"][4:] != before["noise_score"][4:]).any()
+    folder = write_report(tmp_path, after, dataset)
+    shown = json.loads(re.search(r'id="data">(.*?)</script>', (folder / "report.html").read_text(), re.S)[1])
+    assert {item["id"] for item in shown["items"] if item["before"]} == {0, 1, 3}
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,22 @@ def test_a_sample_without_weight_is_judged_and_teaches_nothing():
     torch.testing.assert_close(kept.mean + kept.shift, alone.mean + alone.shift, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("k", [K, 50])  # with all classes as candidates and with some
+def test_what_people_have_decided_is_beyond_doubt_and_is_learned_from(k):
+    features, true = clusters(1000, k=k, d=40, spread=3.0)
+    given = flipped(true, 0.4, k=k)
+    before = judge_labels(features, given, num_labels=k)
+    known = np.where(np.arange(1000) % 2, true, -1)
+    after = judge_labels(features, given, num_labels=k, known=known)
+    decided = known >= 0
+    np.testing.assert_allclose(after.noise_scores[decided], (given != true)[decided], atol=1e-6)
+    assert (after.predicted_labels[decided] == true[decided]).all()
+    auroc = [roc_auc_score((given != true)[~decided], found.log_odds[~decided]) for found in (before, after)]
+    assert auroc[1] > auroc[0]
+    nobody = judge_labels(features, given, num_labels=k, known=np.full(1000, -1))
+    np.testing.assert_array_equal(nobody.log_odds, before.log_odds)
+
+
 def test_folds_are_stratified_and_keep_groups_together():
     labels = np.repeat([0, 1], [50, 10])
     groups = np.arange(60)
@@ -186,6 +202,7 @@ def test_the_noise_model_recovers_a_planted_matrix_and_temperature():
         ({"labels": np.zeros(3, dtype=int)}, "must have the shape"),
         ({"folds": 1}, "at least 2"),
         ({"labels": np.arange(300), "num_labels": 300}, "No class has two different samples"),
+        ({"known": np.full(300, K)}, "`known` must hold a class in"),
         ({"features": np.full((300, D), np.nan, dtype=np.float32)}, "not finite"),
     ],
 )

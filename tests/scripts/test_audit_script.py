@@ -289,6 +289,26 @@ def test_a_dataset_is_audited_without_training(run, scripts, weights, tmp_path, 
     assert "(0 images;" in capsys.readouterr().out and (tmp_path / "_audit" / "exports" / "noise_scores.csv").is_file()
 
 
+def test_an_audit_goes_on_from_what_people_have_decided(run, scripts, weights, tmp_path, capsys):
+    line = [str(run / "data"), "--backbone", "test_resnet", "--pretrained", str(weights), "--image_size", "64"]
+    line += ["--num_workers", "0", "--output_dir", str(tmp_path / "out")]
+    marks = tmp_path / "marks.csv"
+    first, second = load_audit(run / "out")["index"][:2]
+    marks.write_text(f"index,annotation,new_label\n{first},right,\n{second},wrong,\n")
+    with pytest.raises(SystemExit, match="noise_scores.parquet"):  # nothing was audited yet
+        scripts[1]([*line, "--annotations", str(marks)])
+    scripts[1](line)
+    capsys.readouterr()
+    scripts[1]([*line, "--annotations", str(marks)])
+    assert "(0 images;" in capsys.readouterr().out
+    table = load_audit(tmp_path / "out").set_index("index")
+    assert table.loc[[first, second], "noise_score"].tolist() == [0, 1]
+    assert table.loc[[first, second], "annotation"].tolist() == ["right", "wrong"]
+    with pytest.raises(SystemExit):
+        scripts[1]([str(run / "out"), "--annotations", str(marks)])
+    assert "`hnml clean` applies" in capsys.readouterr().err
+
+
 def test_a_folder_of_a_run_is_scored_as_one(run, scripts, tmp_path):
     scripts[1]([str(run / "out"), "--output_dir", str(tmp_path)])
     assert (load_audit(tmp_path)["times_seen"] == 2).all()

@@ -19,6 +19,7 @@ from hnml_hf import (
     TransformedDataset,
     collate_images,
     create_transforms,
+    find_label_issues,
     noise_auroc,
 )
 from hnml_hf.training.step import batch_generator
@@ -656,3 +657,19 @@ def test_logs_are_json(tiny_dataset, tmp_path):
     trainer = build_trainer(tmp_path, tiny_dataset, **FORMS["full"])
     trainer.train()
     json.dumps(trainer.state.log_history, allow_nan=False)
+
+
+def test_a_trained_run_gives_the_table_of_its_labels(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, max_steps=4)
+    with pytest.raises(ValueError, match="not one was seen"):
+        trainer.audit()
+    trainer.train()
+    table = trainer.audit(source="tiny")
+    features = np.random.default_rng(0).normal(size=(12, 4))
+    frozen = find_label_issues((features, np.arange(12) % 3))
+    assert list(table) == list(frozen) and table.attrs.keys() - frozen.attrs.keys() == {"source"}
+    assert (table["rank"].to_numpy() == np.arange(1, len(table) + 1)).all()
+    assert set(table["index"]) == set(tiny_dataset["index"])
+    trainer.dynamics.statistics = None
+    with pytest.raises(ValueError, match="mixed"):
+        trainer.audit()
