@@ -369,4 +369,4 @@ def refuse_retired(parser: argparse.ArgumentParser, names: Iterable[str]):
 
 def _looks_like_a_path(text: str) -> bool:
     """Unlike the name of a dataset or the id of a repository, which has one slash at most."""
-    return text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).suffix in TABLES
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).suffix.lower() in TABLES

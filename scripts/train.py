@@ -243,9 +243,18 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
     transformers.set_seed(args.seed)
     with args.main_process_first(local=True, desc="reading the dataset"):
         data = load_data(data_args)
-    if args.load_best_model_at_end and "validation" not in data:
+    chooses = [
+        option
+        for option, given in (
+            ("load_best_model_at_end", args.load_best_model_at_end),
+            ("save_strategy=best", args.save_strategy == "best"),
+            ("lr_scheduler_type=reduce_lr_on_plateau", args.lr_scheduler_type == "reduce_lr_on_plateau"),
+        )
+        if given
+    ]
+    if chooses and "validation" not in data:
         raise ValueError(
-            "`load_best_model_at_end` needs held-out labels to choose by; the test set chooses nothing. Give a split "
+            f"`{chooses[0]}` needs held-out labels to choose by; the test set chooses nothing. Give a split "
             "`validation`, or `--validation_fraction 0.1`."
         )
     if args.metric_for_best_model and data_args.eval_test:  # then every metric says of which split it is

@@ -13,7 +13,7 @@ import pandas as pd
 from datasets import ClassLabel, DatasetDict
 
 from ..data.custom.columns import ColumnOptions
-from ..data.custom.tables import find_tables
+from ..data.custom.tables import find_tables, table_suffix
 from ..data.files import is_image, walk
 from ..data.splits import find_splits
 from .cleaning import apply_plan
@@ -58,7 +58,7 @@ class Source:
         """CSV or TSV tables of the training data, in their order; empty where there are none."""
         path = os.path.abspath(os.path.expanduser(self.dataset))
         found = [path] if os.path.isfile(path) else find_tables(path).get("train", []) if os.path.isdir(path) else []
-        return found if all(name.endswith((".csv", ".tsv")) for name in found) else []
+        return found if all(table_suffix(name) in (".csv", ".tsv") for name in found) else []
 
     @property
     def format(self) -> str:
@@ -286,7 +286,7 @@ def write_csv(
 def _correct_tables(plan, source, folder, facts, extra, actions, others):
     start = 0
     for path in source.tables:
-        dialect = {"delimiter": "\t" if path.endswith(".tsv") else ",", "strict": True}
+        dialect = {"delimiter": "\t" if table_suffix(path) == ".tsv" else ",", "strict": True}
         with open(path, newline="", encoding="utf-8-sig") as file:
             header, *rows = [row for row in csv.reader(file, **dialect) if row]
         names = [name.strip() for name in header]

@@ -23,6 +23,7 @@ from .splits import held_out_labels
 from .targets import targets_of
 
 
+LARGEST_SIDE = 8192  # of what a network sees, in pixels
 SMALL_IMAGE = 64  # pixels; below, the field shifts images by a few pixels instead of cutting out a part of random size
 
 CROP_MODES = ("center", "squash")  # of timm's; its third, `border`, no image processor of transformers can express
@@ -75,8 +76,15 @@ def _numbers(value, low: float) -> bool:
     return len(numbers) == len(real) == 3 and all(math.isfinite(number) and number > low for number in real)
 
 
+def _image_size(value) -> bool:
+    """Whether these are channels, height and width of an image in colours."""
+    whole = _numbers(value, low=0) and all(number == int(number) for number in value)
+    return whole and value[0] == 3 and max(value) <= LARGEST_SIDE
+
+
 # entries of `pretrained_cfg`: what a value must be, and the same in words
 PREPARATION = {
+    "input_size": (_image_size, f"[3, height, width] with sides of 1 to {LARGEST_SIDE} pixels"),
     "mean": (partial(_numbers, low=-math.inf), "three finite numbers"),
     "std": (partial(_numbers, low=0), "three finite numbers above 0"),
     "interpolation": (lambda value: value is None or value in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),

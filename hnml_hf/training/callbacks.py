@@ -56,6 +56,18 @@ class CheckpointedCallback(TrainerCallback):
         """Go on from [`~CheckpointedCallback.progress`]."""
 
 
+class EvaluationDelay(TrainerCallback):
+    """Ends a run before its first step if `eval_delay` leaves nothing of it to evaluate."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        unit, end = ("steps", state.max_steps) if args.eval_strategy == "steps" else ("epochs", state.num_train_epochs)
+        if args.eval_strategy != "no" and (args.eval_delay or 0) > end:
+            raise ValueError(
+                f"`eval_delay={args.eval_delay:g}` lies beyond the end of the run, after {end} {unit}: nothing would "
+                "be evaluated. Lower it, or set `eval_strategy` to `no`."
+            )
+
+
 class Teacher(CheckpointedCallback):
     """A moving average of the student's weights, batch-norm statistics included.
 

@@ -14,7 +14,7 @@ from ..objectives import OBJECTIVES
 from ..objectives.batch_view import BatchView
 from ..objectives.soft_targets import dense_targets
 from .args import TEACHER_OBJECTIVES, HNMLTrainingArguments
-from .callbacks import Cost, Dynamics, FiniteCheck, NoiseRate, PredictionMemory, Teacher
+from .callbacks import Cost, Dynamics, EvaluationDelay, FiniteCheck, NoiseRate, PredictionMemory, Teacher
 from .data_checks import check_forward_correction, check_sample_weights, check_training_data, chosen_targets
 from .dynamics import AUDIT_FOLDER, STATISTICS_FILE
 from .evaluation import EvaluationMixin
@@ -128,6 +128,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         for part in (self.finite_check, self.teacher, self.memory, self.dynamics, self.rate_estimate, self.cost):
             if part is not None:
                 self.add_callback(part)
+        self.add_callback(EvaluationDelay())
 
     @property
     def statistics(self):

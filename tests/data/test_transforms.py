@@ -133,6 +133,8 @@ def test_a_crop_that_transformers_cannot_express_is_refused():
         *(("mean", value) for value in (["x"] * 3, None, 0.5, [0.5], [math.nan] * 3, [True] * 3)),
         *(("std", value) for value in ([0, 0, 0], [-0.2] * 3, [math.inf] * 3, "abc")),
         *(("crop_pct", value) for value in ("x", 0, math.nan)),
+        *(("input_size", value) for value in ("x", [3, 32], [3, 0, 32], [3, -1, 32], [3, 32.5, 32], [1, 32, 32])),
+        *(("input_size", value) for value in ([3, math.nan, 32], [3, 10**6, 32], None)),
         *(("interpolation", value) for value in ("cubic-ish", 3)),
     ],
 )

@@ -106,6 +106,23 @@ def test_without_a_known_wrong_label_nothing_is_predicted_to_find_one(clean):
         (["--num_train_epochs", "0"], "`num_train_epochs=0.0` cannot work"),
         (["--validation_fraction", "0", "--load_best_model_at_end", "true"], "the test set chooses nothing"),
         (
+            ["--validation_fraction", "0", "--save_strategy", "best", "--eval_strategy", "epoch"]
+            + ["--metric_for_best_model", "accuracy"],
+            "`save_strategy=best` needs held-out labels to choose by; the test set chooses nothing",
+        ),
+        (
+            ["--validation_fraction", "0", "--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "epoch"],
+            "`lr_scheduler_type=reduce_lr_on_plateau` needs held-out labels to choose by",
+        ),
+        (
+            ["--eval_strategy", "steps", "--eval_delay", "2"],
+            "`eval_delay=2` lies beyond the end of the run, after 1 st",
+        ),
+        (
+            ["--eval_strategy", "epoch", "--eval_delay", "2"],
+            "`eval_delay=2` lies beyond the end of the run, after 1 ep",
+        ),
+        (
             ["--load_best_model_at_end", "true", "--metric_for_best_model", "test_accuracy"],
             "`metric_for_best_model=test_accuracy` is of the test set, which chooses nothing",
         ),

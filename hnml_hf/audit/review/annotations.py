@@ -40,7 +40,7 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
             scored, an annotator's second word on a sample, or what is no annotation.
     """
     path = Path(path)
-    reader = _read_log if path.suffix == ".jsonl" else _read_csv
+    reader = _read_log if path.suffix.lower() == ".jsonl" else _read_csv
     names = list(map(str, table.attrs["class_names"]))
     ids = {name: label for label, name in enumerate(names)}
     given = dict(zip(table["index"].tolist(), table["label"].tolist(), strict=True))

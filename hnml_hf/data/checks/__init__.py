@@ -80,7 +80,8 @@ def check_dataset(
         if split.stage > 0 and wrong:
             notes["noisy_evaluation_labels"].append({"split": split.name, "wrong": wrong, "known": int(known.sum())})
     defects["split_overlap"] = list(_overlaps(splits))
-    defects["class_sets"] = list(_class_set_differences(splits))
+    for absent, entry in _class_set_differences(splits):
+        (notes["absent_classes"] if absent else defects["class_sets"]).append(entry)
     if image_dir is not None:
         defects["file_without_row"] = list(_files_without_row(splits, image_dir))
 
@@ -172,19 +173,21 @@ def _overlaps(splits: list[SplitRows]) -> Iterator[dict]:
                 }
 
 
-def _class_set_differences(splits: list[SplitRows]) -> Iterator[dict]:
-    """Compare every split with the first one: class names, and classes that have images."""
+def _class_set_differences(splits: list[SplitRows]) -> Iterator[tuple[bool, dict]]:
+    """(whether classes are merely absent from a later split, entry) of every split, compared with the first one: class
+    names, and classes that have images."""
     first, *others = splits
     for other in others:
         names = [first.name, other.name]
         if first.class_names != other.class_names:
-            yield {"splits": names, "reason": "class names or their order differ", "classes": []}
+            yield False, {"splits": names, "reason": "class names or their order differ", "classes": []}
             continue
         present = [set(np.unique(split.labels[split.in_range(split.labels)]).tolist()) for split in (first, other)]
         for split, only in ((first, present[0] - present[1]), (other, present[1] - present[0])):
             if only:
                 classes = [first.class_names[label] for label in sorted(only)]
-                yield {"splits": names, "reason": f"classes with images in {split.name} only", "classes": classes}
+                reason = f"classes with images in {split.name} only"
+                yield split is first, {"splits": names, "reason": reason, "classes": classes}
 
 
 def _files_without_row(splits: list[SplitRows], image_dir: str | os.PathLike) -> Iterator[dict]:

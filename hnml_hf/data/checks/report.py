@@ -24,6 +24,7 @@ DEFECTS = {
 }
 NOTES = {
     "harmless_duplicates": "equal images with the same label in a split",
+    "absent_classes": "classes of the training split that another split has no image of",
     "noisy_evaluation_labels": "evaluation splits whose labels are known to be wrong in places",
 }
 

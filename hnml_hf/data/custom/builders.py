@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 
-from ..files import as_name, first_few, folder_names, is_image, is_plain, walk
+from ..files import as_name, file_names, first_few, folder_names, is_hidden, is_image, is_plain, walk
 from ..published.builder import NoisyLabelBuilder, NoisyLabelConfig, ParquetImages, Rows
 from ..schema import noisy_features
 from ..splits import SPLITS, find_splits
 from .columns import LABEL_COLUMNS, NO_COLUMN, ColumnOptions, RawSplit
 from .labels import NO_INDEX, encode_labels, encode_weights, find_classes, warn_about_splits
-from .tables import column_names, read_splits
+from .tables import TABLE_SUFFIXES, column_names, read_splits, table_suffix
 
 
 logger = logging.getLogger(__name__)
@@ -152,6 +152,15 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
                     folders["train"],
                     first_few(unread),
                 )
+            beside = sorted(name for name in file_names(root) if name not in METADATA and not is_hidden(name))
+            beside = [name for name in beside if is_image(name) or table_suffix(name) in TABLE_SUFFIXES]
+            if beside:
+                logger.warning(
+                    "%s: images and tables beside the split folders, left out: %s. A table that is called `train` or "
+                    "`metadata` counts instead of the folders; any other one is read by its path.",
+                    root,
+                    first_few(beside),
+                )
             return folders
         lone = [name for name in names if name.lower() in EVALUATION_FOLDERS]
         if lone and not self.config.labels:
@@ -160,7 +169,8 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
             raise ValueError(
                 f"{root}: `{'`, `'.join(lone)}` without a folder `train`: training on it would make it a class. Name "
                 "the training folder by `splits`, such as {'train': 'my_folder', 'test': 'test'}, or {'train': '.'} "
-                "if these are class names."
+                f"if these are class names. To evaluate a model on `{lone[0]}` alone: `--data_dir {root}/{lone[0]} "
+                "--split train`."
             )
         return {"train": ""}
 

@@ -20,7 +20,7 @@ from ..splits import SPLITS, find_splits
 from .builders import ImageFolder, Table
 from .columns import ColumnOptions, RawSplit, divide, named
 from .labels import encode_labels, encode_weights, find_classes, warn_about_splits
-from .tables import TABLE_SUFFIXES, find_tables
+from .tables import TABLE_SUFFIXES, find_tables, table_suffix
 
 
 HUB_PATH = re.compile(r"(https?|hf)://")  # how paths begin that a dataset of the Hub may name
@@ -95,10 +95,14 @@ def _table_builder(
         for path in paths:
             if not os.path.isfile(path):
                 raise FileNotFoundError(f"The table {path} does not exist.")
-            if not path.endswith(TABLE_SUFFIXES):
+            if table_suffix(path) not in TABLE_SUFFIXES:
                 raise ValueError(f"{path}: tables end with one of {', '.join(TABLE_SUFFIXES)}.")
     if "train" not in tables and options["labels"] and not splits:
-        raise ValueError(f"No table for `train` among {', '.join(tables)}: name one by `splits`.")
+        (path, *_) = next(iter(tables.values()))
+        raise ValueError(
+            f"No table for `train` among {', '.join(tables)}: name one by `splits`. To evaluate a model on one alone: "
+            f"`--dataset {path} --split train`."
+        )
     return Table(data_dir=os.path.abspath(os.path.expanduser(data_dir)), tables=tables, splits=splits, **options)
 
 

@@ -22,18 +22,23 @@ from .columns import ColumnOptions, RawSplit, divide, named, split_values
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
+def table_suffix(path: str) -> str:
+    """The suffix of a file, in small letters: of what kind a table is."""
+    return os.path.splitext(path)[1].lower()
+
+
 def find_tables(folder: str) -> dict[str, list[str]]:
     """Split -> sorted table files of a folder, by the beginning of their names."""
     tables: dict[str, list[str]] = {}
     for name in sorted(file_names(folder)):
-        stem, suffix = os.path.splitext(name)
-        if suffix not in TABLE_SUFFIXES:
+        stem = os.path.splitext(name)[0]
+        if table_suffix(name) not in TABLE_SUFFIXES:
             continue
         for split, spellings in SPLITS.items():
             if re.fullmatch(rf"({'|'.join(spellings)})([-_.].*)?", stem, re.IGNORECASE):
                 tables.setdefault(split, []).append(f"{folder}/{name}")
     for split, paths in tables.items():
-        if len({os.path.splitext(path)[1] for path in paths}) > 1:
+        if len(set(map(table_suffix, paths))) > 1:
             raise ValueError(f"The split {split} has tables of several kinds: {', '.join(paths)}. Keep one kind.")
     return {split: tables[split] for split in SPLITS if split in tables}
 
@@ -68,8 +73,8 @@ def read_splits(
 
 def column_names(path: str) -> list[str]:
     """Names of the columns of a table."""
-    if not path.endswith(".parquet"):
-        return next(READERS[os.path.splitext(path)[1]](path))
+    if table_suffix(path) != ".parquet":
+        return next(READERS[table_suffix(path)](path))
     with open_parquet(path) as file:
         return file.schema_arrow.names
 
@@ -86,7 +91,7 @@ def read_table(path: str, split: str, columns: ColumnOptions, root: str) -> RawS
     Raises:
         ValueError: naming file and line, for what cannot be read.
     """
-    return (_read_parquet if path.endswith(".parquet") else _read_text)(path, split, columns, root)
+    return (_read_parquet if table_suffix(path) == ".parquet" else _read_text)(path, split, columns, root)
 
 
 def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> RawSplit:
@@ -145,7 +150,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _read_text(path: str, split: str, columns: ColumnOptions, root: str) -> RawSplit:
-    rows = READERS[os.path.splitext(path)[1]](path)
+    rows = READERS[table_suffix(path)](path)
     names = next(rows)
     picked = columns.pick(names, split, f"{path}:1")
     at = {role: names.index(name) for role, name in picked.items()}
@@ -191,7 +196,7 @@ def _decoded(path: str) -> Iterator[str]:
 
 
 def _read_csv(path: str) -> Iterator:
-    reader = csv.reader(_decoded(path), delimiter="\t" if path.endswith(".tsv") else ",", strict=True)
+    reader = csv.reader(_decoded(path), delimiter="\t" if table_suffix(path) == ".tsv" else ",", strict=True)
     header = None
     try:
         for row in reader:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Collection, Mapping
 from contextlib import contextmanager
@@ -254,6 +255,8 @@ def _manifest(checkpoint: str | os.PathLike) -> dict:
     """`order`, `facts`, `settings` and `files`, as they were written. Raises [`CheckpointError`] if they are not."""
     unreadable = f"`{checkpoint}` is not a whole checkpoint: "
     try:
+        if not Path(checkpoint, MANIFEST).is_file():  # a pipe would be waited for
+            raise OSError(f"`{MANIFEST}` is no regular file")
         signed = json.loads(Path(checkpoint, MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{unreadable}it has no readable `{MANIFEST}`, which is written last.") from error
@@ -305,6 +308,11 @@ def run_lock(output_dir: str | os.PathLike):
     path = Path(output_dir, LOCK_FILE)
     lock = FileLock(path, is_singleton=True)
     outermost = not lock.is_locked
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise CheckpointError(
+            f"`{path}` is no regular file, so that `{output_dir}` cannot be kept for one run: delete it, or give "
+            "another folder."
+        )
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

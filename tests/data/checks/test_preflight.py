@@ -266,13 +266,16 @@ def test_class_sets():
     splits = clean_splits()
     splits["test"] = make_split([encode(50), encode(51)], [0, 0])
     report = check(splits)
-    assert report["defects"]["class_sets"] == [
-        {
-            "splits": ["train", "test"],
-            "reason": "classes with images in train only",
-            "classes": ["class 1", "class 2"],
-        }
-    ]
+    absent = {"splits": ["train", "test"], "reason": "classes with images in train only"}
+    assert report["notes"]["absent_classes"] == [{**absent, "classes": ["class 1", "class 2"]}]
+    assert report["num_defects"] == 0 and "absent_classes: classes of the training split" in preflight.format_report(
+        report
+    )
+    splits["train"], splits["test"] = splits["test"], splits["train"]
+    report = check(splits)  # a class that training has never seen
+    assert not report["notes"]["absent_classes"] and report["num_defects"] == 1
+    assert report["defects"]["class_sets"][0]["reason"] == "classes with images in test only"
+    splits = clean_splits()
     splits["test"] = make_split([encode(50 + i) for i in range(3)], [0, 1, 2], num_classes=4)
     assert "class names" in check(splits)["defects"]["class_sets"][0]["reason"]
 

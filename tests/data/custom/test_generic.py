@@ -32,6 +32,14 @@ def test_tables_of_every_kind(images, load, suffix):
     assert dataset["train"][11]["image"].size == (28, 28)
 
 
+@pytest.mark.parametrize("suffix", [".CSV", ".Tsv", ".JSON", ".JSONL", ".Parquet"])
+def test_tables_with_capitals(images, load, suffix):
+    root, names = images
+    write_table(root / f"TRAIN{suffix}", ["file_name", "label"], [(names[0], "a"), (names[1], "b")])
+    for dataset in (load(str(root)), load(str(root / f"TRAIN{suffix}"))):
+        assert column(dataset["train"], "label").tolist() == [0, 1]
+
+
 def test_one_table_with_a_data_dir(images, load, tmp_path):
     root, names = images
     table = tmp_path / "elsewhere.csv"
@@ -431,6 +439,32 @@ def test_weights_of_a_table(images, load, suffix):
     write_table(root / "train.csv", ["image", "label", "trust"], [(*rows[0][:2], "much"), rows[1][:3]])
     with pytest.raises(ValueError, match="train.csv:2: the weight 'much' is not a number"):
         load(str(root / "train.csv"), weight_column="trust")
+
+
+def test_what_lies_beside_split_folders_is_named(folder, load, caplog):
+    (folder / "stray.jpg").write_bytes((folder / "train" / "2" / "0.jpg").read_bytes())
+    (folder / "labels.csv").write_text("file_name,label\ntrain/2/0.jpg,10\n")
+    (folder / "README.md").write_text("photographs")
+    with caplog.at_level(logging.WARNING):
+        assert len(load("imagefolder", data_dir=folder)["train"]) == 9
+    assert "images and tables beside the split folders, left out: labels.csv, stray.jpg. A table" in caplog.text
+
+
+def test_a_test_split_alone_says_how_to_evaluate_on_it(folder, images, load):
+    (folder / "train").rename(folder / "test")
+    (folder / "val").rename(folder.parent / "elsewhere")
+    with pytest.raises(
+        ValueError, match=f"evaluate a model on `test` alone: `--data_dir {folder}/test --split train`"
+    ):
+        load("imagefolder", data_dir=folder)
+    assert len(load("imagefolder", data_dir=folder / "test")["train"]) == 9
+    root, names = images
+    write_table(root / "test.csv", ["file_name", "label"], [(names[0], "a"), (names[1], "b")])
+    with pytest.raises(
+        ValueError, match=f"To evaluate a model on one alone: `--dataset {root}/test.csv --split train`"
+    ):
+        load(str(root))
+    assert len(load(str(root / "test.csv"))["train"]) == 2
 
 
 @pytest.mark.parametrize("as_dict", [True, False])

@@ -56,6 +56,8 @@ def make(folder, step, *, order, content="x"):
 # -- torn checkpoints --
 
 TEARS = {
+    "a pipe": lambda path: ((path / MANIFEST).unlink(), os.mkfifo(path / MANIFEST)),  # which nobody waits for
+    "a file that is a pipe": lambda path: ((path / "optimizer.pt").unlink(), os.mkfifo(path / "optimizer.pt")),
     "no manifest": lambda path: (path / MANIFEST).unlink(),
     "half a manifest": lambda path: (path / MANIFEST).write_bytes((path / MANIFEST).read_bytes()[:99]),
     "a file is missing": lambda path: (path / "optimizer.pt").unlink(),
@@ -391,6 +393,14 @@ def test_who_has_the_folder_trains_in_it(tiny_dataset, tmp_path):
         (tmp_path / LOCK_FILE).write_bytes(b"\xff")  # what somebody wrote there is no reason to fail
         with pytest.raises(RuntimeError, match="Another run is writing"):
             in_another_thread(lambda: run_lock(tmp_path).__enter__())
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lock_that_is_no_file_is_named(kind, tmp_path):
+    path = tmp_path / LOCK_FILE
+    {"link": lambda: path.symlink_to("nowhere"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    with pytest.raises(CheckpointError, match=f"`{path}` is no regular file, .* delete it, or give another folder"):
+        run_lock(tmp_path).__enter__()
 
 
 def in_another_thread(function):
