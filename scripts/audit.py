@@ -26,7 +26,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from accelerate import PartialState
 from datasets import DatasetDict
 from options import DataArguments, load_data, parse_all, plain_errors
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
@@ -45,7 +44,7 @@ from hnml_hf import (
     score_model,
 )
 from hnml_hf.atomic import new_folder, whole_file
-from hnml_hf.audit.features import extract_features, load_backbone
+from hnml_hf.audit.features import extract_features, launched, load_backbone
 from hnml_hf.audit.issues import judge_dataset, worst_pairs
 from hnml_hf.audit.review import merge_annotations, read_annotations
 from hnml_hf.audit.run import write_report
@@ -162,7 +161,7 @@ def is_run(folder: str) -> bool:
 def audit_dataset(audit_args: AuditArguments, data_args: DataArguments, data: DatasetDict):
     """One pass of a frozen backbone and the judge of its features: the table, in the first of several processes."""
     started = time.perf_counter()
-    state = PartialState()
+    state = launched()
     annotations = decisions(audit_args)
     found = {}
     if audit_args.check and state.is_main_process:
@@ -302,7 +301,7 @@ def main(argv: list[str] | None = None):
     audit_args, data_args = parse_arguments(sys.argv[1:] if argv is None else argv)
     with ExitStack() as held:
         cleaned = None
-        if PartialState().is_main_process:
+        if launched().is_main_process:
             held.enter_context(run_lock(audit_args.output_dir))
             if audit_args.clean_output:
                 cleaned = held.enter_context(new_folder(audit_args.clean_output))
@@ -313,7 +312,7 @@ def audit(audit_args: AuditArguments, data_args: DataArguments, clean_folder: Pa
     """Read the data, score every label, and write what was asked for."""
     device = torch.device(audit_args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    with PartialState().main_process_first():
+    with launched().main_process_first():
         data = load_data(data_args)
     dataset = data["train"]
     if audit_args.run or audit_args.model:

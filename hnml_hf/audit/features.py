@@ -97,6 +97,12 @@ def load_backbone(
     return FrozenBackbone(model).eval().requires_grad_(False)
 
 
+def launched() -> PartialState:
+    """This process among those of its launcher; without a GPU they talk by gloo, which accelerate must be told."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return PartialState(cpu=True) if several and not torch.cuda.is_available() else PartialState()
+
+
 def extract_features(
     dataset: Dataset,
     backbone: FrozenBackbone,
@@ -129,7 +135,7 @@ def extract_features(
         OSError: if the disk has no room for them.
         ValueError: if not one image can be read.
     """
-    state = PartialState()
+    state = launched()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and device.index is None and state.num_processes > 1:
         device = torch.device("cuda", state.local_process_index)
