@@ -22,9 +22,9 @@ if TYPE_CHECKING:  # read by type checkers, and by `_modules_of_names`
         export_audit,
         find_label_issues,
         judge_labels,
+        load_annotations,
         load_audit,
         noise_scores,
-        read_marks,
         score_model,
     )
     from .audit.probe import (
@@ -37,9 +37,9 @@ if TYPE_CHECKING:  # read by type checkers, and by `_modules_of_names`
     )
     from .audit.report import render_report
     from .data import CIFARN, Animal10N, Clothing1M, Food101N, WebVision, class_balanced, load_noisy_dataset
-    from .data.checks import apply_quarantine, check_dataset, load_quarantine
+    from .data.checks import apply_exclusions, check_dataset, load_exclusions
     from .data.collate import MixupCollator, collate_images
-    from .data.noise_file import apply_manifest, load_manifest, save_manifest
+    from .data.noise_file import apply_noise_file, load_noise_file, save_noise_file
     from .data.splits import split_validation
     from .data.synthetic import add_noise, draw_noise
     from .data.transforms import (
@@ -57,14 +57,14 @@ if TYPE_CHECKING:  # read by type checkers, and by `_modules_of_names`
     from .modeling.timm_cam import TimmCAMForImageClassification
     from .training.args import HNMLTrainingArguments
     from .training.dynamics import (
-        SampleStatistics,
-        probe_records,
-        run_records,
-        save_probe_records,
-        save_run_records,
+        TrainingDynamics,
+        probe_dynamics,
+        run_dynamics,
+        save_probe_dynamics,
+        save_run_dynamics,
     )
     from .training.flops import counting_flops, peak_tensor_bytes, tensor_bytes
-    from .training.memorization import create_gauge
+    from .training.memorization import create_monitor
     from .training.metrics import compute_metrics, noise_auroc
     from .training.resume.files import CheckpointError
     from .training.resume.signals import EXIT_CODE, TrainingInterrupted
@@ -89,15 +89,15 @@ __all__ = [
     "NonFiniteError",
     "NotAnImageError",
     "Prediction",
-    "SampleStatistics",
+    "TrainingDynamics",
     "TimmCAMForImageClassification",
     "TrainingInterrupted",
     "TransformedDataset",
     "UnreadableImageError",
     "WebVision",
     "add_noise",
-    "apply_manifest",
-    "apply_quarantine",
+    "apply_noise_file",
+    "apply_exclusions",
     "audit_run",
     "cam_examples",
     "check_dataset",
@@ -107,7 +107,7 @@ __all__ = [
     "command_line",
     "compute_metrics",
     "counting_flops",
-    "create_gauge",
+    "create_monitor",
     "create_image_processor",
     "create_strong_transform",
     "create_transforms",
@@ -121,9 +121,9 @@ __all__ = [
     "fit_linear_probe",
     "judge_labels",
     "load_audit",
-    "load_manifest",
+    "load_noise_file",
     "load_noisy_dataset",
-    "load_quarantine",
+    "load_exclusions",
     "noise_auroc",
     "noise_scores",
     "open_image",
@@ -131,14 +131,14 @@ __all__ = [
     "peak_tensor_bytes",
     "pooled_features",
     "predict",
-    "probe_records",
+    "probe_dynamics",
     "push_to_hub",
-    "read_marks",
+    "load_annotations",
     "render_report",
-    "run_records",
-    "save_manifest",
-    "save_probe_records",
-    "save_run_records",
+    "run_dynamics",
+    "save_noise_file",
+    "save_probe_dynamics",
+    "save_run_dynamics",
     "score_model",
     "set_head",
     "start_from_probe",

@@ -13,7 +13,7 @@ import signal
 import sys
 
 from . import __version__
-from .cli import COMMANDS, answer_help, check_words, describe, scripts_folder
+from .cli import COMMANDS, RENAMED, answer_help, check_words, describe, scripts_folder
 
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -41,6 +41,8 @@ def main():
     if command == "--version":
         print(f"hnml {__version__}")
         return
+    if command in RENAMED:
+        raise SystemExit(f"hnml: there is no command {command} any more: it is `hnml {RENAMED[command]}` now.")
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"It has {', '.join(COMMANDS)}."

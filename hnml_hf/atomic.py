@@ -17,7 +17,7 @@ FOLDER_LOCK = "_writing.lock"
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """The name under which to write a file; it takes the place of `path` once it is written, and not before.
 
     So nobody finds half a file, and a failure or a kill in between leaves the one that was there. The name is no other

@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 PACKAGE = Path(__file__).parent
-COMMANDS = ("train", "probe", "evaluate", "predict", "audit", "review", "clean", "audit_data", "export")
+COMMANDS = ("train", "probe", "evaluate", "predict", "audit", "review", "clean", "check", "export")
 
 # where a command's options are written: files of scripts/ that call `add_argument`, and dataclasses
 ADDED = {command: f"{command}.py" for command in COMMANDS} | {"train": "options.py", "probe": "options.py"}
@@ -30,7 +30,7 @@ DATACLASSES = {
     "audit": ("AuditArguments", "DataArguments"),
     "review": (),
     "clean": (),
-    "audit_data": ("SourceArguments",),
+    "check": ("SourceArguments",),
     "export": (),
 }
 TITLES = {
@@ -48,25 +48,25 @@ COMMON = {
     "train": (
         *("recipe", "backbone", "pretrained", "start_from_judge", "image_size"),
         *_SOURCE,
-        *("validation_fraction", "noise", "noise_rate", "quarantine", "augmentation", "cache_images"),
+        *("validation_fraction", "noise", "noise_rate", "exclude", "augmentation", "cache_images"),
         *("objective", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
         *("learning_rate", "bf16", "resume_from_checkpoint", "push_to_hub", *_RUN),
     ),
     "probe": (
         *("recipe", "backbone", "pretrained", "image_size", "model_args", "channels_last"),
         *_SOURCE,
-        *("validation_fraction", "noise", "noise_rate", "quarantine", "audit", *_RUN),
+        *("validation_fraction", "noise", "noise_rate", "exclude", "audit", *_RUN),
     ),
     "audit": (
         *("data", "backbone", "pretrained", "image_size", "num_workers", "cache_dir", "check", "annotations"),
-        *("run", "model", "output_dir", "max_suspects", "batch_size", "device", "export", "apply", "clean"),
-        *("threshold", "clean_output", *_SOURCE, "validation_fraction", "noise", "noise_rate", "quarantine"),
+        *("run", "model", "output_dir", "max_issues", "batch_size", "device", "export", "apply", "clean"),
+        *("threshold", "clean_output", *_SOURCE, "validation_fraction", "noise", "noise_rate", "exclude"),
     ),
 }
 
 # options whose value is a path that must be there, and those where it is one if it looks like one
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-PATHS = ("data_dir", "run", "quarantine", "apply", "inputs")
+PATHS = ("data_dir", "run", "exclude", "apply", "inputs")
 PATHS_OR_NAMES = ("dataset", "model", "data", "pretrained")
 
 _CONSTANT = "it is a constant of the objective now; leave it out"
@@ -85,8 +85,8 @@ RETIRED = {  # options of earlier versions: what took their place
     "cam_threshold": _CONSTANT,
     "background_weight": _CONSTANT,
     "mask_temperature": _CONSTANT,
-    "meta_start_step": "the measured memorization says when the meta terms begin; see `--gauge_fraction`",
-    "meta_rampup_steps": "the measured memorization says how strong the meta terms are; see `--gauge_fraction`",
+    "meta_start_step": "the measured memorization says when the meta terms begin; see `--monitor_fraction`",
+    "meta_rampup_steps": "the measured memorization sets the weight of the meta terms; see `--monitor_fraction`",
     "memory_top_k": "it follows from the number of samples and classes; leave it out",
     "rank_sync_steps": "add the callback `hnml_hf.training.callbacks.RanksAgree` to the trainer",
     "allow_uncompiled": "train without `--torch_compile` where it fails",
@@ -98,8 +98,14 @@ RETIRED = {  # options of earlier versions: what took their place
     "noise_pixel_scaling": _IN_NOISE % '"pixel_scaling": "unit"',
     "noise_image_size": _IN_NOISE % '"image_size": 32',
     "noise_output": _IN_NOISE % '"output": "labels.json"',
-    "noise_manifest": 'it is the key `manifest` of `noise` now: `--noise \'{"manifest": "labels.json"}\'`',
+    "noise_manifest": 'it is the key `file` of `noise` now: `--noise \'{"file": "labels.json"}\'`',
+    "gauge_fraction": "it is `--monitor_fraction` now",
+    "forward_correction": "it is `--symmetric_correction` now",
+    "quarantine": "it is `--exclude` now",
+    "quarantine_output": "it is `--exclude_output` now",
+    "max_suspects": "it is `--max_issues` now",
 }
+RENAMED = {"audit_data": "check"}  # commands of earlier versions
 
 INSIDE = {  # what has its place in another option: how to write it there, on the command line and in a recipe
     "lr_scheduler_kwargs": ("--lr_scheduler_kwargs '{\"%s\": ...}'", "min_lr min_lr_rate num_cycles power lr_end"),
@@ -108,8 +114,8 @@ INSIDE = {  # what has its place in another option: how to write it there, on th
 }
 
 MEANINGS = {  # of options of transformers that mean something else here
-    "resume_from_checkpoint": "Go on from a checkpoint: its folder, `true` for the newest whole one in `output_dir`, "
-    "or `auto` for that one if there is any.",
+    "resume_from_checkpoint": "Go on from a checkpoint: its folder, `true` for the newest complete one in "
+    "`output_dir`, or `auto` for that one if there is any.",
     "log_level": "What is logged: debug, info, warning, error or critical.",
     "hub_private_repo": "Whether a new repository on the Hub is private. Default: it is.",
 }
@@ -296,9 +302,9 @@ def create_parser(command: str, *, names: Collection[str] | None = None) -> argp
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        """One line; exit code 2, which of `audit_data` means defects, and there 1."""
+        """One line; exit code 2, which of `check` means defects, and there 1."""
         message = re.sub(r"/--[\w-]+", "", message)  # the same option with dashes
-        self.exit(1 if self.prog.endswith("audit_data") else 2, f"{self.prog}: error: {message}\n")
+        self.exit(1 if self.prog.endswith("check") else 2, f"{self.prog}: error: {message}\n")
 
 
 def describe(command: str) -> str:

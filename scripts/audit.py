@@ -6,7 +6,7 @@
     python scripts/audit.py outputs/quickstart            # a finished run: scored from what training saw, no new pass
     python scripts/audit.py --model timm/resnet50.a1_in1k --dataset imagefolder --data_dir photos --output_dir out
     python scripts/audit.py outputs/quickstart --export csv cleanlab fiftyone datumaro
-    python scripts/audit.py outputs/quickstart --apply marks.csv --clean relabel --clean_output outputs/cleaned
+    python scripts/audit.py outputs/quickstart --apply annotations.csv --clean relabel --clean_output outputs/cleaned
     python scripts/train.py --dataset outputs/cleaned --backbone resnet50 --output_dir outputs/second
 
 A dataset is judged without training: one pass of a pretrained backbone, then a classifier in closed form that is never
@@ -37,19 +37,20 @@ from hnml_hf import (
     clean_dataset,
     create_transforms,
     export_audit,
+    load_annotations,
     load_audit,
-    probe_records,
-    read_marks,
-    run_records,
+    probe_dynamics,
+    run_dynamics,
     score_model,
 )
-from hnml_hf.atomic import new_folder, whole_file
+from hnml_hf.atomic import atomic_write, new_folder
 from hnml_hf.audit.features import extract_features, launched, load_backbone
 from hnml_hf.audit.issues import judge_dataset, worst_pairs
 from hnml_hf.audit.review import merge_annotations, read_annotations
 from hnml_hf.audit.run import write_report
 from hnml_hf.cli import HelpFormatter, answer_help
 from hnml_hf.data.checks import format_report, save_report
+from hnml_hf.training.dynamics import dynamics_file
 from hnml_hf.training.resume.files import run_lock
 
 
@@ -73,7 +74,7 @@ class AuditArguments:
         default=None, metadata={"help": "Where features are kept; default: `_features` in `output_dir`."}
     )
     check: bool = field(
-        default=False, metadata={"help": "Check files and rows first, as `audit_data` does, and list what is wrong."}
+        default=False, metadata={"help": "Check files and rows first, as `check` does, and list what is wrong."}
     )
     annotations: list[str] = field(
         default_factory=list,
@@ -84,7 +85,7 @@ class AuditArguments:
     output_dir: str | None = field(
         default=None, metadata={"help": "Gets `_audit/`; default: the run, or `outputs/` and the name of the data."}
     )
-    max_suspects: int = field(default=2000, metadata={"help": "Suspects that the report shows, at most."})
+    max_issues: int = field(default=2000, metadata={"help": "Label issues that the report shows, at most."})
     batch_size: int | None = field(
         default=None, metadata={"help": "Images in a forward pass; default: 64, and 256 on a GPU."}
     )
@@ -92,7 +93,9 @@ class AuditArguments:
     export: list[str] = field(
         default_factory=list, metadata={"help": "Files for other tools: csv, cleanlab, fiftyone, datumaro."}
     )
-    apply: str | None = field(default=None, metadata={"help": "CSV of marks that was downloaded from the report."})
+    apply: str | None = field(
+        default=None, metadata={"help": "CSV of annotations that was downloaded from the report."}
+    )
     clean: str | None = field(
         default=None, metadata={"help": "What to do with labels that are probably wrong: drop, relabel or weight."}
     )
@@ -137,7 +140,7 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
         parser.error("--clean_output needs --clean or --apply, which say what becomes of the labels")
     if audit_args.run:
         saved = Path(audit_args.run, "_audit", "dataset.json")
-        run_records(audit_args.run)  # the clearer error, if this is no run
+        run_dynamics(audit_args.run)  # the clearer error, if this is no run
         if saved.is_file():
             parser.set_defaults(**asdict(DataArguments(**json.loads(saved.read_text(encoding="utf-8")))))
             audit_args, data_args, _ = parse_target(parser, argv)
@@ -155,10 +158,10 @@ def parse_target(parser: HfArgumentParser, argv: list[str]) -> tuple[AuditArgume
 
 
 def is_run(folder: str) -> bool:
-    return Path(folder, "_audit", "sample_statistics.npy").is_file()
+    return dynamics_file(folder).is_file()
 
 
-def audit_dataset(audit_args: AuditArguments, data_args: DataArguments, data: DatasetDict):
+def checkset(audit_args: AuditArguments, data_args: DataArguments, data: DatasetDict):
     """One pass of a frozen backbone and the judge of its features: the table, in the first of several processes."""
     started = time.perf_counter()
     state = launched()
@@ -193,9 +196,9 @@ def audit_dataset(audit_args: AuditArguments, data_args: DataArguments, data: Da
         **found,
     )
     judged = time.perf_counter()
-    with whole_file(Path(audit_args.output_dir, "_audit", "dataset.json")) as unfinished:  # a review needs it
+    with atomic_write(Path(audit_args.output_dir, "_audit", "dataset.json")) as unfinished:  # a review needs it
         unfinished.write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
-    how = {"max_suspects": audit_args.max_suspects, "max_pixels": data_args.max_pixels}
+    how = {"max_issues": audit_args.max_issues, "max_pixels": data_args.max_pixels}
     write_report(audit_args.output_dir, table, data["train"], **how)
     waiting, forward = features.seconds["waiting"], features.seconds["forward"]
     unreadable = int((~features.readable).sum())
@@ -264,10 +267,10 @@ def audit_classifier(audit_args: AuditArguments, data_args: DataArguments, datas
     model, transform, crop, has_maps = load_classifier(audit_args.run or audit_args.model, device)
     batch_size = audit_args.batch_size or 64
     if audit_args.run:
-        records, facts = run_records(audit_args.run), report_facts(audit_args)
+        records, facts = run_dynamics(audit_args.run), report_facts(audit_args)
     else:
         facts = {
-            "provenance": f"One pass of {audit_args.model}. If it was trained on these labels, it knows them by heart."
+            "provenance": f"One forward pass of {audit_args.model}. Labels that it was trained on may be memorized."
         }
         names = [model.config.id2label[i] for i in range(model.config.num_labels)]
         records = score_model(
@@ -284,9 +287,9 @@ def audit_classifier(audit_args: AuditArguments, data_args: DataArguments, datas
         dataset,
         transform=transform,
         model=model if has_maps else None,
-        cross_validated=probe_records(audit_args.run) if audit_args.run else None,
+        cross_validated=probe_dynamics(audit_args.run) if audit_args.run else None,
         **crop,
-        max_suspects=audit_args.max_suspects,
+        max_issues=audit_args.max_issues,
         batch_size=batch_size,
         max_pixels=data_args.max_pixels,
         source=data_args.dataset,
@@ -318,7 +321,7 @@ def audit(audit_args: AuditArguments, data_args: DataArguments, clean_folder: Pa
     if audit_args.run or audit_args.model:
         table = audit_classifier(audit_args, data_args, dataset, device)
     else:
-        table = audit_dataset(audit_args, data_args, data)
+        table = checkset(audit_args, data_args, data)
         if table is None:  # the first process goes on alone
             return
     low, high = table.attrs["noise_rate_interval"]
@@ -329,8 +332,10 @@ def audit(audit_args: AuditArguments, data_args: DataArguments, clean_folder: Pa
         for path in export_audit(table, dataset, folder / "exports", audit_args.export):
             print(f"Export: {path}")
     if audit_args.apply or audit_args.clean:
-        marks = read_marks(audit_args.apply, table) if audit_args.apply else None
-        cleaned = clean_dataset(dataset, table, how=audit_args.clean, threshold=audit_args.threshold, marks=marks)
+        annotations = load_annotations(audit_args.apply, table) if audit_args.apply else None
+        cleaned = clean_dataset(
+            dataset, table, how=audit_args.clean, threshold=audit_args.threshold, annotations=annotations
+        )
         cleaned.save_to_disk(clean_folder)
         changed = sum(a != b for a, b in zip(cleaned["label"], cleaned["original_label"], strict=True))
         print(f"Cleaned: {len(cleaned):,} of {len(dataset):,} rows, {changed:,} relabelled: {audit_args.clean_output}")

@@ -27,7 +27,7 @@ from hnml_hf import (
     compute_metrics,
     create_transforms,
 )
-from hnml_hf.atomic import whole_file
+from hnml_hf.atomic import atomic_write
 from hnml_hf.cli import HelpFormatter
 from hnml_hf.data.classes import align_classes
 from hnml_hf.modeling.finite import WHERE_TO_LOOK, require_finite_outputs
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None):
     text = json.dumps(metrics, indent=2, ensure_ascii=False)
     print(text)
     if options.output:
-        with whole_file(options.output) as unfinished:
+        with atomic_write(options.output) as unfinished:
             unfinished.write_text(text + "\n", encoding="utf-8")
 
 

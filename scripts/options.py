@@ -21,14 +21,14 @@ from hnml_hf import (
     NonFiniteError,
     TimmCAMForImageClassification,
     UnreadableImageError,
-    apply_manifest,
-    apply_quarantine,
+    apply_exclusions,
+    apply_noise_file,
     class_balanced,
     draw_noise,
-    load_manifest,
+    load_exclusions,
+    load_noise_file,
     load_noisy_dataset,
-    load_quarantine,
-    save_manifest,
+    save_noise_file,
     split_validation,
 )
 from hnml_hf.cli import MEANINGS, HelpFormatter, answer_help, find_recipe, refuse_retired
@@ -163,7 +163,7 @@ class DataArguments(SourceArguments):
     weight_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column that says how far each training label is believed, from 0 to 1; it scales the loss on the "
+            "help": "Column that says the confidence in each training label, from 0 to 1; it scales the loss on the "
             "given label. Default: `weight` of a dataset that `scripts/audit.py` has cleaned."
         },
     )
@@ -174,7 +174,7 @@ class DataArguments(SourceArguments):
             "(JSON) with `kind` and, as far as wanted, `rate`, `seed`, `draw` (`per_sample` or `exact`), "
             "`include_true` (symmetric: a redrawn label may be the true one), `scheme` (asymmetric: which classes are "
             "confused), `matrix` (CSV file: row i holds P(given = j | true = i)), `pixel_scaling` and `image_size` "
-            "(instance), `output` (a file to save the drawn labels to); or with `manifest`, a file of such labels, "
+            "(instance), `output` (a file to save the drawn labels to); or with `file`, a noise file of such labels, "
             "alone."
         },
     )
@@ -188,8 +188,8 @@ class DataArguments(SourceArguments):
         default=False,
         metadata={"help": "Measure the test set at every evaluation too, for curves; it chooses nothing."},
     )
-    quarantine: str | None = field(
-        default=None, metadata={"help": "List of bad rows from `scripts/audit_data.py`; they are left out."}
+    exclude: str | None = field(
+        default=None, metadata={"help": "Exclusion list: bad rows from `scripts/check.py`; they are left out."}
     )
     on_missing: str = field(
         default="error", metadata={"help": "A listed image that is not there: `error`, or `skip` and count."}
@@ -330,11 +330,15 @@ def noise_options(data_args: DataArguments) -> dict | None:
                 "symmetric`; without it the labels stay as they are, and its rate has no place."
             )
         return None
-    unknown = set(noise) - {*NOISE_KEYS, "output", "manifest"}
-    if unknown or ("manifest" in noise) == ("kind" in noise) or ("manifest" in noise and len(noise) > 1):
+    if "manifest" in noise:
+        raise ValueError(
+            "`noise` has no key `manifest` any more: it is `file` now, as in `noise: {file: labels.json}`."
+        )
+    unknown = set(noise) - {*NOISE_KEYS, "output", "file"}
+    if unknown or ("file" in noise) == ("kind" in noise) or ("file" in noise and len(noise) > 1):
         raise ValueError(
             f"`noise` is {json.dumps(noise)}; it takes `kind` and, as far as wanted, "
-            f"{', '.join(f'`{name}`' for name in [*NOISE_KEYS][1:])} and `output`; or `manifest` alone."
+            f"{', '.join(f'`{name}`' for name in [*NOISE_KEYS][1:])} and `output`; or `file` alone."
         )
     given = {} if data_args.noise_rate is None else {"rate": data_args.noise_rate}
     return {"seed": data_args.noise_seed, **noise, **given} if "kind" in noise else noise
@@ -344,19 +348,19 @@ def add_noise_options(train: Dataset, noise: dict | None, *, max_pixels: int = D
     """The training set with the noise of [`noise_options`]."""
     if noise is None:
         return train
-    if "manifest" in noise:
-        return apply_manifest(train, load_manifest(noise["manifest"]))
+    if "file" in noise:
+        return apply_noise_file(train, load_noise_file(noise["file"]))
     options = {argument: noise[key] for key, argument in NOISE_KEYS.items() if key in noise}
-    manifest = draw_noise(train, **options, max_pixels=max_pixels)
+    drawn = draw_noise(train, **options, max_pixels=max_pixels)
     if "output" in noise:
-        save_manifest(noise["output"], manifest)
-    return apply_manifest(train, manifest)
+        save_noise_file(noise["output"], drawn)
+    return apply_noise_file(train, drawn)
 
 
 def load_data(data_args: DataArguments) -> DatasetDict:
     """The dataset with its splits.
 
-    Noise, if asked for, is drawn on the whole training set, and the quarantine lists rows of the whole; a balanced
+    Noise, if asked for, is drawn on the whole training set, and the exclusion list names rows of the whole; a balanced
     part is taken of what is left, and held-out labels of that.
     """
     noise = noise_options(data_args)
@@ -379,8 +383,8 @@ def load_data(data_args: DataArguments) -> DatasetDict:
             'to use that, or leave it out by `--splits`, as in \'{"train": "train", "test": "test"}\'.'
         )
     data["train"] = add_noise_options(data["train"], noise, max_pixels=data_args.max_pixels)
-    if data_args.quarantine:
-        data = apply_quarantine(data, load_quarantine(data_args.quarantine))
+    if data_args.exclude:
+        data = apply_exclusions(data, load_exclusions(data_args.exclude))
     if data_args.class_balanced_samples is not None:
         data["train"] = class_balanced(data["train"], data_args.class_balanced_samples)
     if data_args.validation_fraction:

@@ -42,7 +42,7 @@ from hnml_hf.data.files import is_image, walk
 from hnml_hf.training.resume.files import run_lock
 
 
-whole_file = hnml_hf.atomic.whole_file
+atomic_write = hnml_hf.atomic.atomic_write
 
 
 def find_images(inputs: list[Path]) -> list[Path]:
@@ -164,7 +164,7 @@ def predict_all(options: argparse.Namespace):
     # bytes of a file name that are no UTF-8, as JSON escapes them: `\udce9`
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     if options.output:
-        with whole_file(options.output) as unfinished:
+        with atomic_write(options.output) as unfinished:
             unfinished.write_text(text, encoding="utf-8", newline="")
         print(f"{len(rows)} predictions in {options.output}" + (f", maps in {options.cams}" if options.cams else ""))
     else:

@@ -31,8 +31,8 @@ from hnml_hf import (
     fit_linear_probe,
     noise_auroc,
     pooled_features,
-    save_probe_records,
-    save_run_records,
+    save_probe_dynamics,
+    save_run_dynamics,
     set_head,
 )
 from hnml_hf.training.provenance import commit, versions
@@ -111,8 +111,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraining
     trainer.save_metrics("all", metrics, combined=False)
     print_table(f"Saved to {args.output_dir}", metrics)
     if records is not None:
-        save_probe_records(args.output_dir, None)
-        save_run_records(args.output_dir, records)
+        save_probe_dynamics(args.output_dir, None)
+        save_run_dynamics(args.output_dir, records)
         write_audit(
             model,
             data_args,

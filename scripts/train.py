@@ -42,15 +42,15 @@ from hnml_hf import (
     collate_images,
     command_line,
     compute_metrics,
-    create_gauge,
     create_image_processor,
+    create_monitor,
     create_strong_transform,
     create_transforms,
     noise_auroc,
-    save_probe_records,
+    save_probe_dynamics,
     start_from_probe,
 )
-from hnml_hf.atomic import whole_file
+from hnml_hf.atomic import atomic_write
 from hnml_hf.audit.start import judge_records, start_from_judge
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
 from hnml_hf.data.splits import held_out_labels
@@ -123,7 +123,9 @@ def write_audit(model, data_args: DataArguments, dataset, transform, records, *,
     Returns:
         `str`: the estimate of the share of wrong labels.
     """
-    with whole_file(Path(output_dir, "_audit", "dataset.json")) as unfinished:  # first: an audit may be repeated by it
+    with atomic_write(
+        Path(output_dir, "_audit", "dataset.json")
+    ) as unfinished:  # first: an audit may be repeated by it
         unfinished.write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
     data = model.config.pretrained_cfg
     table = audit_run(
@@ -150,7 +152,7 @@ def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArg
     noise = noise_options(data_args)
     if noise is not None:
         noise = ", ".join(f"{key} {value}" for key, value in noise.items() if key not in ("matrix", "output"))
-        noise = "from a saved manifest" if noise.startswith("manifest") else noise.removeprefix("kind ")
+        noise = "from a noise file" if noise.startswith("file") else noise.removeprefix("kind ")
     facts = {
         "dataset": data_args.dataset,
         "noise": noise,
@@ -218,9 +220,9 @@ def judged(model, rows, samples: TransformedDataset, args):
         [`Judgement`] of them, the records of what it says of each, and all rows with their targets; a label that no
         loss sees stays its own target.
     """
-    gauge, seen = create_gauge(args, len(rows)), np.arange(len(rows))
-    if gauge is not None:
-        seen = np.flatnonzero(~held_out_labels(samples.index, gauge.fraction, seed=args.seed))
+    monitor, seen = create_monitor(args, len(rows)), np.arange(len(rows))
+    if monitor is not None:
+        seen = np.flatnonzero(~held_out_labels(samples.index, monitor.fraction, seed=args.seed))
     judgement = start_from_judge(
         model,
         Subset(samples, seen.tolist()),
@@ -291,9 +293,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
                 "`start_from_probe` needs held-out labels to choose by: give a split `validation` or "
                 "`--validation_fraction 0.1`."
             )
-        gauge, rows = create_gauge(args, len(train_set)), data["train"]
-        if gauge is not None:  # what it holds out, no loss may see
-            train_set.hold_out(gauge.fraction, seed=args.seed)
+        monitor, rows = create_monitor(args, len(train_set)), data["train"]
+        if monitor is not None:  # what it holds out, no loss may see
+            train_set.hold_out(monitor.fraction, seed=args.seed)
             rows = rows.select(np.flatnonzero(~train_set.held_out))
         probe, crossed = start_from_probe(
             model.to(args.device),
@@ -302,7 +304,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
             batch_size=args.per_device_eval_batch_size,
             num_workers=args.dataloader_num_workers,
             seed=args.seed,
-            cross_validate=data_args.audit or args.forward_correction,
+            cross_validate=data_args.audit or args.symmetric_correction,
         )
         if args.process_index == 0:
             print(
@@ -349,11 +351,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
     if bad:
         raise NonFiniteError(f"`{bad[0]}` is not finite. Lower `--learning_rate`.")
     if trainer.is_world_process_zero():
-        save_probe_records(args.output_dir, crossed)
+        save_probe_dynamics(args.output_dir, crossed)
         trainer.save_metrics("all", metrics, combined=False)
         trainer.save_state()
         print_table(f"Saved to {args.output_dir}", metrics)
-        if data_args.audit and trainer.statistics is None:
+        if data_args.audit and trainer.dynamics is None:
             print("No audit: mixed images tell nothing of one label. `scripts/audit.py --model` scores the dataset.")
         elif data_args.audit:
             epochs = trainer.state.epoch or 0
@@ -362,7 +364,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
                 data_args,
                 data["train"],
                 views[1],
-                trainer.statistics.records,
+                trainer.dynamics.records,
                 output_dir=args.output_dir,
                 cross_validated=crossed,
                 curves=trainer.state.log_history,

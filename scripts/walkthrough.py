@@ -3,9 +3,9 @@
     python scripts/walkthrough.py
     python scripts/walkthrough.py --hub_model_id user/walkthrough     # and publish the result, privately
 
-Check the folder, train, find the suspects, apply marks, train again, compare, publish, load back. Each step prints the
-command that does the same by hand, and the seconds it took. The marks are those of a person who knows the truth: this
-shows how the parts fit together, not how good the method is.
+Check the folder, train, find the label issues, annotate, train again, compare, publish, load back. Each step prints
+the command that does the same by hand, and the seconds it took. The annotations are those of a person who knows the
+truth: this shows how the parts fit together, not how good the method is.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import audit
-import audit_data
+import check
 import evaluate
 import numpy as np
 import train
@@ -66,13 +66,13 @@ def make_folder(root: Path, images: int, wrong: float) -> dict[str, int]:
     return truth
 
 
-def write_marks(path: Path, run: Path, truth: dict[str, int], looked_at: int) -> int:
-    """What a person marks who looks at the first suspects; the number of labels that turn out to be wrong."""
+def write_annotations(path: Path, run: Path, truth: dict[str, int], looked_at: int) -> int:
+    """What a person says of the first label issues; the number of labels that turn out to be wrong."""
     table = load_audit(run).nsmallest(looked_at, "rank")
     true = [truth[Path(name).name] for name in table["path"]]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "mark", "new_label"])
+        writer.writerow(["index", "annotation", "new_label"])
         for index, given, right in zip(table["index"], table["label"], true, strict=True):
             writer.writerow([index, "right" if given == right else "wrong", right])
     return int((table["label"].to_numpy() != np.array(true)).sum())
@@ -93,17 +93,17 @@ def main(argv: list[str] | None = None):
     source = ["--dataset", "imagefolder", "--data_dir", photos]
     print(f"{photos}: {len(truth)} training images, four in ten in a wrong folder, and one that cannot be read")
 
-    quarantine, marks, cleaned = out / "quarantine.jsonl", out / "marks.csv", out / "cleaned"
-    found = ["--output", out / "audit.json", "--quarantine_output", quarantine]
-    code = step("Look before you train", audit_data.main, *source, *found)
-    if code != audit_data.DEFECTS:
+    exclusions, annotations, cleaned = out / "excluded.jsonl", out / "annotations.csv", out / "cleaned"
+    found = ["--output", out / "audit.json", "--exclude_output", exclusions]
+    code = step("Look before you train", check.main, *source, *found)
+    if code != check.DEFECTS:
         raise RuntimeError(f"The broken file was not found: code {code}.")
     training = [*SMALL, "--num_train_epochs", options.num_train_epochs]
-    step("Train", train.main, *source, "--quarantine", quarantine, *training, "--output_dir", first)
-    wrong = write_marks(marks, first, truth, looked_at=options.images // 4)
-    print(f"   {first / '_audit' / 'report.html'}: of its first {options.images // 4} suspects {wrong} are wrong")
-    changes = ["--apply", marks, "--clean", "relabel", "--threshold", "0.9", "--clean_output", cleaned]
-    step("Apply the marks, and the surest scores", audit.main, "--run", first, *changes)
+    step("Train", train.main, *source, "--exclude", exclusions, *training, "--output_dir", first)
+    wrong = write_annotations(annotations, first, truth, looked_at=options.images // 4)
+    print(f"   {first / '_audit' / 'report.html'}: of its first {options.images // 4} label issues {wrong} are wrong")
+    changes = ["--apply", annotations, "--clean", "relabel", "--threshold", "0.9", "--clean_output", cleaned]
+    step("Apply the annotations, and the surest scores", audit.main, "--run", first, *changes)
     step("Train again", train.main, "--dataset", cleaned, *training, "--output_dir", second)
 
     def accuracy(title: str, model: object, name: str) -> float:
@@ -114,8 +114,8 @@ def main(argv: list[str] | None = None):
     results = {
         "first": accuracy("Measure the first model on clean test images", first, "first"),
         "second": accuracy("Measure the second", second, "second"),
-        "suspects": options.images // 4,
-        "suspects_wrong": wrong,
+        "issues": options.images // 4,
+        "issues_wrong": wrong,
     }
     if options.hub_model_id:
         try:

@@ -97,7 +97,7 @@ def test_a_right_line_passes(line, monkeypatch, tmp_path):
 
 def test_the_exit_code_of_a_typo_is_not_that_of_defects(monkeypatch):
     with pytest.raises(SystemExit) as end:
-        call(monkeypatch, "audit_data", "--datset", "x")
+        call(monkeypatch, "check", "--datset", "x")
     assert end.value.code == 1
 
 

@@ -110,7 +110,7 @@ def test_the_walk_sees_relative_and_absolute_imports_and_attributes(tmp_path):
     assert "objectives.inner_step" in imported_modules(PACKAGE / "objectives" / "mlnt.py")
     assert "data.schema" in imported_modules(PACKAGE / "data" / "synthetic.py")
     source = tmp_path / "source.py"
-    source.write_text("import hnml_hf\n\nhnml_hf.atomic.whole_file('x')\n")
+    source.write_text("import hnml_hf\n\nhnml_hf.atomic.atomic_write('x')\n")
     assert "atomic" in imported_modules(source)
 
 

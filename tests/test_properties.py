@@ -15,7 +15,7 @@ from hnml_hf.objectives.gce import generalized_cross_entropy
 from hnml_hf.objectives.hnml import foreground_mask, mask_guided_loss
 from hnml_hf.objectives.inner_step import head_step_logits, label_residuals
 from hnml_hf.objectives.mean_teacher import consistency_loss
-from hnml_hf.training.dynamics import SampleStatistics
+from hnml_hf.training.dynamics import TrainingDynamics
 
 
 PROPERTIES = settings(max_examples=60, deadline=None)
@@ -174,7 +174,7 @@ def test_statistics_do_not_depend_on_how_visits_are_cut(n, k, seed, cuts):
     index = np.concatenate([np.append(order := random.permutation(n), order[:2]) for _ in range(3)])
     epoch = np.repeat(np.arange(3), n + 2)
     probabilities = random.dirichlet(np.ones(k), len(index)).astype(np.float32)
-    whole, parts = (SampleStatistics(np.arange(n), labels, k) for _ in range(2))
+    whole, parts = (TrainingDynamics(np.arange(n), labels, k) for _ in range(2))
     whole.update(index, probabilities, epoch=epoch)
     bounds = sorted({0, len(index), *(cut for cut in cuts if cut < len(index))})
     for start, end in zip(bounds, bounds[1:], strict=False):

@@ -15,9 +15,16 @@ import torch
 from packaging.requirements import Requirement
 from trainers import build_trainer
 
-from hnml_hf import CheckpointError, TimmCAMForImageClassification, load_audit, load_manifest, load_quarantine, predict
+from hnml_hf import (
+    CheckpointError,
+    TimmCAMForImageClassification,
+    load_audit,
+    load_exclusions,
+    load_noise_file,
+    predict,
+)
 from hnml_hf.hub.upload import PUBLISHED
-from hnml_hf.training.dynamics import read_records
+from hnml_hf.training.dynamics import read_dynamics
 from hnml_hf.training.resume.files import seal
 
 
@@ -127,9 +134,9 @@ def hostile(tmp_path):
     [
         ("pytorch_model.bin", lambda path: TimmCAMForImageClassification.from_pretrained(path.parent)),
         ("model.safetensors", lambda path: TimmCAMForImageClassification.from_pretrained(path.parent)),
-        ("statistics.npy", read_records),
-        ("noise.json", load_manifest),
-        ("quarantine.jsonl", load_quarantine),
+        ("statistics.npy", read_dynamics),
+        ("noise.json", load_noise_file),
+        ("excluded.jsonl", load_exclusions),
         ("labels.parquet", load_audit),
         ("photo.png", lambda path: predict(TimmCAMForImageClassification.from_timm("test_resnet"), [path])),
     ],
@@ -158,7 +165,7 @@ def test_a_hostile_checkpoint_does_not_run(name, hostile, tiny_dataset, tmp_path
     with pytest.raises(CheckpointError, match=f"`{name}` has"):
         resumed.train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / "manifest.json").unlink()
-    seal(checkpoint, resumed.run_facts(), resumed.run_settings(), order=1)
+    seal(checkpoint, resumed.fixed_configuration(), resumed.changeable_configuration(), order=1)
     with pytest.raises(pickle.UnpicklingError):
         resumed.train(resume_from_checkpoint=str(checkpoint))
     assert not trace.exists()
@@ -202,7 +209,7 @@ def test_a_damaged_configuration_is_refused(change, tmp_path):
 def test_statistics_hold_no_objects(tmp_path):
     np.save(tmp_path / "s.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="holds no statistics"):
-        read_records(tmp_path / "s.npy")
+        read_dynamics(tmp_path / "s.npy")
 
 
 # -- versions --

@@ -19,7 +19,7 @@ MODULES = {
     "judge_labels": "judge",
     "load_audit": "table",
     "noise_scores": "table",
-    "read_marks": "cleaning",
+    "load_annotations": "cleaning",
     "score_model": "single_pass",
 }
 

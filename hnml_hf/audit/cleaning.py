@@ -16,7 +16,7 @@ from .table import check_unchanged, probably_wrong
 HOW = ("drop", "relabel", "weight", "posterior")
 
 
-def read_marks(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFrame:
+def load_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFrame:
     """Annotations of one person, as [`~hnml_hf.audit.review.read_annotations`] reads them, by `index`.
 
     Args:
@@ -24,7 +24,7 @@ def read_marks(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFrame:
         table (`pd.DataFrame`): the scores that the report showed.
 
     Returns:
-        `pd.DataFrame`: `mark` and `new_label`, by `index`; of a label that is right or unsure the given one.
+        `pd.DataFrame`: `annotation` and `new_label`, by `index`; of a label that is right or unsure the given one.
 
     Raises:
         ValueError: naming file and line, on ids that were not scored, repeated ids, other annotations or unknown
@@ -39,7 +39,7 @@ def read_marks(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"{path}: `{strange['new_label_name'].iloc[0]}` is none of the classes.")
     given = table.set_index("index")["label"].reindex(found["index"]).to_numpy()
     label = np.where(found["annotation"] == "wrong", found["new_label"], given)
-    return pd.DataFrame({"mark": found["annotation"].to_numpy(), "new_label": label}, index=found["index"])
+    return pd.DataFrame({"annotation": found["annotation"].to_numpy(), "new_label": label}, index=found["index"])
 
 
 def plan_cleaning(
@@ -186,7 +186,7 @@ def clean_dataset(
     *,
     how: str | None = None,
     threshold: float = 0.5,
-    marks: pd.DataFrame | None = None,
+    annotations: pd.DataFrame | None = None,
 ) -> Dataset:
     """A dataset without the labels that are probably wrong.
 
@@ -194,20 +194,17 @@ def clean_dataset(
         dataset (`datasets.Dataset`): that was scored.
         table (`pd.DataFrame`): its scores, of [`audit_run`] or [`load_audit`].
         how, threshold: see [`~hnml_hf.audit.cleaning.plan_cleaning`].
-        marks (`pd.DataFrame`, *optional*): of [`read_marks`].
+        annotations (`pd.DataFrame`, *optional*): of [`load_annotations`].
 
     Returns:
         `datasets.Dataset`: see [`~hnml_hf.audit.cleaning.apply_plan`].
 
     Raises:
-        ValueError: on another `how`, neither `how` nor marks, or a dataset that has changed.
+        ValueError: on another `how`, neither `how` nor annotations, or a dataset that has changed.
     """
     names = np.asarray(table.attrs["class_names"], dtype=object)
-    annotations = None
-    if marks is not None:
-        annotations = pd.DataFrame(
-            {"annotation": marks["mark"], "new_label_name": names[marks["new_label"].to_numpy()]}, index=marks.index
-        )
+    if annotations is not None:
+        annotations = annotations.assign(new_label_name=names[annotations["new_label"].to_numpy()])
     plan = plan_cleaning(table, annotations=annotations, how=how, threshold=threshold)
     check_unchanged(table, dataset)
     return apply_plan(dataset, plan)

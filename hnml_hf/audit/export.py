@@ -54,7 +54,7 @@ def export_audit(
 
 
 def export_csv(table: pd.DataFrame, path: str | os.PathLike) -> Path:
-    """The table, most suspect first, for a spreadsheet."""
+    """The table, most probably wrong first, for a spreadsheet."""
     safe = table.sort_values("rank").copy()
     for name in ("path", "label_name", "suggested_name"):
         safe[name] = safe[name].map(escape_formula)

@@ -176,7 +176,7 @@ def extract_features(
     state.wait_for_everyone()
     readable = np.array(done == DONE)
     if not readable.any():
-        raise ValueError(f"None of the {len(dataset):,} images can be read. `hnml audit_data` says why, file by file.")
+        raise ValueError(f"None of the {len(dataset):,} images can be read. `hnml check` says why, file by file.")
     groups = np.unique(np.ascontiguousarray(content).view("V16")[:, 0], return_inverse=True)[1]
     seconds = {"waiting": waiting, "forward": time.perf_counter() - started - waiting}
     return Features(

@@ -19,15 +19,15 @@ from .table import probably_wrong
 
 logger = logging.getLogger(__name__)
 
-MAX_SUSPECTS = 2_000
-FEWEST_SUSPECTS = 48
+MAX_ISSUES = 2_000
+FEWEST_ISSUES = 48
 FAILURES = (*UNREADABLE, RuntimeError)  # what an image of an odd size, or a device without memory, brings
 
 
-def num_suspects(table: pd.DataFrame, most: int = MAX_SUSPECTS) -> int:
+def num_issues(table: pd.DataFrame, most: int = MAX_ISSUES) -> int:
     """How many samples to show: all that are probably wrong, at least 48 of those seen and at most `most`."""
     likely = int(probably_wrong(table).sum())
-    return min(int((table["times_seen"] > 0).sum()), most, max(likely, FEWEST_SUSPECTS))
+    return min(int((table["times_seen"] > 0).sum()), most, max(likely, FEWEST_ISSUES))
 
 
 def decode_images(dataset: Dataset, rows: Sequence[int], *, max_pixels: int = MAX_PIXELS) -> list[Pillow.Image | str]:

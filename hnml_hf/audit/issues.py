@@ -53,7 +53,7 @@ def find_label_issues(
         seed (`int`): of the folds.
 
     Returns:
-        `pd.DataFrame`: a row per sample, the most suspect first, with the columns and `attrs` of [`load_audit`].
+        `pd.DataFrame`: a row per sample, the most probably wrong first; columns and `attrs` as of [`load_audit`].
 
     Raises:
         ValueError: if the data have no such columns, fewer than two classes, or no readable image.
@@ -183,7 +183,7 @@ def issue_table(
         "noise_rate_interval": list(judgement.noise_rate_range),
         "transition_matrix": _shared(matrix) if len(names) > DENSE else matrix.tolist(),
         "transition_matrix_interval": None,
-        "sharpness": judgement.inverse_temperature,
+        "inverse_temperature": judgement.inverse_temperature,
         "dataset_fingerprint": labels_fingerprint(index, labels, len(names)),
         **facts,
     }

@@ -1,4 +1,4 @@
-"""How noisy the labels are, and which ones: a noise channel fitted to what training saw of every sample.
+"""How noisy the labels are, and which ones: a transition matrix fitted to what training saw of every sample.
 
 Shapes: n samples, k classes, c = min(k - 1, 9) candidate labels followed beside the given one.
 """
@@ -9,8 +9,8 @@ import numpy as np
 
 
 SIGNIFICANT_GAP = 2.0  # standard errors by which the gap must differ from none
-SHARPEST = 20.0  # exponent at which a prediction is a vote
-FIT_ON = 50_000  # samples that the channel is estimated on; all are scored
+SHARPEST = 20.0  # exponent at which a probability is as good as 0 or 1
+FIT_ON = 50_000  # samples that the transition matrix is estimated on; all are scored
 FEWEST_HELD_OUT = 100  # labels that no loss saw, for the rate to be estimated on them alone
 REPLICATES = 20
 REPLICATE_SIZE = 5_000  # samples in one of them, at most
@@ -40,7 +40,7 @@ class NoiseEstimate:
         transition_matrix (`np.ndarray` of shape `(k, k)`): `[i, j] = P(given j | true i)`; rows sum to 1.
         transition_matrix_interval (`np.ndarray` of shape `(2, k, k)`, *optional*): low and high; with more than 1,000
             classes there is none.
-        sharpness (`float`): b, the exponent of the teacher's probabilities.
+        inverse_temperature (`float`): b, the exponent of the teacher's probabilities.
         log_odds (`np.ndarray` of shape `(n,)`): of "wrong".
         suggested_label (`np.ndarray` of shape `(n,)`): the most probable label other than the given one.
         suggested_probability (`np.ndarray` of shape `(n,)`): the teacher's running probability of it.
@@ -50,7 +50,7 @@ class NoiseEstimate:
     noise_rate_interval: list[float]
     transition_matrix: np.ndarray
     transition_matrix_interval: np.ndarray | None
-    sharpness: float
+    inverse_temperature: float
     log_odds: np.ndarray
     suggested_label: np.ndarray
     suggested_probability: np.ndarray
@@ -66,77 +66,81 @@ def estimate_noise(
 ) -> NoiseEstimate:
     """Estimate for every sample the odds that its label is wrong, and how noisy the labels are as a whole.
 
-    The true class c of a sample is hidden. The teacher gives pi_c = q_c^b exp(a_c) / sum, its running probabilities
-    sharpened by b, and the given label y comes out of a channel T: P(c, y) = pi_c T[c, y]. T and the class offsets a
-    are estimated by expectation maximisation on the given labels alone (the noise-adaptation layer of Goldberger &
-    Ben-Reuven, ICLR 2017, fitted after training); a label is wrong with P(c != y | y) = 1 - pi_y T[y, y] / sum_c pi_c
-    T[c, y].
+    The true class c of a sample is hidden. The teacher gives pi_c = q_c^b exp(a_c) / sum, its running
+    probabilities sharpened by b, and the given label y comes out of a transition matrix T: P(c, y) = pi_c T[c, y].
+    T and the class offsets a are estimated by expectation maximisation on the given labels alone (the
+    noise-adaptation layer of Goldberger & Ben-Reuven, ICLR 2017, fitted after training); a label is wrong with P(c
+    != y | y) = 1 - pi_y T[y, y] / sum_c pi_c T[c, y].
 
-    A network trained on noisy labels is less sure than it is right, so b must not come from the given labels. It comes
-    from the student's votes: b is such that the mean of max_c pi_c equals the mean share of the most frequent vote of
-    a sample. That votes of one run are as often of one opinion as they are right is the observation of Jiang et al.
-    (ICLR 2022, "Assessing generalization via disagreement"); that it serves here is ours. Without votes (a single
-    visit) b is the value of highest likelihood, which errs towards fewer wrong labels if the labels were learned.
+    A network trained on noisy labels is less sure than it is right, so b must not come from the given labels. It
+    comes from the student's predictions: b is such that the mean of max_c pi_c equals the mean frequency of a
+    sample's most frequent prediction. That predictions of one run agree as often as they are right is the
+    observation of Jiang et al. (ICLR 2022, "Assessing generalization via disagreement"); that it serves here is
+    ours. With a single prediction b is the value of highest likelihood, which errs towards fewer wrong labels if
+    the labels were learned.
 
-    Where the run kept labels from every loss, at least 100 of them, and fits the others significantly better, b, T and
-    the rate are estimated on these alone, which no prediction knows by heart, and the log odds of all samples are
-    shifted by one number so that their mean probability is that rate. Where it does not, nothing tells the two apart
-    and all labels are used: a tenth of them, or less, would only be a less certain sample of the same.
+    Where the run kept labels from every loss, at least 100 of them, and predicts significantly more of the others,
+    b, T and the rate are estimated on these alone, which no prediction has memorized, and the log odds of all
+    samples are shifted by one number so that their mean probability is that rate. Where it does not, nothing tells
+    the two apart and all labels are used: a tenth of them, or less, would only be a less certain sample of the
+    same.
 
-    Predictions of a cross-validation know no label by heart, and there may be one for every sample: where they are
-    given, b, T and the rate come from them, with b at its highest likelihood. The log odds of a sample are then the
-    mean of both, for they err in different places, before the shift to that rate.
+    Predictions of a cross-validation have memorized no label, and there may be one for every sample: where they
+    are given, b, T and the rate come from them, with b at its highest likelihood. The log odds of a sample are
+    then the mean of both, for they err in different places, before the shift to that rate.
 
     Args:
-        records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`], each seen at least once.
+        records (structured `np.ndarray` of shape `(n,)`): of [`TrainingDynamics`], each seen at least once.
         num_labels (`int`): k.
         cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of samples of the same dataset, by
             models that did not learn their labels ([`cross_validate_probe`]); fewer than 100 are left out.
         seed (`int`): of the resampling behind the intervals.
     """
-    opinions = Opinions(records, num_labels)
+    dynamics = SampleDynamics(records, num_labels)
     generator = np.random.default_rng(seed)
-    fit_on = opinions
-    if len(opinions) > FIT_ON:
-        fit_on = opinions.take(generator.choice(len(opinions), FIT_ON, replace=False))
-    sharpness, other_sharpness = _sharpness(fit_on)
-    channel, offsets = fit_on.fit_channel(sharpness)
-    log_odds, slot = opinions.log_odds(sharpness, channel, offsets)
+    fit_on = dynamics
+    if len(dynamics) > FIT_ON:
+        fit_on = dynamics.take(generator.choice(len(dynamics), FIT_ON, replace=False))
+    inverse_temperature, other_reading = _inverse_temperature(fit_on)
+    transition_matrix, offsets = fit_on.fit_transitions(inverse_temperature)
+    log_odds, slot = dynamics.log_odds(inverse_temperature, transition_matrix, offsets)
 
     if cross_validated is not None and len(cross_validated) < FEWEST_HELD_OUT:
         cross_validated = None
-    judged = _judges(opinions, records["held_out"], cross_validated, generator)
+    judged = _judges(dynamics, records["held_out"], cross_validated, generator)
     if judged is None:
         rate = float(_probability(log_odds).mean())
-        rates, channels = _replicates(fit_on, channel, offsets, sharpness, other_sharpness, generator)
-        rates += rate - fit_on.rate(sharpness, channel, offsets)  # of the subsample
+        rates, matrices = _replicates(
+            fit_on, transition_matrix, offsets, inverse_temperature, other_reading, generator
+        )
+        rates += rate - fit_on.rate(inverse_temperature, transition_matrix, offsets)  # of the subsample
     else:
-        own_sharpness, other_sharpness = _sharpness(judged)
-        channel, offsets = judged.fit_channel(own_sharpness)
-        rate = judged.rate(own_sharpness, channel, offsets)
-        rates, channels = _replicates(judged, channel, offsets, own_sharpness, other_sharpness, generator)
+        own, other_reading = _inverse_temperature(judged)
+        transition_matrix, offsets = judged.fit_transitions(own)
+        rate = judged.rate(own, transition_matrix, offsets)
+        rates, matrices = _replicates(judged, transition_matrix, offsets, own, other_reading, generator)
         log_odds = log_odds + _shift_to(rate, log_odds)
         if cross_validated is not None:
             _, rows, asked = np.intersect1d(records["index"], cross_validated["index"], return_indices=True)
-            others, _ = Opinions(cross_validated[asked], num_labels).log_odds(own_sharpness, channel, offsets)
+            others, _ = SampleDynamics(cross_validated[asked], num_labels).log_odds(own, transition_matrix, offsets)
             log_odds[rows] = (log_odds[rows] + others) / 2
             log_odds = log_odds + _shift_to(rate, log_odds)
     low, high = np.quantile(rates, [0.025, 0.975])
     interval = None
-    if channels is not None:
-        lowest, highest = np.quantile(channels, [0.025, 0.975], axis=0)
-        interval = np.stack([np.minimum(lowest, channel), np.maximum(highest, channel)])
+    if matrices is not None:
+        lowest, highest = np.quantile(matrices, [0.025, 0.975], axis=0)
+        interval = np.stack([np.minimum(lowest, transition_matrix), np.maximum(highest, transition_matrix)])
 
-    everyone = np.arange(len(opinions))
+    everyone = np.arange(len(dynamics))
     return NoiseEstimate(
         noise_rate=rate,
         noise_rate_interval=[float(min(low, rate)), float(max(high, rate))],
-        transition_matrix=channel,
+        transition_matrix=transition_matrix,
         transition_matrix_interval=interval,
-        sharpness=sharpness,
+        inverse_temperature=inverse_temperature,
         log_odds=log_odds,
-        suggested_label=opinions.classes[everyone, slot],
-        suggested_probability=opinions.probabilities[everyone, slot],
+        suggested_label=dynamics.classes[everyone, slot],
+        suggested_probability=dynamics.probabilities[everyone, slot],
     )
 
 
@@ -154,66 +158,74 @@ def estimate_noise_rate(records: np.ndarray, num_labels: int, *, seed: int = 0) 
     if len(records) > FIT_ON:
         some = generator.choice(len(records), FIT_ON, replace=False)
         records = records[np.union1d(some, np.flatnonzero(records["held_out"]))]
-    opinions = Opinions(records, num_labels)
-    judged = _judges(opinions, records["held_out"], None, generator) or opinions
-    sharpness, _ = _sharpness(judged)
-    return judged.rate(sharpness, *judged.fit_channel(sharpness))
+    dynamics = SampleDynamics(records, num_labels)
+    judged = _judges(dynamics, records["held_out"], None, generator) or dynamics
+    inverse_temperature, _ = _inverse_temperature(judged)
+    return judged.rate(inverse_temperature, *judged.fit_transitions(inverse_temperature))
 
 
-class Opinions:
-    """What a run thinks of n samples, on the c + 1 labels that it followed: the given one first.
+class SampleDynamics:
+    """The training dynamics of n samples on the c + 1 labels that it followed: the given one first.
 
     Args:
-        records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`].
+        records (structured `np.ndarray` of shape `(n,)`): of [`TrainingDynamics`].
         num_labels (`int`): k.
     """
 
     def __init__(self, records: np.ndarray, num_labels: int):
         self.records, self.num_labels, self.labels = records, num_labels, records["label"].astype(np.int64)
-        classes = np.concatenate([self.labels[:, None], records["candidate_labels"]], axis=1)
+        classes = np.concatenate([self.labels[:, None], records["top_labels"]], axis=1)
         self.free = classes < 0
         self.classes = np.where(self.free, 0, classes).astype(np.int64)
-        self.probabilities = np.concatenate([records["given"][:, None], records["candidates"]], axis=1).astype(float)
-        self.votes = np.concatenate([records["given_votes"][:, None], records["votes"]], axis=1).astype(float)
+        self.probabilities = np.concatenate([records["given"][:, None], records["top_probabilities"]], axis=1).astype(
+            float
+        )
+        self.frequencies = np.concatenate(
+            [records["given_frequency"][:, None], records["top_frequencies"]], axis=1
+        ).astype(float)
         self.log_p = np.where(self.free, -np.inf, np.log(self.probabilities + 1e-6))
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: np.ndarray) -> "Opinions":
+    def take(self, rows: np.ndarray) -> "SampleDynamics":
         """Those of some samples, which may repeat."""
-        return Opinions(self.records[rows], self.num_labels)
+        return SampleDynamics(self.records[rows], self.num_labels)
 
-    def prior(self, sharpness: float, offsets: np.ndarray | None = None) -> np.ndarray:
+    def prior(self, inverse_temperature: float, offsets: np.ndarray | None = None) -> np.ndarray:
         """pi of shape `(n, c + 1)`."""
-        scaled = sharpness * self.log_p + (0 if offsets is None else offsets[self.classes])
+        scaled = inverse_temperature * self.log_p + (0 if offsets is None else offsets[self.classes])
         scaled = np.exp(scaled - scaled.max(-1, keepdims=True))
         return scaled / scaled.sum(-1, keepdims=True)
 
-    def joint(self, sharpness: float, channel: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def joint(
+        self, inverse_temperature: float, transition_matrix: np.ndarray, offsets: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """pi_c T[c, y] of shape `(n, c + 1)`, and pi."""
-        prior = self.prior(sharpness, offsets)
-        return prior * channel[self.classes, self.labels[:, None]], prior
+        prior = self.prior(inverse_temperature, offsets)
+        return prior * transition_matrix[self.classes, self.labels[:, None]], prior
 
-    def log_odds(self, sharpness: float, channel: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def log_odds(
+        self, inverse_temperature: float, transition_matrix: np.ndarray, offsets: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Log odds of "wrong", and the slot of the best other label, both of shape `(n,)`."""
-        joint, _ = self.joint(sharpness, channel, offsets)
+        joint, _ = self.joint(inverse_temperature, transition_matrix, offsets)
         others = np.where(self.free, -1.0, joint)[:, 1:]
         with np.errstate(divide="ignore"):
             odds = np.log(joint[:, 1:].sum(-1)) - np.log(joint[:, 0])
         return np.nan_to_num(odds, neginf=-745.0, posinf=745.0), 1 + others.argmax(-1)
 
-    def rate(self, sharpness: float, channel: np.ndarray, offsets: np.ndarray) -> float:
+    def rate(self, inverse_temperature: float, transition_matrix: np.ndarray, offsets: np.ndarray) -> float:
         """Mean probability of "wrong"."""
-        joint, _ = self.joint(sharpness, channel, offsets)
+        joint, _ = self.joint(inverse_temperature, transition_matrix, offsets)
         return float(1 - (joint[:, 0] / joint.sum(-1)).mean())
 
-    def likelihood(self, sharpness: float, channel: np.ndarray, offsets: np.ndarray) -> float:
+    def likelihood(self, inverse_temperature: float, transition_matrix: np.ndarray, offsets: np.ndarray) -> float:
         """Mean log probability of the given labels."""
-        return float(np.log(self.joint(sharpness, channel, offsets)[0].sum(-1)).mean())
+        return float(np.log(self.joint(inverse_temperature, transition_matrix, offsets)[0].sum(-1)).mean())
 
-    def fit_channel(
-        self, sharpness: float, *, start: tuple[np.ndarray, np.ndarray] | None = None, iterations: int = 200
+    def fit_transitions(
+        self, inverse_temperature: float, *, start: tuple[np.ndarray, np.ndarray] | None = None, iterations: int = 200
     ) -> tuple[np.ndarray, np.ndarray]:
         """T of shape `(k, k)` and a of shape `(k,)` by expectation maximisation; each class has one sure sample.
 
@@ -225,15 +237,15 @@ class Opinions:
         cells = np.unique(np.concatenate([pointed_at.ravel(), sure, known]).astype(np.int64))
         at, sure, rows = np.searchsorted(cells, pointed_at), np.searchsorted(cells, sure), cells // k
         if start is None:
-            channel = np.full(len(cells), 0.3 / (k - 1))
-            channel[sure] = 0.7
+            transition_matrix = np.full(len(cells), 0.3 / (k - 1))
+            transition_matrix[sure] = 0.7
             offsets = np.zeros(k)
         else:
-            channel, offsets = start[0].ravel()[cells], start[1]
+            transition_matrix, offsets = start[0].ravel()[cells], start[1]
         matrix = np.zeros((k, k))
         for _ in range(iterations):
-            prior = self.prior(sharpness, offsets)
-            joint = prior * channel[at]
+            prior = self.prior(inverse_temperature, offsets)
+            joint = prior * transition_matrix[at]
             resolved = joint / joint.sum(-1, keepdims=True)
             counts = np.bincount(at.ravel(), weights=resolved.ravel(), minlength=len(cells))
             counts[sure] += 1
@@ -246,75 +258,75 @@ class Opinions:
             found = np.bincount(self.classes.ravel(), weights=resolved.ravel(), minlength=k)
             expected = np.bincount(self.classes.ravel(), weights=prior.ravel(), minlength=k)
             offsets = offsets + 0.5 * (np.log(found + 1) - np.log(expected + 1))
-            done = np.abs(updated - channel).max() < 1e-5
-            channel = updated
+            done = np.abs(updated - transition_matrix).max() < 1e-5
+            transition_matrix = updated
             if done:
                 break
-        matrix.ravel()[cells] = channel
+        matrix.ravel()[cells] = transition_matrix
         return matrix, offsets
 
 
-def _judges(opinions: Opinions, held_out: np.ndarray, cross_validated, generator) -> Opinions | None:
+def _judges(dynamics: SampleDynamics, held_out: np.ndarray, cross_validated, generator) -> SampleDynamics | None:
     """What the rate is estimated on instead of all records, or None."""
     if cross_validated is not None:
-        judged = Opinions(cross_validated, opinions.num_labels)
+        judged = SampleDynamics(cross_validated, dynamics.num_labels)
         rows = generator.permutation(len(judged))[:FIT_ON]
         return judged.take(np.sort(rows))
     rows = np.flatnonzero(held_out)
-    if len(rows) < FEWEST_HELD_OUT or len(rows) == len(held_out) or not _memorizes(opinions, held_out):
+    if len(rows) < FEWEST_HELD_OUT or len(rows) == len(held_out) or not _memorizes(dynamics, held_out):
         return None
-    return opinions.take(rows)
+    return dynamics.take(rows)
 
 
-def _memorizes(opinions: Opinions, held_out: np.ndarray) -> bool:
-    """Whether the teacher predicts the labels that were taught more often than those held out, `(n,)` bool, by as many
-    standard errors as the gauge asks for."""
-    fitted = opinions.probabilities[:, 0] > opinions.probabilities[:, 1:].max(-1)
-    taught, unseen = fitted[~held_out].mean(), fitted[held_out].mean()
+def _memorizes(dynamics: SampleDynamics, held_out: np.ndarray) -> bool:
+    """Whether the teacher predicts the labels trained on more often than those held out, `(n,)` bool, by as many
+    standard errors as the monitor asks for."""
+    agrees = dynamics.probabilities[:, 0] > dynamics.probabilities[:, 1:].max(-1)
+    trained, unseen = agrees[~held_out].mean(), agrees[held_out].mean()
     few = held_out.sum()
-    return bool(taught - unseen > SIGNIFICANT_GAP * gap_error(taught, len(held_out) - few, unseen, few))
+    return bool(trained - unseen > SIGNIFICANT_GAP * gap_error(trained, len(held_out) - few, unseen, few))
 
 
-def _sharpness(opinions: Opinions) -> tuple[float, float]:
-    """b, and a second reading of it that says how far the first may be trusted."""
-    if not (opinions.records["times_seen"] > 1).any():  # one vote is always of one opinion
-        best = _likeliest(opinions, np.geomspace(0.5, SHARPEST, 9))
-        best = _likeliest(opinions, best * np.geomspace(0.7, 1.4, 5))
-        known_by_heart = not opinions.records["held_out"].all()
-        return best, best * (2 if known_by_heart else 2**0.5)
-    most, agree = opinions.votes.max(-1).mean(), (opinions.votes**2).sum(-1).mean()
-    return _match(opinions, most), _match(opinions, agree)
+def _inverse_temperature(dynamics: SampleDynamics) -> tuple[float, float]:
+    """b, and a second reading of it that says how certain the first is."""
+    if not (dynamics.records["times_seen"] > 1).any():  # one prediction always agrees with itself
+        best = _likeliest(dynamics, np.geomspace(0.5, SHARPEST, 9))
+        best = _likeliest(dynamics, best * np.geomspace(0.7, 1.4, 5))
+        memorized = not dynamics.records["held_out"].all()
+        return best, best * (2 if memorized else 2**0.5)
+    most, agree = dynamics.frequencies.max(-1).mean(), (dynamics.frequencies**2).sum(-1).mean()
+    return _match(dynamics, most), _match(dynamics, agree)
 
 
-def _likeliest(opinions: Opinions, grid: np.ndarray) -> float:
+def _likeliest(dynamics: SampleDynamics, grid: np.ndarray) -> float:
     """The b of a grid at which the given labels are most probable."""
-    fits = [opinions.likelihood(b, *opinions.fit_channel(b, iterations=40)) for b in grid]
+    fits = [dynamics.likelihood(b, *dynamics.fit_transitions(b, iterations=40)) for b in grid]
     return float(grid[int(np.argmax(fits))])
 
 
-def _match(opinions: Opinions, target: float) -> float:
+def _match(dynamics: SampleDynamics, target: float) -> float:
     """b at which the mean of max_c pi_c is `target`, by bisection."""
     low, high = 0.1, SHARPEST
     for _ in range(30):
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if opinions.prior(middle).max(-1).mean() < target else (low, middle)
+        low, high = (middle, high) if dynamics.prior(middle).max(-1).mean() < target else (low, middle)
     return float((low * high) ** 0.5)
 
 
 def _replicates(
-    opinions, channel, offsets, sharpness, other_sharpness, generator
+    dynamics, transition_matrix, offsets, inverse_temperature, other_reading, generator
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rates `(r,)` and, up to 1,000 classes, channels `(r, k, k)` over resampled samples and the doubt about b."""
-    spread = abs(np.log(other_sharpness / sharpness))
-    rates, channels = [], []
+    """Rates `(r,)` and, up to 1,000 classes, matrices `(r, k, k)` over resampled samples and the doubt about b."""
+    spread = abs(np.log(other_reading / inverse_temperature))
+    rates, matrices = [], []
     for doubt in np.linspace(-2, 2, REPLICATES):  # the readings differ by 1
-        b = float(np.clip(sharpness * np.exp(doubt * spread), 0.1, SHARPEST))
-        part = opinions.take(generator.integers(0, len(opinions), min(len(opinions), REPLICATE_SIZE)))
-        fitted = part.fit_channel(b, start=(channel, offsets), iterations=15)
+        b = float(np.clip(inverse_temperature * np.exp(doubt * spread), 0.1, SHARPEST))
+        part = dynamics.take(generator.integers(0, len(dynamics), min(len(dynamics), REPLICATE_SIZE)))
+        fitted = part.fit_transitions(b, start=(transition_matrix, offsets), iterations=15)
         rates.append(part.rate(b, *fitted))
-        if opinions.num_labels <= DENSE:
-            channels.append(fitted[0])
-    return np.array(rates), np.array(channels) if channels else None
+        if dynamics.num_labels <= DENSE:
+            matrices.append(fitted[0])
+    return np.array(rates), np.array(matrices) if matrices else None
 
 
 def _probability(log_odds: np.ndarray | float) -> np.ndarray:

@@ -78,8 +78,8 @@ def read_source(run: str | os.PathLike) -> Source:
     options = json.loads(saved.read_text(encoding="utf-8"))
     names = asdict(ColumnOptions())
     excluded = {}
-    if options.get("quarantine"):
-        for line in Path(options["quarantine"]).read_text(encoding="utf-8-sig").splitlines():
+    if options.get("exclude"):
+        for line in Path(options["exclude"]).read_text(encoding="utf-8-sig").splitlines():
             row = json.loads(line) if line.strip() else {}
             if row.get("split") == "train":
                 excluded[row["index"]] = os.path.abspath(row["path"]) if row.get("path") else ""

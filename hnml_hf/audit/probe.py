@@ -91,7 +91,7 @@ def fit_linear_probe(
         held_out_features (`np.ndarray` of shape `(m, d)`), held_out_labels (`np.ndarray` of shape `(m,)`): of other
             samples.
         num_labels (`int`): number of classes k.
-        sample_weights (`np.ndarray` of shape `(n,)`, *optional*): w, how far each training label is believed, in
+        sample_weights (`np.ndarray` of shape `(n,)`, *optional*): w, the confidence in each training label, in
             [0, 1]; a sample of weight 0 has no part. Default: 1 for all.
         strengths (`Iterable[float]`): values of C to try.
         max_iter (`int`): of L-BFGS; scikit-learn warns if it was not enough.
@@ -137,7 +137,7 @@ def cross_validate_probe(
     max_iter: int = 1000,
     seed: int = 0,
 ) -> np.ndarray:
-    """What probes that did not learn a sample's label say of it: evidence on every label that knows none by heart.
+    """What probes that did not learn a sample's label say of it: evidence on labels that are not memorized.
 
     Each of five parts, alike in their classes, is predicted by the probe of the other four. For [`noise_scores`], or
     as its `cross_validated` beside the records of a run that started from this probe.
@@ -154,7 +154,7 @@ def cross_validate_probe(
         seed (`int`): of the parts.
 
     Returns:
-        structured `np.ndarray` of shape `(n,)`, ordered by `index`: records as of [`SampleStatistics`]. The only
+        structured `np.ndarray` of shape `(n,)`, ordered by `index`: records as of [`TrainingDynamics`]. The only
         sample of a class counts as not seen, since no other part knows the class.
 
     Raises:
@@ -164,7 +164,7 @@ def cross_validate_probe(
     if counts.max() < 2:
         raise ValueError(
             f"Cross-validation needs a class of two samples; each of the {len(labels)} is of another class. Without "
-            "an audit and a forward correction (`--audit false --forward_correction false`) none is needed."
+            "an audit and a symmetric correction (`--audit false --symmetric_correction false`) none is needed."
         )
     parts = StratifiedKFold(min(folds, counts.max()), shuffle=True, random_state=seed)
     weights = np.ones(len(labels)) if sample_weights is None else sample_weights
@@ -226,7 +226,7 @@ def start_from_probe(
     Args:
         model: a [`TimmCAMForImageClassification`], on its device.
         dataset, held_out (`TransformedDataset`): with the evaluation transform; at most 50,000 samples of each count.
-            Weights of training samples count. Where a gauge keeps labels from every loss ([`MemorizationGauge`]),
+            Weights of training samples count. Where a monitor keeps labels from every loss ([`MemorizationMonitor`]),
             `dataset` must not hold those either, or it measures nothing.
         batch_size (`int`), num_workers (`int`): see [`pooled_features`].
         seed (`int`): of the choice of samples.

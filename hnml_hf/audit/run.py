@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from ..data.decoding import MAX_PIXELS
 from ..training.dynamics import AUDIT_FOLDER
-from .gallery import MAX_SUSPECTS, collect_evidence, num_suspects
+from .gallery import MAX_ISSUES, collect_evidence, num_issues
 from .report import render_report
 from .review.lineage import decided_samples
 from .table import check_unchanged, image_paths, noise_scores, write_audit
@@ -30,7 +30,7 @@ def audit_run(
     crop_pct: float = 1.0,
     crop_mode: str = "center",
     curves: Sequence[Mapping] = (),
-    max_suspects: int = MAX_SUSPECTS,
+    max_issues: int = MAX_ISSUES,
     batch_size: int = 64,
     max_pixels: int = MAX_PIXELS,
     **facts,
@@ -39,12 +39,12 @@ def audit_run(
 
     Args:
         output_dir (`str` or `Path`): of the run.
-        records (structured `np.ndarray` of shape `(n,)`): of [`run_records`] or [`score_model`].
+        records (structured `np.ndarray` of shape `(n,)`): of [`run_dynamics`] or [`score_model`].
         dataset (`datasets.Dataset`): that the records are of, rows in any order.
         transform, model, crop_pct, crop_mode: see [`~hnml_hf.audit.gallery.collect_evidence`].
         cross_validated (structured `np.ndarray`, *optional*): see [`noise_scores`].
         curves (`Sequence[Mapping]`): the trainer's `log_history`, for the report.
-        max_suspects (`int`): how many the report shows at most.
+        max_issues (`int`): how many the report shows at most.
         batch_size (`int`): images in a forward pass for their maps.
         max_pixels (`int`): a larger image is not decoded.
         facts: further entries of the summary, as `source` and `provenance`.
@@ -60,7 +60,7 @@ def audit_run(
     table["path"] = image_paths(dataset)
     how = {"transform": transform, "model": model, "crop_pct": crop_pct, "crop_mode": crop_mode}
     how |= {"batch_size": batch_size, "max_pixels": max_pixels}
-    write_report(output_dir, table, dataset, curves=curves, max_suspects=max_suspects, **how)
+    write_report(output_dir, table, dataset, curves=curves, max_issues=max_issues, **how)
     return table
 
 
@@ -74,7 +74,7 @@ def write_report(
     crop_pct: float = 1.0,
     crop_mode: str = "center",
     curves: Sequence[Mapping] = (),
-    max_suspects: int = MAX_SUSPECTS,
+    max_issues: int = MAX_ISSUES,
     batch_size: int = 64,
     max_pixels: int = MAX_PIXELS,
 ) -> Path:
@@ -87,7 +87,7 @@ def write_report(
     if "annotation" in table:
         decided |= set(table["index"][table["annotation"].isin(("right", "wrong"))])
     undecided = table[~table["index"].isin(decided)]
-    suspects = undecided.nsmallest(num_suspects(undecided, max_suspects), "rank")
+    suspects = undecided.nsmallest(num_issues(undecided, max_issues), "rank")
     evidence = collect_evidence(
         dataset,
         suspects,

@@ -28,7 +28,7 @@ def start_from_judge(
         model: a [`TimmCAMForImageClassification`], on its device.
         dataset (`TransformedDataset`): n samples, with the evaluation transform. Labels that no loss may see must not
             be among them.
-        weights (`np.ndarray` of shape `(n,)`, *optional*): how far each label is believed.
+        weights (`np.ndarray` of shape `(n,)`, *optional*): the confidence in each label.
         batch_size, num_workers (`int`): of the pass, see [`pooled_features`].
         seed (`int`): of the folds.
 
@@ -63,8 +63,8 @@ def judge_records(index: np.ndarray, labels: np.ndarray, judgement: Judgement) -
         structured `np.ndarray` of shape `(n,)`, ordered by `index`.
     """
     num_labels = len(judgement.transition_matrix)
-    channel = judgement.transition_matrix[judgement.candidates, labels[:, None]]
-    without_label = judgement.posterior / np.maximum(channel, 1e-12)
+    transition_matrix = judgement.transition_matrix[judgement.candidates, labels[:, None]]
+    without_label = judgement.posterior / np.maximum(transition_matrix, 1e-12)
     probabilities = np.zeros((len(labels), num_labels))
     np.put_along_axis(probabilities, judgement.candidates, without_label, 1)
     probabilities /= probabilities.sum(1, keepdims=True)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Image
 
-from ..atomic import whole_file
+from ..atomic import atomic_write
 from ..data.schema import column, labels_fingerprint
 from ..modeling.finite import NonFiniteError
 from ..training.dynamics import AUDIT_FOLDER
@@ -47,11 +47,11 @@ def noise_scores(
     """Estimate for every sample the probability that its label is wrong, and how noisy the labels are as a whole.
 
     Two readings of the same run are compared, the teacher's running probabilities and the student's votes, and a
-    noise channel is fitted to the given labels: formulas and sources are in
+    transition matrix is fitted to the given labels: formulas and sources are in
     [`~hnml_hf.audit.noise_model.estimate_noise`].
 
     Args:
-        records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`].
+        records (structured `np.ndarray` of shape `(n,)`): of [`TrainingDynamics`].
         class_names (`Sequence[str]`): k names in id order.
         cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`cross_validate_probe`], for the
             probe that the run started from: rate and matrix are taken from it, and it has half a say in the scores.
@@ -60,7 +60,7 @@ def noise_scores(
 
     Returns:
         `pd.DataFrame`: `index, path` (empty until someone fills it in), `label, label_name, suggested_label,
-        suggested_name, noise_score` in [0, 1], `rank` (1 = most suspect) and the parts `given_probability,
+        suggested_name, noise_score` in [0, 1], `rank` (1 = most probably wrong) and the parts `given_probability,
         suggested_probability, margin, foreground_agreement` (nan without a mask level), `times_seen,
         first_epoch_learned, last_epoch_learned` (-1 = never), in the order of `index`. Its `attrs` hold the summary:
         `noise_rate` and `noise_rate_interval` (95 %), `transition_matrix` with `[i, j] = P(given j | true i)` and its
@@ -116,7 +116,7 @@ def noise_scores(
         "noise_rate_interval": estimate.noise_rate_interval,
         "transition_matrix": _shared(matrix.astype(np.float32)) if interval is None else matrix.tolist(),
         "transition_matrix_interval": None if interval is None else interval.tolist(),
-        "sharpness": estimate.sharpness,
+        "inverse_temperature": estimate.inverse_temperature,
         "dataset_fingerprint": labels_fingerprint(records["index"], labels, num_labels),
         **facts,
     }
@@ -127,7 +127,7 @@ def _check_records(records: np.ndarray, labels: np.ndarray, num_labels: int):
     if len(records) == 0 or not (records["times_seen"] > 0).any():
         raise ValueError("The run has scores of no sample: not one was seen in training. Train for at least one step.")
     seen = records[records["times_seen"] > 0]
-    bad = [name for name in ("given", "candidates", "margin") if not np.isfinite(seen[name]).all()]
+    bad = [name for name in ("given", "top_probabilities", "margin") if not np.isfinite(seen[name]).all()]
     if bad:
         raise NonFiniteError(f"The records of the run have a `{bad[0]}` that is not finite. Train it again.")
     index = np.sort(records["index"])
@@ -170,7 +170,7 @@ def write_audit(folder: str | os.PathLike, table: pd.DataFrame) -> Path:
     """
     folder, facts = Path(folder), table.attrs
     if isinstance(facts["transition_matrix"], np.ndarray):
-        with whole_file(folder / MATRIX_FILE) as unfinished:
+        with atomic_write(folder / MATRIX_FILE) as unfinished:
             np.save(unfinished, facts["transition_matrix"], allow_pickle=False)
         facts = {**facts, "transition_matrix": MATRIX_FILE}
     summary = json.dumps(facts)
@@ -178,9 +178,9 @@ def write_audit(folder: str | os.PathLike, table: pd.DataFrame) -> Path:
     plain.attrs = {}
     content = pa.Table.from_pandas(plain, preserve_index=False)
     content = content.replace_schema_metadata({**(content.schema.metadata or {}), b"noise_audit": summary.encode()})
-    with whole_file(folder / TABLE_FILE) as unfinished:
+    with atomic_write(folder / TABLE_FILE) as unfinished:
         pq.write_table(content, unfinished)
-    with whole_file(folder / SUMMARY_FILE) as unfinished:
+    with atomic_write(folder / SUMMARY_FILE) as unfinished:
         unfinished.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return folder
 
@@ -205,12 +205,14 @@ def load_audit(path: str | os.PathLike) -> pd.DataFrame:
     else:
         raise FileNotFoundError(
             f"{path} has no `{AUDIT_FOLDER}/{TABLE_FILE}`. Training writes it at its end; for a run that has only "
-            "statistics or for another model run `python scripts/audit.py`."
+            "training dynamics or for another model run `python scripts/audit.py`."
         )
     try:
         content = pq.read_table(file)
         table = content.to_pandas()
         table.attrs = json.loads(content.schema.metadata[b"noise_audit"])
+        if "sharpness" in table.attrs:  # of an earlier version
+            table.attrs["inverse_temperature"] = table.attrs.pop("sharpness")
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not a table of noise scores ({type(error).__name__}: {error}).") from error
     if table.attrs.get("transition_matrix") == MATRIX_FILE:

@@ -15,11 +15,12 @@ from datasets import Dataset
 from .schema import COLUMNS, UNKNOWN, column, labels_fingerprint
 
 
-MANIFEST_FORMAT = "hnml_hf noise manifest 1"
+FORMAT = "hnml_hf noise file 1"
+OLD_FORMAT = "hnml_hf noise manifest 1"  # of earlier versions: the same under another name
 
 
 @dataclass(frozen=True)
-class NoiseManifest:
+class NoiseFile:
     """Labels that were drawn for a dataset, with all that is needed to know how and for which.
 
     Args:
@@ -39,69 +40,69 @@ class NoiseManifest:
     labels: np.ndarray
 
 
-def apply_manifest(dataset: Dataset, manifest: NoiseManifest) -> Dataset:
+def apply_noise_file(dataset: Dataset, drawn: NoiseFile) -> Dataset:
     """Replace `label` by the drawn labels and `clean_label` by the true ones. Images are neither decoded nor copied.
 
     Args:
-        dataset (`datasets.Dataset`): the dataset that the manifest was drawn for, rows in any order.
-        manifest (`NoiseManifest`): from `draw_noise` or `load_manifest`.
+        dataset (`datasets.Dataset`): the dataset that the labels were drawn for, rows in any order.
+        drawn (`NoiseFile`): from `draw_noise` or `load_noise_file`.
 
     Returns:
         `datasets.Dataset`: with the same features, rows and ids.
 
     Raises:
-        ValueError: if the manifest was drawn for another dataset, or the labels are not the true ones.
+        ValueError: if the labels were drawn for another dataset, or the labels are not the true ones.
     """
     clean, index = clean_labels(dataset), unique_index(dataset)
     found = labels_fingerprint(index, clean, dataset.features["label"].num_classes)
-    if found != manifest.dataset_fingerprint:
+    if found != drawn.dataset_fingerprint:
         raise ValueError(
-            f"The noise manifest was drawn for another dataset: its fingerprint is {manifest.dataset_fingerprint} "
-            f"({len(manifest.index)} rows, {manifest.num_classes} classes), this one's is {found} "
+            f"The noise file was drawn for another dataset: its fingerprint is {drawn.dataset_fingerprint} "
+            f"({len(drawn.index)} rows, {drawn.num_classes} classes), this one's is {found} "
             f"({len(dataset)} rows, {dataset.features['label'].num_classes} classes). Ids and true labels must agree: "
             "apply it to the whole training set, before any split or subset, or draw new noise."
         )
     # ids and true labels agree, so every id is found
-    positions = np.searchsorted(manifest.index, index)
-    return _replace_columns(dataset, {"label": manifest.labels[positions], "clean_label": clean})
+    positions = np.searchsorted(drawn.index, index)
+    return _replace_columns(dataset, {"label": drawn.labels[positions], "clean_label": clean})
 
 
-def save_manifest(path: str | os.PathLike, manifest: NoiseManifest) -> None:
-    """Write a manifest as JSON. The same draw gives the same bytes.
+def save_noise_file(path: str | os.PathLike, drawn: NoiseFile) -> None:
+    """Write drawn labels as JSON. The same draw gives the same bytes.
 
     Args:
         path (`str` or `Path`): of the file.
-        manifest (`NoiseManifest`): from `draw_noise`.
+        drawn (`NoiseFile`): from `draw_noise`.
     """
     content = {
-        "format": MANIFEST_FORMAT,
-        "dataset_fingerprint": manifest.dataset_fingerprint,
-        "num_classes": manifest.num_classes,
-        "noise": manifest.noise,
-        "actual_rate": manifest.actual_rate,
-        "index": manifest.index.tolist(),
-        "labels": manifest.labels.tolist(),
+        "format": FORMAT,
+        "dataset_fingerprint": drawn.dataset_fingerprint,
+        "num_classes": drawn.num_classes,
+        "noise": drawn.noise,
+        "actual_rate": drawn.actual_rate,
+        "index": drawn.index.tolist(),
+        "labels": drawn.labels.tolist(),
     }
     Path(path).write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
-def load_manifest(path: str | os.PathLike) -> NoiseManifest:
-    """Read a manifest written by `save_manifest`.
+def load_noise_file(path: str | os.PathLike) -> NoiseFile:
+    """Read a noise file written by `save_noise_file`.
 
     Args:
         path (`str` or `Path`): of the file.
 
     Returns:
-        `NoiseManifest`.
+        `NoiseFile`.
 
     Raises:
-        ValueError: if the file is no manifest, or its lists do not fit together.
+        ValueError: if the file is no noise file, or its lists do not fit together.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if content["format"] != MANIFEST_FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, not {MANIFEST_FORMAT!r}")
-        manifest = NoiseManifest(
+        if content["format"] not in (FORMAT, OLD_FORMAT):
+            raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
+        drawn = NoiseFile(
             dataset_fingerprint=content["dataset_fingerprint"],
             num_classes=content["num_classes"],
             noise=content["noise"],
@@ -109,15 +110,15 @@ def load_manifest(path: str | os.PathLike) -> NoiseManifest:
             index=_integers(content["index"]),
             labels=_integers(content["labels"]),
         )
-        if len(manifest.index) != len(manifest.labels) or (np.diff(manifest.index) <= 0).any():
+        if len(drawn.index) != len(drawn.labels) or (np.diff(drawn.index) <= 0).any():
             raise ValueError("`index` must be ascending and have one entry in `labels` each")
-        if ((manifest.labels < 0) | (manifest.labels >= manifest.num_classes)).any():
-            raise ValueError(f"`labels` must lie in 0..{manifest.num_classes - 1}")
+        if ((drawn.labels < 0) | (drawn.labels >= drawn.num_classes)).any():
+            raise ValueError(f"`labels` must lie in 0..{drawn.num_classes - 1}")
     except (KeyError, TypeError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
         raise ValueError(
-            f"{path} is not a noise manifest ({error}). Write it with `save_manifest` and do not edit it."
+            f"{path} is not a noise file ({error}). Write it with `save_noise_file` and do not edit it."
         ) from error
-    return manifest
+    return drawn
 
 
 def _integers(values: list) -> np.ndarray:
@@ -147,7 +148,7 @@ def clean_labels(dataset: Dataset) -> np.ndarray:
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
             f"`label` must hold a class 0..{num_classes - 1} in every row. Find the rows with "
-            "`python scripts/audit_data.py`, and leave them out."
+            "`python scripts/check.py`, and leave them out."
         )
     wrong = int(((known != UNKNOWN) & (known != labels)).sum())
     if wrong:

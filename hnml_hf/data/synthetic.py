@@ -1,6 +1,6 @@
 """Synthetic label noise on any dataset with the features of this package.
 
-`draw_noise` draws the labels as a manifest (`manifest.py`), `add_noise` draws and applies.
+`draw_noise` draws the labels (`noise_file.py` saves them), `add_noise` draws and applies.
 
 Draw on the full training set, in its stored order and before any split. A validation set cut from the result has noisy
 labels (as in ELR and Co-teaching); the evaluation splits stay clean.
@@ -18,7 +18,7 @@ from PIL import Image
 
 from .. import noise
 from .decoding import MAX_PIXELS, decode
-from .noise_file import NoiseManifest, apply_manifest, clean_labels, unique_index
+from .noise_file import NoiseFile, apply_noise_file, clean_labels, unique_index
 from .schema import UNKNOWN, column, labels_fingerprint
 
 
@@ -35,12 +35,12 @@ def add_noise(dataset: Dataset, **options) -> Dataset:
         dataset (`datasets.Dataset`), options: see [`draw_noise`].
 
     Returns:
-        `datasets.Dataset`: see [`apply_manifest`].
+        `datasets.Dataset`: see [`apply_noise_file`].
 
     Raises:
         ValueError: if the labels are not known to be true, or an option is missing, misplaced or out of range.
     """
-    return apply_manifest(dataset, draw_noise(dataset, **options))
+    return apply_noise_file(dataset, draw_noise(dataset, **options))
 
 
 def draw_noise(
@@ -56,7 +56,7 @@ def draw_noise(
     pixel_scaling: str = "raw",
     image_size: int | None = None,
     max_pixels: int = MAX_PIXELS,
-) -> NoiseManifest:
+) -> NoiseFile:
     """Draw a noisy label for every row of a dataset whose labels are true. The dataset is not changed.
 
     The draw runs over the rows in the order of the dataset, with a generator of its own. The definitions are in
@@ -85,7 +85,7 @@ def draw_noise(
         max_pixels (`int`): for `"instance"`: a larger image is refused.
 
     Returns:
-        `NoiseManifest`.
+        `NoiseFile`.
 
     Raises:
         ValueError: if the labels are not known to be true, or an option is missing, misplaced or out of range.
@@ -130,7 +130,7 @@ def draw_noise(
 
     noisy = noisy.numpy()
     order = np.argsort(index)
-    manifest = NoiseManifest(
+    drawn = NoiseFile(
         dataset_fingerprint=labels_fingerprint(index, clean, num_classes),
         num_classes=num_classes,
         noise={"kind": kind, "seed": seed, **settings},
@@ -143,10 +143,10 @@ def draw_noise(
         kind,
         rate,
         seed,
-        100 * manifest.actual_rate,
+        100 * drawn.actual_rate,
         len(clean),
     )
-    return manifest
+    return drawn
 
 
 def load_transition_matrix(path: str | os.PathLike) -> torch.Tensor:
@@ -186,7 +186,7 @@ def load_transition_matrix(path: str | os.PathLike) -> torch.Tensor:
 
 
 def _check_options(kind: str, num_classes: int, **options) -> dict:
-    """The options that belong to `kind`, for the manifest; raises for missing, misplaced and unknown ones."""
+    """The options that belong to `kind`, for the noise file; raises for missing, misplaced and unknown ones."""
     if kind not in KINDS:
         raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}.")
     if options["draw"] not in ("per_sample", "exact"):

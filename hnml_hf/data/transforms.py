@@ -321,8 +321,8 @@ class TransformedDataset(torch.utils.data.Dataset):
         except UNREADABLE as error:
             raise UnreadableImageError(
                 f"{self._first_unreadable(rows, ids)} cannot be read: {str(error) or type(error).__name__}. Find all "
-                "bad files with `python scripts/audit_data.py --dataset ... --quarantine_output quarantine.jsonl` and "
-                "leave them out with `--quarantine quarantine.jsonl`."
+                "bad files with `python scripts/check.py --dataset ... --exclude_output excluded.jsonl` and "
+                "leave them out with `--exclude excluded.jsonl`."
             ) from error
 
     def _first_unreadable(self, rows: list[int], ids: np.ndarray) -> str:

@@ -6,7 +6,7 @@ import re
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..atomic import whole_file
+from ..atomic import atomic_write
 
 
 COLOURS = ("#1f4e9c", "#e07b00", "#3a8f3a", "#c02020", "#7a4fa3", "#6b6b6b")
@@ -60,8 +60,8 @@ def training_curves(log_history: list[dict], path: str | os.PathLike, *, evaluat
                 for prefix, split in eval_prefixes(log).items()
                 for model, infix in models.items()
             },
-            "given labels that are fitted": "fit",
-            "wrong labels that are fitted": "memorized",
+            "agreement with the given labels": "label_agreement",
+            "wrong labels memorized": "memorized",
         },
     }
     panels = {
@@ -77,7 +77,7 @@ def training_curves(log_history: list[dict], path: str | os.PathLike, *, evaluat
     picture = Image.new("RGB", (1200, 500), "white")
     for position, (title, series) in enumerate(panels.items()):
         _panel(ImageDraw.Draw(picture), (70 + 600 * position, 50, 570 + 600 * position, 370), title, series)
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         picture.save(unfinished, "PNG")
     return True
 

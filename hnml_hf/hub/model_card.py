@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
-from ..atomic import whole_file
+from ..atomic import atomic_write
 from ..data.schema import UNKNOWN, noise_rate
 from .curves import epochs_of, training_curves
 
@@ -281,6 +281,6 @@ def generate_model_card(
         },
         license=plain(license) if license else "not stated",
     )
-    with whole_file(folder / "README.md") as unfinished:
+    with atomic_write(folder / "README.md") as unfinished:
         unfinished.write_text(str(card), encoding="utf-8")
     return card

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..atomic import whole_file
+from ..atomic import atomic_write
 from ..modeling.cam import class_activation_maps
 
 
@@ -132,7 +132,7 @@ def export_program(model, path: str | os.PathLike, *, with_cams: bool = False) -
     module, pixel_values, expected = _prepare(model, with_cams)
     path, names = Path(path), ["logits", "cams"][: 1 + with_cams]
     program = torch.export.export(module, (pixel_values,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-    with whole_file(path) as unfinished, torch.no_grad():
+    with atomic_write(path) as unfinished, torch.no_grad():
         torch.export.save(program, unfinished)
         loaded = torch.export.load(unfinished).module()
         for count in (3, 1):

@@ -1,4 +1,4 @@
-"""[`SavedModelMixin`]: checkpoints that timm and transformers open without this package, and refuse when torn."""
+"""[`SavedModelMixin`]: checkpoints that timm and transformers open without this package, and refuse if incomplete."""
 
 import json
 import os

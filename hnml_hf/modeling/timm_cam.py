@@ -343,9 +343,9 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
             feature_maps=self.to_feature_maps(native),
             last_hidden_state=native,
         )
-        return self.look(output, cam_classes, region_masks)
+        return self.add_cams(output, cam_classes, region_masks)
 
-    def look(self, output: TimmCAMOutput, cam_classes=None, region_masks=None) -> TimmCAMOutput:
+    def add_cams(self, output: TimmCAMOutput, cam_classes=None, region_masks=None) -> TimmCAMOutput:
         """Add activation maps and regions to what `forward` returned; its arguments, but only the head runs."""
         if cam_classes is not None:
             classes = output.logits.argmax(-1) if isinstance(cam_classes, str) else cam_classes

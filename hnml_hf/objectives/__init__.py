@@ -7,10 +7,10 @@ An objective is a function `objective(student, labels, *, ...) -> (terms, monito
 * `terms` maps `base`, `consistency`, `mask_guided` to per-example losses of shape `(b,)`. The trainer alone
   averages and weighs them.
 * `monitors` maps names to tensors for the log; `logits` of shape `(b, k)` is always among them.
-* Keyword-only arguments are filled by name. `wanted` is the set of terms with a weight above zero in this step,
+* Keyword-only arguments are filled by name. `active_terms` is the set of terms with a weight above zero in this step,
   `teacher()` gives the teacher's output with its class activation maps (`teacher` is None without such a pass),
   `remember(probabilities)` gives each example's running average, `generator` is the source of randomness,
-  `sample_weights` says how far each label is believed
+  `sample_weights` says the confidence in each label
   (None = all alike), `noise_rate` which share of them is wrong (None = do not ask). All others are fields of
   [`HNMLTrainingArguments`] of the same name.
 

@@ -44,9 +44,9 @@ class BatchView:
         """All parameters by name."""
         return dict(self.model.named_parameters())
 
-    def look(self, output, **requests):
+    def add_cams(self, output, **requests):
         """Add `cam_classes` and `region_masks` to the output of a pass that is over."""
-        return self.model.look(output, **requests)
+        return self.model.add_cams(output, **requests)
 
     def class_activation_maps(self, output, class_weights: torch.Tensor) -> torch.Tensor:
         return self.model.class_activation_maps(output, class_weights)

@@ -19,7 +19,7 @@ def cross_entropy(
     Args:
         logits (`torch.Tensor` of shape `(b, k)`): class scores.
         labels (`torch.LongTensor` of shape `(b,)`): given labels; or `torch.Tensor` of shape `(b, k)`, soft labels.
-        sample_weights (`torch.Tensor` of shape `(b,)`, *optional*): w, how far each label is believed; default: 1. The
+        sample_weights (`torch.Tensor` of shape `(b,)`, *optional*): w, the confidence in each label; default: 1. The
             mean over a batch stays one over its examples, not over the weights, so that it does not matter how a
             batch is cut.
         noise_rate (`torch.Tensor` of shape `()`, *optional*): r, in [0, (k - 1) / k), beyond which a label would

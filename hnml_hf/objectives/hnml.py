@@ -67,7 +67,7 @@ def mask_guided_loss(
     return teacher_probabilities.amax(-1) * loss
 
 
-def hnml(student, labels, *, wanted, teacher, remember=None, sample_weights=None, noise_rate=None):
+def hnml(student, labels, *, active_terms, teacher, remember=None, sample_weights=None, noise_rate=None):
     """Objective `hnml`: CE(p, y) + lambda KL(q || p) + mu mask-guided loss, where the trainer has put the network.
 
     With `extrapolation` that is ahead along the optimizer's momentum.
@@ -75,22 +75,22 @@ def hnml(student, labels, *, wanted, teacher, remember=None, sample_weights=None
     Without a teacher the targets are the samples' running averages and the maps the student's own, detached: the map
     agreement is then 0.
     """
-    if wanted == {"base"}:
+    if active_terms == {"base"}:
         return ce(student, labels, sample_weights=sample_weights, noise_rate=noise_rate)
     output = student() if teacher is None else None
     if teacher is None:
-        evidence = own_evidence(student, output, remember, with_cams="mask_guided" in wanted)
+        evidence = own_evidence(student, output, remember, with_cams="mask_guided" in active_terms)
     else:
         evidence = teacher_evidence(teacher)
-    teacher_maps, foreground, requests = mask_requests(student, evidence, wanted)
-    output = student(**requests) if output is None else student.look(output, **requests)
+    teacher_maps, foreground, requests = mask_requests(student, evidence, active_terms)
+    output = student(**requests) if output is None else student.add_cams(output, **requests)
     here = VirtualPredictions(
         output.logits[None],
         output.region_logits[None] if requests else None,
         output.cams[None] if requests else None,
     )
     base = cross_entropy(output.logits, labels, sample_weights, noise_rate)
-    terms, monitors = outer_terms(student, here, evidence, teacher_maps, foreground, wanted)
+    terms, monitors = outer_terms(student, here, evidence, teacher_maps, foreground, active_terms)
     return {"base": base, **terms}, {"logits": output.logits, **monitors}
 
 
@@ -98,7 +98,7 @@ def hnml_synthetic(
     student,
     labels,
     *,
-    wanted,
+    active_terms,
     teacher,
     generator,
     meta_scope: str,
@@ -117,14 +117,14 @@ def hnml_synthetic(
     Without a teacher the targets are the samples' running averages and the maps the student's own, detached: the map
     agreement then only asks that a virtual step leaves the map where it is.
     """
-    if wanted == {"base"}:
+    if active_terms == {"base"}:
         return ce(student, labels, sample_weights=sample_weights, noise_rate=noise_rate)
     passed = first_pass(student, meta_scope) if teacher is None else None
     if teacher is None:
-        evidence = own_evidence(student, passed[1], remember, with_cams="mask_guided" in wanted)
+        evidence = own_evidence(student, passed[1], remember, with_cams="mask_guided" in active_terms)
     else:
         evidence = teacher_evidence(teacher)
-    teacher_maps, foreground, requests = mask_requests(student, evidence, wanted)
+    teacher_maps, foreground, requests = mask_requests(student, evidence, active_terms)
     synthetic_labels = neighbor_labels(
         evidence.features,
         labels,
@@ -144,26 +144,26 @@ def hnml_synthetic(
         passed=passed,
     )
     base = cross_entropy(output.logits, labels, sample_weights, noise_rate)
-    terms, monitors = outer_terms(student, virtual, evidence, teacher_maps, foreground, wanted)
+    terms, monitors = outer_terms(student, virtual, evidence, teacher_maps, foreground, active_terms)
     return {"base": base, **terms}, {"logits": output.logits, "swapped_label_loss_drop": drop, **monitors}
 
 
-def mask_requests(student, evidence: Evidence, wanted):
+def mask_requests(student, evidence: Evidence, active_terms):
     """The teacher's normalised maps and their foreground, `(b, h, w)`, and what the student is asked for beside its
-    logits; None, None and nothing where the mask-guided term is not wanted."""
-    if "mask_guided" not in wanted:
+    logits; None, None and nothing where the mask-guided term is not active."""
+    if "mask_guided" not in active_terms:
         return None, None, {}
     maps = student.normalize_cams(evidence.cams)
     foreground = foreground_mask(maps)
     return maps, foreground, {"cam_classes": evidence.probabilities.argmax(-1), "region_masks": foreground[None]}
 
 
-def outer_terms(student, virtual: VirtualPredictions, evidence: Evidence, teacher_maps, foreground, wanted):
+def outer_terms(student, virtual: VirtualPredictions, evidence: Evidence, teacher_maps, foreground, active_terms):
     """Both levels of the outer loss, `(b,)` each, as means over the virtual steps, and monitors."""
     terms, monitors = {}, evidence.monitors()
-    if "consistency" in wanted:
+    if "consistency" in active_terms:
         terms["consistency"] = consistency_loss(virtual.logits, evidence.probabilities).mean(0)
-    if "mask_guided" in wanted:
+    if "mask_guided" in active_terms:
         foreground_logits = virtual.region_logits[:, 0]
         monitors["foreground_logits"] = foreground_logits[0].detach()
         terms["mask_guided"] = mask_guided_loss(

@@ -8,7 +8,7 @@ from .cross_entropy import ce, cross_entropy
 
 
 class Evidence(NamedTuple):
-    """What a batch is taught with (b images, k classes, d features, h x w cells); nothing here is differentiated."""
+    """The targets of a batch (b images, k classes, d features, h x w cells); nothing here is differentiated."""
 
     probabilities: torch.Tensor  # (b, k), q
     features: torch.Tensor  # (b, d), in which neighbours are looked for
@@ -35,7 +35,7 @@ def own_evidence(student, output, remember, *, with_cams: bool = False) -> Evide
     Args:
         student (`BatchView`), output (`TimmCAMOutput`): the batch and the student's output for it.
         remember (`Callable`): folds probabilities `(b, k)` into the running averages and returns those.
-        with_cams (`bool`): whether maps are wanted.
+        with_cams (`bool`): whether maps are needed.
     """
     average = remember(output.logits.float().softmax(-1))
     probabilities = average / average.sum(-1, keepdim=True)
@@ -59,9 +59,9 @@ def consistency_loss(logits: torch.Tensor, teacher_probabilities: torch.Tensor) 
     return cross - torch.special.entr(teacher_probabilities).sum(-1)
 
 
-def mean_teacher(student, labels, *, wanted, teacher, remember=None, sample_weights=None, noise_rate=None):
+def mean_teacher(student, labels, *, active_terms, teacher, remember=None, sample_weights=None, noise_rate=None):
     """Objective `mean_teacher` (Tarvainen & Valpola, NeurIPS 2017) = HNML without inner step and without mask."""
-    if "consistency" not in wanted:
+    if "consistency" not in active_terms:
         return ce(student, labels, sample_weights=sample_weights, noise_rate=noise_rate)
     evidence = None if teacher is None else teacher_evidence(teacher)
     output = student()

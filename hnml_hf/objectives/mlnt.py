@@ -57,7 +57,7 @@ def virtual_predictions(
         loss.
     """
     if scope == "head":
-        output = student(**requests) if passed is None else student.look(passed[1], **requests)
+        output = student(**requests) if passed is None else student.add_cams(passed[1], **requests)
         virtual = _head_steps(student, output, synthetic_labels, requests, lr=lr, second_order=second_order)
     else:
         weights, output = first_pass(student, scope) if passed is None else passed
@@ -98,7 +98,7 @@ def mlnt(
     student,
     labels,
     *,
-    wanted,
+    active_terms,
     teacher,
     generator,
     meta_scope: str,
@@ -112,7 +112,7 @@ def mlnt(
     noise_rate=None,
 ):
     """Objective `mlnt` (Li et al., CVPR 2019): always say of which order, the released code is second order."""
-    if "consistency" not in wanted:
+    if "consistency" not in active_terms:
         return ce(student, labels, sample_weights=sample_weights, noise_rate=noise_rate)
     passed = None if teacher is not None else first_pass(student, meta_scope)
     evidence = teacher_evidence(teacher) if passed is None else own_evidence(student, passed[1], remember)

@@ -31,7 +31,7 @@ APPLIES = {
         lambda args: args.objective in SYNTHETIC_OBJECTIVES,
     ),
     **dict.fromkeys(("consistency_weight", "teacher_source"), lambda args: args.objective in TEACHER_OBJECTIVES),
-    **dict.fromkeys(("mask_weight", "gauge_fraction"), lambda args: args.objective in HNML_OBJECTIVES),
+    **dict.fromkeys(("mask_weight", "monitor_fraction"), lambda args: args.objective in HNML_OBJECTIVES),
 }
 
 
@@ -108,7 +108,7 @@ class HNMLTrainingArguments(TrainingArguments):
         default=3.0, metadata={"help": "Weight of the consistency with the teacher (ours)."}
     )
     mask_weight: float = field(default=1.0, metadata={"help": "Weight of the mask-guided self-learning (ours)."})
-    forward_correction: bool = field(
+    symmetric_correction: bool = field(
         default=False,
         metadata={
             "help": "Ask the network for the probability of the given labels, where a share of them is wrong, not for "
@@ -117,12 +117,12 @@ class HNMLTrainingArguments(TrainingArguments):
             "it starts from (ours)."
         },
     )
-    gauge_fraction: float | None = field(
+    monitor_fraction: float | None = field(
         default=None,
         metadata={
             "help": "Share of the training labels that no loss sees: how well they are fitted beside the others tells "
             "how much is memorised, and the meta terms are as strong as that. Default: as many as 500 labels are, "
-            "from 0.01 to 0.1. 0: none, the meta terms are always at full strength (ours)."
+            "from 0.01 to 0.1. 0: none, the meta terms are always at full weight (ours)."
         },
     )
     # -- teacher --
@@ -184,7 +184,7 @@ class HNMLTrainingArguments(TrainingArguments):
             ("elr_decay", 0, 1),
             ("perturb_ratio", 0, 1),
             ("teacher_decay", 0, 1),
-            ("gauge_fraction", 0, 0.5),
+            ("monitor_fraction", 0, 0.5),
         ):
             value = getattr(self, name)
             self._require(name, value is None or low <= value <= high, f"between {low} and {high}")

@@ -16,19 +16,19 @@ from transformers import TrainerCallback
 
 from ..audit.noise_model import estimate_noise_rate
 from .distributed import any_process, broadcast_buffers, check_ranks_agree, tensor_digests
-from .dynamics import STATISTICS_FILE, SampleStatistics
+from .dynamics import DYNAMICS_FILE, TrainingDynamics
+from .dynamics_buffer import DynamicsBuffer
 from .flops import CostMeter
-from .memorization import UPDATE_EVERY, MemorizationGauge
+from .memorization import UPDATE_EVERY, MemorizationMonitor
 from .step_monitor import StepMonitor, non_finite_error
 from .target_memory import create_memory
-from .visits import VisitLog
 
 
 TEACHER_FOLDER = "teacher"
 MEMORY_FILE = "target_memory.safetensors"
-GAUGE_FILE = "memorization_gauge.json"
-HIGHEST_RATE = 0.9  # noise rate of the forward correction, as a share of the one at which labels say nothing
-VISITS_KEPT = 32  # batches whose predictions wait on the device, at most
+MONITOR_FILE = "memorization_monitor.json"
+HIGHEST_RATE = 0.9  # noise rate of the symmetric correction, as a share of the one at which labels say nothing
+BATCHES_KEPT = 32  # batches whose predictions wait on the device, at most
 
 
 class CheckpointedCallback(TrainerCallback):
@@ -131,63 +131,65 @@ class PredictionMemory(CheckpointedCallback):
         return self.store[index]
 
 
-class Dynamics(CheckpointedCallback):
-    """Training dynamics: what the steps saw of each sample goes, now and then, to gauge and statistics.
+class DynamicsRecorder(CheckpointedCallback):
+    """Training dynamics: what the steps saw of each sample goes, now and then, to the monitor and to the records.
 
     Args:
         dataset ([`TransformedDataset`]): with `index`, `labels` and `held_out`.
         num_labels (`int`): number of classes.
-        gauge ([`MemorizationGauge`], *optional*): on every process.
-        keep_statistics (`bool`): whether this process keeps the [`SampleStatistics`].
+        monitor ([`MemorizationMonitor`], *optional*): on every process.
+        keep_dynamics (`bool`): whether this process keeps the [`TrainingDynamics`].
         path (`str`): where these are saved at the end.
     """
 
-    def __init__(self, dataset, num_labels: int, *, gauge: MemorizationGauge | None, keep_statistics: bool, path: str):
+    def __init__(
+        self, dataset, num_labels: int, *, monitor: MemorizationMonitor | None, keep_dynamics: bool, path: str
+    ):
         self.dataset, self.num_labels, self.path = dataset, num_labels, path
-        self.gauge, self.keep_statistics = gauge, keep_statistics
+        self.monitor, self.keep_dynamics = monitor, keep_dynamics
         self.reset()
 
     def reset(self):
-        data, self.statistics = self.dataset, None
-        if self.keep_statistics:
-            self.statistics = SampleStatistics(
+        data, self.dynamics = self.dataset, None
+        if self.keep_dynamics:
+            self.dynamics = TrainingDynamics(
                 data.index, data.labels, self.num_labels, path=self.path, held_out=data.held_out
             )
-        if self.gauge is not None:
-            self.gauge.reset()
-        self.visits = VisitLog(gauge=self.gauge, statistics=self.statistics)
+        if self.monitor is not None:
+            self.monitor.reset()
+        self.buffer = DynamicsBuffer(monitor=self.monitor, dynamics=self.dynamics)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if len(self.visits) >= VISITS_KEPT:  # between steps, where a checkpoint would take them in too
-            self.visits.flush()
-        if self.gauge is not None and state.global_step % UPDATE_EVERY == 0:
-            self.visits.flush()
-            self.gauge.update()
+        if len(self.buffer) >= BATCHES_KEPT:  # between steps, where a checkpoint would take them in too
+            self.buffer.flush()
+        if self.monitor is not None and state.global_step % UPDATE_EVERY == 0:
+            self.buffer.flush()
+            self.monitor.update()
 
     def before_save(self):
-        self.visits.flush()
+        self.buffer.flush()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.visits.flush()
-        if self.statistics is not None:
-            self.statistics.save(self.path)
+        self.buffer.flush()
+        if self.dynamics is not None:
+            self.dynamics.save(self.path)
 
     def save(self, folder):
-        if self.gauge is not None:
-            (folder / GAUGE_FILE).write_text(json.dumps(self.gauge.state_dict()), encoding="utf-8")
-        if self.statistics is not None:
-            self.statistics.save(folder / STATISTICS_FILE)
+        if self.monitor is not None:
+            (folder / MONITOR_FILE).write_text(json.dumps(self.monitor.state_dict()), encoding="utf-8")
+        if self.dynamics is not None:
+            self.dynamics.save(folder / DYNAMICS_FILE)
 
     def load(self, folder):
-        if self.gauge is not None:
-            self.gauge.load_state_dict(json.loads((folder / GAUGE_FILE).read_text(encoding="utf-8")))
-        if self.statistics is not None:
-            self.statistics.load(folder / STATISTICS_FILE)
+        if self.monitor is not None:
+            self.monitor.load_state_dict(json.loads((folder / MONITOR_FILE).read_text(encoding="utf-8")))
+        if self.dynamics is not None:
+            self.dynamics.load(folder / DYNAMICS_FILE)
 
 
 class NoiseRate(CheckpointedCallback):
-    """The share of wrong labels for the forward correction: estimated from the run's own records after each epoch, or
-    once by the cross-validation of the probe that the run started from.
+    """The share of wrong labels for the symmetric correction: estimated from the run's own records after each epoch,
+    or once by the cross-validation of the probe that the run started from.
 
     Args:
         trainer ([`HNMLTrainer`]): with `dynamics`.
@@ -210,14 +212,14 @@ class NoiseRate(CheckpointedCallback):
             self._estimate()
 
     def _estimate(self):
-        self.trainer.dynamics.visits.flush()
+        self.trainer.recorder.buffer.flush()
         self.rate = self.trainer.on_first_process(self._estimated)
 
     def _estimated(self) -> float | None:
         records, classes = self.cross_validated, self.trainer.model.config.num_labels
         if records is None:
-            records = self.trainer.dynamics.statistics.records
-            if not (records["times_seen"] > 1).any():  # what votes of one visit agree on says nothing
+            records = self.trainer.recorder.dynamics.records
+            if not (records["times_seen"] > 1).any():  # what votes of one observation agree on says nothing
                 return None
         rate = estimate_noise_rate(records[records["times_seen"] > 0], classes, seed=self.trainer.args.seed)
         return min(rate, HIGHEST_RATE * (classes - 1) / classes)

@@ -60,9 +60,9 @@ def check_sample_weights(dataset, *, mixes: bool, objective: str, provided: Coll
         raise ValueError(f"All {len(dataset)} training samples have weight 0; there is nothing to learn.")
 
 
-def check_forward_correction(args, dataset, *, mixes: bool, provided: Collection[str]):
-    """Raise `ValueError` if `forward_correction` is asked for where it cannot be had; arguments as above."""
-    if not args.forward_correction:
+def check_symmetric_correction(args, dataset, *, mixes: bool, provided: Collection[str]):
+    """Raise `ValueError` if `symmetric_correction` is asked for where it cannot be had; arguments as above."""
+    if not args.symmetric_correction:
         return
     reason = None
     if "noise_rate" not in provided:
@@ -72,7 +72,7 @@ def check_forward_correction(args, dataset, *, mixes: bool, provided: Collection
     elif getattr(dataset, "weights", None) is not None:
         reason = "the weights of the samples already say how far each label is believed"
     if reason is not None:
-        raise ValueError(f"`forward_correction` cannot be had here: {reason}. Set it to false.")
+        raise ValueError(f"`symmetric_correction` cannot be had here: {reason}. Set it to false.")
 
 
 def chosen_targets(args, dataset, *, mixes: bool) -> str:
@@ -86,8 +86,8 @@ def chosen_targets(args, dataset, *, mixes: bool) -> str:
         reason = "images are mixed"
     elif not args.takes_soft_targets():
         reason = f"objective `{args.objective}` takes labels alone, as it is set"
-    elif args.forward_correction:
-        reason = "`forward_correction` corrects the loss on given labels"
+    elif args.symmetric_correction:
+        reason = "`symmetric_correction` corrects the loss on given labels"
     if chosen == "posterior" and reason is not None:
         raise ValueError(f"`targets=posterior` cannot be had here: {reason}. Leave it out, or give `given`.")
     if chosen is None and there and reason is None and data.weights is not None:

@@ -5,53 +5,66 @@ from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
+from numpy.lib.recfunctions import rename_fields
 
-from ..atomic import mapped_array, whole_file
+from ..atomic import atomic_write, mapped_array
 
 
-CANDIDATES = 9  # labels that are followed beside the given one; with up to ten classes that is all of them
-DECAY = 0.9  # of the running probabilities, per visit: a memory of about ten epochs
+TOP_LABELS = 9  # labels that are followed beside the given one; with up to ten classes that is all of them
+DECAY = 0.9  # of the running probabilities, per observation: a memory of about ten epochs
 IN_MEMORY = 256 * 2**20  # bytes; a larger table lives in a mapped file
 NEVER = -1
 AUDIT_FOLDER = "_audit"  # of a run, in its `output_dir`
-STATISTICS_FILE = "sample_statistics.npy"
-PROBE_FILE = "probe_statistics.npy"  # the same from the cross-validated probe that a run started from
+DYNAMICS_FILE = "training_dynamics.npy"
+PROBE_FILE = "probe_dynamics.npy"  # the same from the cross-validated probe that a run started from
+# names in files of earlier versions
+OLD_FILES = {DYNAMICS_FILE: "sample_statistics.npy", PROBE_FILE: "probe_statistics.npy"}
+OLD_FIELDS = {
+    "candidates": "top_probabilities",
+    "candidate_labels": "top_labels",
+    "given_votes": "given_frequency",
+    "votes": "top_frequencies",
+}
 
 
-def record_type(num_labels: int) -> np.dtype:
-    """Fields of a record; `c` candidates are kept, `c = min(k - 1, 9)`."""
-    candidates = (min(num_labels - 1, CANDIDATES),)
+def dynamics_dtype(num_labels: int) -> np.dtype:
+    """Fields of a record; `c` labels are followed beside the given one, `c = min(k - 1, 9)`."""
+    top_k = (min(num_labels - 1, TOP_LABELS),)
     return np.dtype(
         [
             ("index", "<i8"),  # sample id
             ("label", "<i4"),  # given label
-            ("held_out", "?"),  # whether no loss saw the label, so that no prediction knows it by heart
-            ("times_seen", "<i4"),  # visits, at most one an epoch
-            ("last_epoch", "<i4"),  # epoch of the last visit
+            ("held_out", "?"),  # whether no loss saw the label, so that no prediction has memorized it
+            ("times_seen", "<i4"),  # observations, at most one an epoch
+            ("last_epoch", "<i4"),  # epoch of the last observation
             ("given", "<f4"),  # running probability of the given label
-            ("candidates", "<f4", candidates),  # running probabilities of other labels
-            ("candidate_labels", "<i4", candidates),  # which labels these are, -1 = free
-            ("given_votes", "<f4"),  # running share of visits in which the student's prediction was the given label
-            ("votes", "<f4", candidates),  # and one of the candidates
-            ("margin", "<f4"),  # mean over all visits of p_given - max p_other
+            ("top_probabilities", "<f4", top_k),  # running probabilities of other labels
+            ("top_labels", "<i4", top_k),  # which labels these are, -1 = free
+            (
+                "given_frequency",
+                "<f4",
+            ),  # running share of observations in which the student's prediction was the given label
+            ("top_frequencies", "<f4", top_k),  # and one of the others
+            ("margin", "<f4"),  # mean over all observations of p_given - max p_other
             (
                 "foreground_agreement",
                 "<f4",
-            ),  # running share of visits in which the foreground gets the same class
-            ("foreground_seen", "<i4"),  # visits with a foreground prediction
+            ),  # running share of observations in which the foreground gets the same class
+            ("foreground_seen", "<i4"),  # observations with a foreground prediction
             ("first_learned", "<i4"),  # first and last epoch in which the given label was the predicted one
             ("last_learned", "<i4"),
         ]
     )
 
 
-class SampleStatistics:
-    """Running statistics of every training sample, of O(n) size whatever the number of classes.
+class TrainingDynamics:
+    """Running averages of every training sample, of O(n) size whatever the number of classes.
 
-    Running probabilities are bias-corrected exponential averages: after t visits the weight of visit s is proportional
-    to 0.9^(t - s). The other labels are followed by a sketch in the manner of Space-Saving (Metwally, Agrawal &
-    El Abbadi, ICDT 2005): a label that is most probable among those not followed takes the place of the weakest one if
-    it is above it. With up to ten classes nothing is ever left out, and the averages are exact.
+    Running probabilities are bias-corrected exponential averages: after t observations the weight of the one at s
+    is in proportion to 0.9^(t - s). The other labels are followed by a sketch in the manner of Space-Saving
+    (Metwally, Agrawal & El Abbadi, ICDT 2005): a label that is most probable among those not followed takes the
+    place of the weakest one if it is above it. With up to ten classes nothing is ever left out, and the averages
+    are exact.
 
     Args:
         index (`np.ndarray` of shape `(n,)`): sample ids in any order.
@@ -88,7 +101,7 @@ class SampleStatistics:
             bad = order[(labels[order] < 0) | (labels[order] >= num_labels)][0]
             raise ValueError(f"Sample {index[bad]} has label {labels[bad]}, but there are {num_labels} classes.")
         self.num_labels = num_labels
-        kind = record_type(num_labels)
+        kind = dynamics_dtype(num_labels)
         if path is not None and len(index) * kind.itemsize > in_memory:
             folder = Path(path).parent
             folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +111,7 @@ class SampleStatistics:
         self.ids = index[order]
         self.records["index"], self.records["label"] = self.ids, labels[order]
         self.records["held_out"] = False if held_out is None else np.asarray(held_out)[order]
-        self.records["candidate_labels"] = -1
+        self.records["top_labels"] = -1
         for name in ("last_epoch", "first_learned", "last_learned"):
             self.records[name] = NEVER
 
@@ -119,10 +132,10 @@ class SampleStatistics:
         probabilities: np.ndarray,
         *,
         epoch: np.ndarray | int,
-        voted: np.ndarray | None = None,
+        student_predictions: np.ndarray | None = None,
         foreground: np.ndarray | None = None,
     ):
-        """Take in one visit of each of `b` samples.
+        """Take in one observation of each of `b` samples.
 
         A sample counts once an epoch: the copies that fill up a last uneven batch, on one process or on several, are
         left out, whether they come in one call or in two. Negative ids are padding.
@@ -132,12 +145,13 @@ class SampleStatistics:
             probabilities (`np.ndarray` of shape `(b, k)`): what the teacher said of the whole image.
             epoch (`np.ndarray` of shape `(b,)` or `int`): number of the epoch, from 0; from call to call it does not
                 go back.
-            voted (`np.ndarray` of shape `(b,)`, *optional*): class that the student predicted; default: the top one.
+            student_predictions (`np.ndarray` of shape `(b,)`, *optional*): what the student predicted; default:
+                the top class.
             foreground (`np.ndarray` of shape `(b,)`, *optional*): class predicted from the foreground alone, -1 = not
                 asked.
         """
         epoch = np.broadcast_to(epoch, len(index))
-        voted = probabilities.argmax(-1) if voted is None else voted
+        student_predictions = probabilities.argmax(-1) if student_predictions is None else student_predictions
         for number in np.unique(epoch):
             there = np.flatnonzero((epoch == number) & (index >= 0))
             _, first = np.unique(index[there], return_index=True)
@@ -146,9 +160,15 @@ class SampleStatistics:
             fresh = self.records["last_epoch"][rows] < number
             there, rows = there[fresh], rows[fresh]
             foreground_there = None if foreground is None else foreground[there]
-            self._visit(rows, probabilities[there].astype(np.float32), int(number), voted[there], foreground_there)
+            self._observe(
+                rows,
+                probabilities[there].astype(np.float32),
+                int(number),
+                student_predictions[there],
+                foreground_there,
+            )
 
-    def _visit(self, rows, probabilities, epoch: int, voted, foreground):
+    def _observe(self, rows, probabilities, epoch: int, student_predictions, foreground):
         records = self.records[rows]
         everyone, label = np.arange(len(rows)), records["label"]
         predicted = probabilities.argmax(-1)
@@ -156,15 +176,17 @@ class SampleStatistics:
         records["times_seen"] += 1
         records["last_epoch"] = epoch
         seen = records["times_seen"].astype(np.float32)
-        weight = (1 - DECAY) / (1 - DECAY**seen)  # of the new visit, in an average without bias towards 0
+        weight = (1 - DECAY) / (1 - DECAY**seen)  # of the new observation, in an average without bias towards 0
         records["given"] += weight * (given - records["given"])
 
         others = probabilities.copy()
         others[everyone, label] = -1
         records["margin"] += (given - others.max(-1)) / seen - records["margin"] / seen
         self._follow(records, others, weight)
-        records["given_votes"] += weight * ((voted == label) - records["given_votes"])
-        records["votes"] += weight[:, None] * ((records["candidate_labels"] == voted[:, None]) - records["votes"])
+        records["given_frequency"] += weight * ((student_predictions == label) - records["given_frequency"])
+        records["top_frequencies"] += weight[:, None] * (
+            (records["top_labels"] == student_predictions[:, None]) - records["top_frequencies"]
+        )
 
         learned = predicted == label
         records["first_learned"] = np.where(
@@ -180,8 +202,8 @@ class SampleStatistics:
         self.records[rows] = records
 
     def _follow(self, records: np.ndarray, others: np.ndarray, weight: np.ndarray):
-        """Fold the probabilities of the other labels, `(b, k)` with the given one at -1, into the candidates."""
-        labels, values = records["candidate_labels"], records["candidates"]
+        """Fold the probabilities `(b, k)` of the other labels, the given one at -1, into those that are followed."""
+        labels, values = records["top_labels"], records["top_probabilities"]
         free = labels < 0
         now = np.take_along_axis(others, np.where(free, 0, labels), -1)
         values += weight[:, None] * (np.where(free, 0, now) - values)
@@ -196,25 +218,27 @@ class SampleStatistics:
                 break
             rows = everyone[enters]
             labels[rows, weakest[rows]], values[rows, weakest[rows]] = newcomer[rows], value[rows]
-            records["votes"][rows, weakest[rows]] = 0
+            records["top_frequencies"][rows, weakest[rows]] = 0
             left[rows, newcomer[rows]] = -1
-        records["candidate_labels"], records["candidates"] = labels, values
+        records["top_labels"], records["top_probabilities"] = labels, values
 
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike):
         """Write the records to a `.npy` file, whole or not at all."""
-        save_records(path, self.records)
+        save_dynamics(path, self.records)
 
     def load(self, path: str | os.PathLike):
         """Go on from saved records. Raises `ValueError` if they belong to other samples or to other labels."""
-        stored = read_records(path)
+        stored = read_dynamics(path)
         if stored.dtype != self.records.dtype:
-            raise ValueError(f"{path}: the statistics were kept for another number of classes than {self.num_labels}.")
+            raise ValueError(
+                f"{path}: the training dynamics were kept for another number of classes than {self.num_labels}."
+            )
         if not all(np.array_equal(stored[name], self.records[name]) for name in ("index", "label")):
             raise ValueError(
-                f"{path}: the statistics belong to other sample ids or labels than this training set. Resume with the "
-                "data that the run was started on."
+                f"{path}: the training dynamics belong to other sample ids or labels than this training set. Resume "
+                "with the data that the run was started on."
             )
         self.records[:] = stored
 
@@ -238,19 +262,19 @@ def score_predictions(
     Returns:
         structured `np.ndarray` of shape `(n,)`, in the order of `index`.
     """
-    statistics = SampleStatistics(index, labels, probabilities.shape[-1], held_out=np.full(len(labels), held_out))
+    dynamics = TrainingDynamics(index, labels, probabilities.shape[-1], held_out=np.full(len(labels), held_out))
     there = slice(None) if seen is None else seen
-    statistics.update(np.asarray(index)[there], probabilities[there], epoch=0)
-    return statistics.records
+    dynamics.update(np.asarray(index)[there], probabilities[there], epoch=0)
+    return dynamics.records
 
 
-def save_records(path: str | os.PathLike, records: np.ndarray):
+def save_dynamics(path: str | os.PathLike, records: np.ndarray):
     """Write records to a `.npy` file, whole or not at all; its folder is made."""
-    with whole_file(path) as unfinished, open(unfinished, "wb") as file:
+    with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
         np.save(file, records, allow_pickle=False)
 
 
-def read_records(path: str | os.PathLike) -> np.ndarray:
+def read_dynamics(path: str | os.PathLike) -> np.ndarray:
     """The records of a run, mapped, as a structured array of shape `(n,)` ordered by `index`.
 
     Raises:
@@ -260,14 +284,23 @@ def read_records(path: str | os.PathLike) -> np.ndarray:
     try:
         records = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, TokenError) as error:  # NumPy takes the header for Python
-        raise ValueError(f"{path} holds no statistics of samples ({error}).") from error
-    if not isinstance(records, np.ndarray) or "candidate_labels" not in (records.dtype.names or ()):
-        raise ValueError(f"{path} holds no statistics of samples: it has no field `candidate_labels`.")
+        raise ValueError(f"{path} holds no training dynamics ({error}).") from error
+    if isinstance(records, np.ndarray) and "candidate_labels" in (records.dtype.names or ()):
+        records = rename_fields(records, OLD_FIELDS)
+    if not isinstance(records, np.ndarray) or "top_labels" not in (records.dtype.names or ()):
+        raise ValueError(f"{path} holds no training dynamics: it has no field `top_labels`.")
     return records
 
 
-def run_records(run: str | os.PathLike) -> np.ndarray:
-    """The records that a training run left in its `output_dir`; see [`read_records`].
+def dynamics_file(run: str | os.PathLike, name: str = DYNAMICS_FILE) -> Path:
+    """Where a run keeps its training dynamics, or where one of an earlier version did; it need not be there."""
+    path = Path(run) / AUDIT_FOLDER / name
+    old = path.with_name(OLD_FILES[name])
+    return old if old.is_file() and not path.is_file() else path
+
+
+def run_dynamics(run: str | os.PathLike) -> np.ndarray:
+    """The records that a training run left in its `output_dir`; see [`read_dynamics`].
 
     Args:
         run (`str` or `Path`): its `output_dir`.
@@ -276,27 +309,27 @@ def run_records(run: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: if it left none.
         ValueError: if the file holds something else.
     """
-    path = Path(run) / AUDIT_FOLDER / STATISTICS_FILE
+    path = dynamics_file(run)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{run} holds no scores of samples (no `{AUDIT_FOLDER}/{STATISTICS_FILE}`). Name the `output_dir` of a "
+            f"{run} holds no scores of samples (no `{AUDIT_FOLDER}/{DYNAMICS_FILE}`). Name the `output_dir` of a "
             "training run that has finished, or give `--model` and `--dataset` to score any dataset with any "
             "classifier."
         )
-    return read_records(path)
+    return read_dynamics(path)
 
 
-def save_run_records(run: str | os.PathLike, records: np.ndarray):
-    """Leave records where [`run_records`] finds them.
+def save_run_dynamics(run: str | os.PathLike, records: np.ndarray):
+    """Leave records where [`run_dynamics`] finds them.
 
     Args:
         run (`str` or `Path`): the `output_dir`.
-        records (structured `np.ndarray` of shape `(n,)`): of [`SampleStatistics`] or [`cross_validate_probe`].
+        records (structured `np.ndarray` of shape `(n,)`): of [`TrainingDynamics`] or [`cross_validate_probe`].
     """
-    save_records(Path(run) / AUDIT_FOLDER / STATISTICS_FILE, records)
+    save_dynamics(Path(run) / AUDIT_FOLDER / DYNAMICS_FILE, records)
 
 
-def probe_records(run: str | os.PathLike) -> np.ndarray | None:
+def probe_dynamics(run: str | os.PathLike) -> np.ndarray | None:
     """What the cross-validated linear probe that a run started from said of the samples, or None without one.
 
     Args:
@@ -305,12 +338,12 @@ def probe_records(run: str | os.PathLike) -> np.ndarray | None:
     Raises:
         ValueError: if the file holds something else.
     """
-    path = Path(run) / AUDIT_FOLDER / PROBE_FILE
-    return read_records(path) if path.is_file() else None
+    path = dynamics_file(run, PROBE_FILE)
+    return read_dynamics(path) if path.is_file() else None
 
 
-def save_probe_records(run: str | os.PathLike, records: np.ndarray | None):
-    """Leave records where [`probe_records`] finds them.
+def save_probe_dynamics(run: str | os.PathLike, records: np.ndarray | None):
+    """Leave records where [`probe_dynamics`] finds them.
 
     Args:
         run (`str` or `Path`): the `output_dir`.
@@ -319,6 +352,7 @@ def save_probe_records(run: str | os.PathLike, records: np.ndarray | None):
     """
     path = Path(run) / AUDIT_FOLDER / PROBE_FILE
     if records is None:
-        path.unlink(missing_ok=True)
+        for name in (PROBE_FILE, OLD_FILES[PROBE_FILE]):
+            path.with_name(name).unlink(missing_ok=True)
     else:
-        save_records(path, records)
+        save_dynamics(path, records)

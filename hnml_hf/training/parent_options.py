@@ -213,8 +213,8 @@ PARENT_OPTIONS = {
     "do_eval": changed("Follows `eval_strategy`; at the end the test set is measured in any case."),
     "do_predict": refused("`scripts/predict.py` predicts"),
     "resume_from_checkpoint": changed(
-        "Go on from a checkpoint: its folder, `true` for the newest whole one in `output_dir`, or `auto` for that one "
-        "if there is any."
+        "Go on from a checkpoint: its folder, `true` for the newest complete one in `output_dir`, or `auto` for that "
+        "one if there is any."
     ),
     "local_rank": used(),
 }

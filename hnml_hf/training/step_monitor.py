@@ -88,7 +88,9 @@ def non_finite_error(terms: list[str], samples: list[int], *, step: int) -> NonF
     )
 
 
-def label_fit(predicted: torch.Tensor, labels: torch.Tensor, clean_labels: torch.Tensor) -> dict[str, torch.Tensor]:
+def label_agreement(
+    predicted: torch.Tensor, labels: torch.Tensor, clean_labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """How far a batch's given labels are learned, the right and the wrong ones.
 
     Args:
@@ -100,4 +102,4 @@ def label_fit(predicted: torch.Tensor, labels: torch.Tensor, clean_labels: torch
     """
     repeated = predicted == labels
     wrong = (clean_labels >= 0) & (clean_labels != labels)
-    return {"fit": repeated.float().mean(), "memorized": (wrong & repeated).sum() / wrong.sum()}
+    return {"label_agreement": repeated.float().mean(), "memorized": (wrong & repeated).sum() / wrong.sum()}

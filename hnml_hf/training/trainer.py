@@ -14,24 +14,24 @@ from ..objectives import OBJECTIVES
 from ..objectives.batch_view import BatchView
 from ..objectives.soft_targets import dense_targets
 from .args import TEACHER_OBJECTIVES, HNMLTrainingArguments
-from .callbacks import Cost, Dynamics, EvaluationDelay, FiniteCheck, NoiseRate, PredictionMemory, Teacher
-from .data_checks import check_forward_correction, check_sample_weights, check_training_data, chosen_targets
-from .dynamics import AUDIT_FOLDER, STATISTICS_FILE
+from .callbacks import Cost, DynamicsRecorder, EvaluationDelay, FiniteCheck, NoiseRate, PredictionMemory, Teacher
+from .data_checks import check_sample_weights, check_symmetric_correction, check_training_data, chosen_targets
+from .dynamics import AUDIT_FOLDER, DYNAMICS_FILE
 from .evaluation import EvaluationMixin
 from .extrapolation import extrapolated, running_directions
 from .flops import peak_memory_mib
-from .memorization import create_gauge
+from .memorization import create_monitor
 from .publishing import PublishingMixin
-from .resume.facts import method_facts, method_settings
+from .resume.configuration import changeable_of_method, fixed_of_method
 from .resume.trainer import ResumableTrainer
 from .step import batch_generator, step_context
-from .step_monitor import label_fit
+from .step_monitor import label_agreement
 
 
 logger = logging.get_logger(__name__)
 
 # what a step gives its objective; its other keyword-only arguments are options
-PROVIDED = ("wanted", "teacher", "generator", "remember", "sample_weights", "noise_rate")
+PROVIDED = ("active_terms", "teacher", "generator", "remember", "sample_weights", "noise_rate")
 
 
 class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
@@ -47,7 +47,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         args ([`HNMLTrainingArguments`]): the options.
         train_dataset ([`TransformedDataset`], *optional*): needed for training.
         cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`cross_validate_probe`]. Then
-            `forward_correction` has its noise rate from there, from the first step on.
+            `symmetric_correction` has its noise rate from there, from the first step on.
         kwargs: as in transformers' Trainer, as `eval_dataset`, `data_collator` and `compute_metrics`.
 
     Raises:
@@ -82,7 +82,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         if train_dataset is not None:
             check_training_data(train_dataset, self.model.config.num_labels)
             check_sample_weights(train_dataset, mixes=mixes, objective=args.objective, provided=self.provided)
-        check_forward_correction(args, train_dataset, mixes=mixes, provided=self.provided)
+        check_symmetric_correction(args, train_dataset, mixes=mixes, provided=self.provided)
         self.targets = chosen_targets(args, train_dataset, mixes=mixes)
         self._add_parts(cross_validated, mixes)
 
@@ -104,36 +104,36 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         """The parts with a state of their own: callbacks, each there if this run has a use for it."""
         args, data, num_labels = self.args, self.train_dataset, self.model.config.num_labels
         from_memory = args.teacher_source == "memory" and args.objective in TEACHER_OBJECTIVES
-        self.teacher_looks = args.objective in TEACHER_OBJECTIVES and not from_memory
+        self.uses_teacher = args.objective in TEACHER_OBJECTIVES and not from_memory
         self.finite_check, self.cost = FiniteCheck(self), Cost()
-        self.teacher = self.memory = self.gauge = self.dynamics = self.rate_estimate = None
-        if args.eval_teacher or self.teacher_looks:
+        self.teacher = self.memory = self.monitor = self.recorder = self.rate_estimate = None
+        if args.eval_teacher or self.uses_teacher:
             self.teacher = Teacher(self.model, decay=args.teacher_decay)
         if data is not None:
             if from_memory or args.objective == "elr":
                 self.memory = PredictionMemory(
                     data.index, num_labels, decay=args.elr_decay, device=args.device, folder=args.output_dir
                 )
-            self.gauge = create_gauge(args, len(data))
-            data.hold_out(0 if self.gauge is None else self.gauge.fraction, seed=args.seed)
-            self.dynamics = Dynamics(
+            self.monitor = create_monitor(args, len(data))
+            data.hold_out(0 if self.monitor is None else self.monitor.fraction, seed=args.seed)
+            self.recorder = DynamicsRecorder(
                 data,
                 num_labels,
-                gauge=self.gauge,
-                keep_statistics=self.is_world_process_zero() and not mixes,  # a mixed image is no sample
-                path=os.path.join(args.output_dir, AUDIT_FOLDER, STATISTICS_FILE),
+                monitor=self.monitor,
+                keep_dynamics=self.is_world_process_zero() and not mixes,  # a mixed image is no sample
+                path=os.path.join(args.output_dir, AUDIT_FOLDER, DYNAMICS_FILE),
             )
-            if args.forward_correction:
+            if args.symmetric_correction:
                 self.rate_estimate = NoiseRate(self, cross_validated)
-        for part in (self.finite_check, self.teacher, self.memory, self.dynamics, self.rate_estimate, self.cost):
+        for part in (self.finite_check, self.teacher, self.memory, self.recorder, self.rate_estimate, self.cost):
             if part is not None:
                 self.add_callback(part)
         self.add_callback(EvaluationDelay())
 
     @property
-    def statistics(self):
-        """The [`SampleStatistics`] of the run, on the first process; None where images are mixed."""
-        return None if self.dynamics is None else self.dynamics.statistics
+    def dynamics(self):
+        """The [`TrainingDynamics`] of the run, on the first process; None where images are mixed."""
+        return None if self.recorder is None else self.recorder.dynamics
 
     @property
     def noise_rate(self) -> float | None:
@@ -142,7 +142,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
 
     def audit(self, **facts) -> pd.DataFrame | None:
         """Which training labels are probably wrong, from what training saw of each: the table of
-        [`~hnml_hf.find_label_issues`], most suspect first. On the first process; the others have None.
+        [`~hnml_hf.find_label_issues`], most probably wrong first. On the first process; the others have None.
 
         Args:
             facts: further entries of the summary, as `source` and `provenance`.
@@ -152,14 +152,14 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         """
         if not self.is_world_process_zero():
             return None
-        if self.statistics is None:
+        if self.dynamics is None:
             raise ValueError(
                 "Nothing was kept of single samples: there is no training set, or its images are mixed. Train without "
                 "mixup, or give the dataset to `find_label_issues`."
             )
         names = [self.model.config.id2label[label] for label in range(self.model.config.num_labels)]
         crossed = None if self.rate_estimate is None else self.rate_estimate.cross_validated
-        table = noise_scores(self.statistics.records, names, cross_validated=crossed, **facts)
+        table = noise_scores(self.dynamics.records, names, cross_validated=crossed, **facts)
         table["path"] = image_paths(self.train_dataset.dataset)
         return table.sort_values("rank")
 
@@ -168,7 +168,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
     def meta_weight(self) -> float:
         """How much of the meta terms and of the extrapolation this step takes, in [0, 1]: as much as is memorized, or
         all of it where nothing measures that. 0 is plain cross-entropy."""
-        return 1.0 if self.gauge is None else self.gauge.strength
+        return 1.0 if self.monitor is None else self.monitor.meta_weight
 
     def term_weights(self, meta_weight: float) -> dict[str, float]:
         """Weight of each term of the loss that is above 0."""
@@ -187,7 +187,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
 
     def _extrapolated(self):
         distance = self.meta_weight() * self.args.extrapolation * self.args.learning_rate
-        # where it may be wanted later, the first steps show whether the optimizer can serve
+        # where it may be asked for later, the first steps show whether the optimizer can serve
         if not distance and not (self.args.extrapolation and self.state.global_step <= 1):
             return nullcontext()
         directions = running_directions(self.optimizer)
@@ -198,27 +198,27 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
             inputs = {name: inputs[name] for name in ("pixel_values", "labels")}
             return super().compute_loss(model, inputs, return_outputs=return_outputs)
         weights = self.term_weights(self.meta_weight())
-        step = partial(self.objective_step, inputs=inputs, wanted=set(weights))
+        step = partial(self.objective_step, inputs=inputs, active_terms=set(weights))
         view = inputs.get("strong_pixel_values", inputs["pixel_values"])  # the teacher sees the weak one
         terms, monitors = model(pixel_values=view, step=step)  # within the wrapped forward: it sees all gradients
         if "held_out" in inputs:  # the mask-guided term has no use for the given labels
-            taught = ~inputs["held_out"] / (1 - self.gauge.fraction)
+            trained_on = ~inputs["held_out"] / (1 - self.monitor.fraction)
             if "soft_labels" in inputs:  # neither of two labels that are mixed may be one held out
-                taught = taught * taught.flip(0)
-            terms |= {name: taught * terms[name] for name in ("base", "consistency") if name in terms}
+                trained_on = trained_on * trained_on.flip(0)
+            terms |= {name: trained_on * terms[name] for name in ("base", "consistency") if name in terms}
         self._watch(terms, monitors, inputs)
         return sum(weights[name] * term.mean() for name, term in terms.items())
 
-    def objective_step(self, model, pixel_values, *, inputs, wanted):
+    def objective_step(self, model, pixel_values, *, inputs, active_terms):
         """The objective on one batch: terms `(b,)` by name, and monitors."""
         index, labels, args = inputs["index"], inputs.get("soft_labels", inputs["labels"]), self.args
         if self.targets == "posterior":
             labels = dense_targets(
                 inputs["target_classes"], inputs["target_probabilities"], self.model.config.num_labels
             )
-        provided = {"wanted": wanted, "teacher": None, "generator": None}
-        if self.teacher_looks:
-            cams = "predicted" if "mask_guided" in wanted else None
+        provided = {"active_terms": active_terms, "teacher": None, "generator": None}
+        if self.uses_teacher:
+            cams = "predicted" if "mask_guided" in active_terms else None
             provided["teacher"] = torch.no_grad()(
                 partial(self.teacher.network, inputs["pixel_values"], cam_classes=cams)
             )
@@ -238,13 +238,13 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         logits = monitors["logits"].detach()
         predicted = logits.argmax(-1)
         figures = {name: value for name, value in monitors.items() if value.ndim == 0}
-        figures |= label_fit(predicted, inputs["labels"], inputs["clean_labels"])
+        figures |= label_agreement(predicted, inputs["labels"], inputs["clean_labels"])
         self.finite_check.monitor.watch(inputs["index"], terms, figures)
-        self.dynamics.visits.add(
+        self.recorder.buffer.add(
             inputs["index"],
             inputs["labels"],
             probabilities=monitors.get("teacher_probabilities", logits.float().softmax(-1)),
-            voted=predicted,
+            student_predictions=predicted,
             foreground_logits=monitors.get("foreground_logits"),
             weights=inputs.get("sample_weights"),
             held_out=inputs.get("held_out"),
@@ -255,8 +255,8 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if "loss" in logs:
             logs.update(self.finite_check.monitor.averages())  # of all processes
-            if self.gauge is not None:
-                logs["memorized_share"], logs["strength"] = self.gauge.memorized_share(), self.gauge.strength
+            if self.monitor is not None:
+                logs["memorized_share"], logs["meta_weight"] = self.monitor.memorized_share(), self.monitor.meta_weight
             if self.noise_rate is not None:
                 logs["noise_rate"] = self.noise_rate
         if "train_runtime" in logs:  # the summary, which `train` also returns
@@ -264,8 +264,8 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
             logs["peak_memory_mib"] = round(peak_memory_mib(self.args.device), 1)
         super().log(logs, start_time)
 
-    def run_facts(self):
-        return {**super().run_facts(), **method_facts(self)}
+    def fixed_configuration(self):
+        return {**super().fixed_configuration(), **fixed_of_method(self)}
 
-    def run_settings(self):
-        return {**super().run_settings(), **method_settings(self)}
+    def changeable_configuration(self):
+        return {**super().changeable_configuration(), **changeable_of_method(self)}

@@ -23,6 +23,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import statistics
@@ -47,11 +48,23 @@ from recipe import read_suite  # noqa: E402 (it lies beside `train.py`)
 RUNS = "runs.jsonl"
 AXES = {"noise": "noises", "backbone": "backbones", "method": "methods"}
 PROTOCOL = ("rows_train", "rows_test", "targets", "pretrained", "image_size")  # of a run, where it tells them
-KEPT_CURVES = {"fit": "fit", "memorized": "memorized", "strength": "strength"} | {  # of the log, under short names
+KEPT_CURVES = {name: name for name in ("label_agreement", "memorized", "meta_weight")} | {  # of the log, short
     f"eval_{split}{model}_accuracy": f"{split}{model}"
     for split in ("validation", "test")
     for model in ("", "_student", "_teacher")
 }
+RENAMED = (  # in records of earlier versions: methods, options and curves
+    ("look-ahead", "extrapolation"),
+    ("constant rate", "constant learning rate"),
+    (r", rate (?=\d)", ", learning rate "),
+    ("without the gauge's labels", "without the monitor's labels"),
+    (r"\bgauge\b", "monitor"),
+    ("full strength", "full weight"),
+    ("--gauge_fraction", "--monitor_fraction"),
+    ("--forward_correction", "--symmetric_correction"),
+    ('"fit":', '"label_agreement":'),
+    ('"strength":', '"meta_weight":'),
+)
 
 
 @dataclass(frozen=True)
@@ -129,9 +142,11 @@ def load_suite(path: Path) -> list[Cell]:
 
 
 def finished(path: Path) -> dict[str, dict]:
-    """Records by the name of their cell; a last line that was cut off is left out."""
+    """Records by the name of their cell; a last line that was cut off is left out. Old names are today's."""
     records = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        for old, new in RENAMED:
+            line = re.sub(old, new, line)
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -148,9 +163,9 @@ def same_options(command: str, other: str) -> bool:
 
 def append(path: Path, record: dict):
     """Add a line to the records, on a line of its own even if the last one was cut off."""
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")
+    cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
     with open(path, "a", encoding="utf-8") as file:
-        file.write("\n" * torn + json.dumps(record) + "\n")
+        file.write("\n" * cut_off + json.dumps(record) + "\n")
 
 
 def device() -> str:

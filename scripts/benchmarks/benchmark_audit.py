@@ -62,7 +62,7 @@ class Setting:
                 "weight_decay": 1e-4,
                 "per_device_train_batch_size": 32,
                 "warmup_steps": 0.1,
-                "gauge_fraction": 0,
+                "monitor_fraction": 0,
             }
         return {"learning_rate": 0.05, "weight_decay": 5e-4, "per_device_train_batch_size": 64}
 
@@ -231,7 +231,7 @@ def train(
         "S": trainer.said,
         "wall": wall,
         "final": final.numpy(),
-        "records": np.array(trainer.statistics.records),
+        "records": np.array(trainer.dynamics.records),
         "cost": trainer.cost.meter.cost,
         "commit": commit(),
     }
@@ -326,8 +326,8 @@ def compare(images: MemoryImages, found: dict[str, dict]) -> list[dict]:
         judged, table = said["rows"], noise_scores(said["records"], CLASSES)
         score, rank, crossed = np.zeros(len(images)), np.zeros(len(images)), np.ones((len(images), NUM_LABELS))
         score[judged], rank[judged] = table["noise_score"], -table["rank"]
-        asked = np.concatenate([said["records"]["label"][:, None], said["records"]["candidate_labels"]], axis=1)
-        answers = np.concatenate([said["records"]["given"][:, None], said["records"]["candidates"]], axis=1)
+        asked = np.concatenate([said["records"]["label"][:, None], said["records"]["top_labels"]], axis=1)
+        answers = np.concatenate([said["records"]["given"][:, None], said["records"]["top_probabilities"]], axis=1)
         crossed[judged[:, None], asked] = answers
         same_backbone = "cross_validated" in found.get("ce", {})
         cost = float(said["wall"] / found["ce"]["wall"]) if same_backbone else None  # of clocks, not of passes
@@ -405,7 +405,7 @@ def settings(threads: int) -> dict:
         "backbone": "resnet10t, channels 32 64 96 128, stem 16, output stride 8 (32 on images of 64 pixels)",
         "optimizer": "SGD 0.05, momentum 0.9, weight decay 5e-4, cosine, batch 64",
         "pretrained": f"{PRETRAINED}; training starts from the probe, with the options of recipe imagenette_noisy, "
-        "full strength; the probe's cost is one of clocks",
+        "full weight; the probe's cost is one of clocks",
         "epochs": {name: setting.epochs for name, setting in DATASETS.items()},
         **provenance(threads=threads),
         "cleanlab": version("cleanlab"),

@@ -42,7 +42,7 @@ ARGUMENTS = (
 
 
 def make_table(n: int, names: list[str], labels: np.ndarray, suggested: np.ndarray, score: np.ndarray, paths):
-    """A table of scores with a summary, most suspect first."""
+    """A table of scores with a summary, most probably wrong first."""
     order = np.argsort(-score, kind="stable")
     label_names = np.asarray(names, dtype=object)
     table = pd.DataFrame(

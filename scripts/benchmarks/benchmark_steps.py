@@ -151,7 +151,7 @@ def build_trainer(options: dict | None, pristine: TimmCAMForImageClassification,
     if options is None:
         trainer = Trainer(model, TrainingArguments(**shared), train_dataset=images, data_collator=Collator(plain=True))
     else:
-        options = {"num_neighbors": min(10, args.batch_size - 1), "gauge_fraction": 0, **options}  # full strength
+        options = {"num_neighbors": min(10, args.batch_size - 1), "monitor_fraction": 0, **options}  # full weight
         trainer = HNMLTrainer(
             model,
             HNMLTrainingArguments(**shared, **options),

@@ -123,7 +123,7 @@ def tuning() -> str:
     rows = []
     for record in records("tuning"):
         method, _, setting = record["method"].partition(", ")
-        if method.startswith("constant rate"):
+        if method.startswith("constant learning rate"):
             method, setting = "cross-entropy", record["method"]
         rows.append([method, setting, figure([record["curve"][-1]], "validation"), figure([record], "last")])
     rows.sort(key=lambda row: row[0].lower())
@@ -207,16 +207,16 @@ CPU = {
     "human 9 %": "human, 9 %",
     "none": "as they are",
 }
-COSINE = ("cross-entropy", "cross-entropy, rate 0.05", "mean teacher", "look-ahead alone", "ELR", "HNML")
+COSINE = ("cross-entropy", "cross-entropy, learning rate 0.05", "mean teacher", "extrapolation alone", "ELR", "HNML")
 CONSTANT = tuple(
-    f"{method}, constant rate"
-    for method in ("cross-entropy", "GCE", "mixup", "mean teacher", "look-ahead alone", "ELR", "HNML")
+    f"{method}, constant learning rate"
+    for method in ("cross-entropy", "GCE", "mixup", "mean teacher", "extrapolation alone", "ELR", "HNML")
 )
-MEMORY = "HNML from memory, constant rate"
+MEMORY = "HNML from memory, constant learning rate"
 CORRECTED = ("cross-entropy, corrected", "mean teacher, corrected", "HNML, corrected")
 CORRECTED_COSINE = ("cross-entropy, corrected, cosine", "HNML, corrected, cosine")
-WITHOUT_GAUGE_LABELS = "cross-entropy without the gauge's labels, constant rate"
-EVERY = (*COSINE, *CORRECTED_COSINE, *CONSTANT, MEMORY, WITHOUT_GAUGE_LABELS, *CORRECTED)
+WITHOUT_MONITOR_LABELS = "cross-entropy without the monitor's labels, constant learning rate"
+EVERY = (*COSINE, *CORRECTED_COSINE, *CONSTANT, MEMORY, WITHOUT_MONITOR_LABELS, *CORRECTED)
 
 
 def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]) -> str:

@@ -32,18 +32,18 @@ import PIL.Image
 
 from hnml_hf import (
     NotAnImageError,
-    SampleStatistics,
     TimmCAMForImageClassification,
+    TrainingDynamics,
     audit_run,
     draw_noise,
+    load_annotations,
     load_audit,
-    load_manifest,
+    load_exclusions,
+    load_noise_file,
     load_noisy_dataset,
-    load_quarantine,
     open_image,
-    read_marks,
-    run_records,
-    save_manifest,
+    run_dynamics,
+    save_noise_file,
 )
 
 
@@ -120,19 +120,19 @@ def formats(folder: Path) -> dict:
         path.write_text(text)
         found[f"table {suffix}"] = (path, lambda path: load_noisy_dataset(str(path), cache_dir=str(folder / "cache")))
     dataset = load_noisy_dataset(str(folder / "table.csv"), cache_dir=str(folder / "cache"))["train"]
-    save_manifest(folder / "noise.json", draw_noise(dataset, kind="symmetric", rate=0.5, seed=0))
-    found["noise manifest"] = (folder / "noise.json", load_manifest)
-    (folder / "quarantine.jsonl").write_text('{"split": "train", "index": 1, "image": "1.png", "problem": "x"}\n')
-    found["quarantine list"] = (folder / "quarantine.jsonl", load_quarantine)
+    save_noise_file(folder / "noise.json", draw_noise(dataset, kind="symmetric", rate=0.5, seed=0))
+    found["noise file"] = (folder / "noise.json", load_noise_file)
+    (folder / "excluded.jsonl").write_text('{"split": "train", "index": 1, "image": "1.png", "problem": "x"}\n')
+    found["exclusion list"] = (folder / "excluded.jsonl", load_exclusions)
     found["image"] = (folder / "1.png", open_image)
-    statistics = SampleStatistics(dataset["index"], dataset["label"], 2)
-    statistics.update(np.arange(6), np.full((6, 2), 0.5, np.float32), epoch=0)
-    statistics.save(folder / "_audit" / "sample_statistics.npy")
-    table = audit_run(folder, statistics.records, dataset, transform=np.asarray)
-    found["statistics"] = (folder / "_audit" / "sample_statistics.npy", lambda path: run_records(folder))
+    dynamics = TrainingDynamics(dataset["index"], dataset["label"], 2)
+    dynamics.update(np.arange(6), np.full((6, 2), 0.5, np.float32), epoch=0)
+    dynamics.save(folder / "_audit" / "training_dynamics.npy")
+    table = audit_run(folder, dynamics.records, dataset, transform=np.asarray)
+    found["dynamics"] = (folder / "_audit" / "training_dynamics.npy", lambda path: run_dynamics(folder))
     found["scores"] = (folder / "_audit" / "noise_scores.parquet", load_audit)
-    (folder / "marks.csv").write_text("index,mark,new_label\n1,wrong,0\n2,right,1\n")
-    found["marks"] = (folder / "marks.csv", lambda path: read_marks(path, table))
+    (folder / "annotations.csv").write_text("index,annotation,new_label\n1,wrong,0\n2,right,1\n")
+    found["annotations"] = (folder / "annotations.csv", lambda path: load_annotations(path, table))
     (folder / "animal10n").mkdir()
     for name in ("data_batch_1.bin", "test_batch.bin"):
         records = [bytes((0, 0, 0, row, 0, 0, 0, row)) + bytes(3 * 64 * 64) for row in range(2)]

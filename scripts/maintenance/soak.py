@@ -4,7 +4,7 @@
 
 Every cycle trains the quickstart data twice with `scripts/train.py`: once undisturbed, once killed (SIGKILL, now and
 then SIGTERM) after random times and resumed by `--resume_from_checkpoint auto` until it is done. Between attempts the
-newest checkpoint may be damaged, as long as an older one is whole. At the end weights, teacher, optimizer, audit,
+newest checkpoint may be damaged, as long as an older one is complete. At the end weights, teacher, optimizer, audit,
 report and logged figures must be the same to the bit. Only processes that this script started are signalled.
 
 Prints kills survived, samples seen and differences found; ends with 1 if there is a difference.
@@ -40,7 +40,7 @@ OPTIONS = [
     *("--save_steps", SAVE_STEPS, "--save_total_limit", 3, "--eval_strategy", "steps", "--eval_steps", 20),
     *("--logging_strategy", "steps", "--logging_steps", 7, "--use_cpu", "true", "--disable_tqdm", "true"),
 ]
-AUDIT = ("sample_statistics.npy", "noise_scores.parquet", "summary.json", "report.html")
+AUDIT = ("training_dynamics.npy", "noise_scores.parquet", "summary.json", "report.html")
 TIMES = ("runtime", "per_second", "peak_memory")  # figures that no two runs have in common
 
 
@@ -114,7 +114,7 @@ def differences(one: Path, other: Path) -> list[str]:
     """Names of what two finished runs do not have in common."""
     last = f"checkpoint-{STEPS}"
     same_bytes = ["model.safetensors", f"{last}/model.safetensors", f"{last}/teacher/model.safetensors"]
-    same_bytes += [f"{last}/sample_statistics.npy", *(f"_audit/{name}" for name in AUDIT)]
+    same_bytes += [f"{last}/training_dynamics.npy", *(f"_audit/{name}" for name in AUDIT)]
     found = [name for name in same_bytes if (one / name).read_bytes() != (other / name).read_bytes()]
     states = [torch.load(run / last / "optimizer.pt", weights_only=True)["state"] for run in (one, other)]
     for number, state in states[0].items():
@@ -168,9 +168,9 @@ def main():
                 print(f"  damaged {harm}", flush=True)
         found = differences(whole, run)
         different += found
-        facts = check(run / f"checkpoint-{STEPS}")
+        fixed = check(run / f"checkpoint-{STEPS}")
         counts["cycles"] += 1
-        counts["samples"] += STEPS * BATCH * facts["processes"]
+        counts["samples"] += STEPS * BATCH * fixed["processes"]
         print(f"cycle {counts['cycles']}: {dict(counts)}, different: {found or 'nothing'}", flush=True)
     print(
         f"kills survived: {counts['kills']} (and {counts['terminations']} SIGTERM); "

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hnml_hf import SampleStatistics, noise_scores
+from hnml_hf import TrainingDynamics, noise_scores
 
 
 @pytest.fixture
@@ -10,7 +10,7 @@ def scored(tiny_dataset):
     clean = np.array(tiny_dataset["clean_label"])
     probabilities = np.full((48, 3), 0.1)
     probabilities[np.arange(48), clean] = 0.8
-    statistics = SampleStatistics(np.array(tiny_dataset["index"]), np.array(tiny_dataset["label"]), 3)
+    statistics = TrainingDynamics(np.array(tiny_dataset["index"]), np.array(tiny_dataset["label"]), 3)
     for epoch in range(3):
         statistics.update(np.array(tiny_dataset["index"]), probabilities, epoch=epoch)
     return statistics.records

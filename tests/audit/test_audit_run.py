@@ -18,10 +18,10 @@ from hnml_hf import (
     create_transforms,
     load_audit,
     noise_scores,
-    run_records,
+    run_dynamics,
 )
 from hnml_hf.audit.export import cleanlab_issues
-from hnml_hf.audit.gallery import collect_evidence, num_suspects
+from hnml_hf.audit.gallery import collect_evidence, num_issues
 from hnml_hf.audit.table import check_unchanged
 
 
@@ -102,7 +102,7 @@ def test_files_that_are_no_audit(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no `_audit/noise_scores.parquet`"):
         load_audit(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no scores of samples"):
-        run_records(tmp_path)
+        run_dynamics(tmp_path)
     (tmp_path / "noise_scores.parquet").write_bytes(b"x")
     with pytest.raises(ValueError, match="is not a table of noise scores"):
         load_audit(tmp_path)
@@ -129,10 +129,10 @@ def test_the_picture_is_what_the_transform_looks_at(crop_mode, colours):
 
 def test_number_of_suspects():
     table = pd.DataFrame({"noise_score": np.linspace(0, 1, 1000), "times_seen": 1})
-    assert num_suspects(table) == 500 and num_suspects(table, 100) == 100
-    assert num_suspects(table.head(30)) == 30 and num_suspects(table.head(300)) == 48
+    assert num_issues(table) == 500 and num_issues(table, 100) == 100
+    assert num_issues(table.head(30)) == 30 and num_issues(table.head(300)) == 48
     table.loc[970:, "times_seen"] = 0
-    assert num_suspects(table) == 470 and num_suspects(table.tail(40)) == 10
+    assert num_issues(table) == 470 and num_issues(table.tail(40)) == 10
 
 
 def test_rows_that_no_model_saw_are_no_suspects(tiny_dataset, scored, tmp_path):
@@ -164,7 +164,7 @@ def test_a_thin_image_is_shown(size, crop_mode, tiny_dataset, scored, tmp_path):
     rows = [{**row, "image": thin} if row["index"] == 100 else row for row in tiny_dataset]
     dataset = datasets.Dataset.from_list(rows, features=tiny_dataset.features)
     table = audit_run(tmp_path, scored, dataset, transform=None, crop_pct=0.875, crop_mode=crop_mode)
-    assert 100 in table.nsmallest(num_suspects(table), "rank")["index"].tolist()
+    assert 100 in table.nsmallest(num_issues(table), "rank")["index"].tolist()
     assert "data:image/" in (tmp_path / "_audit/report.html").read_text()
 
 

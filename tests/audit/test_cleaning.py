@@ -1,30 +1,30 @@
 import numpy as np
 import pytest
 
-from hnml_hf import clean_dataset, load_noisy_dataset, read_marks
+from hnml_hf import clean_dataset, load_annotations, load_noisy_dataset
 
 
-def write_marks(path, rows, header="index,mark,new_label,new_label_name"):
+def write_annotations(path, rows, header="index,mark,new_label,new_label_name"):
     path.write_text("\r\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\r\n", encoding="utf-8")
     return path
 
 
-def test_marks_that_are_no_text_are_named_by_line(table, tmp_path):
-    path = tmp_path / "marks.csv"
+def test_annotations_that_are_no_text_are_named_by_line(table, tmp_path):
+    path = tmp_path / "annotations.csv"
     path.write_bytes(b"index,mark,new_label\n\xff\xfe,wrong,1\n")
-    with pytest.raises(ValueError, match=r"marks.csv:1: no CSV in UTF-8"):
-        read_marks(path, table)
+    with pytest.raises(ValueError, match=r"annotations.csv:1: no CSV in UTF-8"):
+        load_annotations(path, table)
     path.write_text("index,mark,new_label\n" + "1" * 200_000 + ",wrong,1\n")
-    with pytest.raises(ValueError, match=r"marks.csv:2: no CSV in UTF-8"):
-        read_marks(path, table)
+    with pytest.raises(ValueError, match=r"annotations.csv:2: no CSV in UTF-8"):
+        load_annotations(path, table)
 
 
-def test_marks_are_checked(table, tmp_path):
+def test_annotations_are_checked(table, tmp_path):
     good = int(table["index"][0])
-    marks = read_marks(write_marks(tmp_path / "m.csv", [(good, "wrong", 2, "bottom")]), table)
-    assert marks.loc[good].tolist() == ["wrong", 2]
-    marks = read_marks(write_marks(tmp_path / "m.csv", [(good, "wrong", "", "")]), table)
-    assert marks.loc[good].tolist() == ["wrong", table["suggested_label"][0]]
+    annotations = load_annotations(write_annotations(tmp_path / "m.csv", [(good, "wrong", 2, "bottom")]), table)
+    assert annotations.loc[good].tolist() == ["wrong", 2]
+    annotations = load_annotations(write_annotations(tmp_path / "m.csv", [(good, "wrong", "", "")]), table)
+    assert annotations.loc[good].tolist() == ["wrong", table["suggested_label"][0]]
     for rows, message in (
         ([(good, "right", 0, ""), (5, "wrong", 0, "")], "m.csv:3: sample id 5 is not among the scored"),
         ([(good, "right", 0, ""), (good, "wrong", 0, "")], "m.csv:3: sample id .* is annotated twice by `m`"),
@@ -33,9 +33,9 @@ def test_marks_are_checked(table, tmp_path):
         ([("x", "wrong", 0, "")], "m.csv:2: `index` and `new_label` must be integers"),
     ):
         with pytest.raises(ValueError, match=message):
-            read_marks(write_marks(tmp_path / "m.csv", rows), table)
+            load_annotations(write_annotations(tmp_path / "m.csv", rows), table)
     with pytest.raises(ValueError, match="m.csv:1: no column annotation, new_label"):
-        read_marks(write_marks(tmp_path / "m.csv", [], header="index,x"), table)
+        load_annotations(write_annotations(tmp_path / "m.csv", [], header="index,x"), table)
 
 
 def test_cleaned_datasets_keep_their_lineage(tiny_dataset, table, tmp_path):
@@ -64,14 +64,16 @@ def test_cleaned_datasets_keep_their_lineage(tiny_dataset, table, tmp_path):
         clean_dataset(tiny_dataset, table, how="drop", threshold=2)
 
 
-def test_marks_go_before_scores(tiny_dataset, table, tmp_path):
+def test_annotations_go_before_scores(tiny_dataset, table, tmp_path):
     suspects = table.sort_values("rank")["index"].tolist()
     right, wrong = suspects[0], suspects[-1]  # both against the score
     to = (int(table.set_index("index").loc[wrong, "label"]) + 1) % 3
-    marks = read_marks(write_marks(tmp_path / "m.csv", [(right, "right", 0, ""), (wrong, "wrong", to, "")]), table)
-    cleaned = clean_dataset(tiny_dataset, table, how="drop", marks=marks).to_pandas().set_index("index")
+    annotations = load_annotations(
+        write_annotations(tmp_path / "m.csv", [(right, "right", 0, ""), (wrong, "wrong", to, "")]), table
+    )
+    cleaned = clean_dataset(tiny_dataset, table, how="drop", annotations=annotations).to_pandas().set_index("index")
     assert right in cleaned.index and cleaned.loc[wrong, "label"] == to
     assert cleaned.loc[[right, wrong], "audit_action"].tolist() == ["marked", "marked"]
-    only = clean_dataset(tiny_dataset, table, marks=marks)
+    only = clean_dataset(tiny_dataset, table, annotations=annotations)
     changed = np.array(only["label"]) != np.array(only["original_label"])
     assert np.array(only["index"])[changed].tolist() == [wrong]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hnml_hf import NonFiniteError, SampleStatistics, load_audit, noise_scores, render_report
+from hnml_hf import NonFiniteError, TrainingDynamics, load_audit, noise_scores, render_report
 from hnml_hf.audit import noise_model as noise_estimate
 from hnml_hf.audit.noise_model import estimate_noise, estimate_noise_rate
 from hnml_hf.audit.table import write_audit
@@ -40,11 +40,11 @@ def simulate(rate, *, n=3000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0
     spared = np.arange(n) < held_out * n
     known = memorized * ~spared[:, None]
     soft = (1 - known) * soft + known * np.eye(k)[labels]
-    statistics = SampleStatistics(np.arange(n) * 3 + 7, labels, k, held_out=spared)
+    dynamics = TrainingDynamics(np.arange(n) * 3 + 7, labels, k, held_out=spared)
     for epoch in range(epochs):
-        voted = np.where(np.random.default_rng(epoch).random(n) < known[:, 0], labels, draw())
-        statistics.update(statistics.ids, soft, epoch=epoch, voted=voted)
-    return statistics.records, clean, labels
+        student_predictions = np.where(np.random.default_rng(epoch).random(n) < known[:, 0], labels, draw())
+        dynamics.update(dynamics.ids, soft, epoch=epoch, student_predictions=student_predictions)
+    return dynamics.records, clean, labels
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.4])
@@ -74,9 +74,9 @@ def test_the_rate_of_many_samples_is_read_from_some_and_from_all_held_out(monkey
     records, clean, labels = simulate(0.3, memorized=0.6, held_out=0.15)
     whole = estimate_noise_rate(records, 5)
     monkeypatch.setattr("hnml_hf.audit.noise_model.FIT_ON", 600)
-    seen, opinions = [], noise_estimate.Opinions
+    seen, opinions = [], noise_estimate.SampleDynamics
     monkeypatch.setattr(
-        noise_estimate, "Opinions", lambda records, k: seen.append(len(records)) or opinions(records, k)
+        noise_estimate, "SampleDynamics", lambda records, k: seen.append(len(records)) or opinions(records, k)
     )
     assert abs(estimate_noise_rate(records, 5) - whole) < 0.03
     assert 900 < seen[0] < 1000  # 450 held out, and about 510 others
@@ -113,7 +113,7 @@ def test_rate_matrix_and_scores_are_right_without_being_told_a_rate(rate, pair):
     calibration = sum(abs(score[bins == b].mean() - wrong[bins == b].mean()) * (bins == b).mean() for b in set(bins))
     assert calibration < 0.08
     if rate:
-        margin = records["candidates"].max(-1) - records["given"]
+        margin = records["top_probabilities"].max(-1) - records["given"]
         ours = roc_auc_score(wrong, -table["rank"])
         assert ours > 0.85 and ours >= roc_auc_score(wrong, margin) - 0.01
 
@@ -122,7 +122,7 @@ def test_the_channel_beats_the_margin_where_one_class_is_renamed():
     """Half of class 0 is called 1: the channel learns that a 1 may be a 0, the margin does not know."""
     records, clean, labels = simulate(0.4, pair=True, seed=1)
     table = noise_scores(records, list("abcde"))
-    margin = records["candidates"].max(-1) - records["given"]
+    margin = records["top_probabilities"].max(-1) - records["given"]
     wrong = clean != labels
     assert roc_auc_score(wrong, -table["rank"]) > roc_auc_score(wrong, margin)
     found = table["suggested_label"].to_numpy()[wrong] == clean[wrong]
@@ -153,12 +153,12 @@ def test_more_classes_than_are_followed():
     k, n = 40, 800
     clean = generator.integers(0, k, n)
     labels = np.where(generator.random(n) < 0.25, generator.integers(0, k, n), clean)
-    statistics = SampleStatistics(np.arange(n), labels, k)
+    dynamics = TrainingDynamics(np.arange(n), labels, k)
     for epoch in range(6):
         p = generator.dirichlet(np.full(k, 0.3), n) * 0.5
         p[np.arange(n), clean] += 0.5
-        statistics.update(np.arange(n), p, epoch=epoch)
-    table = noise_scores(statistics.records, [str(i) for i in range(k)])
+        dynamics.update(np.arange(n), p, epoch=epoch)
+    table = noise_scores(dynamics.records, [str(i) for i in range(k)])
     assert roc_auc_score(labels != clean, table["noise_score"]) > 0.95
     assert abs(table.attrs["noise_rate"] - (labels != clean).mean()) < 0.06
 
@@ -182,10 +182,10 @@ def test_thousands_of_classes_take_a_few_matrices(tmp_path):
     and 100,000 samples `noise_scores` took 15 s of processor time and 700 MB beside what imports take."""
     k, n = 1_500, 3_000
     generator = np.random.default_rng(0)
-    records = SampleStatistics(np.arange(n), np.arange(n) % k, k).records
-    records["candidate_labels"] = (records["label"][:, None] + generator.integers(1, k, (n, 9))) % k
-    records["times_seen"], records["given"], records["given_votes"] = 2, 0.6, 0.9
-    records["candidates"] = records["votes"] = 0.01
+    records = TrainingDynamics(np.arange(n), np.arange(n) % k, k).records
+    records["top_labels"] = (records["label"][:, None] + generator.integers(1, k, (n, 9))) % k
+    records["times_seen"], records["given"], records["given_frequency"] = 2, 0.6, 0.9
+    records["top_probabilities"] = records["top_frequencies"] = 0.01
     tracemalloc.start()
     table = noise_scores(records, [f"c{i}" for i in range(k)])
     _, peak = tracemalloc.get_traced_memory()
@@ -218,7 +218,7 @@ def test_thousands_of_classes_take_a_few_matrices(tmp_path):
 def test_runs_without_scores_and_bad_records():
     records, _, _ = simulate(0.3, n=50)
     with pytest.raises(ValueError, match="not one was seen"):
-        noise_scores(SampleStatistics(np.arange(3), np.zeros(3, int), 2).records, ["a", "b"])
+        noise_scores(TrainingDynamics(np.arange(3), np.zeros(3, int), 2).records, ["a", "b"])
     with pytest.raises(ValueError, match="has label 4, but the model knows 3 classes|has label 3, but"):
         noise_scores(records, ["a", "b", "c"])
     twice = np.concatenate([records, records[:1]])
@@ -243,7 +243,7 @@ def test_cross_validated_predictions_tell_the_rate_by_themselves(rate):
     wrong = clean != labels
     assert abs(table.attrs["noise_rate"] - wrong.mean()) < 0.03 and low <= wrong.mean() <= high
     assert high - low < 0.2
-    assert table.attrs["sharpness"] == pytest.approx(1 / 0.4, rel=0.35)
+    assert table.attrs["inverse_temperature"] == pytest.approx(1 / 0.4, rel=0.35)
     assert roc_auc_score(wrong, table["noise_score"]) > 0.98
     records = cross_validated(clean, labels, np.arange(3000))
     records["held_out"] = False  # the labels may have been learned: the same rate, with more doubt
@@ -290,7 +290,7 @@ def test_a_probe_of_other_samples_or_labels_is_refused():
         noise_scores(records, list("abcde"), cross_validated=other)
 
 
-@pytest.mark.parametrize("name", ["given", "candidates", "margin"])
+@pytest.mark.parametrize("name", ["given", "top_probabilities", "margin"])
 def test_records_that_are_not_finite_are_refused(name, scored):
     records = scored.copy()
     records[name][0] = np.nan

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from reviews import make_run
 
-from hnml_hf import SampleStatistics, audit_run, load_audit, load_noisy_dataset
+from hnml_hf import TrainingDynamics, audit_run, load_audit, load_noisy_dataset
 from hnml_hf.atomic import new_folder
 from hnml_hf.audit.cleaning import plan_cleaning
 from hnml_hf.audit.outputs import describe_plan, read_source, write_csv, write_dataset, write_folder
@@ -59,7 +59,7 @@ def table(tmp_path):
     line = {"split": "train", "index": 5, "reason": "broken", "path": str(photos / "train" / "cat" / "broken.png")}
     (tmp_path / "exclude.jsonl").write_text(json.dumps(line) + "\n")
     saved = tmp_path / "run" / "_audit" / "dataset.json"
-    saved.write_text(json.dumps({**json.loads(saved.read_text()), "quarantine": str(tmp_path / "exclude.jsonl")}))
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "exclude": str(tmp_path / "exclude.jsonl")}))
     return table
 
 
@@ -194,7 +194,7 @@ def make_table_run(tmp_path, names=NAMES, text=str):
             writer.writerow([f"p{n}", os.path.relpath(row["path"], tmp_path), name, 'a "quoted", note'])
     (tmp_path / "exclude.jsonl").write_text('{"split": "train", "index": 3, "reason": "broken"}\n')
     options = {"dataset": str(tmp_path / "train.csv"), "label_column": "class"}
-    options["quarantine"] = str(tmp_path / "exclude.jsonl")
+    options["exclude"] = str(tmp_path / "exclude.jsonl")
     from hnml_hf.audit.table import write_audit
 
     write_audit(tmp_path / "run" / "_audit", table)
@@ -303,7 +303,7 @@ def audit_folder(photos, run):
     names = data.features["label"].names
     digits = [os.path.basename(row["path"])[0] for row in data.cast_column("image", decode_off())["image"]]
     true = [names.index(("left", "right", "bottom")[int(digit)]) for digit in digits]
-    statistics = SampleStatistics(np.array(data["index"]), np.array(data["label"]), len(names))
+    statistics = TrainingDynamics(np.array(data["index"]), np.array(data["label"]), len(names))
     probabilities = np.full((len(true), len(names)), 0.1)
     probabilities[np.arange(len(true)), true] = 0.8
     for epoch in range(3):

@@ -20,8 +20,8 @@ from hnml_hf import (
     load_audit,
     load_noisy_dataset,
     pooled_features,
-    probe_records,
-    run_records,
+    probe_dynamics,
+    run_dynamics,
     set_head,
     start_from_probe,
 )
@@ -141,9 +141,9 @@ def test_training_starts_from_the_probe(tmp_path, monkeypatch, capfd):
     load_script("probe").main([*common, "--audit", "false", "--output_dir", "probe"])
     assert not Path("probe", "_audit").exists()
     start = ["--start_from_probe", "true", "--learning_rate", "0", "--max_steps", "2", "--freeze_batch_norm", "true"]
-    start += ["--gauge_fraction", "0"]  # the other script sees all labels
+    start += ["--monitor_fraction", "0"]  # the other script sees all labels
     load_script("train").main([*common, *start, "--audit", "false", "--output_dir", "run"])
-    assert probe_records("run") is None
+    assert probe_dynamics("run") is None
     probe, run = (load_file(Path(folder, "model.safetensors")) for folder in ("probe", "run"))
     assert probe.keys() == run.keys() and all(torch.equal(probe[name], run[name]) for name in probe)
     assert "starts from a linear probe, " in capfd.readouterr().out
@@ -168,8 +168,8 @@ def test_a_start_that_needs_more_is_refused(missing, said, tmp_path, monkeypatch
     assert said in str(error.value) + capfd.readouterr().err
 
 
-def test_the_probe_does_not_see_what_the_gauge_holds_out(tmp_path, monkeypatch):
-    """Else the gauge, and the audit after it, would find those labels learned as well as the others."""
+def test_the_probe_does_not_see_what_the_monitor_holds_out(tmp_path, monkeypatch):
+    """Else the monitor, and the audit after it, would find those labels learned as well as the others."""
     monkeypatch.chdir(tmp_path)
     TimmCAMForImageClassification.from_timm("test_resnet", num_labels=10, image_size=64).save_pretrained("weights")
     train, seen = load_script("train"), {}
@@ -182,8 +182,8 @@ def test_the_probe_does_not_see_what_the_gauge_holds_out(tmp_path, monkeypatch):
     common = [*save_small_quickstart(5), "--backbone", "test_resnet", "--image_size", "64", "--pretrained", "weights"]
     common += ["--validation_fraction", "0.1", "--start_from_probe", "true", "--max_steps", "1"]
     train.main([*common, "--use_cpu", "true", "--output_dir", "run"])
-    records = run_records("run")
-    assert probe_records("run")["index"].tolist() == sorted(seen["probe"])
+    records = run_dynamics("run")
+    assert probe_dynamics("run")["index"].tolist() == sorted(seen["probe"])
     held_out = records["index"][records["held_out"]]
     assert len(held_out) > 40 and len(seen["probe"]) + len(held_out) == len(records)
     assert not np.isin(held_out, seen["probe"]).any()
@@ -293,7 +293,7 @@ def test_an_audit_without_training_and_one_with(tmp_path, monkeypatch, capfd):
     load_script("audit").main(["--run", "probe", "--export", "csv"])
     assert load_audit("probe").attrs["noise_rate"] == audit.attrs["noise_rate"]
 
-    train = [*options, "--gauge_fraction", "0", "--max_steps", "2", "--save_strategy", "no", "--output_dir", "run"]
+    train = [*options, "--monitor_fraction", "0", "--max_steps", "2", "--save_strategy", "no", "--output_dir", "run"]
     load_script("train").main([*train, "--start_from_probe", "true"])
     from_probe = load_audit("run")
     rate = pytest.approx(audit.attrs["noise_rate"])
@@ -301,9 +301,9 @@ def test_an_audit_without_training_and_one_with(tmp_path, monkeypatch, capfd):
     assert "was cross-validated, gives the rate" in from_probe.attrs["provenance"]
     load_script("audit").main(["--run", "run"])
     assert load_audit("run").attrs["noise_rate"] == rate
-    corrected = ["--start_from_probe", "true", "--forward_correction", "true", "--logging_steps", "1"]
+    corrected = ["--start_from_probe", "true", "--symmetric_correction", "true", "--logging_steps", "1"]
     load_script("train").main([*train, *corrected, "--audit", "false"])
     log = json.loads(Path("run", "trainer_state.json").read_text("utf-8"))["log_history"]
     assert [entry["noise_rate"] for entry in log if "noise_rate" in entry] == [rate, rate]
     load_script("train").main(train)
-    assert probe_records("run") is None and load_audit("run").attrs["noise_rate"] != rate
+    assert probe_dynamics("run") is None and load_audit("run").attrs["noise_rate"] != rate

@@ -10,8 +10,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from hnml_hf import NotAnImageError, TransformedDataset, UnreadableImageError, draw_noise, open_image
 from hnml_hf.audit.gallery import decode_images
-from hnml_hf.data import checks as preflight
-from hnml_hf.data import schema
+from hnml_hf.data import checks, schema
 from hnml_hf.data.decoding import UNREADABLE, to_rgb
 
 
@@ -46,7 +45,7 @@ def test_16_bits_are_scaled_wherever_images_are_opened(image_format, tmp_path):
     dataset = dataset_of(data)
     assert is_grey(TransformedDataset(dataset, lambda image: image)[0]["pixel_values"])
     assert is_grey(decode_images(dataset, [0])[0])
-    assert preflight.check_image({"bytes": data, "path": None}).kind is None
+    assert checks.check_image({"bytes": data, "path": None}).kind is None
 
 
 def test_byte_order_and_8_bits():
@@ -83,7 +82,7 @@ def test_whatever_a_decoder_raises_is_a_bad_image_everywhere(error, tmp_path, mo
     with pytest.raises(UnreadableImageError, match=f"index 7 cannot be read: .*{said}"):
         TransformedDataset(dataset, lambda image: image)[0]
     assert said in decode_images(dataset, [0])[0]
-    assert said in preflight.check_image({"bytes": data, "path": None}).reason
+    assert said in checks.check_image({"bytes": data, "path": None}).reason
 
 
 def test_a_camera_held_upright_is_turned_wherever_images_are_opened(tmp_path):
@@ -121,10 +120,10 @@ def test_numbers_of_unknown_range_are_refused(kind, tmp_path):
         with pytest.raises(NotAnImageError, match=words):
             open_image(source)
     dataset = dataset_of(stored(GREY, "PNG"), data)
-    with pytest.raises(UnreadableImageError, match=rf"index 8 cannot be read: .*{words}.*audit_data.py"):
+    with pytest.raises(UnreadableImageError, match=rf"index 8 cannot be read: .*{words}.*check.py"):
         TransformedDataset(dataset, lambda image: image).__getitems__([0, 1])
     assert "range is not known" in decode_images(dataset, [1])[0]
     with pytest.raises(ValueError, match=words):
         draw_noise(dataset.select([1]), kind="instance", rate=0.4, seed=0)
-    (defect,) = preflight.check_dataset(dataset)["defects"]["undecodable"]
+    (defect,) = checks.check_dataset(dataset)["defects"]["undecodable"]
     assert defect["index"] == 8 and "range is not known" in defect["reason"]

@@ -25,8 +25,7 @@ from hnml_hf import (
 )
 from hnml_hf.audit.features import UNREADABLE_IMAGE, _Images
 from hnml_hf.audit.gallery import decode_images
-from hnml_hf.data import checks as preflight
-from hnml_hf.data import schema
+from hnml_hf.data import checks, schema
 from hnml_hf.data.custom import load
 from hnml_hf.data.custom.builders import list_images
 from hnml_hf.data.decoding import MAX_PIXELS, TooManyPixelsError, check_size
@@ -132,7 +131,7 @@ def test_rows_that_name_a_pipe_or_a_device_are_rows_without_image(photos):
 @pytest.mark.parametrize("name", ["pipe.png", "zero.png", "self.png"])
 def test_whoever_opens_one_file_does_not_wait_for_a_pipe(photos, name):
     path = str(photos / "a" / name)
-    assert preflight.check_image({"bytes": None, "path": path}).kind == "unreadable_file"
+    assert checks.check_image({"bytes": None, "path": path}).kind == "unreadable_file"
     with pytest.raises(NotAnImageError, match="cannot be read as an image"):
         open_image(path)
     with pytest.raises(UnreadableImageError, match=name):
@@ -279,7 +278,7 @@ def test_one_limit_wherever_images_are_opened(tmp_path, size, message):
     data = bomb(*size)
     (tmp_path / "x.png").write_bytes(data)
     row = one_row(bytes=data)
-    found = preflight.check_image({"bytes": data, "path": None})
+    found = checks.check_image({"bytes": data, "path": None})
     assert found.kind == "too_many_pixels" and message in found.reason
     with pytest.raises(NotAnImageError, match=message):
         open_image(tmp_path / "x.png")
@@ -315,7 +314,7 @@ def test_a_program_that_looks_like_an_image_is_not_run(tmp_path):
 def test_a_file_without_end_is_not_read_into_memory(tmp_path):
     with open(tmp_path / "x.png", "wb") as file:
         file.truncate(2**40)  # a terabyte that takes no place on the disk
-    found = preflight.check_image({"bytes": None, "path": str(tmp_path / "x.png")}, max_pixels=1000)
+    found = checks.check_image({"bytes": None, "path": str(tmp_path / "x.png")}, max_pixels=1000)
     assert found.kind == "too_many_pixels" and "no image up to the pixel limit needs" in found.reason
 
 

@@ -10,8 +10,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from hnml_hf.data import noise_file as manifests
-from hnml_hf.data import schema, synthetic
+from hnml_hf.data import noise_file, schema, synthetic
 
 
 SHARED_DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -87,15 +86,13 @@ def test_seed_decides_and_global_generators_do_not(dataset):
 def test_actual_rates(options, expected):
     """8000 labels: 5 standard deviations are at most 5 sqrt(.25 / 8000) = 0.028."""
     image = png((0, 0, 0))
-    manifest = synthetic.draw_noise(make_dataset(np.arange(8000) % 4, images=[image] * 8000), seed=0, **options)
-    assert manifest.actual_rate == pytest.approx(expected, abs=0.028)
+    drawn = synthetic.draw_noise(make_dataset(np.arange(8000) % 4, images=[image] * 8000), seed=0, **options)
+    assert drawn.actual_rate == pytest.approx(expected, abs=0.028)
 
 
 def test_exact_rate_is_exact():
-    manifest = synthetic.draw_noise(
-        make_dataset(np.arange(200) % 4), kind="symmetric", rate=0.29, seed=0, draw="exact"
-    )
-    assert manifest.actual_rate == 58 / 200
+    drawn = synthetic.draw_noise(make_dataset(np.arange(200) % 4), kind="symmetric", rate=0.29, seed=0, draw="exact")
+    assert drawn.actual_rate == 58 / 200
 
 
 def test_asymmetric_cifar10_follows_the_table():
@@ -262,7 +259,7 @@ def test_bad_matrix_files(tmp_path, content, message):
         synthetic.load_transition_matrix(tmp_path / "matrix.csv")
 
 
-# ---- manifests ------------------------------------------------------------------------------------------------------
+# ---- noise files ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -273,32 +270,32 @@ def test_bad_matrix_files(tmp_path, content, message):
         {"kind": "matrix", "transition_matrix": torch.eye(4) * 0.8 + 0.05},
     ],
 )
-def test_manifest_round_trip(dataset, tmp_path, options):
+def test_noise_file_round_trip(dataset, tmp_path, options):
     for name in ("a.json", "b.json"):
-        manifests.save_manifest(tmp_path / name, synthetic.draw_noise(dataset, seed=4, **options))
+        noise_file.save_noise_file(tmp_path / name, synthetic.draw_noise(dataset, seed=4, **options))
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
-    manifest = manifests.load_manifest(tmp_path / "a.json")
+    drawn = noise_file.load_noise_file(tmp_path / "a.json")
     expected = synthetic.add_noise(dataset, seed=4, **options)
-    assert manifests.apply_manifest(dataset, manifest)["label"][:] == expected["label"][:]
-    assert manifest.noise["kind"] == options["kind"]
-    assert manifest.noise["seed"] == 4
+    assert noise_file.apply_noise_file(dataset, drawn)["label"][:] == expected["label"][:]
+    assert drawn.noise["kind"] == options["kind"]
+    assert drawn.noise["seed"] == 4
     wrong = np.mean(np.array(expected["label"][:]) != np.array(expected["clean_label"][:]))
-    assert manifest.actual_rate == wrong
+    assert drawn.actual_rate == wrong
 
 
-def test_manifest_is_keyed_by_index(dataset):
+def test_noise_file_is_keyed_by_index(dataset):
     """The same rows in another order get the same label for the same id."""
-    manifest = synthetic.draw_noise(dataset, kind="symmetric", rate=0.5, seed=0)
-    straight = manifests.apply_manifest(dataset, manifest)
-    shuffled = manifests.apply_manifest(dataset.shuffle(seed=1), manifest)
+    drawn = synthetic.draw_noise(dataset, kind="symmetric", rate=0.5, seed=0)
+    straight = noise_file.apply_noise_file(dataset, drawn)
+    shuffled = noise_file.apply_noise_file(dataset.shuffle(seed=1), drawn)
     assert shuffled["index"][:] != straight["index"][:]
     by_id = dict(zip(straight["index"], straight["label"], strict=True))
     assert [by_id[i] for i in shuffled["index"]] == shuffled["label"][:]
 
 
-def test_manifest_of_another_dataset_is_refused(dataset):
-    manifest = synthetic.draw_noise(dataset, kind="symmetric", rate=0.5, seed=0)
+def test_noise_file_of_another_dataset_is_refused(dataset):
+    drawn = synthetic.draw_noise(dataset, kind="symmetric", rate=0.5, seed=0)
     labels = dataset["label"][:]
     others = [
         dataset.select(range(39)),
@@ -308,7 +305,7 @@ def test_manifest_of_another_dataset_is_refused(dataset):
     ]
     for other in others:
         with pytest.raises(ValueError, match="drawn for another dataset"):
-            manifests.apply_manifest(other, manifest)
+            noise_file.apply_noise_file(other, drawn)
 
 
 def test_fingerprint_is_the_same_everywhere():
@@ -328,20 +325,22 @@ def test_fingerprint_is_the_same_everywhere():
         {"labels": None},
     ],
 )
-def test_broken_manifests_are_refused(tmp_path, change):
+def test_broken_noise_files_are_refused(tmp_path, change):
     path = tmp_path / "noise.json"
-    manifests.save_manifest(path, synthetic.draw_noise(make_dataset([0, 1, 2, 3]), kind="symmetric", rate=0.5, seed=0))
+    noise_file.save_noise_file(
+        path, synthetic.draw_noise(make_dataset([0, 1, 2, 3]), kind="symmetric", rate=0.5, seed=0)
+    )
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ValueError, match="noise.json is not a noise manifest"):
-        manifests.load_manifest(path)
+    with pytest.raises(ValueError, match="noise.json is not a noise file"):
+        noise_file.load_noise_file(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1, 2]", b"\xff\xfe\x00"])
-def test_files_that_are_no_manifest_are_refused(tmp_path, content):
+def test_files_that_are_no_noise_file_are_refused(tmp_path, content):
     path = tmp_path / "noise.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="noise.json is not a noise manifest"):
-        manifests.load_manifest(path)
+    with pytest.raises(ValueError, match="noise.json is not a noise file"):
+        noise_file.load_noise_file(path)
 
 
 # ---- real images ----------------------------------------------------------------------------------------------------
@@ -355,5 +354,5 @@ def test_instance_noise_on_real_images(tmp_path):
     tiny = Dataset.from_parquet(str(source), cache_dir=str(tmp_path))
     dataset = tiny.select_columns(["image", "label", "index"])
     dataset = dataset.add_column("clean_label", tiny["label"][:], feature=tiny.features["label"])
-    manifest = synthetic.draw_noise(dataset, kind="instance", rate=0.4, seed=1)
-    assert manifest.actual_rate == pytest.approx(0.4, abs=0.046)
+    drawn = synthetic.draw_noise(dataset, kind="instance", rate=0.4, seed=1)
+    assert drawn.actual_rate == pytest.approx(0.4, abs=0.046)

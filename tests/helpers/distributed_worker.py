@@ -36,7 +36,7 @@ from hnml_hf.training.distributed import RanksDifferError
 
 
 STEPS, SHARD, NUM_CLASSES, NUM_IMAGES = 3, 4, 3, 32
-LOGGED = ("loss", "base", "consistency", "mask_guided", "fit")
+LOGGED = ("loss", "base", "consistency", "mask_guided", "label_agreement")
 
 VIT = {"architecture": "test_vit", "image_size": 32, "patch_size": 8}
 RESNET = {"architecture": "test_resnet", "image_size": 64}
@@ -60,7 +60,7 @@ CASES = {
     "momentum memory": {**MOMENTUM, "teacher_source": "memory"},
     "full memory": {**SYNTHETIC, "meta_scope": "full", "teacher_source": "memory"},
 }
-CORRECTED = {**MOMENTUM, "forward_correction": True, "num_train_epochs": 3, "max_steps": -1}
+CORRECTED = {**MOMENTUM, "symmetric_correction": True, "num_train_epochs": 3, "max_steps": -1}
 LONG_CASES = {  # all ranks must hold the same weights afterwards; uneven: 29 images, the last batch is filled up
     "long full": (VIT, CASES["full first"]),
     "long momentum": (VIT, CASES["momentum"]),
@@ -127,7 +127,7 @@ def make_trainer(
         "use_cpu": True,
         "per_device_train_batch_size": SHARD,
         "num_neighbors": 2,
-        "gauge_fraction": 0,
+        "monitor_fraction": 0,
         "consistency_weight": 1,
         "max_steps": STEPS,
         "learning_rate": 0.05,
@@ -239,9 +239,9 @@ def main(output: Path, accumulation: int):
     facts["indices"] = gather(torch.stack(trainer.seen)).tolist()
 
     shared = {**CASES["momentum"], "gradient_accumulation_steps": accumulation}
-    trainer = make_trainer(VIT, {**shared, "gauge_fraction": 0.3})
+    trainer = make_trainer(VIT, {**shared, "monitor_fraction": 0.3})
     trainer.train()
-    facts["gauge_counts"] = gather(torch.from_numpy(trainer.gauge.pending)[None]).tolist()
+    facts["monitor_counts"] = gather(torch.from_numpy(trainer.monitor.pending)[None]).tolist()
     trainer = make_trainer(VIT, {**shared, "logging_strategy": "steps", "logging_steps": 1})
     trainer.train()
     facts["logged"] = [{name: entry.get(name) for name in LOGGED} for entry in trainer.state.log_history[:STEPS]]

@@ -61,7 +61,7 @@ def make_evidence(n, side=32):
 
 
 CURVES = [
-    {"epoch": 1.0, "eval_accuracy": 0.4, "fit": 0.3},
-    {"epoch": 2.0, "eval_accuracy": 0.6, "fit": 0.5},
+    {"epoch": 1.0, "eval_accuracy": 0.4, "label_agreement": 0.3},
+    {"epoch": 2.0, "eval_accuracy": 0.6, "label_agreement": 0.5},
     {"epoch": 2.0, "eval_accuracy": 0.9},
 ]

@@ -51,7 +51,7 @@ DEFAULTS = {
     "save_total_limit": 2,
     "logging_steps": 3,
     "num_neighbors": 1,
-    "gauge_fraction": 0,
+    "monitor_fraction": 0,
     "report_to": "none",
     "disable_tqdm": True,
     "use_cpu": True,
@@ -106,10 +106,10 @@ def record(trainer: HNMLTrainer, folder: Path):
     for number, state in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value.clone() for name, value in state.items() if value is not None}
     save_file(tensors, folder / "final.safetensors")
-    assert trainer.statistics.records["times_seen"].min() >= 1
+    assert trainer.dynamics.records["times_seen"].min() >= 1
     audit_run(
         folder,
-        trainer.statistics.records,
+        trainer.dynamics.records,
         trainer.train_dataset.dataset,
         transform=trainer.eval_dataset.views["pixel_values"],
         model=trainer.evaluated_model(),

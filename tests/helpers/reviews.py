@@ -22,7 +22,7 @@ NAMES = ("cat", "dog", "horse")
 
 
 def make_run(folder, n=30, names=NAMES, *, images=True):
-    """A run with an audit of n images in class folders; its table, most suspect first."""
+    """A run with an audit of n images in class folders; its table, most probably wrong first."""
     table = make_table(n, names)
     generator = np.random.default_rng(1)
     for row in range(n):

@@ -42,7 +42,7 @@ def arguments(output_dir, **options):
         "disable_tqdm": True,
         "use_cpu": True,
         "num_neighbors": 4,
-        "gauge_fraction": 0,  # full strength from the first step; see test_gauge.py
+        "monitor_fraction": 0,  # full weight from the first step; see test_memorization.py
         "consistency_weight": 1,
     }
     return HNMLTrainingArguments(output_dir=str(output_dir), **{**defaults, **options})

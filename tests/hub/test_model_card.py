@@ -19,13 +19,13 @@ from hnml_hf.hub.model_card import changed_options, dataset_name, generate_model
 
 LABELS, CLEAN = np.array([0, 1, 2, 0, 1, 2, 0, 1]), np.array([0, 1, 2, 1, 1, 0, 0, -1])
 LOG = [
-    {"loss": 1.2, "epoch": 1.0, "fit": 0.4, "memorized": 0.1},
+    {"loss": 1.2, "epoch": 1.0, "label_agreement": 0.4, "memorized": 0.1},
     {"eval_accuracy": 0.5, "eval_loss": 1.1, "epoch": 1.0},
     {"eval_student_accuracy": 0.4, "epoch": 1.0},
-    {"loss": 0.9, "epoch": 2.0, "fit": 0.6, "memorized": 0.3},
+    {"loss": 0.9, "epoch": 2.0, "label_agreement": 0.6, "memorized": 0.3},
     {"eval_accuracy": 0.75, "eval_loss": 0.8, "epoch": 2.0},
     {"eval_student_accuracy": 0.7, "epoch": 2.0},
-    {"loss": 0.7, "epoch": 3.0, "fit": 0.8, "memorized": 0.5},
+    {"loss": 0.7, "epoch": 3.0, "label_agreement": 0.8, "memorized": 0.5},
     {"eval_accuracy": 0.625, "eval_loss": 0.9, "epoch": 3.0},
     {"eval_student_accuracy": 0.6, "epoch": 3.0},
     {"train_runtime": 12.5, "epoch": 3.0},

@@ -122,12 +122,12 @@ def student_of(logits):
 
 
 @pytest.mark.parametrize("name", ["hnml", "hnml_synthetic", "mlnt", "mean_teacher"])
-def test_without_wanted_terms_nothing_but_cross_entropy_is_computed(name):
+def test_without_active_terms_nothing_but_cross_entropy_is_computed(name):
     """No teacher pass, no draw, no request: each would raise here."""
     objective = OBJECTIVES[name]
     needed = objective.__kwdefaults__ or {}
     parameters = objective.__code__.co_varnames[2 : 2 + objective.__code__.co_kwonlyargcount]
     options = {parameter: None for parameter in parameters if parameter not in needed}
-    terms, _ = objective(student_of(LOGITS), torch.tensor([0]), **{**options, "wanted": {"base"}})
+    terms, _ = objective(student_of(LOGITS), torch.tensor([0]), **{**options, "active_terms": {"base"}})
     assert set(terms) == {"base"}
     assert_close(terms["base"], F.cross_entropy(LOGITS, torch.tensor([0]), reduction="none"))

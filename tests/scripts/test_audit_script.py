@@ -16,7 +16,7 @@ from options import DataArguments
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from hnml_hf import SampleStatistics, load_audit, load_noisy_dataset
+from hnml_hf import TrainingDynamics, load_audit, load_noisy_dataset
 from hnml_hf.training.dynamics import score_predictions
 
 
@@ -46,7 +46,7 @@ def test_training_writes_the_audit_by_default(run):
         "noise_scores.parquet",
         "summary.json",
         "report.html",
-        "sample_statistics.npy",
+        "training_dynamics.npy",
         "dataset.json",
     }
     table = load_audit(run / "out")
@@ -75,20 +75,22 @@ def test_marks_become_a_dataset_that_training_takes(run, scripts, tmp_path):
     table = load_audit(run / "out").sort_values("rank")
     wrong, right = table["index"].iloc[[0, 1]].tolist()
     to = int(table["suggested_label"].iloc[0])
-    (tmp_path / "marks.csv").write_text(
+    (tmp_path / "annotations.csv").write_text(
         f"index,mark,new_label,new_label_name\r\n{wrong},wrong,{to},x\r\n{right},right,0,y\r\n"
     )
     where = tmp_path / "cleaned"
-    scripts[1](["--run", str(run / "out"), "--apply", str(tmp_path / "marks.csv"), "--clean_output", str(where)])
+    scripts[1](["--run", str(run / "out"), "--apply", str(tmp_path / "annotations.csv"), "--clean_output", str(where)])
     cleaned = load_noisy_dataset(str(where))["train"].to_pandas().set_index("index")
     assert cleaned.loc[wrong, "label"] == to and len(cleaned) == 48
     scripts[0]([*TRAIN, "--dataset", str(where), "--output_dir", str(tmp_path / "second"), "--max_steps", "2"])
     again = load_audit(tmp_path / "second").set_index("index")
     assert again.loc[wrong, "label"] == to
 
-    (tmp_path / "marks.csv").write_text("index,mark,new_label\n424242,wrong,0\n")
+    (tmp_path / "annotations.csv").write_text("index,mark,new_label\n424242,wrong,0\n")
     with pytest.raises(SystemExit, match="sample id 424242 is not among the scored samples"):
-        scripts[1](["--run", str(run / "out"), "--apply", str(tmp_path / "marks.csv"), "--clean_output", str(where)])
+        scripts[1](
+            ["--run", str(run / "out"), "--apply", str(tmp_path / "annotations.csv"), "--clean_output", str(where)]
+        )
 
 
 def test_weights_of_the_audit_reach_the_loss(run, scripts, tmp_path, caplog):
@@ -223,7 +225,7 @@ def test_the_benchmark_compares_scorers_on_one_dataset(scripts):
         return said.astype(np.float16)
 
     def run(cost):
-        said, statistics = say((epochs, n)), SampleStatistics(images.index, images.labels, 10)
+        said, statistics = say((epochs, n)), TrainingDynamics(images.index, images.labels, 10)
         for epoch, probabilities in enumerate(said):
             statistics.update(images.index, probabilities.astype(np.float32), epoch=epoch)
         return {"S": said, "final": say((n,)), "records": statistics.records, "cost": cost, "commit": "c"}

@@ -117,7 +117,7 @@ def test_a_suite_is_read_as_a_recipe_is(script, tmp_path):
 # -- resuming ---------------------------------------------------------------------------------------------------------
 
 
-def test_finished_runs_are_skipped_and_a_torn_line_is_run_again(script, write, tmp_path, monkeypatch, capsys):
+def test_finished_runs_are_skipped_and_an_incomplete_line_is_run_again(script, write, tmp_path, monkeypatch, capsys):
     """Three of eight were finished; the line of the third was cut off by a kill: six are run again."""
     suite, work = write(), tmp_path / "work"
     work.mkdir()
@@ -233,7 +233,7 @@ def test_the_best_epoch_is_that_of_the_held_out_labels(script, tmp_path):
     assert "noise_rate" not in found
     (tmp_path / "_audit").mkdir()
     estimate = {"noise_rate": 0.3, "noise_rate_interval": [0.2, 0.4]}
-    (tmp_path / "_audit" / "summary.json").write_text(json.dumps({**estimate, "sharpness": 2.0}))
+    (tmp_path / "_audit" / "summary.json").write_text(json.dumps({**estimate, "inverse_temperature": 2.0}))
     assert estimate.items() <= script.summarize(tmp_path).items()
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log[3:]}))
     with pytest.raises(RuntimeError, match="need `eval_strategy` and `eval_test`"):

@@ -12,7 +12,7 @@ from commands import TRAIN, free_port
 from PIL import Image
 from safetensors.torch import load_file
 
-from hnml_hf.training.resume.files import check, checkpoints, newest_whole
+from hnml_hf.training.resume.files import check, checkpoints, newest_complete
 
 
 QUICK = (
@@ -32,7 +32,7 @@ def launch(output_dir, *options, log) -> subprocess.Popen:
 
 
 def processes_of(output_dir) -> int:
-    return check(newest_whole(output_dir))["processes"]
+    return check(newest_complete(output_dir))["processes"]
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_a_launcher_that_is_ended(number, tmp_path):
         run.send_signal(number)
         assert run.wait(60) != 0
         if number == signal.SIGTERM:
-            step = int(newest_whole(tmp_path / "run").name.rpartition("-")[2])
+            step = int(newest_complete(tmp_path / "run").name.rpartition("-")[2])
             assert f"SIGTERM: training stopped after step {step} of 24" in (tmp_path / "log.txt").read_text()
         else:  # nobody tells the processes; they notice that they are alone, or finish
             time.sleep(40)

@@ -80,9 +80,9 @@ def test_the_command_line_still_overrides(parse):
 
 def test_the_home_folder(parse, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    text = "data_dir: ~/photos\nquarantine: ~\ndataset_options: {imagenet_dir: ~/images}\nnoise: ~sure\n"
+    text = "data_dir: ~/photos\nexclude: ~\ndataset_options: {imagenet_dir: ~/images}\nnoise: ~sure\n"
     _, data_args, args = parse(text, "--output_dir=~/runs/1", "--label_column", "~/n.json")
-    assert (data_args.data_dir, data_args.quarantine, args.output_dir) == ("/home/me/photos", None, "/home/me/runs/1")
+    assert (data_args.data_dir, data_args.exclude, args.output_dir) == ("/home/me/photos", None, "/home/me/runs/1")
     assert json.loads(data_args.dataset_options) == {"imagenet_dir": "/home/me/images"}
     assert (data_args.label_column, data_args.noise) == ("/home/me/n.json", "~sure")
     words = ["~", "--to=~", "a~/b", "--x=a~", "~no_such_user/x", "-~", ""]

@@ -75,10 +75,10 @@ def test_a_recipe_is_found_by_name_and_by_path(tmp_path):
 def test_an_option_that_is_null_keeps_its_default(tmp_path):
     """As text, `None` would be the name of a noise, and no number."""
     (tmp_path / "mine.yaml").write_text(
-        "dataset: quickstart\nbackbone: resnet10t\noutput_dir: out\nnoise: null\nextrapolation:\ngauge_fraction: ~\n"
+        "dataset: quickstart\nbackbone: resnet10t\noutput_dir: out\nnoise: null\nextrapolation:\nmonitor_fraction: ~\n"
     )
     _, data_args, args = parse_arguments(["--recipe", str(tmp_path / "mine.yaml")])
-    assert data_args.noise is None and args.gauge_fraction is None
+    assert data_args.noise is None and args.monitor_fraction is None
     assert args.extrapolation == 40
 
 
@@ -95,7 +95,7 @@ def test_a_noise_is_one_mapping_however_it_is_given(tiny_dataset, tmp_path):
     tiny_dataset = tiny_dataset.remove_columns("clean_label").add_column("clean_label", labels)
     drawn = add_noise_options(tiny_dataset, {**full, "output": path})
     assert drawn["label"][:] != labels
-    assert add_noise_options(tiny_dataset, {"manifest": path})["label"][:] == drawn["label"][:]
+    assert add_noise_options(tiny_dataset, {"file": path})["label"][:] == drawn["label"][:]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,8 @@ def test_a_noise_is_one_mapping_however_it_is_given(tiny_dataset, tmp_path):
         ({"noise_rate": 0.4}, "--noise_rate 0.4: nothing says which noise. Give its kind, as `--noise symmetric`"),
         ({"noise": {"kind": "symmetric", "shape": 1}}, "it takes `kind` and, as far as wanted, `rate`"),
         ({"noise": {"rate": 0.4}}, "it takes `kind`"),
-        ({"noise": {"manifest": "n.json", "rate": 0.4}}, "or `manifest` alone"),
+        ({"noise": {"file": "n.json", "rate": 0.4}}, "or `file` alone"),
+        ({"noise": {"manifest": "n.json"}}, "it is `file` now"),
         ({"noise": "{rate"}, "not valid JSON"),
     ],
 )
@@ -139,12 +140,12 @@ def test_pretrained_is_a_switch_or_a_path(given, meant):
     assert model_args.pretrained == meant
 
 
-def test_a_quarantine_list_of_the_whole_dataset_goes_before_a_balanced_part(tiny_dataset, tmp_path):
+def test_an_exclusion_list_of_the_whole_dataset_goes_before_a_balanced_part(tiny_dataset, tmp_path):
     tiny_dataset.save_to_disk(tmp_path / "data")
     bad = tiny_dataset["index"][:20]
     lines = (json.dumps({"split": "train", "index": index}) for index in bad)
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
     options = {"dataset": str(tmp_path / "data"), "class_balanced_samples": 15}
-    data = load_data(DataArguments(**options, quarantine=str(tmp_path / "q.jsonl")))["train"]
+    data = load_data(DataArguments(**options, exclude=str(tmp_path / "q.jsonl")))["train"]
     labels = data["label"][:]
     assert [labels.count(label) for label in range(3)] == [5, 5, 5] and not set(data["index"]) & set(bad)

@@ -66,11 +66,11 @@ def test_candidates_of_a_method_stand_together(script, tmp_path):
         tmp_path,
         "tuning",
         run("ELR, 3 and 0.7", 0.5, curve=[{"validation": 0.1}, {"validation": 0.35}]),
-        run("constant rate 0.2, decay 0.9", 0.4, curve=[{"validation": 0.25}]),
+        run("constant learning rate 0.2, decay 0.9", 0.4, curve=[{"validation": 0.25}]),
         run("ELR, 7 and 0.9", 0.6, curve=[{"validation": 0.375}]),
     )
     assert script.tuning().splitlines()[2:] == [
-        "| cross-entropy | constant rate 0.2, decay 0.9 | 25.0 | 40.0 |",
+        "| cross-entropy | constant learning rate 0.2, decay 0.9 | 25.0 | 40.0 |",
         "| ELR | 3 and 0.7 | 35.0 | 50.0 |",
         "| ELR | 7 and 0.9 | 37.5 | 60.0 |",
     ]

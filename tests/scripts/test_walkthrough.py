@@ -24,7 +24,7 @@ def test_the_walkthrough_ends_with_a_better_model_on_the_hub(tmp_path):
         published = set(hub.files("tester/walk"))
         assert hub.repositories["tester/walk"]["private"]
     results = json.loads((tmp_path / "walk" / "results.json").read_text())
-    assert results["suspects_wrong"] > 0.8 * results["suspects"]  # 0.4 of all labels are wrong
+    assert results["issues_wrong"] > 0.8 * results["issues"]  # 0.4 of all labels are wrong
     assert results["second"] > results["first"]
     assert results["loaded_back"] == results["second"]
     assert {"model.safetensors", "config.json", "README.md"} <= published

@@ -47,7 +47,7 @@ def test_it_trains_and_scores(case, form, tmp_path):
     metrics = trainer.evaluate()
     assert np.isfinite([value for name, value in metrics.items() if "loss" in name]).all()
     assert all(value.isfinite().all() for value in trainer.evaluated_model().state_dict().values())
-    table = noise_scores(trainer.statistics.records, NAMES)
+    table = noise_scores(trainer.dynamics.records, NAMES)
     assert len(table) == 48 and np.isfinite(table["noise_score"]).all() and table["noise_score"].between(0, 1).all()
     assert 0 <= table.attrs["noise_rate"] <= 1
 
@@ -64,7 +64,7 @@ def test_two_classes_in_a_model_of_two(tmp_path):
     dataset = make((np.arange(48) % 4 == 0).astype(int))
     trainer = build_trainer(tmp_path, dataset, model, max_steps=4, **FORMS["momentum"])
     trainer.train()
-    table = noise_scores(trainer.statistics.records, NAMES[:2])
+    table = noise_scores(trainer.dynamics.records, NAMES[:2])
     assert np.isfinite(table["noise_score"]).all()
 
 

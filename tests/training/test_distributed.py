@@ -140,7 +140,7 @@ def test_the_mean_over_ranks_of_their_own_draws_is_applied(two_processes, initia
         terms, _ = trainer.objective(
             BatchView(model.train(), batch["pixel_values"]),
             batch["labels"],
-            wanted={"base", "consistency", "mask_guided"},
+            active_terms={"base", "consistency", "mask_guided"},
             teacher=torch.no_grad()(lambda batch=batch: teacher(batch["pixel_values"], cam_classes="predicted")),
             generator=batch_generator(trainer.args.seed, 0, torch.tensor(index)),
         )
@@ -153,14 +153,14 @@ def test_the_mean_over_ranks_of_their_own_draws_is_applied(two_processes, initia
 
 
 def test_all_ranks_measure_the_memorisation_of_all(one_process, two_processes):
-    """Visits of both processes count on both, so that they agree on the strength of the meta terms."""
-    (alone,) = one_process[1]["gauge_counts"]
+    """Observations of both processes count on both, so that they agree on the weight of the meta terms."""
+    (alone,) = one_process[1]["monitor_counts"]
     assert alone[1] > 0 and alone[3] > 0
-    assert two_processes[1]["gauge_counts"] == [alone, alone]
+    assert two_processes[1]["monitor_counts"] == [alone, alone]
 
 
 def test_all_ranks_correct_by_the_noise_rate_of_all(one_process, two_processes):
-    """The first process estimates it from the visits of both."""
+    """The first process estimates it from the observations of both."""
     (alone,) = one_process[1]["noise_rates"]
     assert alone > 0
     assert two_processes[1]["noise_rates"] == pytest.approx([alone, alone], abs=1e-3)

@@ -14,94 +14,98 @@ from hnml_hf import (
     collate_images,
     create_transforms,
 )
-from hnml_hf.training.dynamics import CANDIDATES, SampleStatistics, read_records, run_records
+from hnml_hf.training.dynamics import TOP_LABELS, TrainingDynamics, read_dynamics, run_dynamics
 
 
-def weights(visits: int, decay: float = 0.9) -> np.ndarray:
-    """Weight of each of `visits` visits in a running average: decay^(t - s), divided by their sum."""
-    raw = decay ** np.arange(visits)[::-1]
+def weights(observations: int, decay: float = 0.9) -> np.ndarray:
+    """Weight of each of `observations` observations in a running average: decay^(t - s), divided by their sum."""
+    raw = decay ** np.arange(observations)[::-1]
     return raw / raw.sum()
 
 
 @pytest.fixture
-def statistics():
-    return SampleStatistics(np.array([30, 10, 20]), np.array([0, 1, 2]), 3)
+def dynamics():
+    return TrainingDynamics(np.array([30, 10, 20]), np.array([0, 1, 2]), 3)
 
 
-def test_worked_by_hand(statistics):
-    """One sample, label 1, two visits with p = (.6, .3, .1) and (.2, .7, .1); the student votes for 0, then 2.
+def test_worked_by_hand(dynamics):
+    """One sample, label 1, two observations with p = (.6, .3, .1) and (.2, .7, .1); the student predicts 0, then 2.
 
     Weights are .9 / 1.9 and 1 / 1.9: given = (.27 + .7) / 1.9, candidate 0 = (.54 + .2) / 1.9, candidate 2 = .1.
     The margins are .3 - .6 and .7 - .2, their mean is .1. The given label wins in epoch 1 only.
     """
-    statistics.update(np.array([10]), np.array([[0.6, 0.3, 0.1]]), epoch=0, foreground=np.array([0]))
-    statistics.update(
-        np.array([10]), np.array([[0.2, 0.7, 0.1]]), epoch=1, voted=np.array([2]), foreground=np.array([2])
+    dynamics.update(np.array([10]), np.array([[0.6, 0.3, 0.1]]), epoch=0, foreground=np.array([0]))
+    dynamics.update(
+        np.array([10]),
+        np.array([[0.2, 0.7, 0.1]]),
+        epoch=1,
+        student_predictions=np.array([2]),
+        foreground=np.array([2]),
     )
-    record = statistics.records[0]
+    record = dynamics.records[0]
     assert record["index"] == 10 and record["label"] == 1 and record["times_seen"] == 2
     np.testing.assert_allclose(record["given"], 0.97 / 1.9, rtol=1e-6)
-    followed = dict(zip(record["candidate_labels"].tolist(), record["candidates"].tolist(), strict=True))
+    followed = dict(zip(record["top_labels"].tolist(), record["top_probabilities"].tolist(), strict=True))
     assert followed == pytest.approx({0: 0.74 / 1.9, 2: 0.1})
-    votes = dict(zip(record["candidate_labels"].tolist(), record["votes"].tolist(), strict=True))
-    assert votes == pytest.approx({0: 0.9 / 1.9, 2: 1 / 1.9}) and record["given_votes"] == 0
+    frequencies = dict(zip(record["top_labels"].tolist(), record["top_frequencies"].tolist(), strict=True))
+    assert frequencies == pytest.approx({0: 0.9 / 1.9, 2: 1 / 1.9}) and record["given_frequency"] == 0
     np.testing.assert_allclose(record["margin"], 0.1, atol=1e-6)
     assert (record["first_learned"], record["last_learned"], record["last_epoch"]) == (1, 1, 1)
     np.testing.assert_allclose(record["foreground_agreement"], 0.9 / 1.9, rtol=1e-6)
-    assert statistics.records["times_seen"].tolist() == [2, 0, 0]
-    assert statistics.records["first_learned"].tolist() == [1, -1, -1]
+    assert dynamics.records["times_seen"].tolist() == [2, 0, 0]
+    assert dynamics.records["first_learned"].tolist() == [1, -1, -1]
 
 
 def test_running_probabilities_are_exact_up_to_ten_classes():
     generator = np.random.default_rng(0)
     n, k, epochs = 50, 10, 12
     index, labels = generator.permutation(1000)[:n], generator.integers(0, k, n)
-    statistics = SampleStatistics(index, labels, k)
-    visits = generator.dirichlet(np.full(k, 0.3), (epochs, n))
+    dynamics = TrainingDynamics(index, labels, k)
+    observations = generator.dirichlet(np.full(k, 0.3), (epochs, n))
     for epoch in range(epochs):
         for part in np.array_split(generator.permutation(n), 4):
-            statistics.update(index[part], visits[epoch, part], epoch=epoch)
-    expected = np.einsum("e,enk->nk", weights(epochs), visits)
+            dynamics.update(index[part], observations[epoch, part], epoch=epoch)
+    expected = np.einsum("e,enk->nk", weights(epochs), observations)
     found = np.zeros((n, k))
-    rows = statistics.rows(index)
-    found[np.arange(n)[:, None], statistics.records["candidate_labels"][rows]] = statistics.records["candidates"][rows]
-    found[np.arange(n), labels] = statistics.records["given"][rows]
+    rows = dynamics.rows(index)
+    found[np.arange(n)[:, None], dynamics.records["top_labels"][rows]] = dynamics.records["top_probabilities"][rows]
+    found[np.arange(n), labels] = dynamics.records["given"][rows]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_with_many_classes_the_top_other_label_is_found():
-    """Label 77 has most of the weight in every third visit, and noise on the other 199 labels must not push it out."""
+    """Label 77 has most of the weight every third time, and noise on the other 199 labels must not push it out."""
     generator = np.random.default_rng(0)
-    statistics = SampleStatistics(np.arange(20), np.zeros(20, int), 200)
+    dynamics = TrainingDynamics(np.arange(20), np.zeros(20, int), 200)
     for epoch in range(30):
         p = generator.dirichlet(np.full(200, 0.05), 20)
         if epoch % 3 == 0:
             p = 0.3 * p
             p[:, 77] += 0.7
-        statistics.update(np.arange(20), p, epoch=epoch)
-    records = statistics.records
-    assert records["candidates"].shape == (20, CANDIDATES)
-    top = records["candidate_labels"][np.arange(20), records["candidates"].argmax(-1)]
+        dynamics.update(np.arange(20), p, epoch=epoch)
+    records = dynamics.records
+    assert records["top_probabilities"].shape == (20, TOP_LABELS)
+    top = records["top_labels"][np.arange(20), records["top_probabilities"].argmax(-1)]
     assert (top == 77).all()
-    assert all(len(set(row)) == CANDIDATES for row in records["candidate_labels"].tolist())
-    assert (records["given"] + records["candidates"].sum(-1) <= 1 + 1e-5).all()
+    assert all(len(set(row)) == TOP_LABELS for row in records["top_labels"].tolist())
+    assert (records["given"] + records["top_probabilities"].sum(-1) <= 1 + 1e-5).all()
 
 
-def test_a_sample_counts_once_an_epoch(statistics):
+def test_a_sample_counts_once_an_epoch(dynamics):
     """The last uneven batch is filled up with copies: in one call, and across calls."""
     p = np.array([[0.8, 0.1, 0.1]])
-    statistics.update(np.array([30, 10, 30, -1]), p.repeat(4, 0), epoch=np.array([0, 0, 0, -1]))
-    statistics.update(np.array([20, 10]), 1 - p.repeat(2, 0), epoch=0)
-    assert statistics.records["times_seen"].tolist() == [1, 1, 1]
-    np.testing.assert_allclose(statistics.records["given"][0], 0.1, rtol=1e-6)
-    statistics.update(np.array([30, 30]), p.repeat(2, 0), epoch=np.array([1, 2]))
-    assert statistics.records["times_seen"].tolist() == [1, 1, 3]
+    dynamics.update(np.array([30, 10, 30, -1]), p.repeat(4, 0), epoch=np.array([0, 0, 0, -1]))
+    dynamics.update(np.array([20, 10]), 1 - p.repeat(2, 0), epoch=0)
+    assert dynamics.records["times_seen"].tolist() == [1, 1, 1]
+    np.testing.assert_allclose(dynamics.records["given"][0], 0.1, rtol=1e-6)
+    dynamics.update(np.array([30, 30]), p.repeat(2, 0), epoch=np.array([1, 2]))
+    assert dynamics.records["times_seen"].tolist() == [1, 1, 3]
 
 
 def test_order_of_processes_does_not_matter():
     generator = np.random.default_rng(1)
     p, labels = generator.dirichlet(np.ones(4), 8), generator.integers(0, 4, 8)
-    one, two = (SampleStatistics(np.arange(8), labels, 4) for _ in range(2))
+    one, two = (TrainingDynamics(np.arange(8), labels, 4) for _ in range(2))
     order = generator.permutation(8)
     one.update(np.arange(8), p, epoch=0)
     two.update(order, p[order], epoch=0)
@@ -110,27 +114,27 @@ def test_order_of_processes_does_not_matter():
 
 def test_errors_teach():
     with pytest.raises(ValueError, match="Sample id 5 occurs more than once"):
-        SampleStatistics(np.array([5, 1, 5]), np.zeros(3, int), 2)
+        TrainingDynamics(np.array([5, 1, 5]), np.zeros(3, int), 2)
     with pytest.raises(ValueError, match="Sample 7 has label 3, but there are 3 classes"):
-        SampleStatistics(np.array([5, 7]), np.array([0, 3]), 3)
+        TrainingDynamics(np.array([5, 7]), np.array([0, 3]), 3)
     with pytest.raises(KeyError, match="not in the training set"):
-        SampleStatistics(np.arange(3), np.zeros(3, int), 2).update(np.array([9]), np.ones((1, 2)), epoch=0)
+        TrainingDynamics(np.arange(3), np.zeros(3, int), 2).update(np.array([9]), np.ones((1, 2)), epoch=0)
 
 
-def test_save_and_go_on(statistics, tmp_path):
+def test_save_and_go_on(dynamics, tmp_path):
     p = np.array([[0.5, 0.3, 0.2]])
-    statistics.update(np.array([10]), p, epoch=0)
-    statistics.save(tmp_path / "s.npy")
-    again = SampleStatistics(np.array([10, 20, 30]), np.array([1, 2, 0]), 3)
+    dynamics.update(np.array([10]), p, epoch=0)
+    dynamics.save(tmp_path / "s.npy")
+    again = TrainingDynamics(np.array([10, 20, 30]), np.array([1, 2, 0]), 3)
     again.load(tmp_path / "s.npy")
-    for one in (statistics, again):
+    for one in (dynamics, again):
         one.update(np.array([10]), p[:, ::-1], epoch=1)
-    assert np.array_equal(statistics.records, again.records)
+    assert np.array_equal(dynamics.records, again.records)
     assert not list(tmp_path.glob("*.part*"))
     with pytest.raises(ValueError, match="other sample ids or labels"):
-        SampleStatistics(np.array([10, 20, 30]), np.array([1, 2, 1]), 3).load(tmp_path / "s.npy")
+        TrainingDynamics(np.array([10, 20, 30]), np.array([1, 2, 1]), 3).load(tmp_path / "s.npy")
     with pytest.raises(ValueError, match="another number of classes"):
-        SampleStatistics(np.array([10, 20, 30]), np.array([1, 2, 0]), 4).load(tmp_path / "s.npy")
+        TrainingDynamics(np.array([10, 20, 30]), np.array([1, 2, 0]), 4).load(tmp_path / "s.npy")
 
 
 def test_files_that_are_none(tmp_path):
@@ -138,33 +142,33 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "empty.npy").write_bytes(b"")
     np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
     for name in ("other", "empty", "pickle"):
-        with pytest.raises(ValueError, match="holds no statistics"):
-            read_records(tmp_path / f"{name}.npy")
+        with pytest.raises(ValueError, match="holds no training dynamics"):
+            read_dynamics(tmp_path / f"{name}.npy")
     with pytest.raises(FileNotFoundError):
-        read_records(tmp_path / "missing.npy")
+        read_dynamics(tmp_path / "missing.npy")
 
 
 def test_millions_are_mapped(tmp_path):
     path = tmp_path / "_audit" / "s.npy"
     n = 100_000
-    statistics = SampleStatistics(np.arange(n), np.zeros(n, int), 1000, path=path, in_memory=1)
-    assert isinstance(statistics.records, np.memmap) and not path.exists()
-    assert statistics.records.dtype.itemsize < 200  # bytes a sample, for any number of classes
-    statistics.update(np.array([99_999]), np.full((1, 1000), 1e-3), epoch=0)
-    statistics.save(tmp_path / "checkpoint" / "s.npy")
-    statistics.update(np.array([5]), np.full((1, 1000), 1e-3), epoch=0)
-    statistics.save(path)
-    statistics.save(path)
-    assert read_records(tmp_path / "checkpoint" / "s.npy")["times_seen"].sum() == 1
-    assert read_records(path)["times_seen"].sum() == 2
-    assert isinstance(read_records(path), np.memmap)
+    dynamics = TrainingDynamics(np.arange(n), np.zeros(n, int), 1000, path=path, in_memory=1)
+    assert isinstance(dynamics.records, np.memmap) and not path.exists()
+    assert dynamics.records.dtype.itemsize < 200  # bytes a sample, for any number of classes
+    dynamics.update(np.array([99_999]), np.full((1, 1000), 1e-3), epoch=0)
+    dynamics.save(tmp_path / "checkpoint" / "s.npy")
+    dynamics.update(np.array([5]), np.full((1, 1000), 1e-3), epoch=0)
+    dynamics.save(path)
+    dynamics.save(path)
+    assert read_dynamics(tmp_path / "checkpoint" / "s.npy")["times_seen"].sum() == 1
+    assert read_dynamics(path)["times_seen"].sum() == 2
+    assert isinstance(read_dynamics(path), np.memmap)
 
 
 # -- in a run ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_statistics_and_they_survive_a_kill(tiny_dataset, tmp_path):
-    """Interrupted after an odd step and resumed, every sample is seen once an epoch, with the same statistics."""
+    """Interrupted after an odd step and resumed, every sample is seen once an epoch, with the same dynamics."""
 
     def train(folder, resume=None, stop=None):
         torch.manual_seed(0)
@@ -180,7 +184,7 @@ def test_a_run_leaves_statistics_and_they_survive_a_kill(tiny_dataset, tmp_path)
             disable_tqdm=True,
             use_cpu=True,
             dataloader_num_workers=0,
-            gauge_fraction=0,  # the mask level from the first step
+            monitor_fraction=0,  # the mask level from the first step
         )
         trainer = HNMLTrainer(
             model=model,
@@ -192,16 +196,16 @@ def test_a_run_leaves_statistics_and_they_survive_a_kill(tiny_dataset, tmp_path)
         return trainer
 
     whole = train(tmp_path / "whole")
-    records = run_records(tmp_path / "whole")
+    records = run_dynamics(tmp_path / "whole")
     assert (records["times_seen"] == 3).all() and (records["last_epoch"] == 2).all()
     assert sorted(records["index"]) == sorted(tiny_dataset["index"])
     assert (records["foreground_seen"] == 3).all()
-    total = records["given"] + records["candidates"].sum(-1)
+    total = records["given"] + records["top_probabilities"].sum(-1)
     np.testing.assert_allclose(total, 1, rtol=1e-4)
     resumed = train(tmp_path / "resumed", resume=str(tmp_path / "whole" / "checkpoint-4"))
-    assert (resumed.statistics.records["times_seen"] == 3).all()
+    assert (resumed.dynamics.records["times_seen"] == 3).all()
     for name in records.dtype.names:
-        np.testing.assert_allclose(resumed.statistics.records[name], whole.statistics.records[name], atol=1e-5)
+        np.testing.assert_allclose(resumed.dynamics.records[name], whole.dynamics.records[name], atol=1e-5)
 
 
 WORKER = """
@@ -220,7 +224,7 @@ args = HNMLTrainingArguments(
 data = TransformedDataset(load_from_disk(sys.argv[1] + "/data"), transform)
 trainer = HNMLTrainer(model=model, args=args, train_dataset=data, data_collator=collate_images)
 trainer.train()
-assert args.world_size == 2 and (trainer.statistics is not None) == trainer.is_world_process_zero()
+assert args.world_size == 2 and (trainer.dynamics is not None) == trainer.is_world_process_zero()
 """
 
 
@@ -244,16 +248,16 @@ def test_two_processes_see_every_sample_once_an_epoch(tiny_dataset, tmp_path):
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    records = run_records(tmp_path / "out")
+    records = run_dynamics(tmp_path / "out")
     assert sorted(records["index"]) == sorted(tiny_dataset["index"][:29])
     assert (records["times_seen"] == 3).all() and (records["foreground_seen"] == 3).all()
-    np.testing.assert_allclose(records["given"] + records["candidates"].sum(-1), 1, rtol=1e-4)
+    np.testing.assert_allclose(records["given"] + records["top_probabilities"].sum(-1), 1, rtol=1e-4)
 
 
 def test_a_header_that_is_no_header_is_refused(tmp_path):
     """NumPy reads it as Python and lets the tokenizer's error pass; found by `scripts/maintenance/fuzz.py`."""
-    SampleStatistics(np.arange(3), np.arange(3), 3).save(tmp_path / "s.npy")
+    TrainingDynamics(np.arange(3), np.arange(3), 3).save(tmp_path / "s.npy")
     content = (tmp_path / "s.npy").read_bytes()
     (tmp_path / "s.npy").write_bytes(content.replace(b"'fortran_order'", b"('ortran_order'"))
-    with pytest.raises(ValueError, match=r"s\.npy holds no statistics of samples"):
-        read_records(tmp_path / "s.npy")
+    with pytest.raises(ValueError, match=r"s\.npy holds no training dynamics"):
+        read_dynamics(tmp_path / "s.npy")

@@ -246,7 +246,7 @@ def test_traced_steps_remember():
     plain, first, second = (make_trainer(VIT, {**options, **how}) for how in ({}, traced, traced))
     for trainer in (plain, first, second):
         trainer.train()
-        assert (trainer.memory.store.mass > 0.5).all()  # two visits of each sample
+        assert (trainer.memory.store.mass > 0.5).all()  # two observations of each sample
     assert_close(weights_of(first), weights_of(plain), rtol=0, atol=1e-4)
     assert_close(weights_of(second), weights_of(first), rtol=0, atol=1e-6)
 

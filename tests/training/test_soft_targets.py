@@ -41,7 +41,7 @@ def test_the_base_loss_asks_for_the_posterior(with_targets, posterior, tmp_path,
     ((terms, logits),) = seen
     expected = -(torch.from_numpy(posterior[rows]) * logits.log_softmax(-1)).sum(-1)
     base = terms["base"]
-    if objective == "elr":  # its regulariser of the first visit, with t = 0.3 p
+    if objective == "elr":  # its regulariser of the first observation, with t = 0.3 p
         base = base - 3 * torch.log1p(-(0.3 * logits.softmax(-1) ** 2).sum(-1))
     assert_close(base, expected, atol=1e-3, rtol=0)
 
@@ -60,7 +60,7 @@ def test_what_goes_before_the_posterior(with_targets, tmp_path):
     weighted = with_targets.add_column("weight", np.linspace(0, 1, 48))
     assert build_trainer(tmp_path, weighted, objective="ce").targets == "given"
     assert build_trainer(tmp_path, with_targets, objective="gce").targets == "given"
-    assert build_trainer(tmp_path, with_targets, objective="ce", forward_correction=True).targets == "given"
+    assert build_trainer(tmp_path, with_targets, objective="ce", symmetric_correction=True).targets == "given"
     mixed = MixupCollator(3, mixup_alpha=1.0)
     assert build_trainer(tmp_path, with_targets, objective="ce", collator=mixed).targets == "given"
 
@@ -69,7 +69,7 @@ def test_a_posterior_that_cannot_be_had_is_refused(with_targets, tiny_dataset, t
     for dataset, options, reason in (
         (tiny_dataset, {"objective": "ce"}, "no soft targets"),
         (with_targets, {"objective": "gce"}, "takes labels alone"),
-        (with_targets, {"objective": "ce", "forward_correction": True}, "corrects the loss on given labels"),
+        (with_targets, {"objective": "ce", "symmetric_correction": True}, "corrects the loss on given labels"),
     ):
         with pytest.raises(ValueError, match=reason):
             build_trainer(tmp_path, dataset, targets="posterior", **options)

@@ -6,7 +6,7 @@ import torch
 from distributed_worker import CASES, VIT, make_trainer, weights_of
 from torch.testing import assert_close
 
-from hnml_hf import SampleStatistics, collate_images
+from hnml_hf import TrainingDynamics, collate_images
 from hnml_hf.atomic import mapped_array
 from hnml_hf.objectives.mean_teacher import consistency_loss
 from hnml_hf.training.target_memory import DENSE_BYTES, TargetMemory, TopKMemory, create_memory
@@ -148,17 +148,17 @@ def test_every_objective_trains_on_targets_from_the_memory(case):
 
 
 def test_targets_are_the_normalised_average_of_the_own_predictions():
-    """First visit: q = p, and the maps are the student's own, so that the map agreement is 0."""
+    """First observation: q = p, and the maps are the student's own, so that the map agreement is 0."""
     trainer = make_trainer(VIT, {**CASES["momentum"], **MEMORY})
     batch = collate_images([trainer.train_dataset[row] for row in range(4)])
     terms, monitors = trainer.objective_step(
-        trainer.model, batch["pixel_values"], inputs=batch, wanted={"base", "consistency", "mask_guided"}
+        trainer.model, batch["pixel_values"], inputs=batch, active_terms={"base", "consistency", "mask_guided"}
     )
     assert_close(terms["consistency"], torch.zeros(4), atol=1e-6, rtol=0)
     q = monitors["logits"].softmax(-1)
     assert_close(terms["mask_guided"], q.amax(-1) * consistency_loss(monitors["foreground_logits"], q))
     terms, _ = trainer.objective_step(
-        trainer.model, batch["pixel_values"].flip(-1), inputs=batch, wanted={"base", "consistency"}
+        trainer.model, batch["pixel_values"].flip(-1), inputs=batch, active_terms={"base", "consistency"}
     )
     assert (terms["consistency"] > 0).all()  # now q is the average of two views
 
@@ -191,7 +191,7 @@ def test_space_is_reserved_before_it_is_mapped(tmp_path, monkeypatch):
         TopKMemory(np.arange(30), 100, decay=0.5, top_k=2, folder=str(tmp_path))
     assert reserved == [2 * 2 * 30, 4 * 2 * 30]  # classes as int16, values as float32
     with pytest.raises(OSError, match="No space left on device"):
-        SampleStatistics(np.arange(30), np.zeros(30, int), 1000, path=tmp_path / "x", in_memory=1)
+        TrainingDynamics(np.arange(30), np.zeros(30, int), 1000, path=tmp_path / "x", in_memory=1)
 
 
 def test_a_mapped_array_is_zeros_on_reserved_blocks(tmp_path):

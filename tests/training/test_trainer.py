@@ -23,7 +23,7 @@ from hnml_hf import (
     noise_auroc,
 )
 from hnml_hf.training.step import batch_generator
-from hnml_hf.training.step_monitor import StepMonitor, label_fit
+from hnml_hf.training.step_monitor import StepMonitor, label_agreement
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -40,7 +40,7 @@ def test_every_objective_trains_and_logs_its_parts(form, tiny_dataset, tmp_path)
     if FORMS[form]["objective"].startswith("hnml"):
         parts |= {"mask_guided"}
     for entry in trainer.state.log_history[:-1]:
-        assert parts <= set(entry) and "fit" in entry and "memorized" in entry
+        assert parts <= set(entry) and "label_agreement" in entry and "memorized" in entry
         assert ("mask_guided" in entry) == ("mask_guided" in parts)
         assert_close(entry["loss"], sum(entry[part] for part in parts), atol=3e-3, rtol=0)
 
@@ -56,7 +56,7 @@ def test_weights_of_the_terms_scale_them(tiny_dataset, tmp_path):
 
 @pytest.mark.parametrize("form", ["mean_teacher", "mlnt", "head", "full", "momentum"])
 def test_without_meta_terms_it_is_the_plain_trainer(form, tiny_dataset, tmp_path):
-    """All weights (and the look-ahead) zero: the same weights, bit for bit, as transformers' own Trainer."""
+    """All weights (and the extrapolation) zero: the same weights, bit for bit, as transformers' own Trainer."""
     options = {"consistency_weight": 0, "mask_weight": 0, "augmentation": "standard", **FORMS[form]}
     if form == "momentum":
         options["extrapolation"] = 0
@@ -445,9 +445,9 @@ def test_draws_follow_from_seed_step_and_samples():
 def test_memorisation_is_measured_on_the_wrong_labels_alone():
     """Right: rows 0, 1 and 3 of 4. Known to be wrong: rows 1 and 2, of which row 1 is repeated."""
     predicted, labels, clean = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 1, -1])
-    fit = label_fit(predicted, labels, clean)
-    assert fit["fit"] == 0.75 and fit["memorized"] == 0.5
-    assert label_fit(predicted, labels, labels)["memorized"].isnan()
+    fit = label_agreement(predicted, labels, clean)
+    assert fit["label_agreement"] == 0.75 and fit["memorized"] == 0.5
+    assert label_agreement(predicted, labels, labels)["memorized"].isnan()
 
 
 def test_the_monitor_averages_what_is_there():
@@ -517,7 +517,7 @@ def test_a_second_training_sees_its_own_samples_alone(tiny_dataset, tmp_path):
     trainer = build_trainer(tmp_path, tiny_dataset, max_steps=8)  # two epochs
     for _ in range(2):
         trainer.train()
-        assert (trainer.statistics.records["times_seen"] == 2).all()
+        assert (trainer.dynamics.records["times_seen"] == 2).all()
 
 
 def test_a_model_of_its_own_making_is_refused(tiny_dataset, tmp_path):
@@ -528,16 +528,16 @@ def test_a_model_of_its_own_making_is_refused(tiny_dataset, tmp_path):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"objective": "mean_teacher", "mask_weight": 0.5, "gauge_fraction": None}, ["mask_weight"]),
+        ({"objective": "mean_teacher", "mask_weight": 0.5, "monitor_fraction": None}, ["mask_weight"]),
         ({"perturb_ratio": 1.0, "gce_q": 0.5}, ["perturb_ratio", "gce_q"]),
         ({"objective": "ce", "meta_lr": 1.0, "teacher_source": "memory"}, ["teacher_source", "meta_lr"]),
-        ({"objective": "elr", "elr_decay": 0.8, "gauge_fraction": None}, []),
+        ({"objective": "elr", "elr_decay": 0.8, "monitor_fraction": None}, []),
         (FORMS["head"], []),
     ],
 )
 def test_options_without_effect_are_named(options, named, tmp_path, caplog):
     plain = {"num_neighbors": 10, "consistency_weight": 3.0}  # the defaults
-    arguments(tmp_path, **{**plain, "per_device_train_batch_size": 12, "gauge_fraction": None, **options})
+    arguments(tmp_path, **{**plain, "per_device_train_batch_size": 12, "monitor_fraction": None, **options})
     warnings = [text for text in caplog.messages if text.startswith("Without effect")]
     assert len(warnings) == bool(named) and all(f"`{name}`" in warnings[0] for name in named)
     assert sum(text.count("`") for text in warnings) == 2 * (len(named) + 1) * bool(named)
@@ -670,6 +670,6 @@ def test_a_trained_run_gives_the_table_of_its_labels(tiny_dataset, tmp_path):
     assert list(table) == list(frozen) and table.attrs.keys() - frozen.attrs.keys() == {"source"}
     assert (table["rank"].to_numpy() == np.arange(1, len(table) + 1)).all()
     assert set(table["index"]) == set(tiny_dataset["index"])
-    trainer.dynamics.statistics = None
+    trainer.recorder.dynamics = None
     with pytest.raises(ValueError, match="mixed"):
         trainer.audit()

@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from ...atomic import whole_file
+from ...atomic import atomic_write
 
 
 MATRIX_CLASSES = 20  # a larger heat map is a texture, not a table
@@ -29,7 +29,7 @@ CURVES = (
     ("eval_accuracy", "accuracy on held-out labels", "one"),  # of a single evaluation dataset
     ("eval_validation_accuracy", "accuracy on held-out labels", "one"),  # of several by name
     ("eval_test_accuracy", "accuracy on the test set", "four"),
-    ("fit", "agreement with the given labels", "two"),
+    ("label_agreement", "agreement with the given labels", "two"),
     ("memorized", "known wrong labels learned", "three"),
 )
 
@@ -71,7 +71,7 @@ def render_report(
         table (`pd.DataFrame`): output of [`~hnml_hf.noise_scores`], a row per sample.
         summary (`Mapping`): its `attrs`.
         path (`str` or `Path`): of the HTML file.
-        evidence (`Sequence[Evidence]`): of the most suspect samples, in the order of `rank`, without those decided.
+        evidence (`Sequence[Evidence]`): of the label issues, in the order of `rank`, without those decided.
         curves (`Sequence[Mapping]`): a trainer's `log_history`.
         decided (`Collection[int]`): ids of samples that people have decided in an earlier round; they are no issues.
         run (`str` or `Path`, *optional*): named in the commands that the page shows.
@@ -88,7 +88,7 @@ def render_report(
     table = table.sort_values("rank", kind="stable")
     payload = _payload(table, summary, evidence, set(decided), max_bytes)
     page = render_page(table, summary, payload, curves=curves, run=run)
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     return Path(path)
 

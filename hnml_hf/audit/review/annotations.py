@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ...atomic import whole_file
+from ...atomic import atomic_write
 
 
 ANNOTATIONS = ("wrong", "right", "unsure")
@@ -143,7 +143,7 @@ def parse_log(content: bytes, path: str | os.PathLike, start: int = 1) -> Iterat
 
 def write_annotations(path: str | os.PathLike, rows: Iterable[dict]) -> Path:
     """Write a CSV that [`read_annotations`] reads; `rows` have the fields of `FIELDS`."""
-    with whole_file(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         file.write(annotations_csv(rows))
     return Path(path)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ...atomic import whole_file
+from ...atomic import atomic_write
 
 
 AUDIT_FOLDER = "_audit"  # as in `hnml_hf.training.dynamics`, which imports torch
@@ -30,7 +30,7 @@ def write_lineage(folder: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
             images that lie elsewhere, and empty where the sample is gone, or its image is part of the dataset.
     """
     path = Path(folder) / LINEAGE_FILE
-    with whole_file(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, LINEAGE, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)

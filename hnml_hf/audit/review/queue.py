@@ -28,7 +28,7 @@ REASONS = (
 
 
 def read_rows(path: str | os.PathLike) -> tuple[pa.Table, dict]:
-    """The columns of a table of scores that a review shows, most suspect first, and its summary.
+    """The columns of a table of scores that a review shows, most probably wrong first, and its summary.
 
     Text stays in Arrow: a million paths as Python strings would take a second and 100 MB.
     """
@@ -86,7 +86,7 @@ class ReviewQueue:
     """Rows of an audit with what was said of them; every method may be called from several threads.
 
     Args:
-        rows (`pa.Table`): of [`read_rows`], n rows, most suspect first.
+        rows (`pa.Table`): of [`read_rows`], n rows, most probably wrong first.
         class_names (`list[str]`): in id order.
         issue_score (`float`): from which a label is an issue.
         decided (`Iterable[int]`): ids that were decided in an earlier round; they are no issues any more.

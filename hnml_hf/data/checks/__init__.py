@@ -1,7 +1,7 @@
 """Preflight: reads every image and every label of a dataset before training, and lists what is wrong with them.
 
-`check_dataset` gives a report (a dict that is valid JSON), `format_report` a table to read, `save_quarantine` the list
-of rows that training should leave out, `apply_quarantine` leaves them out.
+`check_dataset` gives a report (a dict that is valid JSON), `format_report` a table to read, `save_exclusions` the list
+of rows that training should leave out, `apply_exclusions` leaves them out.
 
 Memory: a few integers for each row (a 64-bit hash of the image, its size, its label), never the images.
 """
@@ -20,8 +20,8 @@ from datasets.utils import tqdm
 
 from ..files import is_image, walk
 from ..schema import UNKNOWN, noise_rate
+from .exclusions import apply_exclusions, load_exclusions, save_exclusions
 from .images import MAX_PIXELS, ImageCheck, check_image
-from .quarantine import apply_quarantine, load_quarantine, save_quarantine
 from .report import DEFECTS, NOTES, empty_report, format_report, save_report
 from .rows import MISSING, SplitRows, groups
 
@@ -235,12 +235,12 @@ __all__ = [
     "DEFECTS",
     "MAX_PIXELS",
     "NOTES",
-    "apply_quarantine",
+    "apply_exclusions",
     "check_dataset",
     "check_image",
     "empty_report",
     "format_report",
-    "load_quarantine",
-    "save_quarantine",
+    "load_exclusions",
+    "save_exclusions",
     "save_report",
 ]

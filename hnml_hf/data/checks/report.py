@@ -3,7 +3,7 @@
 import json
 import os
 
-from ...atomic import whole_file
+from ...atomic import atomic_write
 from .images import IMAGE_DEFECTS
 
 
@@ -43,7 +43,7 @@ def empty_report() -> dict:
 def save_report(path: str | os.PathLike, report: dict) -> None:
     """Write the report as JSON. Bytes of a file name that are no UTF-8 are escaped."""
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 

@@ -25,6 +25,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 MANIFEST = "manifest.json"
+CONFIGURATION = ("fixed_configuration", "changeable_configuration")
 UNFINISHED_FOLDER = "_unfinished"  # nothing in it counts as a checkpoint, here or in transformers
 LOCK_FILE = "_run.lock"
 NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
@@ -36,23 +37,27 @@ LEFT_OVER = (
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or is not whole. Those written before are as they were."""
+    """A checkpoint could not be written, or is incomplete. Those written before are as they were."""
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def seal(folder: str | os.PathLike, facts: Mapping, settings: Mapping, *, order: int = 0):
+def seal(folder: str | os.PathLike, fixed: Mapping, changeable: Mapping, *, order: int = 0):
     """List all files of a folder in its manifest, and flush all of it to the disk.
 
-    `facts` and `settings` of the run are for [`require_same_run`]; `order` counts the checkpoints that were written to
-    one output folder, whatever their steps.
+    The `fixed` and the `changeable` configuration of the run are for [`require_same_run`]; `order` counts the
+    checkpoints that were written to one output folder, whatever their steps.
     """
     folder = Path(folder)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     listed = {name: {"bytes": path.stat().st_size, "blake2b": _digest(path)} for name, path in files.items()}
     manifest = folder / MANIFEST
-    content = {"order": order, "facts": dict(facts), "settings": dict(settings), "files": listed}
+    content = {
+        "order": order,
+        **dict(zip(CONFIGURATION, (dict(fixed), dict(changeable)), strict=True)),
+        "files": listed,
+    }
     content = json.loads(json.dumps(content))  # tuples become lists, as they will be read
     signed = {"blake2b": _content_digest(content), "content": content}
     manifest.write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
@@ -106,7 +111,7 @@ def _flush(path: Path):
 
 
 def check(checkpoint: str | os.PathLike) -> dict:
-    """Return the facts of a checkpoint if each of its files is what was written.
+    """Return the fixed configuration of a checkpoint if each of its files is what was written.
 
     Raises:
         CheckpointError: naming the file that is missing, cut off or changed.
@@ -121,17 +126,17 @@ def check(checkpoint: str | os.PathLike) -> dict:
         if size != listed["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes"
             raise CheckpointError(
-                f"`{checkpoint}` is not a whole checkpoint: `{name}` {found}, {listed['bytes']} were written."
+                f"`{checkpoint}` is an incomplete checkpoint: `{name}` {found}, {listed['bytes']} were written."
             )
         try:
             digest = _digest(path)
         except OSError as error:
             raise CheckpointError(
-                f"`{checkpoint}` is not a whole checkpoint: `{name}` cannot be read: {error}."
+                f"`{checkpoint}` is an incomplete checkpoint: `{name}` cannot be read: {error}."
             ) from error
         if digest != listed["blake2b"]:
-            raise CheckpointError(f"`{checkpoint}` is not a whole checkpoint: the bytes of `{name}` have changed.")
-    return manifest["facts"]
+            raise CheckpointError(f"`{checkpoint}` is an incomplete checkpoint: the bytes of `{name}` have changed.")
+    return manifest["fixed_configuration"]
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
@@ -158,7 +163,7 @@ def next_order(output_dir: str | os.PathLike) -> int:
 
 
 def rotate(output_dir: str | os.PathLike, *, keep: int | None, protected: Collection[str | os.PathLike | None]):
-    """Delete checkpoints that are not whole, then the ones written first, until `keep` are left (None or 0 = all).
+    """Delete checkpoints that are incomplete, then the ones written first, until `keep` are left (None or 0 = all).
 
     Those in `protected` stay. transformers goes by modification times, and by steps where these are close; after a run
     went back, it would delete what was just written.
@@ -166,19 +171,19 @@ def rotate(output_dir: str | os.PathLike, *, keep: int | None, protected: Collec
     if not keep:
         return
     there = checkpoints(output_dir)
-    torn = [path for path in there if _order(path) == math.inf]
+    incomplete = [path for path in there if _order(path) == math.inf]
     stay = {os.path.abspath(path) for path in protected if path}
     disposable = [
         path
-        for path in torn + [path for path in reversed(there) if path not in torn]
+        for path in incomplete + [path for path in reversed(there) if path not in incomplete]
         if str(path.absolute()) not in stay
     ]
     for path in disposable[: max(len(there) - keep, 0)]:
         remove(path)
 
 
-def newest_whole(output_dir: str | os.PathLike) -> Path | None:
-    """The newest checkpoint that is whole; each torn one above it is named in the log."""
+def newest_complete(output_dir: str | os.PathLike) -> Path | None:
+    """The newest checkpoint that is complete; each incomplete one above it is named in the log."""
     for checkpoint in checkpoints(output_dir):
         try:
             check(checkpoint)
@@ -193,52 +198,53 @@ def resolve(resume_from_checkpoint: str | bool | None, output_dir: str | os.Path
     """The checkpoint that a run goes on from.
 
     Args:
-        resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint; `True` or `"true"` for the newest whole one
-            of the output folder, which must exist; `"auto"` for that one if there is one, else a start from nothing.
+        resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint; `True` or `"true"` for the newest complete
+            one of the output folder, which must exist; `"auto"` for that one if there is one, else a start from
+            nothing.
         output_dir (`str` or `os.PathLike`): the folder of the run.
 
     Raises:
-        CheckpointError: if the one that was asked for is not there or not whole.
+        CheckpointError: if the one that was asked for is not there or incomplete.
     """
     wanted = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
     if wanted is None or wanted is True or wanted == "auto":
-        newest = newest_whole(output_dir) if wanted else None
+        newest = newest_complete(output_dir) if wanted else None
         if wanted is True and newest is None:
             raise CheckpointError(
-                f"`{output_dir}` holds no whole checkpoint to resume from. Give the `--output_dir` of the run that "
+                f"`{output_dir}` holds no complete checkpoint to resume from. Give the `--output_dir` of the run that "
                 "was interrupted, or start from nothing without `--resume_from_checkpoint`."
             )
         if wanted == "auto" and newest is None:
-            logger.warning(f"`{output_dir}` holds no whole checkpoint; training starts from nothing.")
+            logger.warning(f"`{output_dir}` holds no complete checkpoint; training starts from nothing.")
         return None if newest is None else str(newest)
     try:
         check(wanted)
     except CheckpointError as error:
-        newest = newest_whole(Path(wanted).parent)
-        there = f"The newest whole one there is `{newest}`." if newest else "There is no whole one beside it."
+        newest = newest_complete(Path(wanted).parent)
+        there = f"The newest complete one there is `{newest}`." if newest else "There is no complete one beside it."
         raise CheckpointError(f"{error} {there}") from error
     return str(wanted)
 
 
-def require_same_run(checkpoint: str | os.PathLike, facts: Mapping, settings: Mapping):
+def require_same_run(checkpoint: str | os.PathLike, fixed: Mapping, changeable: Mapping):
     """Compare a run with the one that wrote a checkpoint.
 
     Args:
-        checkpoint (`str` or `os.PathLike`): a whole one.
-        facts (`Mapping`): what the saved state is made of or belongs to, by name; JSON values.
-        settings (`Mapping`): what may be changed; each change is named in one warning.
+        checkpoint (`str` or `os.PathLike`): a complete one.
+        fixed (`Mapping`): what the saved state is made of or belongs to, by name; JSON values.
+        changeable (`Mapping`): what may be changed; each change is named in one warning.
 
     Raises:
-        ValueError: naming the facts that are not the same: the run could not go on exactly.
+        ValueError: naming what is not the same of the fixed configuration: the run could not go on exactly.
     """
-    changed = _changes(_manifest(checkpoint)["facts"], facts)
+    changed = _changes(_manifest(checkpoint)["fixed_configuration"], fixed)
     if changed:
         raise ValueError(
             f"`{checkpoint}` cannot be resumed exactly: {changed}. Batches, random draws, what is averaged over them "
             "or the optimizer's state would be others than those of one uninterrupted run. Resume as it was started, "
             f"or start a new run from its weights: `--pretrained {checkpoint}/model.safetensors`."
         )
-    changed = _changes(_manifest(checkpoint)["settings"], settings)
+    changed = _changes(_manifest(checkpoint)["changeable_configuration"], changeable)
     if changed:
         logger.warning(
             f"`{checkpoint}` is resumed with other settings: {changed}. The run ends neither as it would have ended "
@@ -246,28 +252,34 @@ def require_same_run(checkpoint: str | os.PathLike, facts: Mapping, settings: Ma
         )
 
 
-def settings(checkpoint: str | os.PathLike) -> dict:
-    """Those that a whole checkpoint was written with."""
-    return _manifest(checkpoint)["settings"]
+def changeable_configuration(checkpoint: str | os.PathLike) -> dict:
+    """The one that a complete checkpoint was written with."""
+    return _manifest(checkpoint)["changeable_configuration"]
 
 
 def _manifest(checkpoint: str | os.PathLike) -> dict:
-    """`order`, `facts`, `settings` and `files`, as they were written. Raises [`CheckpointError`] if they are not."""
-    unreadable = f"`{checkpoint}` is not a whole checkpoint: "
+    """`order`, both configurations and `files`, as they were written. Raises [`CheckpointError`] if they are not."""
+    unreadable = f"`{checkpoint}` is an incomplete checkpoint: "
     try:
         if not Path(checkpoint, MANIFEST).is_file():  # a pipe would be waited for
             raise OSError(f"`{MANIFEST}` is no regular file")
         signed = json.loads(Path(checkpoint, MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{unreadable}it has no readable `{MANIFEST}`, which is written last.") from error
-    if isinstance(signed, dict) and signed.keys() == {"order", "facts", "settings", "files"}:
-        raise CheckpointError(
-            f"{unreadable}its `{MANIFEST}` has no digest of itself. If an earlier version of this package wrote it, "
-            "resume with that version, or start a new run from its weights: "
-            f"`--pretrained {checkpoint}/model.safetensors`."
-        )
+    earlier = (
+        f" If an earlier version of this package wrote it, resume with that version, or start a new run from its "
+        f"weights: `--pretrained {checkpoint}/model.safetensors`."
+    )
     if not isinstance(signed, dict) or signed.get("blake2b") != _content_digest(signed.get("content")):
-        raise CheckpointError(f"{unreadable}the bytes of `{MANIFEST}` have changed.")
+        has_none = isinstance(signed, dict) and {"order", "files"} <= signed.keys()
+        wrong = (
+            f"its `{MANIFEST}` has no digest of itself.{earlier}"
+            if has_none
+            else f"the bytes of `{MANIFEST}` have changed."
+        )
+        raise CheckpointError(f"{unreadable}{wrong}")
+    if not {*CONFIGURATION} <= signed["content"].keys():
+        raise CheckpointError(f"{unreadable}its `{MANIFEST}` has no {CONFIGURATION[0]}.{earlier}")
     return signed["content"]
 
 

@@ -53,7 +53,8 @@ class ResumableTrainer(Trainer):
 
     One run at a time may train in an output folder. All processes resume from the checkpoint that the first one found.
     What a run has learned beside its weights is in its callbacks ([`CheckpointedCallback`]). A subclass says by
-    `run_facts` and `run_settings` what must not change between runs, and what not without notice.
+    `fixed_configuration` and `changeable_configuration` what must not change between runs, and what not
+    without notice.
     """
 
     def __init__(self, model, args, **kwargs):
@@ -64,12 +65,12 @@ class ResumableTrainer(Trainer):
         self._resumed_from: str | None = None
         self.add_callback(SaveWhenTheEpochIsOver(self))
 
-    def run_facts(self) -> dict:
+    def fixed_configuration(self) -> dict:
         """What a run that goes on must have in common with the one that it continues; JSON values."""
         options = self.args.to_dict()
         return {"processes": self.args.world_size, **{name: options.get(name) for name in FIXED_OPTIONS}}
 
-    def run_settings(self) -> dict:
+    def changeable_configuration(self) -> dict:
         """What else its course depends on, and may be changed for the rest of it; JSON values."""
         options = self.args.to_dict()
         return {name: options.get(name) for name in FREE_OPTIONS}
@@ -84,12 +85,12 @@ class ResumableTrainer(Trainer):
         """As in transformers, with `resume_from_checkpoint` as in [`~checkpoint.resolve`].
 
         Raises:
-            CheckpointError: nothing whole to resume from, a checkpoint that cannot be written, or another run that is
-                writing to the output folder.
+            CheckpointError: nothing complete to resume from, a checkpoint that cannot be written, or another run that
+                is writing to the output folder.
             TrainingInterrupted: after SIGTERM or SIGINT, when the checkpoint is written. Runs that save none
                 (`save_strategy="no"`) leave both signals alone.
-            ValueError: the checkpoint belongs to a run with other [`run_facts`]. Other [`run_settings`] are named in a
-                warning, and take effect.
+            ValueError: the checkpoint belongs to a run with another `fixed_configuration`. What differs in
+                `changeable_configuration` is named in a warning, and takes effect.
         """
         if self.args.world_size > 1 and self.train_dataset is not None:
             require_same_on_all_processes(self._started_with())
@@ -111,8 +112,8 @@ class ResumableTrainer(Trainer):
         digests = tensor_digests(self.model.state_dict()).tolist()
         return {
             **{name: value for name, value in options.items() if name not in OF_EACH_PROCESS},
-            **self.run_facts(),
-            **self.run_settings(),
+            **self.fixed_configuration(),
+            **self.changeable_configuration(),
             "weights at the start": hash(tuple(digests)),
         }
 
@@ -132,7 +133,7 @@ class ResumableTrainer(Trainer):
         held.enter_context(checkpoints.run_lock(folder))
         start = checkpoints.resolve(resume_from_checkpoint, folder)
         if start is not None:
-            checkpoints.require_same_run(start, self.run_facts(), self.run_settings())
+            checkpoints.require_same_run(start, self.fixed_configuration(), self.changeable_configuration())
         others = [path.name for path in checkpoints.checkpoints(folder) if str(path) != start]
         if start is None and others:
             logger.warning(
@@ -224,7 +225,12 @@ class ResumableTrainer(Trainer):
     def _publish(self, unfinished: Path, checkpoint: str):
         folder = os.path.dirname(checkpoint)
         self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))  # again: it names the best checkpoint
-        checkpoints.seal(unfinished, self.run_facts(), self.run_settings(), order=checkpoints.next_order(folder))
+        checkpoints.seal(
+            unfinished,
+            self.fixed_configuration(),
+            self.changeable_configuration(),
+            order=checkpoints.next_order(folder),
+        )
         checkpoints.publish(unfinished, checkpoint)
         unfinished.parent.rmdir()
         protected = (checkpoint, self.state.best_model_checkpoint)
@@ -270,7 +276,7 @@ class ResumableTrainer(Trainer):
 
     def rescale_learning_rate(self, checkpoint: str):
         """transformers restores the learning rate too, so that another one in the command would change nothing."""
-        before = checkpoints.settings(checkpoint)["learning_rate"]
+        before = checkpoints.changeable_configuration(checkpoint)["learning_rate"]
         if self.args.learning_rate == before:
             return
         if before == 0:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hnml_hf.data.checks import load_quarantine
+from hnml_hf.data.checks import load_exclusions
 from hnml_hf.data.custom.builders import Table
 from hnml_hf.data.published.animal10n import Animal10N
 from hnml_hf.data.published.clothing1m import Clothing1M
@@ -128,17 +128,17 @@ def test_animal10n(animal10n):
     run()
 
 
-def test_quarantine_lists(tmp_path):
+def test_exclusion_lists(tmp_path):
     content = b"".join(b'{"split": "train", "index": %d, "reason": "x"}\n' % number for number in range(4))
 
     @FUZZ
     @given(SEED)
     def run(seed):
-        path = tmp_path / "quarantine.jsonl"
+        path = tmp_path / "excluded.jsonl"
         path.write_bytes(damaged(content, seed))
         try:
-            load_quarantine(path)
+            load_exclusions(path)
         except ValueError as error:
-            assert type(error) is ValueError and re.search(r"quarantine.jsonl:\d+: ", str(error))
+            assert type(error) is ValueError and re.search(r"excluded.jsonl:\d+: ", str(error))
 
     run()

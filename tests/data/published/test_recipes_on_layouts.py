@@ -47,7 +47,7 @@ def test_every_script_takes_a_part_of_a_known_dataset(cifar, tmp_path, monkeypat
     model = TimmCAMForImageClassification.from_timm("test_resnet", num_labels=10, image_size=64)
     model.save_pretrained("model")
     create_image_processor(model.config.pretrained_cfg).save_pretrained("model")
-    check, evaluate, predict = (load_script(name).main for name in ("audit_data", "evaluate", "predict"))
+    check, evaluate, predict = (load_script(name).main for name in ("check", "evaluate", "predict"))
     assert check(part) == 1 and "pass `partial=True`" in capsys.readouterr().err
     assert check([*part, "--partial"]) != 1
     assert re.search(r"^train +100 +100 ", capsys.readouterr().out, re.M)

@@ -1,4 +1,4 @@
-"""Checkpoints that are torn, disks that are full, folders that are gone or not ours: a clear end, and nothing lost."""
+"""Incomplete checkpoints, disks that are full, folders that are gone or not ours: a clear end, and nothing lost."""
 
 import errno
 import json
@@ -53,7 +53,7 @@ def make(folder, step, *, order, content="x"):
     return path
 
 
-# -- torn checkpoints --
+# -- incomplete checkpoints --
 
 TEARS = {
     "a pipe": lambda path: ((path / MANIFEST).unlink(), os.mkfifo(path / MANIFEST)),  # which nobody waits for
@@ -73,14 +73,16 @@ def flip(path):
 
 
 @pytest.mark.parametrize("tear", TEARS)
-def test_a_torn_checkpoint_is_passed_over_and_named(tear, written, monkeypatch):
+def test_an_incomplete_checkpoint_is_passed_over_and_named(tear, written, monkeypatch):
     warnings = []
     monkeypatch.setattr(checkpoints.logger, "warning", warnings.append)
-    assert checkpoints.newest_whole(written).name == "checkpoint-6" and not warnings
+    assert checkpoints.newest_complete(written).name == "checkpoint-6" and not warnings
     TEARS[tear](written / "checkpoint-6")
-    assert checkpoints.newest_whole(written).name == "checkpoint-4"
-    assert len(warnings) == 1 and "checkpoint-6` is not a whole checkpoint" in warnings[0]
-    with pytest.raises(CheckpointError, match="checkpoint-6` is not .* newest whole one there is .*checkpoint-4"):
+    assert checkpoints.newest_complete(written).name == "checkpoint-4"
+    assert len(warnings) == 1 and "checkpoint-6` is an incomplete checkpoint" in warnings[0]
+    with pytest.raises(
+        CheckpointError, match="checkpoint-6` is an incomplete .* newest complete one there is .*checkpoint-4"
+    ):
         checkpoints.resolve(str(written / "checkpoint-6"), written)
 
 
@@ -103,7 +105,7 @@ class Watch(TrainerCallback):
 
 
 def test_nothing_to_resume_from(tiny_dataset, tmp_path):
-    with pytest.raises(CheckpointError, match="holds no whole checkpoint to resume from"):
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint to resume from"):
         build_trainer(tmp_path, tiny_dataset, **SAVING).train(resume_from_checkpoint="true")
     with pytest.raises(CheckpointError, match="is not there. Was it moved or deleted"):
         build_trainer(tmp_path, tiny_dataset, **SAVING).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
@@ -124,7 +126,7 @@ def test_the_newest_is_the_one_written_last(tmp_path):
     """A run that went back from step 8 to 4 and reached 6: 6 is where it goes on."""
     for order, step in enumerate((4, 8, 6), start=1):
         make(tmp_path, step, order=order)
-    assert checkpoints.newest_whole(tmp_path).name == "checkpoint-6"
+    assert checkpoints.newest_complete(tmp_path).name == "checkpoint-6"
     assert checkpoints.next_order(tmp_path) == 4
 
 
@@ -135,7 +137,7 @@ def test_rotation_keeps_what_was_written_last_and_the_best(tmp_path):
     checkpoints.rotate(tmp_path, keep=None, protected=())
     assert steps(tmp_path) == [2, 4, 6, 7, 9]
     checkpoints.rotate(tmp_path, keep=4, protected=(str(tmp_path / "checkpoint-6"),))
-    assert steps(tmp_path) == [2, 4, 6, 9]  # what is torn goes first
+    assert steps(tmp_path) == [2, 4, 6, 9]  # what is incomplete goes first
     checkpoints.rotate(tmp_path, keep=2, protected=(tmp_path / "checkpoint-6", tmp_path / "checkpoint-2"))
     assert steps(tmp_path) == [2, 6]
     checkpoints.rotate(tmp_path, keep=1, protected=(tmp_path / "checkpoint-6", tmp_path / "checkpoint-2"))
@@ -173,19 +175,19 @@ def test_a_checkpoint_takes_the_place_of_what_is_no_folder(kind, tmp_path):
 def test_no_flipped_bit_of_a_manifest_changes_what_is_read(written):
     """Each is damage that is passed over, or changes nothing, as one in white space may."""
     manifest = written / "checkpoint-6" / MANIFEST
-    whole, facts = manifest.read_bytes(), checkpoints.check(written / "checkpoint-6")
-    settings, fallen_back, random = checkpoints.settings(written / "checkpoint-6"), 0, Random(0)
+    whole, fixed = manifest.read_bytes(), checkpoints.check(written / "checkpoint-6")
+    changeable, fallen_back, random = checkpoints.changeable_configuration(written / "checkpoint-6"), 0, Random(0)
     for _ in range(300):
         damaged = bytearray(whole)
         damaged[random.randrange(len(whole))] ^= 1 << random.randrange(8)
         manifest.write_bytes(damaged)
-        newest = checkpoints.newest_whole(written)
+        newest = checkpoints.newest_complete(written)
         if newest.name == "checkpoint-4":
             fallen_back += 1
-            with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
-                checkpoints.require_same_run(written / "checkpoint-6", facts, settings)
+            with pytest.raises(CheckpointError, match="is an incomplete checkpoint"):
+                checkpoints.require_same_run(written / "checkpoint-6", fixed, changeable)
         else:
-            assert checkpoints.check(newest) == facts and checkpoints.settings(newest) == settings
+            assert checkpoints.check(newest) == fixed and checkpoints.changeable_configuration(newest) == changeable
     assert fallen_back > 270
 
 
@@ -194,9 +196,9 @@ def test_no_flipped_bit_of_a_manifest_changes_what_is_read(written):
 )
 def test_a_manifest_of_another_shape_is_damage(content, written):
     (written / "checkpoint-6" / MANIFEST).write_text(content)
-    assert checkpoints.newest_whole(written).name == "checkpoint-4"
+    assert checkpoints.newest_complete(written).name == "checkpoint-4"
     assert checkpoints.next_order(written) == 3
-    with pytest.raises(CheckpointError, match="newest whole one there is .*checkpoint-4"):
+    with pytest.raises(CheckpointError, match="newest complete one there is .*checkpoint-4"):
         checkpoints.resolve(str(written / "checkpoint-6"), written)
 
 
@@ -209,7 +211,7 @@ def test_a_file_that_cannot_be_read_is_damage(written, monkeypatch):
         return digest(path)
 
     monkeypatch.setattr(checkpoints, "_digest", failing)
-    assert checkpoints.newest_whole(written).name == "checkpoint-4"
+    assert checkpoints.newest_complete(written).name == "checkpoint-4"
 
 
 def test_a_checkpoint_of_an_earlier_version_says_how_to_go_on(written):
@@ -281,12 +283,12 @@ def test_a_run_that_would_not_go_on_exactly_is_refused(options, message, written
 def test_another_share_held_out_is_refused(tiny_dataset, tmp_path):
     """Labels that were held out have been taught, or the other way round; the default depends on the data."""
     options = {**SAVING, "objective": "hnml", "max_steps": 2}
-    build_trainer(tmp_path, tiny_dataset, **options, gauge_fraction=None).train()
-    with pytest.raises(ValueError, match="`gauge_fraction` was 0.1 and is 0.2"):
-        build_trainer(tmp_path, tiny_dataset, **options, gauge_fraction=0.2).train(resume_from_checkpoint=True)
-    with pytest.raises(ValueError, match="`gauge_fraction` was 0.1 and is 0.0"):
-        build_trainer(tmp_path, tiny_dataset, **options, gauge_fraction=0).train(resume_from_checkpoint=True)
-    build_trainer(tmp_path, tiny_dataset, **options, gauge_fraction=0.1).train(resume_from_checkpoint=True)
+    build_trainer(tmp_path, tiny_dataset, **options, monitor_fraction=None).train()
+    with pytest.raises(ValueError, match="`monitor_fraction` was 0.1 and is 0.2"):
+        build_trainer(tmp_path, tiny_dataset, **options, monitor_fraction=0.2).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="`monitor_fraction` was 0.1 and is 0.0"):
+        build_trainer(tmp_path, tiny_dataset, **options, monitor_fraction=0).train(resume_from_checkpoint=True)
+    build_trainer(tmp_path, tiny_dataset, **options, monitor_fraction=0.1).train(resume_from_checkpoint=True)
 
 
 def resume_and_listen(monkeypatch, folder, dataset, **options):
@@ -352,7 +354,12 @@ def test_another_number_of_processes_is_refused(written, tiny_dataset):
     """Even at the end of an epoch: sums over other batches are not the same to the bit."""
     manifest = json.loads((written / "checkpoint-4" / MANIFEST).read_text())["content"]
     (written / "checkpoint-4" / MANIFEST).unlink()
-    checkpoints.seal(written / "checkpoint-4", {**manifest["facts"], "processes": 2}, manifest["settings"], order=4)
+    checkpoints.seal(
+        written / "checkpoint-4",
+        {**manifest["fixed_configuration"], "processes": 2},
+        manifest["changeable_configuration"],
+        order=4,
+    )
     with pytest.raises(ValueError, match="`processes` was 2 and is 1.*--pretrained"):
         build_trainer(written, tiny_dataset, **SAVING).train(resume_from_checkpoint=str(written / "checkpoint-4"))
 

@@ -73,12 +73,12 @@ FORMS = {
         "eval_strategy": "steps",
         "eval_steps": 4,
     },
-    "corrected": {"forward_correction": True, "num_train_epochs": 3},
+    "corrected": {"symmetric_correction": True, "num_train_epochs": 3},
     "adamw": {"optim": "adamw_torch", "optim_args": None, "learning_rate": 1e-3},
 }
 
 
-AUDIT = ("noise_scores.parquet", "summary.json", "report.html", "sample_statistics.npy")
+AUDIT = ("noise_scores.parquet", "summary.json", "report.html", "training_dynamics.npy")
 
 
 def work(folder: Path, runs: dict) -> dict:

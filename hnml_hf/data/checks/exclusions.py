@@ -7,7 +7,7 @@ import os
 import numpy as np
 from datasets import DatasetDict
 
-from ...atomic import whole_file
+from ...atomic import atomic_write
 from ..schema import column
 from .images import IMAGE_DEFECTS
 from .report import LABEL_DEFECTS
@@ -16,7 +16,7 @@ from .report import LABEL_DEFECTS
 logger = logging.getLogger(__name__)
 
 
-def save_quarantine(path: str | os.PathLike, report: dict) -> int:
+def save_exclusions(path: str | os.PathLike, report: dict) -> int:
     """Write the rows that training should leave out, one JSON object a line: split, index, reason, path.
 
     These are rows with a bad image or label, all rows of conflicting duplicates (at most one of their labels is
@@ -44,7 +44,7 @@ def save_quarantine(path: str | os.PathLike, report: dict) -> int:
             if row["split"] == entry["splits"][0]:
                 add(row, f"split_overlap: also in {entry['splits'][1]}")
     with (
-        whole_file(path) as unfinished,
+        atomic_write(path) as unfinished,
         open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
     ):
         for (split, index), entry in rows.items():
@@ -54,8 +54,8 @@ def save_quarantine(path: str | os.PathLike, report: dict) -> int:
     return len(rows)
 
 
-def load_quarantine(path: str | os.PathLike) -> dict[str, dict[int, str]]:
-    """Read a quarantine list. Lines may be deleted or added by hand; `split` and `index` are needed.
+def load_exclusions(path: str | os.PathLike) -> dict[str, dict[int, str]]:
+    """Read an exclusion list. Lines may be deleted or added by hand; `split` and `index` are needed.
 
     Args:
         path (`str` or `Path`): of the list.
@@ -66,7 +66,7 @@ def load_quarantine(path: str | os.PathLike) -> dict[str, dict[int, str]]:
     Raises:
         ValueError: naming file and line, for a line that is no such object.
     """
-    quarantine: dict[str, dict[int, str]] = {}
+    exclusions: dict[str, dict[int, str]] = {}
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -76,23 +76,23 @@ def load_quarantine(path: str | os.PathLike) -> dict[str, dict[int, str]]:
                 split, index = row["split"], row["index"]
                 if not isinstance(split, str) or type(index) is not int:
                     raise ValueError("`split` must be a name and `index` an integer")
-                quarantine.setdefault(split, {})[index] = str(row.get("reason", ""))
+                exclusions.setdefault(split, {})[index] = str(row.get("reason", ""))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
-                    f'{path}:{number}: {error}. A quarantine list has lines like {{"split": "train", "index": 17, '
-                    '"reason": "truncated"}; write it with `python scripts/audit_data.py`.'
+                    f'{path}:{number}: {error}. An exclusion list has lines like {{"split": "train", "index": 17, '
+                    '"reason": "truncated"}; write it with `python scripts/check.py`.'
                 ) from error
-    return quarantine
+    return exclusions
 
 
-def apply_quarantine(dataset: DatasetDict, quarantine: dict[str, dict[int, str]]) -> DatasetDict:
+def apply_exclusions(dataset: DatasetDict, exclusions: dict[str, dict[int, str]]) -> DatasetDict:
     """Leave the listed rows out; they are not replaced, and the ids of the others do not change.
 
     Apply saved synthetic noise first: it belongs to the whole dataset.
 
     Args:
         dataset (`datasets.DatasetDict`): with the feature `index`.
-        quarantine (`dict`): from `load_quarantine`.
+        exclusions (`dict`): from `load_exclusions`.
 
     Returns:
         `datasets.DatasetDict`: the same splits, as views.
@@ -100,25 +100,25 @@ def apply_quarantine(dataset: DatasetDict, quarantine: dict[str, dict[int, str]]
     Raises:
         ValueError: if a split or id of the list does not exist, or nothing would be left of a split.
     """
-    unknown = sorted(set(quarantine) - set(dataset))
+    unknown = sorted(set(exclusions) - set(dataset))
     if unknown:
         raise ValueError(
-            f"The quarantine list names the splits {', '.join(unknown)}; the dataset has {', '.join(dataset)}. Was it "
+            f"The exclusion list names the splits {', '.join(unknown)}; the dataset has {', '.join(dataset)}. Was it "
             "made for another dataset?"
         )
     kept = DatasetDict(dataset)
-    for split, rows in quarantine.items():
+    for split, rows in exclusions.items():
         index = column(dataset[split], "index")
         listed = np.array(sorted(rows), dtype=np.int64)
         absent = np.setdiff1d(listed, index)
         if len(absent):
             raise ValueError(
-                f"{len(absent)} of {len(listed)} ids of the quarantine list are not in the split {split!r}, the first "
+                f"{len(absent)} of {len(listed)} ids of the exclusion list are not in the split {split!r}, the first "
                 f"is {absent[0]}. Was the list made for another dataset or another version of it?"
             )
         keep = np.flatnonzero(~np.isin(index, listed))
         if not len(keep):
-            raise ValueError(f"The quarantine list leaves no row of the split {split!r}.")
+            raise ValueError(f"The exclusion list leaves no row of the split {split!r}.")
         kept[split] = dataset[split].select(keep)
-        logger.warning("Quarantine: %d of %d rows of %r are left out.", len(index) - len(keep), len(index), split)
+        logger.warning("Exclusion list: %d of %d rows of %r are left out.", len(index) - len(keep), len(index), split)
     return kept

@@ -13,12 +13,12 @@ import PIL.Image
 import pytest
 
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "audit_data.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "check.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("audit_data_script", SCRIPT)
+    spec = importlib.util.spec_from_file_location("check_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -44,7 +44,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_a_clean_folder(script, folder, tmp_path, capsys):
     arguments = ["--dataset", "imagefolder", "--data_dir", str(folder), "--num_workers", "2"]
-    outputs = ["--output", str(tmp_path / "audit.json"), "--quarantine_output", str(tmp_path / "q.jsonl")]
+    outputs = ["--output", str(tmp_path / "audit.json"), "--exclude_output", str(tmp_path / "q.jsonl")]
     assert script.main(arguments + outputs) == 0
     assert "defects: none" in capsys.readouterr().out
     report = json.loads((tmp_path / "audit.json").read_text())
@@ -62,7 +62,7 @@ def test_planted_defects(script, folder, tmp_path, capsys):
     (folder / "train/b/1.png").write_bytes((folder / "test/b/1.png").read_bytes())  # train-test overlap
     write_image(folder / "train/lost.png", 99)  # in no class folder
     arguments = ["--dataset", "imagefolder", "--data_dir", str(folder), "--output", str(tmp_path / "audit.json")]
-    assert script.main([*arguments, "--quarantine_output", str(tmp_path / "q.jsonl")]) == 2
+    assert script.main([*arguments, "--exclude_output", str(tmp_path / "q.jsonl")]) == 2
     defects = json.loads((tmp_path / "audit.json").read_text())["defects"]
     assert {kind: len(entries) for kind, entries in defects.items() if entries} == {
         "empty_file": 1,
@@ -132,9 +132,9 @@ def test_file_names_that_are_no_utf8_are_written(script, folder, tmp_path):
     found = json.loads(report.read_text(encoding="utf-8"))["defects"]["file_without_row"]
     assert str(folder / "train" / "a" / stray) in [entry["path"] for entry in found]
     row = {"split": "train", "index": 3, "path": stray, "reason": "0 bytes"}
-    listed = script.preflight.empty_report()
+    listed = script.checks.empty_report()
     listed["defects"]["empty_file"].append(row)
-    assert script.preflight.save_quarantine(tmp_path / "q.jsonl", listed) == 1
+    assert script.checks.save_exclusions(tmp_path / "q.jsonl", listed) == 1
     assert json.loads((tmp_path / "q.jsonl").read_text(encoding="utf-8"))["path"] == stray
 
 

@@ -1,11 +1,11 @@
 r"""Read every image and label of a dataset before training, and list what is wrong with them.
 
-    python scripts/audit_data.py --dataset imagefolder --data_dir photos
-    python scripts/audit_data.py --dataset photos/train.csv --label_column class --output audit.json \
-        --quarantine_output quarantine.jsonl
+    python scripts/check.py --dataset imagefolder --data_dir photos
+    python scripts/check.py --dataset photos/train.csv --label_column class --output audit.json \
+        --exclude_output excluded.jsonl
 
 Exit code: 0 clean, 2 defects, 1 the audit could not run. The report (`--output`) has one list for each kind of defect;
-the quarantine list has the rows that training should leave out.
+the exclusion list has the rows that training should leave out.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from hnml_hf import check_dataset
 from hnml_hf.cli import HelpFormatter
 
 
-preflight = hnml_hf.data.checks
+checks = hnml_hf.data.checks
 DataError = hnml_hf.data.schema.DataError
 
 CLEAN, COULD_NOT_RUN, DEFECTS = 0, 1, 2
@@ -45,7 +45,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add_source_options(parser)
     parser.add_argument("--num_workers", type=int, help="Threads that read and decode; default: number of CPUs.")
     parser.add_argument("--output", help="Write the report here, as JSON.")
-    parser.add_argument("--quarantine_output", help="Write the rows to leave out here, one JSON object a line.")
+    parser.add_argument("--exclude_output", help="Write the rows to leave out here, one JSON object a line.")
     return parser.parse_args(command_words(argv))
 
 
@@ -81,7 +81,7 @@ def image_folder(arguments: argparse.Namespace) -> str | None:
 
 def audit(arguments: argparse.Namespace) -> int:
     dataset, problems = load(arguments)
-    report = preflight.empty_report()
+    report = checks.empty_report()
     if dataset is not None:
         report = check_dataset(
             dataset,
@@ -92,12 +92,12 @@ def audit(arguments: argparse.Namespace) -> int:
     report["defects"]["loading"] = problems
     report["num_defects"] += len(problems)
 
-    print(preflight.format_report(report))
+    print(checks.format_report(report))
     if arguments.output:
-        preflight.save_report(arguments.output, report)
-    if arguments.quarantine_output:
-        rows = preflight.save_quarantine(arguments.quarantine_output, report)
-        print(f"\n{rows} rows to leave out, in {arguments.quarantine_output}")
+        checks.save_report(arguments.output, report)
+    if arguments.exclude_output:
+        rows = checks.save_exclusions(arguments.exclude_output, report)
+        print(f"\n{rows} rows to leave out, in {arguments.exclude_output}")
     return DEFECTS if report["num_defects"] else CLEAN
 
 

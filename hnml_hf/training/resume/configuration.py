@@ -6,13 +6,13 @@ import re
 from ..args import HNMLTrainingArguments
 
 
-def method_facts(trainer) -> dict:
-    """What the state of teacher, memory, gauge and records is made of or belongs to; JSON values."""
+def fixed_of_method(trainer) -> dict:
+    """What the state of teacher, memory, monitor and records is made of or belongs to; JSON values."""
     args, data = trainer.args, trainer.train_dataset
     return {
         "objective": args.objective,
         "targets": trainer.targets,
-        "gauge_fraction": 0.0 if trainer.gauge is None else trainer.gauge.fraction,
+        "monitor_fraction": 0.0 if trainer.monitor is None else trainer.monitor.fraction,
         "teacher_source": args.teacher_source,
         "eval_teacher": args.eval_teacher,
         "backbone": trainer.model.config.architecture,
@@ -23,10 +23,10 @@ def method_facts(trainer) -> dict:
     }
 
 
-def method_settings(trainer) -> dict:
+def changeable_of_method(trainer) -> dict:
     """What else the course of a run depends on; JSON values."""
     options, data = trainer.args.to_dict(), trainer.train_dataset
-    own = HNMLTrainingArguments.__annotations__.keys() - trainer.run_facts().keys()
+    own = HNMLTrainingArguments.__annotations__.keys() - trainer.fixed_configuration().keys()
     return {
         **{name: options[name] for name in sorted(own)},
         "batch_norm_frozen": trainer.model.batch_norm_frozen,

@@ -18,7 +18,7 @@ from hnml_hf.training.callbacks import HIGHEST_RATE
 from hnml_hf.training.dynamics import score_predictions
 
 
-THREE_EPOCHS = {"max_steps": 12, "forward_correction": True, "lr_scheduler_type": "constant"}  # of four steps each
+THREE_EPOCHS = {"max_steps": 12, "symmetric_correction": True, "lr_scheduler_type": "constant"}  # of four steps each
 CORRECTED = ["ce", "elr", "mean_teacher", "mlnt", "momentum"]
 
 
@@ -65,18 +65,18 @@ def test_the_rate_is_estimated_from_the_second_epoch_on_and_then_used(form, tiny
     """Two epochs are those without it, bit for bit; the third is not."""
     ends = []
     for corrects in (False, True):
-        options = {**FORMS[form], **THREE_EPOCHS, "max_steps": 8, "forward_correction": corrects}
+        options = {**FORMS[form], **THREE_EPOCHS, "max_steps": 8, "symmetric_correction": corrects}
         trainer = build_trainer(tmp_path, tiny_dataset, **options)
         trainer.train()
         ends.append(trainer)
     assert_same_networks(*ends)
     assert ends[0].noise_rate is None
-    records = ends[1].statistics.records
+    records = ends[1].dynamics.records
     expected = estimate_noise_rate(records, 3, seed=ends[1].args.seed)
     assert 0 < ends[1].noise_rate == min(expected, HIGHEST_RATE * 2 / 3)
 
     longer = build_trainer(tmp_path, tiny_dataset, **{**FORMS[form], **THREE_EPOCHS})
-    plain = build_trainer(tmp_path, tiny_dataset, **{**FORMS[form], **THREE_EPOCHS, "forward_correction": False})
+    plain = build_trainer(tmp_path, tiny_dataset, **{**FORMS[form], **THREE_EPOCHS, "symmetric_correction": False})
     longer.train(), plain.train()
     assert logged(longer, "loss")[:8] == logged(plain, "loss")[:8]
     assert logged(longer, "loss")[8] != logged(plain, "loss")[8]
@@ -109,7 +109,7 @@ def test_a_cross_validation_gives_the_rate_from_the_first_step_on(tiny_dataset, 
     assert_same_networks(whole, trained(str(tmp_path / "checkpoint-10")))
 
     used.clear()
-    trained(forward_correction=False, save_strategy="no")
+    trained(symmetric_correction=False, save_strategy="no")
     assert used == [None] * 12
 
 
@@ -157,10 +157,10 @@ def test_labels_that_say_nothing_are_never_trained_against(tiny_dataset, tmp_pat
 
 def test_where_it_cannot_be_had(tiny_dataset, tmp_path):
     with pytest.raises(ValueError, match="objective `gce` has no cross-entropy"):
-        build_trainer(tmp_path, tiny_dataset, objective="gce", forward_correction=True)
+        build_trainer(tmp_path, tiny_dataset, objective="gce", symmetric_correction=True)
     with pytest.raises(ValueError, match="of mixed images no record is kept"):
         mixing = MixupCollator(3, mixup_alpha=0.5)
-        build_trainer(tmp_path, tiny_dataset, objective="ce", forward_correction=True, collator=mixing)
+        build_trainer(tmp_path, tiny_dataset, objective="ce", symmetric_correction=True, collator=mixing)
     weighted = tiny_dataset.add_column("weight", np.linspace(0, 1, 48))
     with pytest.raises(ValueError, match="the weights of the samples already say"):
-        build_trainer(tmp_path, weighted, objective="ce", forward_correction=True)
+        build_trainer(tmp_path, weighted, objective="ce", symmetric_correction=True)

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hnml_hf.data import checks as preflight
-from hnml_hf.data import schema
+from hnml_hf.data import checks, schema
 
 
 SHARED_DATA = Path(__file__).parents[3] / ".." / "shared" / "data"
@@ -28,7 +27,7 @@ def encode(seed, *, size=(24, 16), mode="RGB", image_format="PNG"):
 
 def decode_error(cell, **options):
     """The kind of defect and the reason, `None` for a good image."""
-    found = preflight.check_image(cell, **options)
+    found = checks.check_image(cell, **options)
     return None if found.kind is None else f"{found.kind}: {found.reason}"
 
 
@@ -55,7 +54,7 @@ def clean_splits():
 
 
 def check(dataset, **options):
-    report = preflight.check_dataset(dataset, num_workers=2, **options)
+    report = checks.check_dataset(dataset, num_workers=2, **options)
     json.dumps(report, allow_nan=False)
     assert report["num_defects"] == sum(map(len, report["defects"].values()))
     return report
@@ -157,7 +156,7 @@ def test_a_clean_dataset_has_no_defects():
     assert report["num_defects"] == 0
     assert found(report) == {}
     assert not any(report["notes"].values())
-    assert set(report["defects"]) == set(preflight.DEFECTS)
+    assert set(report["defects"]) == set(checks.DEFECTS)
     assert report["splits"]["train"] == {
         "num_rows": 9,
         "num_decoded": 9,
@@ -268,7 +267,7 @@ def test_class_sets():
     report = check(splits)
     absent = {"splits": ["train", "test"], "reason": "classes with images in train only"}
     assert report["notes"]["absent_classes"] == [{**absent, "classes": ["class 1", "class 2"]}]
-    assert report["num_defects"] == 0 and "absent_classes: classes of the training split" in preflight.format_report(
+    assert report["num_defects"] == 0 and "absent_classes: classes of the training split" in checks.format_report(
         report
     )
     splits["train"], splits["test"] = splits["test"], splits["train"]
@@ -316,13 +315,13 @@ def test_views_report_their_own_rows():
 def test_a_report_of_nothing():
     report = check(make_split([], []))
     assert report["splits"]["train"]["num_rows"] == 0
-    preflight.format_report(report)
+    checks.format_report(report)
 
 
 def test_order_does_not_depend_on_the_threads():
     cells = [b"garbage" if i % 3 else encode(i) for i in range(300)]
     split = make_split(cells, [0] * 300)
-    reports = [preflight.check_dataset(split, num_workers=n) for n in (1, 5)]
+    reports = [checks.check_dataset(split, num_workers=n) for n in (1, 5)]
     assert reports[0] == reports[1]
     assert [e["index"] for e in reports[0]["defects"]["undecodable"]] == [10 + i for i in range(300) if i % 3]
 
@@ -333,7 +332,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="at least one split"):
         check(DatasetDict())
     with pytest.raises(ValueError, match="at least 1"):
-        preflight.check_dataset(clean_splits(), num_workers=0)
+        checks.check_dataset(clean_splits(), num_workers=0)
     floats = clean_splits()["train"].remove_columns("clean_label").add_column("clean_label", [0.5] * 9)
     with pytest.raises(ValueError, match="`clean_label` must hold integers"):
         check(floats)
@@ -356,39 +355,39 @@ def test_real_images_are_clean(tmp_path):
 
 def test_the_table_shows_counts_and_first_examples(tmp_path):
     report = check(make_split([encode(0), b"garbage", encode(0)], [0, 1, 2]))
-    text = preflight.format_report(report)
+    text = checks.format_report(report)
     assert "train" in text and "24x16" in text and "RGB 2" in text
     assert "1  undecodable: images that cannot be decoded; first: train index 11 no image format" in text
     assert "1  conflicting_duplicates" in text and "train index 10 label 0, train index 12 label 2" in text
     assert "notes: none" in text
-    preflight.save_report(tmp_path / "audit.json", report)
+    checks.save_report(tmp_path / "audit.json", report)
     assert json.loads((tmp_path / "audit.json").read_text()) == report
 
 
 def test_names_cannot_write_to_the_terminal():
     report = check(make_split([{"bytes": None, "path": "\x1b[2J/\nevil.jpg"}], [0]))
-    assert "\x1b" not in preflight.format_report(report)
-    assert r"\x1b[2J/\nevil.jpg" in preflight.format_report(report)
+    assert "\x1b" not in checks.format_report(report)
+    assert r"\x1b[2J/\nevil.jpg" in checks.format_report(report)
 
 
-# ---- quarantine ---------------------------------------------------------------------------------------------------
+# ---- exclusions ---------------------------------------------------------------------------------------------------
 
 
-def test_quarantine_round_trip(tmp_path, caplog):
+def test_exclusions_round_trip(tmp_path, caplog):
     """Train ids 10..16: 10 garbage, 11, 12 equal with other labels, 13 also in test, 14 bad label, 15, 16 good."""
     shared, twin = encode(1), encode(2)
     splits = DatasetDict(
         train=make_split([b"garbage", twin, twin, shared, encode(3), encode(4), encode(5)], [0, 0, 1, 2, 9, 1, 2]),
         test=make_split([encode(50), encode(51), shared, b""], [0, 1, 2, 0]),
     )
-    path = tmp_path / "quarantine.jsonl"
-    assert preflight.save_quarantine(path, check(splits)) == 6
-    quarantine = preflight.load_quarantine(path)
-    assert {split: sorted(rows) for split, rows in quarantine.items()} == {"train": [10, 11, 12, 13, 14], "test": [13]}
-    assert quarantine["train"][13] == "split_overlap: also in test"
+    path = tmp_path / "excluded.jsonl"
+    assert checks.save_exclusions(path, check(splits)) == 6
+    exclusions = checks.load_exclusions(path)
+    assert {split: sorted(rows) for split, rows in exclusions.items()} == {"train": [10, 11, 12, 13, 14], "test": [13]}
+    assert exclusions["train"][13] == "split_overlap: also in test"
 
     with caplog.at_level(logging.WARNING):
-        kept = preflight.apply_quarantine(splits, quarantine)
+        kept = checks.apply_exclusions(splits, exclusions)
     assert kept["train"]["index"][:] == [15, 16]
     assert kept["test"]["index"][:] == [10, 11, 12]
     assert len(splits["train"]) == 7
@@ -396,25 +395,25 @@ def test_quarantine_round_trip(tmp_path, caplog):
     assert list(found(check(kept))) == ["class_sets"]  # class 0 has no row left in train
 
 
-def test_quarantine_of_another_dataset_is_refused():
+def test_exclusions_of_another_dataset_are_refused():
     splits = clean_splits()
     with pytest.raises(ValueError, match="1 of 2 ids .* 'train', the first is 99"):
-        preflight.apply_quarantine(splits, {"train": {10: "", 99: ""}})
+        checks.apply_exclusions(splits, {"train": {10: "", 99: ""}})
     with pytest.raises(ValueError, match="names the splits dev; the dataset has train, test"):
-        preflight.apply_quarantine(splits, {"dev": {10: ""}})
+        checks.apply_exclusions(splits, {"dev": {10: ""}})
     with pytest.raises(ValueError, match="leaves no row of the split 'test'"):
-        preflight.apply_quarantine(splits, {"test": {10: "", 11: "", 12: ""}})
+        checks.apply_exclusions(splits, {"test": {10: "", 11: "", 12: ""}})
 
 
 @pytest.mark.parametrize("line", ["train 17", "[]", '{"split": "train"}', '{"split": "train", "index": "17"}', "3"])
-def test_broken_quarantine_lists_name_the_line(tmp_path, line):
-    path = tmp_path / "quarantine.jsonl"
+def test_broken_exclusion_lists_name_the_line(tmp_path, line):
+    path = tmp_path / "excluded.jsonl"
     path.write_text('{"split": "train", "index": 17}\n\n' + line)
-    with pytest.raises(ValueError, match="quarantine.jsonl:3: "):
-        preflight.load_quarantine(path)
+    with pytest.raises(ValueError, match="excluded.jsonl:3: "):
+        checks.load_exclusions(path)
 
 
-def test_an_empty_quarantine_list_changes_nothing(tmp_path):
-    path = tmp_path / "quarantine.jsonl"
-    assert preflight.save_quarantine(path, check(clean_splits())) == 0
-    assert preflight.apply_quarantine(clean_splits(), preflight.load_quarantine(path))["train"].num_rows == 9
+def test_an_empty_exclusion_list_changes_nothing(tmp_path):
+    path = tmp_path / "excluded.jsonl"
+    assert checks.save_exclusions(path, check(clean_splits())) == 0
+    assert checks.apply_exclusions(clean_splits(), checks.load_exclusions(path))["train"].num_rows == 9
