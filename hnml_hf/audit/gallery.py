@@ -1,4 +1,4 @@
-"""What the report shows of the suspects: pictures and, of a model with activation maps, where it looked."""
+"""What the report shows of the label issues: pictures and, of a model with activation maps, where it looked."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def decode_images(dataset: Dataset, rows: Sequence[int], *, max_pixels: int = MA
 @torch.no_grad()
 def collect_evidence(
     dataset: Dataset,
-    suspects: pd.DataFrame,
+    issues: pd.DataFrame,
     *,
     transform: Callable | None = None,
     model=None,
@@ -54,11 +54,11 @@ def collect_evidence(
     batch_size: int = 64,
     max_pixels: int = MAX_PIXELS,
 ) -> list[Evidence]:
-    """Pictures of the suspects and, with a model that has class activation maps, where it sees either class.
+    """Pictures of the label issues and, with a model that has class activation maps, where it sees either class.
 
     Args:
         dataset (`datasets.Dataset`): that was scored, rows in any order.
-        suspects (`pd.DataFrame`): rows of [`noise_scores`]' table.
+        issues (`pd.DataFrame`): rows of [`noise_scores`]' table.
         transform (`Callable`, *optional*): of evaluation, from an RGB image to a tensor, for the model.
         model ([`TimmCAMForImageClassification`], *optional*): without it there are only pictures.
         crop_pct, crop_mode (`float`, `str`): timm's, of the transform: which part of the image it keeps and whether it
@@ -66,11 +66,11 @@ def collect_evidence(
         max_pixels (`int`): a larger image is not decoded.
 
     Returns:
-        `list[Evidence]`: in the order of `suspects`. An image that cannot be read or shown is a reason, no error.
+        `list[Evidence]`: in the order of `issues`. An image that cannot be read or shown is a reason, no error.
     """
     ids = column(dataset, "index")
     order = np.argsort(ids, kind="stable")
-    rows = order[np.searchsorted(ids[order], suspects["index"].to_numpy())]
+    rows = order[np.searchsorted(ids[order], issues["index"].to_numpy())]
     evidence = []
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
@@ -89,7 +89,7 @@ def collect_evidence(
         if pixels:
             try:
                 with evaluation_mode(model):
-                    maps = _maps(model, pixels, suspects.iloc[part])
+                    maps = _maps(model, pixels, issues.iloc[part])
             except FAILURES as error:
                 logger.warning("The report shows %d images without activation maps: %s", len(pixels), error)
         for number, image in enumerate(images):
@@ -101,13 +101,13 @@ def collect_evidence(
     return evidence
 
 
-def _maps(model, pixels: dict[int, torch.Tensor], suspects: pd.DataFrame) -> dict[str, dict[int, np.ndarray]]:
+def _maps(model, pixels: dict[int, torch.Tensor], issues: pd.DataFrame) -> dict[str, dict[int, np.ndarray]]:
     """Maps of the given and of the suggested class for images of a batch, by their position in it."""
     numbers = list(pixels)
     output = model(pixel_values=torch.stack(list(pixels.values())).to(model.device))
     maps = {}
     for name in ("label", "suggested_label"):
-        classes = torch.as_tensor(suspects[name].to_numpy()[numbers], device=model.device)
+        classes = torch.as_tensor(issues[name].to_numpy()[numbers], device=model.device)
         cams = model.class_activation_maps(output, model.class_weights[classes])
         maps[name] = dict(zip(numbers, normalize_cams(cams).cpu().numpy(), strict=True))
     return maps

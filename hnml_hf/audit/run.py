@@ -87,10 +87,10 @@ def write_report(
     if "annotation" in table:
         decided |= set(table["index"][table["annotation"].isin(("right", "wrong"))])
     undecided = table[~table["index"].isin(decided)]
-    suspects = undecided.nsmallest(num_issues(undecided, max_issues), "rank")
+    issues = undecided.nsmallest(num_issues(undecided, max_issues), "rank")
     evidence = collect_evidence(
         dataset,
-        suspects,
+        issues,
         transform=transform,
         model=model,
         crop_pct=crop_pct,

@@ -46,7 +46,7 @@ def noise_scores(
 ) -> pd.DataFrame:
     """Estimate for every sample the probability that its label is wrong, and how noisy the labels are as a whole.
 
-    Two readings of the same run are compared, the teacher's running probabilities and the student's votes, and a
+    Two readings of the same run are compared, the teacher's running probabilities and the student's predictions, and a
     transition matrix is fitted to the given labels: formulas and sources are in
     [`~hnml_hf.audit.noise_model.estimate_noise`].
 

@@ -219,7 +219,7 @@ class NoiseRate(CheckpointedCallback):
         records, classes = self.cross_validated, self.trainer.model.config.num_labels
         if records is None:
             records = self.trainer.recorder.dynamics.records
-            if not (records["times_seen"] > 1).any():  # what votes of one observation agree on says nothing
+            if not (records["times_seen"] > 1).any():  # that one prediction agrees with itself says nothing
                 return None
         rate = estimate_noise_rate(records[records["times_seen"] > 0], classes, seed=self.trainer.args.seed)
         return min(rate, HIGHEST_RATE * (classes - 1) / classes)

@@ -53,8 +53,8 @@ def check_sample_weights(dataset, *, mixes: bool, objective: str, provided: Coll
     bad = np.flatnonzero(~((dataset.weights >= 0) & (dataset.weights <= 1)))
     if len(bad):
         raise ValueError(
-            f"Training sample {dataset.index[bad[0]]} has the weight {dataset.weights[bad[0]]}; weights say how "
-            "far a label is believed, from 0 to 1."
+            f"Training sample {dataset.index[bad[0]]} has the weight {dataset.weights[bad[0]]}; weights are the "
+            "confidence in a label, from 0 to 1."
         )
     if not dataset.weights.any():
         raise ValueError(f"All {len(dataset)} training samples have weight 0; there is nothing to learn.")
@@ -70,7 +70,7 @@ def check_symmetric_correction(args, dataset, *, mixes: bool, provided: Collecti
     elif mixes:
         reason = "of mixed images no record is kept, from which the noise rate is estimated"
     elif getattr(dataset, "weights", None) is not None:
-        reason = "the weights of the samples already say how far each label is believed"
+        reason = "the weights of the samples already are the confidence in each label"
     if reason is not None:
         raise ValueError(f"`symmetric_correction` cannot be had here: {reason}. Set it to false.")
 
@@ -91,7 +91,7 @@ def chosen_targets(args, dataset, *, mixes: bool) -> str:
     if chosen == "posterior" and reason is not None:
         raise ValueError(f"`targets=posterior` cannot be had here: {reason}. Leave it out, or give `given`.")
     if chosen is None and there and reason is None and data.weights is not None:
-        reason = "the weights of the samples say how far each given label is believed"
+        reason = "the weights of the samples are the confidence in each given label"
     if chosen is None and there:
         chosen = "posterior" if reason is None else "given"
         logger.info(f"Targets: {chosen}" + ("." if reason is None else f", since {reason}."))

@@ -2,14 +2,15 @@
 
     python scripts/benchmarks/chosen_rates.py outputs/finetune/runs.jsonl 1 2
 
-A method named `NAME, rate R` is `NAME` at another rate. Prints one line `NOISE, METHOD, seed S` for each noise, method
-and given seed.
+A method named `NAME, learning rate R` is `NAME` at another one. Prints one line `NOISE, METHOD, seed S` for each
+noise, method and given seed.
 """
 
-import json
 import re
 import sys
 from pathlib import Path
+
+from benchmark_accuracy import finished
 
 
 def chosen(records: list[dict]) -> dict[tuple[str, str], str]:
@@ -18,7 +19,7 @@ def chosen(records: list[dict]) -> dict[tuple[str, str], str]:
     for record in records:
         if record["seed"] != 0:
             continue
-        key = (record["noise"], re.sub(r", rate [0-9.]+$", "", record["method"]))
+        key = (record["noise"], re.sub(r", learning rate [0-9.]+$", "", record["method"]))
         score = record["curve"][-1]["validation"]
         if key not in best or score > best[key][0]:
             best[key] = (score, record["method"])
@@ -26,8 +27,7 @@ def chosen(records: list[dict]) -> dict[tuple[str, str], str]:
 
 
 def main(path: str, *seeds: str):
-    records = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    for (noise, _), method in chosen(records).items():
+    for (noise, _), method in chosen(list(finished(Path(path)).values())).items():
         for seed in seeds:
             print(f"{noise}, {method}, seed {seed}")
 

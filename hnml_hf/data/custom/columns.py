@@ -35,7 +35,7 @@ class ColumnOptions:
             unknown).
         index_column: a unique integer per row (`index` if there is such a column, else the row position).
         test_label_column: the label of the validation and test split, where it has another name than in `train`.
-        weight_column: how far each label of `train` is believed, from 0 to 1 (`weight` of a dataset that an audit
+        weight_column: the confidence in each label of `train`, from 0 to 1 (`weight` of a dataset that an audit
             cleaned).
         split_column: the split of each row (`split`, `subset`, `partition`, `set`, `phase`, `fold`, `usage` or a name
             that ends with one of these, as `data_split`, if its values are such names).
