@@ -7,8 +7,10 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
+import datasets
 import torch
 from datasets import Dataset, DatasetDict
+from huggingface_hub.utils import disable_progress_bars
 from recipe import JSON_OPTIONS, apply_recipe, expand_home, likely_options, name_place
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
@@ -42,7 +44,13 @@ MISTAKES = (
 
 @contextmanager
 def plain_errors():
-    """What a user can mend ends a script with its message alone; `--log_level debug` shows where it happened."""
+    """What a user can mend ends a script with its message alone; `--log_level debug` shows where it happened.
+
+    Bars of the libraries are drawn on a terminal alone, as the package's own are.
+    """
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        disable_progress_bars()
     try:
         yield
     except MISTAKES as error:
@@ -187,6 +195,13 @@ class DataArguments(SourceArguments):
     eval_test: bool = field(
         default=False,
         metadata={"help": "Measure the test set at every evaluation too, for curves; it chooses nothing."},
+    )
+    eval_both: bool = field(
+        default=True,
+        metadata={
+            "help": "Measure student and teacher at every evaluation; false: only the one that is saved, and both at "
+            "the end."
+        },
     )
     exclude: str | None = field(
         default=None, metadata={"help": "Exclusion list: bad rows from `scripts/check.py`; they are left out."}

@@ -15,7 +15,9 @@ After that, or any other end, the same command with `--resume_from_checkpoint au
 import json
 import logging
 import math
+import os
 import sys
+import warnings
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -75,6 +77,7 @@ def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[
     """
     metrics = {}
     final = "test" if "test" in held_out else "validation"
+    trainer.measure_both = True
     if final in held_out:
         metrics.update(trainer.evaluate(held_out[final]))
         metrics |= {"eval_split": final, "eval_accuracy_last": metrics["eval_accuracy"]}
@@ -321,6 +324,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         data_collator=MixupCollator(len(names), seed=args.seed, mixup_alpha=mixup) if mixup else collate_images,
         compute_metrics=compute_metrics,
         processing_class=create_image_processor(model.config.pretrained_cfg),
+        measure_both=data_args.eval_both,
     )
     try:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -383,7 +387,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
 METRICS = ("loss", "accuracy", "top5_accuracy")
 
 
-def check_metric(args: HNMLTrainingArguments, *, eval_test: bool):
+def check_metric(args: HNMLTrainingArguments, *, eval_test: bool, eval_both: bool):
     """Raise `ValueError` before data are read if a metric that the run is to go by is none that is measured."""
     asked = args.metric_for_best_model
     if asked is None:
@@ -397,7 +401,7 @@ def check_metric(args: HNMLTrainingArguments, *, eval_test: bool):
     if eval_test:
         name = name.removeprefix("validation_")
     measured = list(METRICS)
-    if args.eval_teacher or (args.objective in TEACHER_OBJECTIVES and args.teacher_source == "ema"):
+    if eval_both and (args.eval_teacher or (args.objective in TEACHER_OBJECTIVES and args.teacher_source == "ema")):
         other = "student" if args.eval_teacher else "teacher"
         measured += [f"{other}_{metric}" for metric in METRICS]
     if name not in measured:
@@ -415,8 +419,14 @@ def run(argv: list[str]):
     model_args, data_args, args = parse_arguments(argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("hnml_hf").setLevel(args.get_process_log_level())
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # of each loader; once is enough
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if args.dataloader_num_workers > cores:
+        logging.getLogger("hnml_hf.scripts").warning(
+            f"{args.dataloader_num_workers} workers share {cores} cores; as many as cores are faster."
+        )
     transformers.utils.logging.disable_progress_bar()  # of single files; training keeps its own
-    check_metric(args, eval_test=data_args.eval_test)
+    check_metric(args, eval_test=data_args.eval_test, eval_both=data_args.eval_both)
     with ExitStack() as held:
         if args.save_strategy != "no":
             held.enter_context(EndAtOnce())  # before and after the steps of training, which have their own

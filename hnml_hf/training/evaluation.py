@@ -23,7 +23,8 @@ MAPS = ["features", "feature_maps", "last_hidden_state"]  # outputs that evaluat
 class EvaluationMixin:
     """The evaluation methods of transformers' Trainer, for a student and its moving average.
 
-    For a Trainer with `teacher` (a [`Teacher`], or `None`) and `_evaluated`, which says which of them is measured.
+    For a Trainer with `teacher` (a [`Teacher`], or `None`), `_evaluated`, which says which of them is measured,
+    `measure_both` and `display` (a [`Progress`]).
     """
 
     def evaluated_model(self):
@@ -90,10 +91,11 @@ class EvaluationMixin:
         with self._unmixed(), self._passing_workers(), self._without_workers(test_dataset):
             return super().get_test_dataloader(test_dataset)
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, dataloader, *args, **kwargs):
         if self.args.world_size > 1:  # each has its own batch-norm statistics; those of the first one are saved
             broadcast_buffers(self.model)
-        output = super().evaluation_loop(*args, **kwargs)
+        with self.display.phase(f"measuring the {self._evaluated}", len(dataloader), args=self.args):
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
         if output.predictions is not None:
             require_finite_outputs(
                 output.predictions,
@@ -111,10 +113,11 @@ class EvaluationMixin:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignored)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Metrics of the evaluated model and, under `<prefix>_student_` or `<prefix>_teacher_`, of the other one."""
+        """Metrics of the evaluated model and, under `<prefix>_student_` or `<prefix>_teacher_`, of the other one, if
+        both are to be measured."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         one_dataset = not isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
-        if self.teacher is not None and one_dataset:
+        if self.teacher is not None and self.measure_both and one_dataset:
             other = "student" if self._evaluated == "teacher" else "teacher"
             with self._evaluating(other):
                 output = self.evaluation_loop(

@@ -97,7 +97,7 @@ def label_agreement(
         predicted, labels, clean_labels (`torch.LongTensor` of shape `(b,)`): classes; clean -1 = unknown.
 
     Returns:
-        `dict`: `fit`, the share of given labels that are predicted, and `memorized`, that share among the labels known
+        `dict`: `label_agreement`, the share of given labels that are predicted, and `memorized`, that share among the labels known
         to be wrong (nan if there is none).
     """
     repeated = predicted == labels

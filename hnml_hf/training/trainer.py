@@ -7,6 +7,8 @@ from functools import partial
 
 import pandas as pd
 import torch
+from transformers import PrinterCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.utils import logging
 
 from ..audit.table import image_paths, noise_scores
@@ -21,6 +23,7 @@ from .evaluation import EvaluationMixin
 from .extrapolation import extrapolated, running_directions
 from .flops import peak_memory_mib
 from .memorization import create_monitor
+from .progress import Progress
 from .publishing import PublishingMixin
 from .resume.configuration import changeable_of_method, fixed_of_method
 from .resume.trainer import ResumableTrainer
@@ -48,6 +51,8 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         train_dataset ([`TransformedDataset`], *optional*): needed for training.
         cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`cross_validate_probe`]. Then
             `symmetric_correction` has its noise rate from there, from the first step on.
+        measure_both (`bool`): whether `evaluate` measures student and teacher, or only the one that is saved. Can be
+            set later.
         kwargs: as in transformers' Trainer, as `eval_dataset`, `data_collator` and `compute_metrics`.
 
     Raises:
@@ -57,13 +62,23 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
 
     loss_is_scaled_for_ga = False  # compute_loss returns a plain mean; the parent divides it by the accumulation steps
 
-    def __init__(self, model, args: HNMLTrainingArguments, *, train_dataset=None, cross_validated=None, **kwargs):
+    def __init__(
+        self,
+        model,
+        args: HNMLTrainingArguments,
+        *,
+        train_dataset=None,
+        cross_validated=None,
+        measure_both: bool = True,
+        **kwargs,
+    ):
         if kwargs.get("model_init") is not None:
             raise ValueError(
                 "`model_init` would put another model in the place of the one that the teacher is a copy of. Give the "
                 "model itself, and build a new trainer for each run."
             )
         self.card_facts: dict = {}
+        self.measure_both = measure_both
         if args.n_gpu > 1:
             logger.warning(
                 f"{args.n_gpu} GPUs are visible and this is one process: it uses the first. For all of them: "
@@ -77,6 +92,12 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
                 "need all of them. Start with `accelerate launch --multi_gpu` instead."
             )
         self._evaluated = "teacher" if args.eval_teacher else "student"
+        self.remove_callback(PrinterCallback if args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+        self.display = Progress(
+            images_per_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            evaluated=self._evaluated,
+        )
+        self.add_callback(self.display)
         mixes = getattr(self.data_collator, "mixup", None) is not None
         self._bind_objective(mixes)
         if train_dataset is not None:

@@ -96,6 +96,10 @@ def test_without_a_known_wrong_label_nothing_is_predicted_to_find_one(clean):
             ["--metric_for_best_model", "teacher_accuracy", "--objective", "ce"],
             "`metric_for_best_model=teacher_accuracy` is not measured. There are loss, accuracy, top5_accuracy.",
         ),
+        (
+            ["--metric_for_best_model", "student_accuracy", "--eval_both", "false"],
+            "`metric_for_best_model=student_accuracy` is not measured. There are loss, accuracy, top5_accuracy.",
+        ),
         (["--metric_for_best_model", "teacher_accuracy"], "There are loss, accuracy, top5_accuracy, student_loss"),
         (["--metric_for_best_model", "validation_accuracy"], "`metric_for_best_model=validation_accuracy` is not mea"),
         (["--metric_for_best_model", "test_loss"], "`metric_for_best_model=test_loss` is of the test set"),

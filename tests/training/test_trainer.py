@@ -239,6 +239,17 @@ def test_what_is_evaluated_is_what_is_saved(tiny_dataset, tmp_path):
     assert not torch.equal(saved.class_weights, trainer.model.class_weights)  # the teacher, not the student
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_one_evaluation_by_choice(both, tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, eval_strategy="steps", eval_steps=1, max_steps=2)
+    trainer.measure_both = both
+    trainer.train()
+    assert len(logged(trainer, "eval_accuracy")) == 2
+    assert len(logged(trainer, "eval_student_accuracy")) == 2 * both
+    trainer.measure_both = True
+    assert "eval_student_accuracy" in trainer.evaluate()
+
+
 def test_the_student_is_saved_when_it_is_evaluated(tiny_dataset, tmp_path):
     trainer = build_trainer(tmp_path, tiny_dataset, eval_teacher=False)
     trainer.train()
