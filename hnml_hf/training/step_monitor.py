@@ -97,8 +97,8 @@ def label_agreement(
         predicted, labels, clean_labels (`torch.LongTensor` of shape `(b,)`): classes; clean -1 = unknown.
 
     Returns:
-        `dict`: `label_agreement`, the share of given labels that are predicted, and `memorized`, that share among the labels known
-        to be wrong (nan if there is none).
+        `dict`: `label_agreement`, the share of given labels that are predicted, and `memorized`, that share among the
+        labels known to be wrong (nan if there is none).
     """
     repeated = predicted == labels
     wrong = (clean_labels >= 0) & (clean_labels != labels)
