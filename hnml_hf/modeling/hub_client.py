@@ -16,6 +16,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from ..hub.answers import without_retries
+
 
 ANSWER_WITHIN = 30  # seconds until a Hub that says nothing counts as not there
 FORBIDDEN = {
@@ -114,7 +116,8 @@ def download_weights(repo_id: str) -> Path:
         HubError: it is not in the cache, and the Hub refused, failed or did not answer; or there is no such file.
     """
     try:
-        return Path(hf_hub_download(repo_id, "model.safetensors"))
+        with without_retries(repo_id, "model"):
+            return Path(hf_hub_download(repo_id, "model.safetensors"))
     except (HTTPError, OSError) as error:
         raise HubError(
             f"Pretrained weights `{repo_id}` are not in the cache and did not come: {explain(error, 'read')}. "

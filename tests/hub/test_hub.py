@@ -4,6 +4,7 @@ The processes are real ones, since huggingface_hub reads its settings when it is
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -32,9 +33,8 @@ def hub():
 
 
 def run(script: str, *arguments: str, env: dict):
-    finished = subprocess.run(
-        [sys.executable, script, *arguments], env={**env, "PYTHONPATH": str(HELPERS)}, capture_output=True, text=True
-    )
+    env = {**env, "PYTHONPATH": os.pathsep.join([str(HELPERS), os.environ.get("PYTHONPATH", "")])}
+    finished = subprocess.run([sys.executable, script, *arguments], env=env, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return finished
 
@@ -173,6 +173,10 @@ def test_a_fresh_process_loads_it_back(hub, pushed, heard):
         for m in backbones.values()
     )
     assert "may not read there. Accept" in backbones["weights-403"]
+    assert "500, the Hub has a problem of its own" in backbones["weights-500"]
+    paths = [path for _, path in hub.requests]
+    while_out_of_order = paths[len(paths) - paths[::-1].index("/_fail/500/") :]
+    assert not [path for path in while_out_of_order if "/resolve/" in path]  # which would be tried again and again
     assert not any(path.endswith("pytorch_model.bin") for _, path in hub.requests)
     assert set(loaded) == {"revision", "404", "401", "403", "500"}
     assert all(message.startswith(("OSError", "ValueError")) for message in loaded.values()), loaded
