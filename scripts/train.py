@@ -18,6 +18,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -53,10 +54,10 @@ from hnml_hf import (
     start_from_probe,
 )
 from hnml_hf.atomic import atomic_write
-from hnml_hf.audit.start import judge_records, start_from_judge
+from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
 from hnml_hf.data.splits import held_out_labels
-from hnml_hf.data.targets import add_targets
+from hnml_hf.data.targets import add_targets, targets_of
 from hnml_hf.data.transforms import SMALL_IMAGE
 from hnml_hf.training.args import TEACHER_OBJECTIVES
 from hnml_hf.training.distributed import on_first_process, require_same_on_all_processes
@@ -216,8 +217,15 @@ def prepare(rows, pixels, *, training: bool, data_args: DataArguments, pretraine
     )
 
 
-def judged(model, rows, samples: TransformedDataset, args):
+def judged(judge: Callable, model, rows, samples: TransformedDataset, args):
     """Judge the training labels that losses may see.
+
+    Args:
+        judge (`Callable`): [`start_from_judge`] or [`judge_by_model`].
+        model: whose features tell.
+        rows (`datasets.Dataset`), samples ([`TransformedDataset`]): all training rows, and the same with the
+            evaluation transform.
+        args ([`HNMLTrainingArguments`]): of the run.
 
     Returns:
         [`Judgement`] of them, the records of what it says of each, and all rows with their targets; a label that no
@@ -226,7 +234,7 @@ def judged(model, rows, samples: TransformedDataset, args):
     monitor, seen = create_monitor(args, len(rows)), np.arange(len(rows))
     if monitor is not None:
         seen = np.flatnonzero(~held_out_labels(samples.index, monitor.fraction, seed=args.seed))
-    judgement = start_from_judge(
+    judgement = judge(
         model,
         Subset(samples, seen.tolist()),
         weights=None if samples.weights is None else samples.weights[seen],
@@ -271,7 +279,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
     pixels = resident_pixels(data, data_args, args)
     prepared = partial(prepare, data_args=data_args, pretrained_cfg=model.config.pretrained_cfg, seed=args.seed)
 
-    judgement = crossed = None
+    judgement = crossed = judge_again = None
     if model_args.start_from_judge and model_args.start_from_probe:
         raise ValueError("`start_from_judge` and `start_from_probe` both set the head: give one of them.")
     if (model_args.start_from_judge or model_args.start_from_probe) and not model_args.pretrained:
@@ -280,9 +288,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
             "`--pretrained FILE`."
         )
     if model_args.start_from_judge:
-        judgement, crossed, data["train"] = judged(
-            model.to(args.device), data["train"], prepared(data["train"], pixels.get("train"), training=False), args
-        )
+        plain = prepared(data["train"], pixels.get("train"), training=False)
+        judgement, crossed, with_targets = judged(start_from_judge, model.to(args.device), data["train"], plain, args)
+        unjudged, data["train"] = data["train"], with_targets
+
+        def judge_again(network):
+            return targets_of(judged(judge_by_model, network, unjudged, plain, args)[2])
+
         if args.process_index == 0:
             print(f"Training starts from the judge of {len(data['train'])} labels: {judgement.noise_rate:.1%} wrong")
     train_set = prepared(data["train"], pixels.get("train"), training=True)
@@ -320,6 +332,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         args=args,
         train_dataset=train_set,
         cross_validated=crossed,
+        judge_again=judge_again,
         eval_dataset=held_out if data_args.eval_test else held_out.get("validation", held_out.get("test")),
         data_collator=MixupCollator(len(names), seed=args.seed, mixup_alpha=mixup) if mixup else collate_images,
         compute_metrics=compute_metrics,

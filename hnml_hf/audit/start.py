@@ -10,7 +10,7 @@ from .judge import Judgement, judge_labels
 from .probe import pooled_features, set_head
 
 
-def start_from_judge(
+def judge_by_model(
     model,
     dataset: Dataset,
     *,
@@ -19,6 +19,14 @@ def start_from_judge(
     num_workers: int = 0,
     seed: int = 0,
 ) -> Judgement:
+    """Judge labels by what a model's last layer sees of the images; arguments as of [`start_from_judge`]."""
+    features, labels = pooled_features(model, dataset, batch_size=batch_size, num_workers=num_workers)
+    return judge_labels(
+        features, labels, num_labels=model.config.num_labels, seed=seed, weights=weights, device=model.device
+    )
+
+
+def start_from_judge(model, dataset: Dataset, **options) -> Judgement:
     """Give a pretrained model the head of the judge of its features, so that fine-tuning does not begin by bending
     good features to a random head (Kumar et al., ICLR 2022).
 
@@ -28,9 +36,8 @@ def start_from_judge(
         model: a [`TimmCAMForImageClassification`], on its device.
         dataset (`TransformedDataset`): n samples, with the evaluation transform. Labels that no loss may see must not
             be among them.
-        weights (`np.ndarray` of shape `(n,)`, *optional*): the confidence in each label.
-        batch_size, num_workers (`int`): of the pass, see [`pooled_features`].
-        seed (`int`): of the folds.
+        options: `weights` (`np.ndarray` of shape `(n,)`), the confidence in each label; `batch_size` and
+            `num_workers` (`int`) of the pass, see [`pooled_features`]; `seed` (`int`) of the folds.
 
     Raises:
         ValueError: as [`judge_labels`] and [`set_head`].
@@ -38,10 +45,7 @@ def start_from_judge(
     judgement = None
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     if first:
-        features, labels = pooled_features(model, dataset, batch_size=batch_size, num_workers=num_workers)
-        judgement = judge_labels(
-            features, labels, num_labels=model.config.num_labels, seed=seed, weights=weights, device=model.device
-        )
+        judgement = judge_by_model(model, dataset, **options)
     (judgement,) = broadcast_object_list([judgement])
     set_head(model.classifiers, judgement.head)
     for classifier in model.classifiers:

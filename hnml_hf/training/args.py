@@ -67,6 +67,13 @@ class HNMLTrainingArguments(TrainingArguments):
             "head, unless samples have weights, images are mixed, or the objective takes labels alone (ours)."
         },
     )
+    refresh_targets: bool = field(
+        default=False,
+        metadata={
+            "help": "After every epoch but the last judge the labels again, by the features of the network that is "
+            "evaluated; targets are then the mean of the first and the newest posterior (ours)."
+        },
+    )
 
     # -- where the gradient is taken --
     extrapolation: float | None = field(

@@ -7,6 +7,7 @@ and figures of each process, and are held by the trainer.
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import gather, gather_object
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from ..audit.noise_model import estimate_noise_rate
+from ..data.targets import mean_targets
 from .distributed import any_process, broadcast_buffers, check_ranks_agree, tensor_digests
 from .dynamics import DYNAMICS_FILE, TrainingDynamics
 from .dynamics_buffer import DynamicsBuffer
@@ -26,6 +28,7 @@ from .target_memory import create_memory
 
 TEACHER_FOLDER = "teacher"
 MEMORY_FILE = "target_memory.safetensors"
+TARGETS_FILE = "targets.safetensors"
 MONITOR_FILE = "memorization_monitor.json"
 HIGHEST_RATE = 0.9  # noise rate of the symmetric correction, as a share of the one at which labels say nothing
 BATCHES_KEPT = 32  # batches whose predictions wait on the device, at most
@@ -129,6 +132,48 @@ class PredictionMemory(CheckpointedCallback):
         process."""
         self.store.update(gather(index), gather(probabilities))
         return self.store[index]
+
+
+class RefreshedTargets(CheckpointedCallback):
+    """Soft targets that are judged again after every epoch but the last: the mean of the first judgement, by features
+    that no label has touched, and the newest, by those of the evaluated network.
+
+    Args:
+        trainer ([`HNMLTrainer`]): with `evaluated_model`.
+        judge_again (`Callable`): from a network to the targets of all training samples, as [`targets_of`] gives them;
+            the first process alone asks.
+    """
+
+    def __init__(self, trainer, judge_again):
+        self.trainer, self.judge_again = trainer, judge_again
+        order = np.argsort(trainer.train_dataset.index)
+        self.ids = torch.as_tensor(trainer.train_dataset.index[order], device=trainer.args.device)
+        self.rows = torch.as_tensor(order, device=trainer.args.device)
+        self.reset()
+
+    def reset(self):
+        self._take(self.trainer.train_dataset.targets)
+
+    def _take(self, targets):
+        self.classes, self.probabilities = (torch.as_tensor(part, device=self.ids.device) for part in targets)
+
+    def __getitem__(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Classes and probabilities `(b, t)` of the samples `(b,)`."""
+        rows = self.rows[torch.searchsorted(self.ids, index)]
+        return self.classes[rows], self.probabilities[rows]
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if state.global_step < state.max_steps:
+            newest = self.trainer.on_first_process(self.judge_again, self.trainer.evaluated_model())
+            self._take(mean_targets(self.trainer.train_dataset.targets, newest))
+            self.trainer.cost.meter.forward_passes(len(self.ids) / args.per_device_train_batch_size)
+
+    def save(self, folder):
+        save_file({"classes": self.classes, "probabilities": self.probabilities}, folder / TARGETS_FILE)
+
+    def load(self, folder):
+        state = load_file(folder / TARGETS_FILE)
+        self._take((state["classes"], state["probabilities"]))
 
 
 class DynamicsRecorder(CheckpointedCallback):
@@ -241,9 +286,11 @@ class Cost(CheckpointedCallback):
         self.meter = CostMeter()
 
     def progress(self):
-        return {"kinds": [[sorted(kind), ratio, self.meter.steps[kind]] for kind, ratio in self.meter.ratios.items()]}
+        kinds = [[sorted(kind), ratio, self.meter.steps[kind]] for kind, ratio in self.meter.ratios.items()]
+        return {"kinds": kinds, "between": self.meter.between}
 
     def load_progress(self, progress):
+        self.meter.between = progress["between"]
         for kind, ratio, steps in progress["kinds"]:
             self.meter.ratios[frozenset(kind)], self.meter.steps[frozenset(kind)] = ratio, steps
 

@@ -96,3 +96,16 @@ def chosen_targets(args, dataset, *, mixes: bool) -> str:
         chosen = "posterior" if reason is None else "given"
         logger.info(f"Targets: {chosen}" + ("." if reason is None else f", since {reason}."))
     return chosen or "given"
+
+
+def check_refresh(args, targets: str, judge_again):
+    """Raise `ValueError` if `refresh_targets` is asked for where there is nothing to refresh, or nobody to ask."""
+    if not args.refresh_targets:
+        return
+    if targets != "posterior":
+        raise ValueError(
+            "`refresh_targets` needs soft targets, but this run learns the given labels. Start from the judge's head "
+            "(`start_from_judge`) with `targets=posterior`, or leave it out."
+        )
+    if judge_again is None:
+        raise ValueError("`refresh_targets` needs `judge_again`, a function from a network to targets.")

@@ -76,10 +76,12 @@ def cross_entropy_flops(model: nn.Module, pixel_values: torch.Tensor) -> int:
 class CostMeter:
     """Mean cost of the steps of a run, in cross-entropy steps: FLOPs over those of cross-entropy on the same batch.
 
-    Steps of one kind cost the same, so that the first one of each kind is counted and the others are added up.
+    Steps of one kind cost the same, so that the first one of each kind is counted and the others are added up. What
+    is done between steps is added by [`~CostMeter.forward_passes`].
     """
 
     def __init__(self):
+        self.between = 0.0  # steps, in units of one of cross-entropy
         self.ratios: dict[Hashable, float] = {}
         self.steps: Counter = Counter()
 
@@ -94,11 +96,16 @@ class CostMeter:
             self.ratios[kind] = flops() / cross_entropy_flops(model, pixel_values)
         self.steps[kind] += 1
 
+    def forward_passes(self, batches: float):
+        """Count so many batches that went forward alone, between steps: each a third of a step."""
+        self.between += batches / 3
+
     @property
     def cost(self) -> float:
         """Mean over all steps so far; nan before the first."""
         total = sum(self.steps.values())
-        return sum(self.ratios[kind] * count for kind, count in self.steps.items()) / total if total else float("nan")
+        spent = self.between + sum(self.ratios[kind] * count for kind, count in self.steps.items())
+        return spent / total if total else float("nan")
 
 
 def peak_memory_mib(device: torch.device) -> float:

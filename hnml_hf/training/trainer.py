@@ -16,8 +16,23 @@ from ..objectives import OBJECTIVES
 from ..objectives.batch_view import BatchView
 from ..objectives.soft_targets import dense_targets
 from .args import TEACHER_OBJECTIVES, HNMLTrainingArguments
-from .callbacks import Cost, DynamicsRecorder, EvaluationDelay, FiniteCheck, NoiseRate, PredictionMemory, Teacher
-from .data_checks import check_sample_weights, check_symmetric_correction, check_training_data, chosen_targets
+from .callbacks import (
+    Cost,
+    DynamicsRecorder,
+    EvaluationDelay,
+    FiniteCheck,
+    NoiseRate,
+    PredictionMemory,
+    RefreshedTargets,
+    Teacher,
+)
+from .data_checks import (
+    check_refresh,
+    check_sample_weights,
+    check_symmetric_correction,
+    check_training_data,
+    chosen_targets,
+)
 from .dynamics import AUDIT_FOLDER, DYNAMICS_FILE
 from .evaluation import EvaluationMixin
 from .extrapolation import extrapolated, running_directions
@@ -51,6 +66,8 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         train_dataset ([`TransformedDataset`], *optional*): needed for training.
         cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`cross_validate_probe`]. Then
             `symmetric_correction` has its noise rate from there, from the first step on.
+        judge_again (`Callable`, *optional*): from a network to the soft targets of the training set, see
+            [`RefreshedTargets`]; `refresh_targets` needs it.
         measure_both (`bool`): whether `evaluate` measures student and teacher, or only the one that is saved. Can be
             set later.
         kwargs: as in transformers' Trainer, as `eval_dataset`, `data_collator` and `compute_metrics`.
@@ -69,6 +86,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         *,
         train_dataset=None,
         cross_validated=None,
+        judge_again=None,
         measure_both: bool = True,
         **kwargs,
     ):
@@ -105,7 +123,8 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
             check_sample_weights(train_dataset, mixes=mixes, objective=args.objective, provided=self.provided)
         check_symmetric_correction(args, train_dataset, mixes=mixes, provided=self.provided)
         self.targets = chosen_targets(args, train_dataset, mixes=mixes)
-        self._add_parts(cross_validated, mixes)
+        check_refresh(args, self.targets, judge_again)
+        self._add_parts(cross_validated, judge_again, mixes)
 
     def _bind_objective(self, mixes: bool):
         """`objective`, with its options, and `provided`: what each step has to give it besides."""
@@ -121,13 +140,13 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         options = {name: getattr(args, name) for name in needs if name not in PROVIDED}
         self.objective, self.provided = partial(function, **options), [name for name in PROVIDED if name in needs]
 
-    def _add_parts(self, cross_validated, mixes: bool):
+    def _add_parts(self, cross_validated, judge_again, mixes: bool):
         """The parts with a state of their own: callbacks, each there if this run has a use for it."""
         args, data, num_labels = self.args, self.train_dataset, self.model.config.num_labels
         from_memory = args.teacher_source == "memory" and args.objective in TEACHER_OBJECTIVES
         self.uses_teacher = args.objective in TEACHER_OBJECTIVES and not from_memory
         self.finite_check, self.cost = FiniteCheck(self), Cost()
-        self.teacher = self.memory = self.monitor = self.recorder = self.rate_estimate = None
+        self.teacher = self.memory = self.monitor = self.recorder = self.rate_estimate = self.refreshed = None
         if args.eval_teacher or self.uses_teacher:
             self.teacher = Teacher(self.model, decay=args.teacher_decay)
         if data is not None:
@@ -146,7 +165,10 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
             )
             if args.symmetric_correction:
                 self.rate_estimate = NoiseRate(self, cross_validated)
-        for part in (self.finite_check, self.teacher, self.memory, self.recorder, self.rate_estimate, self.cost):
+            if args.refresh_targets:
+                self.refreshed = RefreshedTargets(self, judge_again)
+        parts = (self.finite_check, self.teacher, self.memory, self.recorder, self.rate_estimate, self.refreshed)
+        for part in (*parts, self.cost):
             if part is not None:
                 self.add_callback(part)
         self.add_callback(EvaluationDelay())
@@ -234,9 +256,10 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         """The objective on one batch: terms `(b,)` by name, and monitors."""
         index, labels, args = inputs["index"], inputs.get("soft_labels", inputs["labels"]), self.args
         if self.targets == "posterior":
-            labels = dense_targets(
-                inputs["target_classes"], inputs["target_probabilities"], self.model.config.num_labels
-            )
+            targets = inputs["target_classes"], inputs["target_probabilities"]
+            if self.refreshed is not None:
+                targets = self.refreshed[index]
+            labels = dense_targets(*targets, self.model.config.num_labels)
         provided = {"active_terms": active_terms, "teacher": None, "generator": None}
         if self.uses_teacher:
             cams = "predicted" if "mask_guided" in active_terms else None

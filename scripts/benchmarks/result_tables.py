@@ -5,6 +5,7 @@
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; the records of a suite are
 `docs/results/accuracy-SUITE.runs.jsonl`, which `scripts/benchmarks/benchmark.py accuracy` has written, those of the
+runs on a GPU `docs/results/full.runs.jsonl`, those of the
 audits `docs/results/audit_benchmark.json`, which `scripts/benchmarks/benchmark.py audit` has.
 """
 
@@ -100,6 +101,51 @@ def own_probe() -> str:
 
 def augmented() -> str:
     return by_method(groups_of("augmented", "human 40 %"))
+
+
+def on_gpu(suite: str) -> list[dict]:
+    """Finished runs of a suite on a GPU."""
+    return having(list(finished(RESULTS / "full.runs.jsonl").values()), suite=suite)
+
+
+def recovered(found: list[dict], noisy: str, clean: str, seeds: Sequence[int] | None = None) -> str:
+    """A row per method under the noise `noisy`: accuracies, and how much of what the noise costs cross-entropy the
+    method makes good: (its accuracy - cross-entropy's) / (that of cross-entropy on clean labels - cross-entropy's)."""
+    found = [record for record in found if seeds is None or record["seed"] in seeds]
+
+    def mean(**names: str) -> float:
+        return statistics.mean(record["last"] for record in having(found, **names))
+
+    floor, ceiling = (mean(noise=noise, method="cross-entropy") for noise in (noisy, clean))
+    groups = {record["method"]: having(found, noise=noisy, method=record["method"]) for record in found}
+    groups = {method: group for method, group in groups.items() if group}
+    rows = []
+    for method, group in sorted(groups.items(), key=lambda item: mean(noise=noisy, method=item[0])):
+        share = (mean(noise=noisy, method=method) - floor) / (ceiling - floor)
+        figures = [figure(group, key) for key in ("last", "best", "last_student")]
+        rows.append(
+            [method, str(len(group)), *figures, figure(group, "auroc", False), f"{100 * share:.0f} %", cost(group)]
+        )
+    group = having(found, noise=clean, method="cross-entropy")
+    figures = [figure(group, key) for key in ("last", "best", "last_student")]
+    rows.append(["cross-entropy on clean labels", str(len(group)), *figures, "", "100 %", cost(group)])
+    return markdown(["", "seeds", "last", "best", "student, last", "AUROC", "recovered", "cost"], rows)
+
+
+def chosen_rates(suite: str, noise: str) -> str:
+    """The learning rates that each method of a suite had to choose from, by held-out noisy labels."""
+    rows = []
+    for record in sorted(having(records(suite), noise=noise), key=lambda record: record["method"]):
+        method, _, rate = record["method"].rpartition(", rate ")
+        rows.append([method, rate, figure([record["curve"][-1]], "validation"), figure([record], "last")])
+    return markdown(["method", "rate", "held-out noisy labels", "clean test"], rows)
+
+
+def imagenette_judge() -> str:
+    """Methods on Imagenette, from the judge's head."""
+    found = having(on_gpu("imagenette-judge"), noise="50 %")
+    methods = dict.fromkeys(record["method"] for record in found)
+    return by_method([(f"50 % wrong: {method}", having(found, method=method)) for method in methods])
 
 
 def pretrained() -> str:
@@ -256,6 +302,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "ABLATIONS": ablations,
         "PRETRAINED": pretrained,
         "OWN_PROBE": own_probe,
+        "FULL": lambda: recovered(on_gpu("finetune"), "human 40 %", "clean"),
+        "IMAGENETTE_JUDGE": imagenette_judge,
     },
 }
 

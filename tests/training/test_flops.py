@@ -83,6 +83,8 @@ def test_meter_averages_over_kinds_of_steps():
         step(passes)
     assert meter.ratios == {1: 1.0, 3: 3.0}
     assert meter.cost == (1 + 1 + 3 + 1) / 4
+    meter.forward_passes(6)
+    assert meter.cost == (1 + 1 + 3 + 1 + 6 / 3) / 4
 
 
 def test_a_step_that_fails_is_not_counted():
