@@ -7,6 +7,7 @@
     python scripts/benchmarks/benchmark.py accuracy --suite scripts/benchmarks/suites/cpu.yaml  # a grid of runs
     python scripts/benchmarks/benchmark.py audit --data_root data  # wrong labels found, beside cleanlab
     python scripts/benchmarks/benchmark.py detection --data_root data  # the same from frozen features
+    python scripts/benchmarks/benchmark.py startup  # processor time of help, of mistakes and of imports
 
 The cases of `cost` are timed in turns, round by round, within one run; a figure is the median over rounds of its ratio
 to cross-entropy in the same round, and its spread is the range. On a CPU the ratio of processor times is given too: it
@@ -20,11 +21,15 @@ import benchmark_audit
 import benchmark_cost
 import benchmark_detection
 import benchmark_profile
+import benchmark_startup
 import torch
 import transformers
 
 
-SUBCOMMANDS = (benchmark_cost, benchmark_profile, benchmark_audit, benchmark_accuracy, benchmark_detection)
+SUBCOMMANDS = (
+    *(benchmark_cost, benchmark_profile, benchmark_startup),
+    *(benchmark_audit, benchmark_accuracy, benchmark_detection),
+)
 
 
 def main(argv: list[str] | None = None):

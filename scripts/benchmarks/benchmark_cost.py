@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from benchmark_steps import CASES, add_step_options, build_trainers, one_step, origin
+from benchmark_steps import CASES, BareLoop, add_step_options, build_trainers, one_step, origin
 from transformers import Trainer
 
 from hnml_hf import HNMLTrainer, peak_tensor_bytes, tensor_bytes
@@ -33,7 +33,8 @@ def measure_cost(args) -> dict:
     names = args.cases or [name for name in CASES if args.all or name not in SLOW_CASES]
     names = ["ce", *(name for name in names if name != "ce" and not (args.compile and "second order" in name))]
     source, trainers = origin(args), build_trainers(args, names)
-    wall, processor, memory = ({name: [] for name in names} for _ in range(3))
+    wall, processor = ({name: [] for name in names} for _ in range(2))
+    memory: dict[str, int] = {}  # not of the bare loop, whose step cannot be taken alone
     for turn in range(args.rounds):
         for name in names:
             trainer = trainers[name]
@@ -41,6 +42,8 @@ def measure_cost(args) -> dict:
             seconds, used = trainer.clock.seconds(args.warmup)
             wall[name].append(seconds)
             processor[name].append(used)
+            if isinstance(trainer, BareLoop):
+                continue
             if turn == 0:
                 memory[name] = peak_memory(trainer, args.memory_batch_size)
             trainer.optimizer = trainer.lr_scheduler = None  # its state is as large as the model
@@ -62,7 +65,7 @@ def measure_cost(args) -> dict:
             "teacher_source": trainer.args.teacher_source if options.get("objective") in TEACHER_OBJECTIVES else None,
             **ratios("wall_ratio", wall[name], wall["ce"]),
             "flops_ratio": flops_ratio(trainer) if options else 1.0,
-            "memory_ratio": round(memory[name] / memory["ce"], 3),
+            "memory_ratio": round(memory[name] / memory["ce"], 3) if name in memory else None,
             "device": args.device,
         }
         if args.device == "cpu":
@@ -70,7 +73,7 @@ def measure_cost(args) -> dict:
         else:
             row |= {
                 "milliseconds": round(1000 * statistics.median(wall[name]), 2),
-                "memory_mib": round(memory[name] / 2**20),
+                "memory_mib": round(memory[name] / 2**20) if name in memory else None,
             }
         rows.append(row)
     return {"what": "ratios to cross-entropy under the same trainer", **source, "rows": rows}
@@ -104,7 +107,7 @@ def table(rows: list[dict]) -> str:
     def cell(row, key):
         if f"{key}_min" in row:
             return f"{row[key]:.2f} ({row[f'{key}_min']:.2f} to {row[f'{key}_max']:.2f})"
-        return f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key])
+        return f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key] or "-")
 
     lines = [list(columns), ["---"] * len(columns), *([cell(row, key) for key in columns.values()] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
@@ -128,7 +131,7 @@ def plot(result: dict, path: str):
     figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(rows) + 1), layout="constrained")
     for i, (title, key) in enumerate(bars.items()):
         places = [place + 0.27 * (1 - i) for place in range(len(rows))]
-        axes.barh(places, [row[key] for row in rows], height=0.25, label=title)
+        axes.barh(places, [row[key] or 0 for row in rows], height=0.25, label=title)
     axes.set_yticks(range(len(rows)), [row["case"] for row in rows])
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("cross-entropy steps")

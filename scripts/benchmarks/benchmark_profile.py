@@ -1,6 +1,6 @@
 """Where the time of a training step goes, by operator."""
 
-from benchmark_steps import CASES, add_step_options, build_trainers, one_step
+from benchmark_steps import BARE, CASES, add_step_options, build_trainers, one_step
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -24,6 +24,6 @@ def profile_case(args):
 def add_parser(subparsers):
     parser = subparsers.add_parser("profile", help="where the time of a training step goes, by operator")
     add_step_options(parser)
-    parser.add_argument("--case", choices=CASES, default="momentum")
+    parser.add_argument("--case", choices=[case for case in CASES if case != BARE], default="momentum")
     parser.add_argument("--rows", type=int, default=12, help="Operators to list.")
     parser.set_defaults(run=profile_case, rounds=1)

@@ -6,12 +6,14 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import chain, islice, repeat
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 from provenance import provenance
-from torch.utils.data import Dataset
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hnml_hf import HNMLTrainer, HNMLTrainingArguments, TimmCAMForImageClassification
@@ -23,8 +25,10 @@ HEAD = {**SYNTHETIC, "meta_scope": "head"}
 MEMORY = {"teacher_source": "memory"}
 FULL = {**SYNTHETIC, "meta_scope": "full"}
 
-CASES = {  # the plain Trainer and `ce` come first: what the others are compared with
-    "plain trainer": None,
+BARE, PLAIN = "bare loop", "plain trainer"
+CASES = {  # a loop of plain PyTorch, transformers' Trainer and `ce` come first: what the others are compared with
+    BARE: None,
+    PLAIN: None,
     "ce": {"objective": "ce"},
     "gce": {"objective": "gce"},
     "elr": {"objective": "elr"},
@@ -109,6 +113,40 @@ class StepClock(TrainerCallback):
         return statistics.median(wall), statistics.median(used)
 
 
+class BareLoop:
+    """The steps of `ce` with nothing around them: a model, a loader, an optimizer, and a loop.
+
+    Args:
+        model ([`TimmCAMForImageClassification`]): the network.
+        images ([`RandomImages`]): the data.
+        args: the options of the benchmark.
+    """
+
+    def __init__(self, model: TimmCAMForImageClassification, images: RandomImages, args):
+        self.model, self.options = model.to(args.device), args
+        self.loader = DataLoader(
+            images, batch_size=args.batch_size, shuffle=True, drop_last=True, collate_fn=Collator(plain=True)
+        )
+        self.clock = StepClock(torch.device(args.device))
+
+    def train(self):
+        args, model = self.options, self.model.train()
+        network = torch.compile(model.timm_model) if args.compile else model.timm_model
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+        batches = chain.from_iterable(repeat(self.loader))  # shuffled anew each time
+        self.clock.on_train_begin(None, None, None)
+        for batch in islice(batches, args.warmup + args.steps):
+            pixels, labels = batch["pixel_values"].to(args.device), batch["labels"].to(args.device)
+            if args.channels_last:
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
+                loss = F.cross_entropy(network(pixels), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            self.clock.on_step_end(None, None, None)
+
+
 def origin(args) -> dict:
     """What a reader needs to judge a figure and to measure it again."""
     names = ("batch_size", "memory_batch_size", "steps", "warmup", "rounds", "bf16", "channels_last", "compile")
@@ -120,8 +158,8 @@ def origin(args) -> dict:
     }
 
 
-def build_trainer(options: dict | None, pristine: TimmCAMForImageClassification, args) -> Trainer:
-    """A trainer for one case; `None` is transformers' own Trainer, whose model computes the cross-entropy itself."""
+def build_trainer(name: str, pristine: TimmCAMForImageClassification, args) -> Trainer | BareLoop:
+    """A trainer for one case; transformers' own Trainer has a model that computes the cross-entropy itself."""
     model = TimmCAMForImageClassification(pristine.config)
     model.load_state_dict(pristine.state_dict())
     if args.channels_last:
@@ -148,10 +186,13 @@ def build_trainer(options: dict | None, pristine: TimmCAMForImageClassification,
     }
     size = max(4 * args.batch_size, args.memory_batch_size or 0)
     images = RandomImages(size, model.input_size, model.config.num_labels)
-    if options is None:
+    if name == BARE:
+        return BareLoop(model, images, args)
+    if name == PLAIN:
         trainer = Trainer(model, TrainingArguments(**shared), train_dataset=images, data_collator=Collator(plain=True))
     else:
-        options = {"num_neighbors": min(10, args.batch_size - 1), "monitor_fraction": 0, **options}  # full weight
+        # full weight of the meta terms
+        options = {"num_neighbors": min(10, args.batch_size - 1), "monitor_fraction": 0, **CASES[name]}
         trainer = HNMLTrainer(
             model,
             HNMLTrainingArguments(**shared, **options),
@@ -169,7 +210,7 @@ def build_trainers(args, names) -> dict[str, Trainer]:
     pristine = TimmCAMForImageClassification.from_timm(
         args.backbone, num_labels=args.num_labels, image_size=args.image_size, **json.loads(args.model_args)
     )
-    return {name: build_trainer(CASES[name], pristine, args) for name in names}
+    return {name: build_trainer(name, pristine, args) for name in names}
 
 
 def one_step(trainer: Trainer, batch_size: int):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import benchmark
 import benchmark_cost
+import benchmark_startup
 import pytest
 import torch
 from benchmark_steps import StepClock
@@ -17,14 +18,14 @@ TINY = ["--backbone", "test_resnet", "--image_size", "64", "--device", "cpu", "-
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     output = tmp_path_factory.mktemp("cost") / "cost.json"
-    cases = ["plain trainer", "momentum", "head, 10 sets, memory", "full, 1 set, first order"]
+    cases = ["bare loop", "plain trainer", "momentum", "head, 10 sets, memory", "full, 1 set, first order"]
     benchmark.main(["cost", *TINY, "--warmup", "1", "--rounds", "2", "--cases", *cases, "--output", str(output)])
     return json.loads(output.read_text())
 
 
 def test_rows_name_what_was_measured(measured):
     rows = {row["case"]: row for row in measured["rows"]}
-    assert list(rows)[0] == "ce" and len(rows) == 5
+    assert list(rows)[0] == "ce" and len(rows) == 6
     wanted = {"backbone", "image_size", "objective", "scope", "second_order", "draws", "wall_ratio", "flops_ratio"}
     for row in rows.values():
         assert wanted | {"memory_ratio", "device"} <= set(row)
@@ -38,6 +39,7 @@ def test_rows_name_what_was_measured(measured):
         10,
     )
     assert head["teacher_source"] == "memory"
+    assert rows["bare loop"]["processor_ratio"] > 0 and rows["bare loop"]["memory_ratio"] is None
 
 
 def test_figures_are_those_of_the_cost_table(measured):
@@ -93,3 +95,11 @@ def test_the_median_of_the_steps_after_the_warm_up():
 def test_profile_lists_operators(capsys):
     benchmark.main(["profile", *TINY, "--warmup", "1", "--case", "ce", "--rows", "5"])
     assert "convolution" in capsys.readouterr().out
+
+
+def test_startup_measures_each_command(tmp_path, monkeypatch):
+    cases = {"import torch": ["-c", "sum(range(10**7))"], "pass": ["-c", "pass"]}
+    monkeypatch.setattr(benchmark_startup, "COMMANDS", cases)
+    benchmark.main(["startup", "--rounds", "2", "--output", str(tmp_path / "startup.json")])
+    reference, nothing = json.loads((tmp_path / "startup.json").read_text())["rows"]
+    assert reference["processor_ratio"] == 1 and 0 < nothing["processor_ratio"] < 1
