@@ -45,6 +45,7 @@ from hnml_hf import (
 )
 from hnml_hf.atomic import atomic_write, new_folder
 from hnml_hf.audit.features import extract_features, launched, load_backbone
+from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import judge_dataset, worst_pairs
 from hnml_hf.audit.review import merge_annotations, read_annotations
 from hnml_hf.audit.run import write_report
@@ -204,6 +205,10 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
     unreadable = int((~features.readable).sum())
     print(f"Rows: {len(table):,}" + (f", of which {unreadable:,} images cannot be read" if unreadable else ""))
     print(f"Classes most often given for another:{_pairs(table)}")
+    for kind, listed in findings(table).items():
+        if len(listed):
+            where = Path(audit_args.output_dir, "_audit", f"{kind}.jsonl")
+            print(f"Also: {len(listed):,} {FINDINGS[kind]}, see {where}")
     print(
         f"Seconds: {waiting:.0f} waiting for images, {forward:.0f} in the backbone "
         f"({features.computed:,} images; {features.values.nbytes / 1e6:,.0f} MB of features in {features.folder}), "

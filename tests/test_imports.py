@@ -50,7 +50,8 @@ WITHIN = {
     "data.noise_file": {"data.schema"},
     "audit.noise_model": set(),
     "audit.table": {"audit.noise_model"},
-    "audit.report": set(),
+    "audit.findings": set(),
+    "audit.report": {"audit.findings"},
     "hub.answers": set(),
     "hub.upload": set(),
 }

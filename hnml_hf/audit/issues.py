@@ -12,7 +12,8 @@ from datasets import ClassLabel, Dataset, Image
 from ..data.load import load_noisy_dataset
 from ..data.schema import column, labels_fingerprint
 from .features import BACKBONE, Features, extract_features, load_backbone
-from .judge import Judgement, judge_labels
+from .findings import neighbor_columns
+from .judge import Judgement, identical_rows, judge_labels
 from .review.annotations import annotated_labels, apply_annotations
 from .table import FORMAT, _shared, image_paths
 
@@ -66,7 +67,8 @@ def find_label_issues(
     if isinstance(data, tuple):
         features, labels, names = _from_arrays(*data)
         judgement = judge_labels(features, labels, num_labels=len(names), seed=seed, device=device)
-        return issue_table(judgement, np.arange(len(labels)), labels, names).sort_values("rank")
+        groups = identical_rows(features)
+        return issue_table(judgement, np.arange(len(labels)), labels, names, groups=groups).sort_values("rank")
     dataset = as_dataset(data, image_column=image_column, label_column=label_column)
     frozen = load_backbone(backbone, pretrained=pretrained, image_size=image_size)
     with tempfile.TemporaryDirectory() as temporary:
@@ -111,7 +113,7 @@ def judge_dataset(
         elsewhere = annotations.index[(annotations["annotation"] == "wrong") & (annotations["new_label"] < 0)]
         options["weights"] = (~np.isin(index[rows], elsewhere)).astype(np.float32)  # of a class that is none of these
     judgement = judge_labels(values, labels[rows], num_labels=len(names), groups=features.groups[rows], **options)
-    table = issue_table(judgement, index, labels, names, rows=rows, **facts)
+    table = issue_table(judgement, index, labels, names, rows=rows, groups=features.groups, **facts)
     table = table.sort_values("index", ignore_index=True)
     table["path"] = image_paths(dataset)
     return table if annotations is None else apply_annotations(table, annotations)
@@ -124,6 +126,7 @@ def issue_table(
     names: Sequence[str],
     *,
     rows: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
     **facts,
 ) -> pd.DataFrame:
     """A judgement as a table of noise scores, in the order of the rows.
@@ -134,11 +137,13 @@ def issue_table(
         names (`Sequence[str]`): k class names in id order.
         rows (`np.ndarray` of shape `(m,)`, *optional*): which samples were judged; of the others, as of those whose
             class no other sample has, nothing is known but the rate. Default: all.
+        groups (`np.ndarray` of shape `(n,)`, *optional*): the same number for images of the same content.
         facts: further entries of the summary.
 
     Returns:
         `pd.DataFrame`: with the columns and `attrs` of [`noise_scores`]. Probabilities are those of the class given
-        image and label; `margin` is their difference.
+        image and label; `margin` is their difference. Where neighbours were sought, also those of
+        [`~hnml_hf.audit.findings.neighbor_columns`].
     """
     n, rate = len(labels), judgement.noise_rate
     rows = np.arange(n) if rows is None else rows
@@ -174,6 +179,13 @@ def issue_table(
             "last_epoch_learned": learned,
         }
     )
+    if judgement.nearest is not None:
+        nearest, similarities = np.full((n, judgement.nearest.shape[1]), -1), np.full((n, 1), -1.0)
+        similarities = np.repeat(similarities, judgement.nearest.shape[1], 1)
+        nearest[rows] = np.where(judgement.nearest >= 0, rows[judgement.nearest], -1)
+        similarities[rows] = judgement.similarities
+        same = np.arange(n) if groups is None else groups
+        table = table.assign(**neighbor_columns(index, nearest, similarities, same))
     matrix = judgement.transition_matrix
     table.attrs = {
         "format": FORMAT,

@@ -66,6 +66,9 @@ class Judgement:
         shrinkage (`float`): g of the discriminant.
         rounds (`int`): how often posteriors took the place of the labels.
         inverse_temperature (`float`): of its logits.
+        nearest (`np.ndarray` of shape `(n, m)`, *optional*): int32, rows of the most similar samples of other groups,
+            the most similar first; -1 where there are too few. None where none were sought.
+        similarities (`np.ndarray` of shape `(n, m)`, *optional*): float32, their cosines.
     """
 
     posterior: np.ndarray
@@ -79,6 +82,8 @@ class Judgement:
     shrinkage: float
     rounds: int
     inverse_temperature: float
+    nearest: np.ndarray | None = None
+    similarities: np.ndarray | None = None
 
     @property
     def noise_scores(self) -> np.ndarray:
@@ -181,8 +186,9 @@ def judge_labels(
     model, candidates, evidence = judge.model, judge.candidates, [judge.logits]
     temperature = float(model.weights[0])
     posterior, clustered_rate = model.posterior(evidence, candidates, given), 0.0
+    nearest = similarities = None
     if neighbors and len(labels) <= NEIGHBOR_LIMIT:
-        nearest = nearest_neighbors(statistics.project(features), groups, neighbors)
+        nearest, similarities = nearest_neighbors(statistics.project(features), groups, neighbors)
         evidence.append(neighbor_votes(nearest, posterior, candidates, num_labels))
         if len(labels) >= TRIPLES * num_labels**2:
             clustered_rate = rate_of_triples(given, nearest, num_labels)
@@ -215,6 +221,8 @@ def judge_labels(
         shrinkage=shrinkage,
         rounds=rounds,
         inverse_temperature=temperature,
+        nearest=None if nearest is None else nearest.int().numpy(),
+        similarities=None if nearest is None else similarities.numpy(),
     )
 
 
@@ -300,7 +308,8 @@ def identical_rows(features: np.ndarray) -> np.ndarray:
     for start in range(0, len(features), BATCH):
         for number, row in enumerate(np.ascontiguousarray(features[start : start + BATCH]), start):
             digests[number] = hashlib.blake2b(row, digest_size=16).digest()
-    return np.unique(digests, return_inverse=True)[1]
+    _, first, row = np.unique(digests, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[row]  # in the order of their first rows
 
 
 class FoldStatistics:
@@ -567,17 +576,22 @@ def _newton_step(stack, prior, resolved) -> torch.Tensor:
 # -- neighbours -------------------------------------------------------------------------------------------------------
 
 
-def nearest_neighbors(vectors: torch.Tensor, groups: np.ndarray, count: int) -> torch.Tensor:
-    """Rows of the most similar vectors of other groups, of shape `(n, count)`; -1 where there are too few."""
+def nearest_neighbors(vectors: torch.Tensor, groups: np.ndarray, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the most similar vectors of other groups, and their cosines, both of shape `(n, count)`.
+
+    The most similar come first; -1, with a cosine of -1, where there are too few.
+    """
     group, wanted = torch.from_numpy(groups).to(vectors.device), min(count + 4, len(vectors))
-    found = []
+    rows_found, cosines_found = [], []
     for rows in torch.arange(len(vectors), device=vectors.device).split(2_048):
-        near = (vectors[rows] @ vectors.T).topk(wanted, dim=1).indices
-        near = near.masked_fill(group[near] == group[rows, None], -1)
-        last = torch.where(near < 0, wanted, torch.arange(wanted, device=near.device))  # the order, others at the end
-        near = near.gather(1, last.argsort(dim=1, stable=True))[:, :count]
-        found.append(near.cpu())
-    return torch.cat(found)
+        cosines, near = (vectors[rows] @ vectors.T).topk(wanted, dim=1)
+        same = group[near] == group[rows, None]
+        near, cosines = near.masked_fill(same, -1), cosines.masked_fill(same, -1)
+        last = torch.where(same, wanted, torch.arange(wanted, device=near.device))  # the order, others at the end
+        order = last.argsort(dim=1, stable=True)[:, :count]
+        rows_found.append(near.gather(1, order).cpu())
+        cosines_found.append(cosines.gather(1, order).cpu())
+    return torch.cat(rows_found), torch.cat(cosines_found)
 
 
 def rate_of_triples(labels: torch.Tensor, nearest: torch.Tensor, num_labels: int, *, iterations: int = 200) -> float:

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from ..data.decoding import MAX_PIXELS
 from ..training.dynamics import AUDIT_FOLDER
+from .findings import findings, write_findings
 from .gallery import MAX_ISSUES, collect_evidence, num_issues
 from .report import render_report
 from .review.lineage import decided_samples
@@ -78,7 +79,8 @@ def write_report(
     batch_size: int = 64,
     max_pixels: int = MAX_PIXELS,
 ) -> Path:
-    """Write a table of noise scores, its summary and the report with pictures into `<output_dir>/_audit`.
+    """Write a table of noise scores, its summary, the lists of [`~hnml_hf.audit.findings.findings`] and the report
+    with pictures into `<output_dir>/_audit`.
 
     Arguments as in [`audit_run`]; `transform` is for maps, and without a model none is needed.
     """
@@ -98,7 +100,16 @@ def write_report(
         batch_size=batch_size,
         max_pixels=max_pixels,
     )
+    found = findings(table)
+    write_findings(folder, found)
     render_report(
-        table, table.attrs, folder / REPORT_FILE, evidence=evidence, curves=curves, decided=decided, run=output_dir
+        table,
+        table.attrs,
+        folder / REPORT_FILE,
+        evidence=evidence,
+        curves=curves,
+        decided=decided,
+        found=found,
+        run=output_dir,
     )
     return folder

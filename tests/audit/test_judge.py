@@ -174,14 +174,15 @@ def test_folds_are_stratified_and_keep_groups_together():
 
 def test_neighbours_of_the_same_group_do_not_vote():
     vectors = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.9, 0.1], [0.0, 1.0]]), dim=1)
-    nearest = nearest_neighbors(vectors, np.array([0, 0, 1, 2]), 2)
+    nearest, cosines = nearest_neighbors(vectors, np.array([0, 0, 1, 2]), 2)
+    torch.testing.assert_close(cosines[0], vectors[[2, 3]] @ vectors[0])
     assert nearest.tolist() == [[2, 3], [2, 3], [1, 0], [2, 1]]
     posterior = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.2, 0.8], [0.0, 1.0]])
     votes = neighbor_votes(nearest, posterior, torch.arange(2).expand(4, 2), 2).exp() - 1e-4
     torch.testing.assert_close(votes[0], torch.tensor([0.1, 0.9]))  # of rows 2 and 3
     torch.testing.assert_close(votes[2], torch.tensor([0.75, 0.25]))  # of rows 1 and 0
-    few = nearest_neighbors(vectors, np.array([0, 0, 0, 2]), 2)
-    assert few.tolist()[0] == [3, -1]
+    few, cosines = nearest_neighbors(vectors, np.array([0, 0, 0, 2]), 2)
+    assert few.tolist()[0] == [3, -1] and cosines[0, 1] == -1
 
 
 def test_the_noise_model_recovers_a_planted_matrix_and_temperature():

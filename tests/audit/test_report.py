@@ -153,3 +153,23 @@ def test_more_evidence_than_rows_is_an_error(tmp_path):
     table = make_table(2)
     with pytest.raises(ValueError, match="3 label issues come with evidence, but the table has 2 rows"):
         render_report(table, table.attrs, tmp_path / "r.html", evidence=make_evidence(3))
+
+
+def test_the_report_says_what_else_was_found_and_how_many_are_expected_to_be_wrong(tmp_path):
+    table = make_table(20)
+    table["noise_score"] = np.r_[np.full(10, 0.75), np.full(10, 0.25)]
+    table.attrs["check"] = {"truncated": 3}
+    rows = table.iloc[:7]
+    path = render_report(
+        table,
+        table.attrs,
+        tmp_path / "report.html",
+        evidence=make_evidence(4),
+        decided=[int(table["index"].iloc[0])],
+        found={"near_duplicates": rows, "strangers": rows.iloc[:0]},
+    )
+    page = path.read_text(encoding="utf-8")
+    assert "about 3 are expected to be wrong" in page  # four issues of 0.75, without the one that is decided
+    assert "about 8 of them are expected to be wrong" in page  # ten of 0.75
+    assert "near_duplicates.jsonl" in page and "strangers.jsonl" not in page and EVIL not in page.split("<body>")[1]
+    assert "truncated" in page and "(range 25 % to 36 %)" in page.replace("25.0", "25").replace("36.0", "36")

@@ -678,7 +678,8 @@ def test_a_trained_run_gives_the_table_of_its_labels(tiny_dataset, tmp_path):
     table = trainer.audit(source="tiny")
     features = np.random.default_rng(0).normal(size=(12, 4))
     frozen = find_label_issues((features, np.arange(12) % 3))
-    assert list(table) == list(frozen) and table.attrs.keys() - frozen.attrs.keys() == {"source"}
+    of_neighbors = ["nearest_index", "nearest_similarity", "typicality"]
+    assert [*table, *of_neighbors] == list(frozen) and table.attrs.keys() - frozen.attrs.keys() == {"source"}
     assert (table["rank"].to_numpy() == np.arange(1, len(table) + 1)).all()
     assert set(table["index"]) == set(tiny_dataset["index"])
     trainer.recorder.dynamics = None

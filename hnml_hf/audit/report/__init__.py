@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from ...atomic import atomic_write
+from ..findings import FINDINGS
 
 
 MATRIX_CLASSES = 20  # a larger heat map is a texture, not a table
@@ -59,6 +60,7 @@ def render_report(
     evidence: Sequence[Evidence] = (),
     curves: Sequence[Mapping] = (),
     decided: Collection[int] = (),
+    found: Mapping[str, pd.DataFrame] | None = None,
     run: str | os.PathLike | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Path:
@@ -74,6 +76,7 @@ def render_report(
         evidence (`Sequence[Evidence]`): of the label issues, in the order of `rank`, without those decided.
         curves (`Sequence[Mapping]`): a trainer's `log_history`.
         decided (`Collection[int]`): ids of samples that people have decided in an earlier round; they are no issues.
+        found (`Mapping[str, pd.DataFrame]`, *optional*): of [`~hnml_hf.audit.findings.findings`].
         run (`str` or `Path`, *optional*): named in the commands that the page shows.
         max_bytes (`int`): of all pictures; those beyond are left to `hnml review`.
 
@@ -87,7 +90,8 @@ def render_report(
         raise ValueError(f"{len(evidence)} label issues come with evidence, but the table has {len(table)} rows.")
     table = table.sort_values("rank", kind="stable")
     payload = _payload(table, summary, evidence, set(decided), max_bytes)
-    page = render_page(table, summary, payload, curves=curves, run=run)
+    shown = table[~table["index"].isin(decided)]["noise_score"].head(len(evidence))
+    page = render_page(table, summary, payload, curves=curves, found=found, expected=float(shown.sum()), run=run)
     with atomic_write(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     return Path(path)
@@ -99,6 +103,8 @@ def render_page(
     payload: Mapping,
     *,
     curves: Sequence[Mapping] = (),
+    found: Mapping[str, pd.DataFrame] | None = None,
+    expected: float | None = None,
     run: str | os.PathLike | None = None,
 ) -> str:
     """The page of [`render_report`] or, with `served` in the payload, of a local server that answers its questions.
@@ -106,6 +112,7 @@ def render_page(
     Args:
         table (`pd.DataFrame`): columns `label, suggested_label, noise_score` and, if it has it, `times_seen`.
         payload (`Mapping`): what the script starts from.
+        expected (`float`, *optional*): how many of the label issues in the payload are expected to be wrong.
     """
     names = list(map(str, summary["class_names"]))
     seen = table[table["times_seen"] > 0] if "times_seen" in table else table  # of others nothing is known
@@ -126,6 +133,10 @@ def render_page(
             num_samples=len(table),
             num_classes=len(names),
             num_likely=int((score >= 0.5).sum()),
+            expected_likely=float(score[score >= 0.5].sum()),
+            expected=expected,
+            found=_found(found or {}),
+            defects=summary.get("check") or {},
             matrix=_matrix(summary, names),
             worst=_worst_classes(seen, names),
             pairs=_pairs(seen, names),
@@ -254,6 +265,19 @@ def _pairs(table: pd.DataFrame, names: list[str]) -> list[dict]:
         {"ids": (given, suggested), "given": names[given], "suggested": names[suggested], "text": f"{count:,.0f}"}
         for (given, suggested), count in counts.items()
         if count >= 0.5
+    ]
+
+
+def _found(found: Mapping[str, pd.DataFrame]) -> list[dict]:
+    """Each kind of finding: what it is, how many, the first of them, and the file that lists all."""
+    return [
+        {
+            "what": FINDINGS[kind],
+            "count": len(rows),
+            "file": f"{kind}.jsonl",
+            "first": [path or f"sample {index}" for index, path in zip(rows["index"], rows["path"], strict=True)][:5],
+        }
+        for kind, rows in found.items()
     ]
 
 

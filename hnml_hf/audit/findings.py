@@ -1,0 +1,120 @@
+"""What the features say of images besides their labels: near-duplicates, images like no other, images between classes.
+
+All of it is read from the columns of an audit's table; no further pass.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..atomic import atomic_write
+
+
+DUPLICATE = 0.95  # cosine of two images from which one is taken for a copy of the other (figures in docs/audit.md)
+TYPICAL = 10  # nearest images that say how common an image is
+BETWEEN = 0.3  # probability from which a class counts
+FENCE = 3.0  # quartile distances below the lower quartile at which an image is like no other (Tukey's far fence)
+FINDINGS = {
+    "near_duplicates": "copies and near-copies of another image, of which one is kept",
+    "strangers": "images that are like no other",
+    "between_classes": "images of which two classes are probable",
+}
+
+
+def neighbor_columns(index: np.ndarray, nearest: np.ndarray, similarities: np.ndarray, groups: np.ndarray) -> dict:
+    """Columns of the table, each of shape `(n,)`.
+
+    Args:
+        index (`np.ndarray` of shape `(n,)`): sample ids.
+        nearest, similarities (`np.ndarray` of shape `(n, m)`): of [`Judgement`], rows of other groups.
+        groups (`np.ndarray` of shape `(n,)`): the same number for images of the same content.
+
+    Returns:
+        `dict`: `nearest_index`, the id of the most similar other image (-1: none), `nearest_similarity`, its cosine,
+        1 for the same content, and `typicality`, the mean cosine of the ten nearest.
+    """
+    found = np.where(nearest[:, 0] >= 0, index[nearest[:, 0]], -1)
+    cosine = similarities[:, 0].astype(np.float64)
+    order = np.argsort(groups, kind="stable")
+    same = groups[order][1:] == groups[order][:-1]
+    first, second = order[:-1][same], order[1:][same]
+    for one, other in ((first, second), (second, first)):
+        found[one], cosine[one] = index[other], 1.0
+    there = nearest[:, :TYPICAL] >= 0
+    total = np.where(there, similarities[:, :TYPICAL], 0).sum(1)
+    typical = np.where(there.any(1), total / np.maximum(there.sum(1), 1), np.nan)
+    return {"nearest_index": found, "nearest_similarity": cosine, "typicality": typical}
+
+
+def near_duplicates(table: pd.DataFrame, threshold: float = DUPLICATE) -> pd.DataFrame:
+    """Images that are nearly the same, in groups.
+
+    Args:
+        table (`pd.DataFrame`): of [`~hnml_hf.find_label_issues`].
+        threshold (`float`): cosine from which two images are nearly the same. Each image is compared with the one
+            most similar to it; chains are one group.
+
+    Returns:
+        `pd.DataFrame`: `index, group, keep, label_name, noise_score, path`; of a group the one with the label that is
+        least probably wrong is kept. Sorted by group, the kept one first.
+    """
+    close = table[(table["nearest_similarity"] >= threshold) & (table["nearest_index"] >= 0)]
+    place = {index: row for row, index in enumerate(table["index"].tolist())}
+    parent = list(range(len(table)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for one, other in zip(close["index"].tolist(), close["nearest_index"].tolist(), strict=True):
+        parent[root(place[one])] = root(place[other])
+    roots = np.array([root(row) for row in range(len(table))], dtype=np.int64)
+    group, counts = np.unique(roots, return_inverse=True, return_counts=True)[1:]
+    found = table[["index", "label_name", "noise_score", "path"]].assign(group=group)[counts[group] > 1]
+    found = found.sort_values(["group", "noise_score", "index"], ignore_index=True)
+    found["group"] = found["group"].rank(method="dense").astype(np.int64) - 1
+    found["keep"] = ~found["group"].duplicated()
+    return found
+
+
+def strangers(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the table whose image is like no other, the strangest first: by Tukey's far fence of `typicality`."""
+    typical = table["typicality"]
+    low, high = typical.quantile([0.25, 0.75])
+    return table[typical < low - FENCE * (high - low)].sort_values("typicality")
+
+
+def between_classes(table: pd.DataFrame, least: float = BETWEEN) -> pd.DataFrame:
+    """Rows of the table of whose image both the given and the suggested class are probable, the least sure first."""
+    weaker = table[["given_probability", "suggested_probability"]].min(axis=1)
+    return table[weaker >= least].assign(weaker=weaker).sort_values("weaker", ascending=False).drop(columns="weaker")
+
+
+def findings(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each kind of finding that should be looked at; empty for a table without neighbours."""
+    if "nearest_index" not in table:
+        return {}
+    copies = near_duplicates(table)
+    return {
+        "near_duplicates": copies[~copies["keep"]],
+        "strangers": strangers(table),
+        "between_classes": between_classes(table),
+    }
+
+
+def write_findings(folder: str | os.PathLike, found: dict[str, pd.DataFrame]) -> list[Path]:
+    """Write each kind as a list of rows to leave out (`near_duplicates.jsonl` and so on), in the form of
+    [`~hnml_hf.load_exclusions`]: delete the lines of rows that shall stay. Lists of an earlier audit go."""
+    paths = []
+    for kind, rows in found.items():
+        paths.append(Path(folder, f"{kind}.jsonl"))
+        with atomic_write(paths[-1]) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+            for index, path in zip(rows["index"].tolist(), rows["path"].tolist(), strict=True):
+                line = {"split": "train", "index": index, "reason": FINDINGS[kind], "path": path}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return paths
