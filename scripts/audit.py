@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import DatasetDict
-from options import DataArguments, load_data, parse_all, plain_errors
+from options import DataArguments, load_data, parse_all, plain_errors, saved_data_arguments
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
 
 from hnml_hf import (
@@ -143,7 +143,7 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
         saved = Path(audit_args.run, "_audit", "dataset.json")
         run_dynamics(audit_args.run)  # the clearer error, if this is no run
         if saved.is_file():
-            parser.set_defaults(**asdict(DataArguments(**json.loads(saved.read_text(encoding="utf-8")))))
+            parser.set_defaults(**asdict(saved_data_arguments(audit_args.run)))
             audit_args, data_args, _ = parse_target(parser, argv)
         elif data_args.dataset is None:
             parser.error(f"{saved} is missing, so it is not known what the run was trained on; give --dataset")

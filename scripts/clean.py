@@ -10,13 +10,12 @@ row, and tells the next audit what people have decided.
 """
 
 import argparse
-import json
 import sys
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
-from options import DataArguments, HelpFormatter, load_data, plain_errors
+from options import HelpFormatter, load_data, plain_errors, saved_data_arguments
 
 from hnml_hf.atomic import new_folder
 from hnml_hf.audit import load_audit
@@ -73,8 +72,7 @@ def write_output(options, source: Source, plan, table, folder: Path) -> Counter:
         return write_folder(plan, source, folder, files=options.files, gone=gone)
     if form == "csv":
         return write_csv(plan, source, folder, gone=gone)
-    saved = Path(options.run, "_audit", "dataset.json")
-    data = load_data(DataArguments(**json.loads(saved.read_text(encoding="utf-8"))))
+    data = load_data(saved_data_arguments(options.run))
     return write_dataset(plan, data, table, folder, parquet=form == "parquet", gone=gone)
 
 

@@ -33,6 +33,7 @@ from hnml_hf import (
     save_noise_file,
     split_validation,
 )
+from hnml_hf.audit.outputs import read_options
 from hnml_hf.cli import MEANINGS, HelpFormatter, answer_help, find_recipe, refuse_retired
 
 
@@ -234,6 +235,19 @@ class DataArguments(SourceArguments):
     mixup_alpha: float = field(
         default=0.0, metadata={"help": "Mixup, for `ce` and `hnml`; mixed images leave no audit. 0 is off."}
     )
+
+
+def saved_data_arguments(run: str) -> DataArguments:
+    """The options of the dataset of a run, also of one of an earlier version; see [`read_options`]."""
+    options, known = read_options(run), {option.name for option in fields(DataArguments)}
+    if options.keys() - known:
+        logging.getLogger("hnml_hf.scripts").warning(
+            "%s was trained by an earlier version; its options that there are no more are left out: %s. A dataset "
+            "that they would have changed is refused.",
+            run,
+            ", ".join(sorted(options.keys() - known)),
+        )
+    return DataArguments(**{name: value for name, value in options.items() if name in known})
 
 
 def command_words(argv: list[str] | None) -> list[str]:

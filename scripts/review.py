@@ -37,17 +37,14 @@ class RunImages:
         self._dataset = self._model = None
 
     def dataset(self):
-        import json
-
         import numpy as np
-        from options import DataArguments, load_data
+        from options import load_data, saved_data_arguments
 
         from hnml_hf.data.schema import column
 
         with self._lock:
             if self._dataset is None:
-                saved = Path(self.run, "_audit", "dataset.json")
-                data = load_data(DataArguments(**json.loads(saved.read_text(encoding="utf-8"))))["train"]
+                data = load_data(saved_data_arguments(self.run))["train"]
                 ids = column(data, "index")
                 self._dataset = data, dict(zip(ids.tolist(), np.arange(len(ids)).tolist(), strict=True))
             return self._dataset

@@ -25,6 +25,7 @@ from .table import check_unchanged
 FORMATS = ("folder", "csv", "parquet", "arrow")
 FILES = ("copy", "hardlink", "symlink")
 ADDED = ("label_original", "label_score", "label_action")
+RENAMED = {"quarantine": "exclude"}  # options of earlier versions
 LISTED = 20  # changes that a dry run names
 
 
@@ -66,16 +67,28 @@ class Source:
         return "csv" if self.tables else "folder" if self.folder else "arrow"
 
 
-def read_source(run: str | os.PathLike) -> Source:
-    """Where the dataset of a run came from, as its `_audit/dataset.json` says.
+def read_options(run: str | os.PathLike) -> dict:
+    """The options of the dataset of a run, from its `_audit/dataset.json`, under the names that they have now.
 
     Raises:
         FileNotFoundError: if the run does not say it.
+        ValueError: if the file cannot be read.
     """
     saved = Path(run) / "_audit" / "dataset.json"
     if not saved.is_file():
-        raise FileNotFoundError(f"{saved} is missing, so it is not known what was audited.")
-    options = json.loads(saved.read_text(encoding="utf-8"))
+        raise FileNotFoundError(f"{saved} is missing, so it is not known what was audited; give `--dataset`.")
+    try:
+        options = json.loads(saved.read_text(encoding="utf-8"))
+        return {RENAMED.get(name, name): value for name, value in options.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{saved} does not hold the options of a dataset ({error}). Restore it, or delete it and give `--dataset`."
+        ) from error
+
+
+def read_source(run: str | os.PathLike) -> Source:
+    """Where the dataset of a run came from; errors are those of [`read_options`]."""
+    options = read_options(run)
     names = asdict(ColumnOptions())
     excluded = {}
     if options.get("exclude"):
