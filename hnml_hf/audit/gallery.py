@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 from ..data.decoding import MAX_PIXELS, UNREADABLE, decode
 from ..data.schema import column
 from ..modeling.cam import normalize_cams
+from ..modeling.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..modeling.modes import evaluation_mode
 from .report import SIDES, Evidence
 from .table import probably_wrong
@@ -67,6 +68,9 @@ def collect_evidence(
 
     Returns:
         `list[Evidence]`: in the order of `issues`. An image that cannot be read or shown is a reason, no error.
+
+    Raises:
+        NonFiniteError: if what the model says is not finite.
     """
     ids = column(dataset, "index")
     order = np.argsort(ids, kind="stable")
@@ -105,6 +109,7 @@ def _maps(model, pixels: dict[int, torch.Tensor], issues: pd.DataFrame) -> dict[
     """Maps of the given and of the suggested class for images of a batch, by their position in it."""
     numbers = list(pixels)
     output = model(pixel_values=torch.stack(list(pixels.values())).to(model.device))
+    require_finite_outputs(output.logits, of="the model", advice=WHERE_TO_LOOK)
     maps = {}
     for name in ("label", "suggested_label"):
         classes = torch.as_tensor(issues[name].to_numpy()[numbers], device=model.device)

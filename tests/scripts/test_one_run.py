@@ -200,6 +200,13 @@ def test_a_model_that_says_nothing_finite_ends_with_an_error(script, spoil, save
     assert not [path for path in tmp_path.glob("out*") if path.is_file() or (path / "_audit").exists()]
 
 
+def test_a_run_whose_model_overflows_is_not_audited_again_in_silence(data, tmp_path):
+    load_script("train").main([*TRAIN, "--dataset", data, "--output_dir", str(tmp_path / "run")])
+    spoil_scale(tmp_path / "run")
+    with pytest.raises(SystemExit, match="The outputs of the model are not finite"):
+        load_script("audit").main([str(tmp_path / "run")])
+
+
 def test_weights_that_are_not_finite_start_no_run(saved, tmp_path):
     model = shutil.copytree(saved, tmp_path / "model")
     spoil_weights(model)
