@@ -1,5 +1,5 @@
-"""Trains on a small disk until it is full, on it read-only, and on it with room; `test_full_disk.py` starts it in a
-mount namespace of its own, with which the disk vanishes.
+"""Trains on a small disk until it is full, on it read-only, on it with room, and on one that is too small for the end;
+`test_full_disk.py` starts it in a mount namespace of its own, with which the disk vanishes.
 
     python tests/disk_worker.py FOLDER KIB OPTIONS      # FOLDER/disk is the disk; OPTIONS of scripts/train.py
 """
@@ -35,6 +35,8 @@ def main(folder: Path, kib: int, options: list[str]):
     attempt(folder, "read-only", options)
     mount("remount,rw,size=256m")
     attempt(folder, "room", options)
+    mount("size=1000k")  # less than the weights: without checkpoints the end alone needs room
+    attempt(folder, "end", [*options, "--save_strategy", "no"])
 
 
 if __name__ == "__main__":

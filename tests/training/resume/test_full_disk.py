@@ -39,12 +39,14 @@ def test_train_on_a_disk_without_room(namespace, tiny_dataset, tmp_path):
     command = [*namespace, sys.executable, disk_worker.__file__, tmp_path, str(ROOM), *OPTIONS]
     done = subprocess.run([*command, "--dataset", tmp_path / "data"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = {name: (tmp_path / f"{name}.txt").read_text() for name in ("full", "read-only", "room")}
+    said = {name: (tmp_path / f"{name}.txt").read_text() for name in ("full", "read-only", "room", "end")}
     assert said["full"].startswith("error: The checkpoint of step 4 could not be written to")
     assert re.search(r", where [01]\.\d MiB are left: .*Those written before are as they were", said["full"])
     assert re.match(r"error: `output_dir=.* cannot be written to: Read-only file system", said["read-only"])
     for name in ("full", "read-only"):
         assert steps(tmp_path / name) == [2] and not (tmp_path / name / "_unfinished").exists()
         check(tmp_path / name / "checkpoint-2")
+    assert said["end"].startswith("error: The model could not be written to"), said["end"]
+    assert not list((tmp_path / "end").glob("*.safetensors")) and not list((tmp_path / "end").glob("_saving-*"))
     assert said["room"] == "finished" and steps(tmp_path / "room") == [2, 4, 6]
     assert not list((tmp_path / "disk").iterdir())  # the disk is gone with its namespace
