@@ -128,6 +128,14 @@ def test_rows_that_name_a_pipe_or_a_device_are_rows_without_image(photos):
         load_noisy_dataset(str(photos / "train.csv"), cache_dir=str(photos.parent / "cache"))
 
 
+@pytest.mark.parametrize("target", [None, "/dev/zero", "nowhere"])
+def test_a_dataset_that_is_no_file_is_not_asked_of_the_hub(tmp_path, target):
+    path = tmp_path / "train.csv"
+    os.mkfifo(path) if target is None else path.symlink_to(target)
+    with pytest.raises(ValueError, match=f"{path} is neither a file nor a folder"):
+        load_noisy_dataset(str(path))
+
+
 @pytest.mark.parametrize("name", ["pipe.png", "zero.png", "self.png"])
 def test_whoever_opens_one_file_does_not_wait_for_a_pipe(photos, name):
     path = str(photos / "a" / name)

@@ -82,6 +82,8 @@ def load_generic(
         if tables:
             return prepare(_table_builder(tables, data_dir or path, by_column, options), num_proc)
         return prepare(ImageFolder(data_dir=path, splits=splits, **options), num_proc)
+    if os.path.lexists(path):
+        raise ValueError(f"{path} is neither a file nor a folder: a broken link, a pipe or a device cannot be read.")
     loaded = _load_from_hub(name_or_path, config, cache_dir)
     folders = (cache_dir or datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
     caches = [os.path.realpath(folder) for folder in (*folders, huggingface_hub.constants.HF_HUB_CACHE)]

@@ -204,6 +204,13 @@ def _read_csv(path: str) -> Iterator:
                 continue
             if header is None:
                 header = [name.strip() for name in row]
+                other = re.search(r"[;\t|]", header[0]) if len(header) == 1 else None
+                if other:
+                    raise ValueError(
+                        f"{path}:{reader.line_num}: one column, {header[0][:200]!r}: fields must be separated by "
+                        f"{'tabs' if table_suffix(path) == '.tsv' else 'commas (or by tabs in a .tsv)'}, not by "
+                        f"{other[0]!r}."
+                    )
                 if len(set(header)) != len(header):
                     raise ValueError(f"{path}:{reader.line_num}: two columns have one name: {', '.join(header)}.")
                 yield header

@@ -40,6 +40,14 @@ def test_tables_with_capitals(images, load, suffix):
         assert column(dataset["train"], "label").tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(("mark", "suffix"), [(";", ".csv"), ("\t", ".csv"), ("|", ".tsv"), (";", ".tsv")])
+def test_fields_that_are_separated_otherwise(images, load, mark, suffix):
+    root, names = images
+    (root / f"train{suffix}").write_text(f"file_name{mark}label\n{names[0]}{mark}a\n{names[1]}{mark}b\n")
+    with pytest.raises(ValueError, match=f"train{suffix}:1: one column, .*separated by .*, not by"):
+        load(str(root))
+
+
 def test_one_table_with_a_data_dir(images, load, tmp_path):
     root, names = images
     table = tmp_path / "elsewhere.csv"
