@@ -1,5 +1,9 @@
 """HNML, hierarchical noise-tolerant meta-learning with noisy labels: timm backbones on the Hugging Face Trainer.
 
+Here is what most users need; all else is imported from its module, as `hnml_hf.audit.probe`. The folders: `data`
+(datasets), `noise` (synthetic noise), `modeling` (the classifier), `objectives` (losses), `training` (the Trainer),
+`audit` (which labels are wrong), `hub` (publishing).
+
 A name is imported when it is first used (PEP 562): `import hnml_hf` and `hnml --help` wait for none of them. The
 backbones of this package are registered with timm as soon as both are imported, in whichever order.
 """
@@ -15,135 +19,67 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:  # read by type checkers, and by `_modules_of_names`
-    from .audit import (
-        audit_run,
-        clean_dataset,
-        escape_formula,
-        export_audit,
-        find_label_issues,
-        judge_labels,
-        load_annotations,
-        load_audit,
-        noise_scores,
-        score_model,
-    )
-    from .audit.probe import (
-        LinearProbe,
-        cross_validate_probe,
-        fit_linear_probe,
-        pooled_features,
-        set_head,
-        start_from_probe,
-    )
-    from .audit.report import render_report
-    from .data import CIFARN, Animal10N, Clothing1M, Food101N, WebVision, class_balanced, load_noisy_dataset
-    from .data.checks import apply_exclusions, check_dataset, load_exclusions
+    from .audit.cleaning import clean_dataset, load_annotations
+    from .audit.export import export_audit
+    from .audit.issues import find_label_issues
+    from .audit.judge import judge_labels
+    from .audit.run import audit_run
+    from .audit.single_pass import score_model
+    from .audit.table import load_audit, noise_scores
+    from .data.checks import check_dataset
     from .data.collate import MixupCollator, collate_images
-    from .data.noise_file import apply_noise_file, load_noise_file, save_noise_file
+    from .data.load import load_noisy_dataset
     from .data.splits import split_validation
-    from .data.synthetic import add_noise, draw_noise
-    from .data.transforms import (
-        TransformedDataset,
-        UnreadableImageError,
-        create_image_processor,
-        create_strong_transform,
-        create_transforms,
-    )
-    from .hub.model_card import command_line
-    from .hub.onnx_export import ExportError, export_program, export_to_onnx
-    from .hub.upload import HubError, push_to_hub
-    from .inference import NotAnImageError, Prediction, cam_examples, open_image, overlay, predict
+    from .data.synthetic import add_noise
+    from .data.transforms import TransformedDataset, UnreadableImageError, create_image_processor, create_transforms
+    from .hub.onnx_export import export_to_onnx
+    from .hub.upload import push_to_hub
+    from .inference import open_image, overlay, predict
     from .modeling.finite import NonFiniteError
     from .modeling.timm_cam import TimmCAMForImageClassification
     from .training.args import HNMLTrainingArguments
-    from .training.dynamics import (
-        TrainingDynamics,
-        probe_dynamics,
-        run_dynamics,
-        save_probe_dynamics,
-        save_run_dynamics,
-    )
-    from .training.flops import counting_flops, peak_tensor_bytes, tensor_bytes
-    from .training.memorization import create_monitor
-    from .training.metrics import compute_metrics, noise_auroc
+    from .training.dynamics import TrainingDynamics
+    from .training.metrics import compute_metrics
     from .training.resume.files import CheckpointError
-    from .training.resume.signals import EXIT_CODE, TrainingInterrupted
+    from .training.resume.signals import TrainingInterrupted
     from .training.trainer import HNMLTrainer
 
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CIFARN",
-    "EXIT_CODE",
-    "Animal10N",
-    "CheckpointError",
-    "Clothing1M",
-    "ExportError",
-    "Food101N",
     "HNMLTrainer",
     "HNMLTrainingArguments",
-    "HubError",
-    "LinearProbe",
-    "MixupCollator",
-    "NonFiniteError",
-    "NotAnImageError",
-    "Prediction",
-    "TrainingDynamics",
     "TimmCAMForImageClassification",
-    "TrainingInterrupted",
-    "TransformedDataset",
-    "UnreadableImageError",
-    "WebVision",
+    "load_noisy_dataset",
+    "split_validation",
     "add_noise",
-    "apply_noise_file",
-    "apply_exclusions",
-    "audit_run",
-    "cam_examples",
-    "check_dataset",
-    "class_balanced",
-    "clean_dataset",
-    "collate_images",
-    "command_line",
-    "compute_metrics",
-    "counting_flops",
-    "create_monitor",
     "create_image_processor",
-    "create_strong_transform",
     "create_transforms",
-    "cross_validate_probe",
-    "draw_noise",
-    "escape_formula",
-    "export_audit",
-    "export_program",
-    "export_to_onnx",
+    "TransformedDataset",
+    "collate_images",
+    "MixupCollator",
+    "compute_metrics",
     "find_label_issues",
-    "fit_linear_probe",
     "judge_labels",
     "load_audit",
-    "load_noise_file",
-    "load_noisy_dataset",
-    "load_exclusions",
-    "noise_auroc",
+    "audit_run",
+    "score_model",
     "noise_scores",
+    "TrainingDynamics",
+    "load_annotations",
+    "clean_dataset",
+    "export_audit",
+    "check_dataset",
+    "predict",
     "open_image",
     "overlay",
-    "peak_tensor_bytes",
-    "pooled_features",
-    "predict",
-    "probe_dynamics",
     "push_to_hub",
-    "load_annotations",
-    "render_report",
-    "run_dynamics",
-    "save_noise_file",
-    "save_probe_dynamics",
-    "save_run_dynamics",
-    "score_model",
-    "set_head",
-    "start_from_probe",
-    "split_validation",
-    "tensor_bytes",
+    "export_to_onnx",
+    "CheckpointError",
+    "TrainingInterrupted",
+    "UnreadableImageError",
+    "NonFiniteError",
 ]
 
 _FOLDERS = ("audit", "data", "hub", "modeling", "noise", "objectives", "training")

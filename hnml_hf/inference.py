@@ -50,6 +50,10 @@ def open_image(source: str | os.PathLike | Image.Image, *, max_pixels: int = MAX
 
     Raises:
         NotAnImageError: if the file is missing, cut off, too large or no image, or its pixels have no known range.
+
+    Example:
+
+        image = open_image("photo.jpg")
     """
     try:
         if isinstance(source, Image.Image):
@@ -67,6 +71,11 @@ def overlay(image: Image.Image, cam: np.ndarray, *, strength: float = 0.5) -> Im
         image (`Image.Image`): RGB, of any size.
         cam (`np.ndarray` of shape `(h, w)`): values in [0, 1].
         strength (`float`): of the colours, in [0, 1].
+
+    Example:
+
+        (prediction,) = predict(model, [dataset[0]["image"]], with_cams=True)
+        overlay(dataset[0]["image"], prediction.cam).save("where.png")
     """
     if max(image.size) < SHOWN:
         factor = SHOWN / max(image.size)
@@ -103,6 +112,11 @@ def predict(
     Raises:
         NonFiniteError: if what the model says is not finite.
         NotAnImageError: at an image that cannot be read.
+
+    Example:
+
+        for prediction in predict(model, [dataset[0]["image"]], top_k=2):
+            print(prediction.labels, prediction.scores)
     """
     config = model.config
     _, transform = create_transforms(config.pretrained_cfg)

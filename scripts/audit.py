@@ -39,8 +39,6 @@ from hnml_hf import (
     export_audit,
     load_annotations,
     load_audit,
-    probe_dynamics,
-    run_dynamics,
     score_model,
 )
 from hnml_hf.atomic import atomic_write, new_folder
@@ -51,7 +49,7 @@ from hnml_hf.audit.review import merge_annotations, read_annotations
 from hnml_hf.audit.run import write_report
 from hnml_hf.cli import HelpFormatter, answer_help
 from hnml_hf.data.checks import format_report, save_report
-from hnml_hf.training.dynamics import dynamics_file
+from hnml_hf.training.dynamics import dynamics_file, probe_dynamics, run_dynamics
 from hnml_hf.training.resume.files import run_lock
 
 

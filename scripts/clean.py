@@ -17,8 +17,8 @@ from pathlib import Path
 
 from options import HelpFormatter, load_data, plain_errors, saved_data_arguments
 
+from hnml_hf import load_audit
 from hnml_hf.atomic import new_folder
-from hnml_hf.audit import load_audit
 from hnml_hf.audit.cleaning import HOW, plan_cleaning
 from hnml_hf.audit.outputs import (
     FILES,

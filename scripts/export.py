@@ -10,8 +10,9 @@ from pathlib import Path
 import transformers
 from options import command_words, plain_errors
 
-from hnml_hf import TimmCAMForImageClassification, export_program, export_to_onnx
+from hnml_hf import TimmCAMForImageClassification, export_to_onnx
 from hnml_hf.cli import HelpFormatter
+from hnml_hf.hub.onnx_export import export_program
 
 
 @plain_errors()

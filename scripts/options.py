@@ -17,24 +17,21 @@ from transformers.hf_argparser import string_to_bool
 
 from hnml_hf import (
     CheckpointError,
-    ExportError,
     HNMLTrainingArguments,
-    HubError,
     NonFiniteError,
     TimmCAMForImageClassification,
     UnreadableImageError,
-    apply_exclusions,
-    apply_noise_file,
-    class_balanced,
-    draw_noise,
-    load_exclusions,
-    load_noise_file,
     load_noisy_dataset,
-    save_noise_file,
     split_validation,
 )
 from hnml_hf.audit.outputs import read_options
 from hnml_hf.cli import MEANINGS, HelpFormatter, answer_help, find_recipe, refuse_retired
+from hnml_hf.data.checks import apply_exclusions, load_exclusions
+from hnml_hf.data.noise_file import apply_noise_file, load_noise_file, save_noise_file
+from hnml_hf.data.splits import class_balanced
+from hnml_hf.data.synthetic import draw_noise
+from hnml_hf.hub.onnx_export import ExportError
+from hnml_hf.hub.upload import HubError
 
 
 MISTAKES = (

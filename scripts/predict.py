@@ -28,17 +28,11 @@ from PIL import Image
 from tqdm import tqdm
 
 import hnml_hf
-from hnml_hf import (
-    NotAnImageError,
-    TimmCAMForImageClassification,
-    TransformedDataset,
-    UnreadableImageError,
-    escape_formula,
-    open_image,
-    predict,
-)
+from hnml_hf import TimmCAMForImageClassification, TransformedDataset, UnreadableImageError, open_image, predict
+from hnml_hf.audit.export import escape_formula
 from hnml_hf.cli import HelpFormatter
 from hnml_hf.data.files import is_image, walk
+from hnml_hf.inference import NotAnImageError
 from hnml_hf.training.resume.files import run_lock
 
 

@@ -27,14 +27,10 @@ from hnml_hf import (
     compute_metrics,
     create_image_processor,
     create_transforms,
-    cross_validate_probe,
-    fit_linear_probe,
-    noise_auroc,
-    pooled_features,
-    save_probe_dynamics,
-    save_run_dynamics,
-    set_head,
 )
+from hnml_hf.audit.probe import cross_validate_probe, fit_linear_probe, pooled_features, set_head
+from hnml_hf.training.dynamics import save_probe_dynamics, save_run_dynamics
+from hnml_hf.training.metrics import noise_auroc
 from hnml_hf.training.provenance import commit, versions
 from hnml_hf.training.resume.files import run_lock
 

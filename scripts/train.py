@@ -33,7 +33,6 @@ from torch.utils.data import Subset
 from torchvision.transforms.functional import to_tensor
 
 from hnml_hf import (
-    EXIT_CODE,
     HNMLTrainer,
     HNMLTrainingArguments,
     MixupCollator,
@@ -41,29 +40,28 @@ from hnml_hf import (
     TrainingInterrupted,
     TransformedDataset,
     audit_run,
-    cam_examples,
     collate_images,
-    command_line,
     compute_metrics,
     create_image_processor,
-    create_monitor,
-    create_strong_transform,
     create_transforms,
-    noise_auroc,
-    save_probe_dynamics,
-    start_from_probe,
 )
 from hnml_hf.atomic import atomic_write
+from hnml_hf.audit.probe import start_from_probe
 from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
 from hnml_hf.data.splits import held_out_labels
 from hnml_hf.data.targets import add_targets, targets_of
-from hnml_hf.data.transforms import SMALL_IMAGE
+from hnml_hf.data.transforms import SMALL_IMAGE, create_strong_transform
+from hnml_hf.hub.model_card import command_line
+from hnml_hf.inference import cam_examples
 from hnml_hf.training.args import TEACHER_OBJECTIVES
 from hnml_hf.training.distributed import on_first_process, require_same_on_all_processes
+from hnml_hf.training.dynamics import save_probe_dynamics
+from hnml_hf.training.memorization import create_monitor
+from hnml_hf.training.metrics import noise_auroc
 from hnml_hf.training.provenance import commit, versions
 from hnml_hf.training.resume.files import run_lock
-from hnml_hf.training.resume.signals import EndAtOnce
+from hnml_hf.training.resume.signals import EXIT_CODE, EndAtOnce
 from hnml_hf.training.resume.trainer import OF_EACH_PROCESS
 
 

@@ -21,8 +21,9 @@ import evaluate
 import numpy as np
 import train
 
-from hnml_hf import HubError, load_audit, load_noisy_dataset, push_to_hub
+from hnml_hf import load_audit, load_noisy_dataset, push_to_hub
 from hnml_hf.cli import HelpFormatter
+from hnml_hf.hub.upload import HubError
 
 
 SMALL = ["--backbone", "resnet10t", "--image_size", "28", "--augmentation", "none", "--report_to", "none"]

@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hnml_hf import NotAnImageError, TimmCAMForImageClassification, cam_examples, open_image, overlay, predict
+from hnml_hf import TimmCAMForImageClassification, open_image, overlay, predict
+from hnml_hf.inference import NotAnImageError, cam_examples
 
 
 ROOT = Path(__file__).parents[1]

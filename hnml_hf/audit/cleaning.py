@@ -29,6 +29,10 @@ def load_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
     Raises:
         ValueError: naming file and line, on ids that were not scored, repeated ids, other annotations or unknown
             classes.
+
+    Example:
+
+        annotations = load_annotations("annotations.csv", load_audit("outputs/quickstart"))
     """
     found = read_annotations(path, table)
     twice = found["index"][found["index"].duplicated()]
@@ -201,6 +205,10 @@ def clean_dataset(
 
     Raises:
         ValueError: on another `how`, neither `how` nor annotations, or a dataset that has changed.
+
+    Example:
+
+        kept = clean_dataset(dataset, table, how="drop", threshold=0.9)
     """
     names = np.asarray(table.attrs["class_names"], dtype=object)
     if annotations is not None:

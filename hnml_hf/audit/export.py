@@ -32,6 +32,10 @@ def export_audit(
 
     Raises:
         ValueError: on another format, or a dataset that has changed.
+
+    Example:
+
+        export_audit(table, dataset, "outputs/exports", ["csv", "cleanlab"])
     """
     unknown = set(formats) - set(FORMATS)
     if unknown:

@@ -154,6 +154,11 @@ def judge_labels(
     Raises:
         ValueError: if shapes do not fit, a label is none of the classes, a feature is not finite, or no class has two
             groups of samples.
+
+    Example:
+
+        judgement = judge_labels(features, labels, num_labels=3)
+        judgement.noise_rate, judgement.posterior.argmax(1)
     """
     labels = np.asarray(labels, dtype=np.int64)
     known = np.full(len(labels), -1) if known is None else np.array(known, dtype=np.int64)

@@ -55,6 +55,11 @@ def audit_run(
 
     Raises:
         ValueError: if the dataset is not the one that the records are of.
+
+    Example:
+
+        _, evaluation = create_transforms(model.config.pretrained_cfg)
+        table = audit_run("outputs/run", records, dataset, transform=evaluation, model=model)
     """
     table = noise_scores(records, dataset.features["label"].names, cross_validated=cross_validated, **facts)
     check_unchanged(table, dataset)

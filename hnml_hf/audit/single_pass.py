@@ -43,6 +43,12 @@ def score_model(
     Raises:
         NonFiniteError: if what the model says is not finite.
         ValueError: if the model does not know a class of the dataset, or ids are not unique.
+
+    Example:
+
+        _, evaluation = create_transforms(model.config.pretrained_cfg)
+        names = dataset.features["label"].names
+        records = score_model(dataset, lambda pixels: model(pixels).logits, evaluation, names)
     """
     columns = align_classes(model_names, dataset.features["label"].names)
     probabilities, seen = predict_probabilities(

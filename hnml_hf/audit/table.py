@@ -71,6 +71,11 @@ def noise_scores(
     Raises:
         ValueError: if no sample was seen, ids are not unique, a label is none of the classes, or `cross_validated` is
             of other samples or labels.
+
+    Example:
+
+        table = noise_scores(records, dataset.features["label"].names)
+        table[table.noise_score > 0.5][["index", "label_name", "suggested_name"]]
     """
     num_labels, labels = len(class_names), records["label"].astype(np.int64)
     _check_records(records, labels, num_labels)
@@ -197,6 +202,11 @@ def load_audit(path: str | os.PathLike) -> pd.DataFrame:
     Raises:
         FileNotFoundError: if there are no scores, or the matrix that belongs to them is not beside them.
         ValueError: if a file holds something else.
+
+    Example:
+
+        table = load_audit("outputs/quickstart")
+        table.attrs["noise_rate"], table.nsmallest(20, "rank")["path"]
     """
     path = Path(path)
     for file in (path, path / TABLE_FILE, path / AUDIT_FOLDER / TABLE_FILE):

@@ -1,30 +1,5 @@
-"""Datasets with noisy labels, all with the features `image`, `label`, `clean_label` and `index`.
+"""Datasets with noisy labels, all with the features `image`, `label`, `clean_label` and `index` (the sample id).
 
-A name is imported when it is first used: what only decodes images does not wait for datasets and torch.
+Read `schema.py`, then `load.py`; `published/` has the loaders of known datasets, `custom/` those of your own files,
+`checks/` what finds bad files and rows. From a dataset to batches: `transforms.py`, then `collate.py`.
 """
-
-import importlib
-
-
-MODULES = {
-    "BUILDERS": "load",
-    "DATASET_NAMES": "load",
-    "load_noisy_dataset": "load",
-    "Animal10N": "published.animal10n",
-    "CIFARN": "published.cifar_n",
-    "Clothing1M": "published.clothing1m",
-    "Food101N": "published.food101n",
-    "Quickstart": "published.quickstart",
-    "WebVision": "published.webvision",
-    "class_balanced": "splits",
-}
-
-__all__ = sorted(MODULES)
-
-
-def __getattr__(name: str):
-    if name not in MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{MODULES[name]}", __name__), name)
-    globals()[name] = value
-    return value

@@ -21,6 +21,12 @@ def collate_images(samples: list[dict] | dict[str, torch.Tensor]) -> dict[str, t
         samples have a second view, and `labels`, `clean_labels` (-1 = unknown) and `index` (stable sample ids) of
         shape `(b,)`, int64. If the samples have them, `held_out` (bool) and `sample_weights` (float32), `(b,)`, and
         soft targets: `target_classes` (int64) and `target_probabilities` (float32) of shape `(b, t)`.
+
+    Example:
+
+        _, evaluation = create_transforms(model.config.pretrained_cfg)
+        loader = torch.utils.data.DataLoader(TransformedDataset(dataset, evaluation), 8, collate_fn=collate_images)
+        next(iter(loader))["pixel_values"].shape
     """
     if isinstance(samples, dict):
         return samples
@@ -43,6 +49,10 @@ class MixupCollator:
         num_labels (`int`): number of classes k.
         mixup_alpha (`float`): Beta parameter of mixup (Zhang et al., ICLR 2018); 0 = off.
         seed (`int`): of the draws.
+
+    Example:
+
+        collator = MixupCollator(model.config.num_labels, mixup_alpha=0.4)  # `data_collator` of the trainer
     """
 
     def __init__(self, num_labels: int, *, mixup_alpha: float = 0.0, seed: int = 0):

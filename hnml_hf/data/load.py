@@ -95,6 +95,11 @@ def load_noisy_dataset(
         ValueError: on options that do not fit the dataset, on archives, and on what is wrong in its lists and
             tables, naming file and line.
         FileNotFoundError: if there is no such file, folder or dataset.
+
+    Example:
+
+        data = load_noisy_dataset("quickstart")
+        data["train"].features["label"].names
     """
     for path in filter(None, (name_or_path, data_dir)):
         refuse_archive(path)

@@ -52,6 +52,10 @@ def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[D
     Raises:
         ValueError: if `fraction` is out of range, a label is unknown, or one part would hold fewer rows than there
         are classes to represent.
+
+    Example:
+
+        train, validation = split_validation(dataset, fraction=0.25, seed=0)
     """
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"`fraction` must lie strictly between 0 and 1, got {fraction}.")

@@ -39,6 +39,11 @@ def add_noise(dataset: Dataset, **options) -> Dataset:
 
     Raises:
         ValueError: if the labels are not known to be true, or an option is missing, misplaced or out of range.
+
+    Example:
+
+        clean = load_noisy_dataset("quickstart")["train"]
+        noisy = add_noise(clean, kind="symmetric", rate=0.4, seed=0)
     """
     return apply_noise_file(dataset, draw_noise(dataset, **options))
 

@@ -131,6 +131,11 @@ def create_transforms(pretrained_cfg: dict, *, augmentation: str = "standard") -
 
     Raises:
         ValueError: on another `augmentation`, or a `crop_mode` other than `center` and `squash`.
+
+    Example:
+
+        training, evaluation = create_transforms(model.config.pretrained_cfg, augmentation="randaugment")
+        training(dataset[0]["image"]).shape
     """
     if augmentation not in AUGMENTATIONS:
         raise ValueError(f"`augmentation={augmentation!r}` is none of {', '.join(AUGMENTATIONS)}.")
@@ -195,6 +200,10 @@ def create_image_processor(pretrained_cfg: dict) -> CLIPImageProcessor:
 
     Args:
         pretrained_cfg (`dict`): `model.config.pretrained_cfg`.
+
+    Example:
+
+        create_image_processor(model.config.pretrained_cfg).save_pretrained("outputs/run")
     """
     config = data_config(pretrained_cfg)
     _, height, width = config["input_size"]
@@ -209,7 +218,15 @@ def create_image_processor(pretrained_cfg: dict) -> CLIPImageProcessor:
 
 
 class UnreadableImageError(RuntimeError):
-    """An image of the training data cannot be decoded."""
+    """An image of the training data cannot be decoded.
+
+    Example:
+
+        try:
+            trainer.train()
+        except UnreadableImageError as error:
+            print(error)  # which sample, and why
+    """
 
 
 class TransformedDataset(torch.utils.data.Dataset):
@@ -234,6 +251,12 @@ class TransformedDataset(torch.utils.data.Dataset):
 
     Raises:
         UnreadableImageError: when a bad image is reached; a row is never replaced by another one.
+
+    Example:
+
+        training, evaluation = create_transforms(model.config.pretrained_cfg)
+        samples = TransformedDataset(dataset, training)
+        samples[0]["pixel_values"], samples[0]["index"]
     """
 
     def __init__(

@@ -78,6 +78,10 @@ def export_to_onnx(model, path: str | os.PathLike, *, with_cams: bool = False) -
         ImportError: without the packages of `pip install hnml_hf[export]`.
         ValueError: a model that is training, or maps that this head cannot give.
         ExportError: onnxruntime computes something else; the file is not kept.
+
+    Example:
+
+        export_to_onnx(model.eval(), "model.onnx")
     """
     try:
         import onnxruntime

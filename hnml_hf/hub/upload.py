@@ -56,6 +56,10 @@ def push_to_hub(
     Raises:
         ValueError: before anything is sent: no whole model in the folder, or a name that is not valid.
         HubError: the Hub refused, failed or did not answer. Says how to retry.
+
+    Example:
+
+        push_to_hub("outputs/quickstart", "me/quickstart")
     """
     check_repo_id(repo_id)
     folder = check_folder(folder)

@@ -10,7 +10,15 @@ WHERE_TO_LOOK = "Look at its weights, and at `mean` and `std` in its `config.jso
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss, a gradient, a weight or an output of a model is not finite."""
+    """A loss, a gradient, a weight or an output of a model is not finite.
+
+    Example:
+
+        try:
+            trainer.train()
+        except NonFiniteError as error:
+            print(error)  # which term, in which step, of which samples
+    """
 
 
 def require_finite_outputs(outputs: torch.Tensor | np.ndarray, *, of: str, advice: str):

@@ -58,6 +58,12 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
 
     Raises:
         ValueError: if the architecture has no single final linear layer, so that no class activation map is defined.
+
+    Example:
+
+        model = TimmCAMForImageClassification.from_timm("resnet18", num_labels=10, image_size=64)
+        output = model(torch.rand(2, 3, 64, 64), cam_classes="predicted")
+        output.logits.shape, output.cams.shape
     """
 
     batch_norm_frozen = False  # for training alone; it is not saved

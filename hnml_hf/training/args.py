@@ -38,7 +38,12 @@ APPLIES = {
 @dataclass
 class HNMLTrainingArguments(TrainingArguments):
     """transformers' [`TrainingArguments`] with the options of the method. Sources: "MLNT" is Li et al., CVPR 2019,
-    "ELR" Liu et al., NeurIPS 2020, "GCE" Zhang & Sabuncu, NeurIPS 2018, "ours" a choice of this project."""
+    "ELR" Liu et al., NeurIPS 2020, "GCE" Zhang & Sabuncu, NeurIPS 2018, "ours" a choice of this project.
+
+    Example:
+
+        args = HNMLTrainingArguments("outputs/run", objective="elr", learning_rate=0.02, num_train_epochs=30)
+    """
 
     _argument_group_name = "method and training"  # of `--help`; the first ones are transformers' own
 

@@ -77,6 +77,12 @@ class TrainingDynamics:
 
     Raises:
         ValueError: if two samples have one id, or a label is none of the k classes.
+
+    Example:
+
+        dynamics = TrainingDynamics(np.arange(4), np.array([0, 1, 1, 0]), 2)
+        dynamics.update(np.arange(4), np.full((4, 2), 0.5), epoch=0)  # in each epoch of any training loop
+        dynamics.records["given"], dynamics.records["times_seen"]
     """
 
     def __init__(

@@ -11,6 +11,10 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
     Args:
         prediction (`EvalPrediction`): logits of shape `(n, k)` and labels of shape `(n,)`.
+
+    Example:
+
+        compute_metrics(EvalPrediction(predictions=np.eye(3), label_ids=np.array([0, 1, 0])))  # accuracy 2/3
     """
     logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     metrics = {"accuracy": float((logits.argmax(-1) == labels).mean())}

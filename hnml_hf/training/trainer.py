@@ -75,6 +75,17 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
     Raises:
         ValueError: before training starts, on data or options that cannot work.
         NonFiniteError: during training, before the optimizer step that would spread it.
+
+    Example:
+
+        training, evaluation = create_transforms(model.config.pretrained_cfg)
+        trainer = HNMLTrainer(
+            model,
+            HNMLTrainingArguments("outputs/run", learning_rate=0.02, num_train_epochs=1),
+            train_dataset=TransformedDataset(dataset, training),
+            data_collator=collate_images,
+        )
+        trainer.train()
     """
 
     loss_is_scaled_for_ga = False  # compute_loss returns a plain mean; the parent divides it by the accumulation steps

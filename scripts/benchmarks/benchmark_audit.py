@@ -33,8 +33,8 @@ from hnml_hf import (
     collate_images,
     load_noisy_dataset,
     noise_scores,
-    start_from_probe,
 )
+from hnml_hf.audit.probe import start_from_probe
 from hnml_hf.training.provenance import commit
 
 

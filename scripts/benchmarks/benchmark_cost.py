@@ -10,8 +10,9 @@ from accelerate import PartialState
 from benchmark_steps import CASES, BareLoop, add_step_options, build_trainers, one_step, origin
 from transformers import Trainer
 
-from hnml_hf import HNMLTrainer, peak_tensor_bytes, tensor_bytes
+from hnml_hf import HNMLTrainer
 from hnml_hf.training.args import SYNTHETIC_OBJECTIVES, TEACHER_OBJECTIVES
+from hnml_hf.training.flops import peak_tensor_bytes, tensor_bytes
 
 
 SLOW_CASES = ("full, 10 sets, first order", "full, 10 sets, second order")

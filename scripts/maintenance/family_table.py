@@ -26,10 +26,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import AutoModelForImageClassification
 
-from hnml_hf import TimmCAMForImageClassification, counting_flops
+from hnml_hf import TimmCAMForImageClassification
 from hnml_hf.objectives import OBJECTIVES
 from hnml_hf.objectives.batch_view import BatchView
 from hnml_hf.training.extrapolation import extrapolated, running_directions
+from hnml_hf.training.flops import counting_flops
 
 
 NUM_LABELS = 10

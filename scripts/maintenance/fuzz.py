@@ -31,20 +31,19 @@ import numpy as np
 import PIL.Image
 
 from hnml_hf import (
-    NotAnImageError,
     TimmCAMForImageClassification,
     TrainingDynamics,
     audit_run,
-    draw_noise,
     load_annotations,
     load_audit,
-    load_exclusions,
-    load_noise_file,
     load_noisy_dataset,
     open_image,
-    run_dynamics,
-    save_noise_file,
 )
+from hnml_hf.data.checks import load_exclusions
+from hnml_hf.data.noise_file import load_noise_file, save_noise_file
+from hnml_hf.data.synthetic import draw_noise
+from hnml_hf.inference import NotAnImageError
+from hnml_hf.training.dynamics import run_dynamics
 
 
 REFUSALS = (ValueError, OSError, NotAnImageError)

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import torch
 
-from hnml_hf import EXIT_CODE
 from hnml_hf.training.resume.files import check
+from hnml_hf.training.resume.signals import EXIT_CODE
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts that users call

@@ -18,11 +18,11 @@ from hnml_hf import (
     create_transforms,
     load_audit,
     noise_scores,
-    run_dynamics,
 )
 from hnml_hf.audit.export import cleanlab_issues
 from hnml_hf.audit.gallery import collect_evidence, num_issues
 from hnml_hf.audit.table import check_unchanged
+from hnml_hf.training.dynamics import run_dynamics
 
 
 NAMES = ["left", "right", "bottom"]

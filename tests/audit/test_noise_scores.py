@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hnml_hf import NonFiniteError, TrainingDynamics, load_audit, noise_scores, render_report
+from hnml_hf import NonFiniteError, TrainingDynamics, load_audit, noise_scores
 from hnml_hf.audit import noise_model as noise_estimate
 from hnml_hf.audit.noise_model import estimate_noise, estimate_noise_rate
+from hnml_hf.audit.report import render_report
 from hnml_hf.audit.table import write_audit
 from hnml_hf.training.dynamics import score_predictions
 

@@ -15,16 +15,11 @@ from hnml_hf import (
     TimmCAMForImageClassification,
     TransformedDataset,
     create_transforms,
-    cross_validate_probe,
-    fit_linear_probe,
     load_audit,
     load_noisy_dataset,
-    pooled_features,
-    probe_dynamics,
-    run_dynamics,
-    set_head,
-    start_from_probe,
 )
+from hnml_hf.audit.probe import cross_validate_probe, fit_linear_probe, pooled_features, set_head, start_from_probe
+from hnml_hf.training.dynamics import probe_dynamics, run_dynamics
 
 
 def clusters(n: int, k: int, wrong: float, seed: int):

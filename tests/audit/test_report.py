@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from reports import CURVES, EVIL, make_evidence, make_table
 
-from hnml_hf import render_report
-from hnml_hf.audit.report import Evidence, picture_side, row_reasons, score_text
+from hnml_hf.audit.report import Evidence, picture_side, render_report, row_reasons, score_text
 
 
 def payload(page):

@@ -12,8 +12,7 @@ from commands import free_port
 from reports import CURVES, EVIL, make_evidence, make_table
 from reviews import make_run, serving, start_review
 
-from hnml_hf import render_report
-from hnml_hf.audit.report import Evidence
+from hnml_hf.audit.report import Evidence, render_report
 from hnml_hf.audit.review import read_annotations
 
 

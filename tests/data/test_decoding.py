@@ -8,10 +8,12 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 from PIL.PngImagePlugin import PngImageFile
 
-from hnml_hf import NotAnImageError, TransformedDataset, UnreadableImageError, draw_noise, open_image
+from hnml_hf import TransformedDataset, UnreadableImageError, open_image
 from hnml_hf.audit.gallery import decode_images
 from hnml_hf.data import checks, schema
 from hnml_hf.data.decoding import UNREADABLE, to_rgb
+from hnml_hf.data.synthetic import draw_noise
+from hnml_hf.inference import NotAnImageError
 
 
 GREY = np.array([[0, 128, 129], [257, 32768, 65535]], dtype=np.uint16)

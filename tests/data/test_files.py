@@ -3,7 +3,8 @@ import zipfile
 
 import pytest
 
-from hnml_hf.data import files, load_noisy_dataset
+from hnml_hf import load_noisy_dataset
+from hnml_hf.data import files
 from hnml_hf.data.files import missing_files, parse_integer, parse_path, read_lines, refuse_archive
 
 

@@ -14,15 +14,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from options import DataArguments
 from PIL import Image as PILImage
 
-from hnml_hf import (
-    NotAnImageError,
-    TransformedDataset,
-    UnreadableImageError,
-    check_dataset,
-    draw_noise,
-    load_noisy_dataset,
-    open_image,
-)
+from hnml_hf import TransformedDataset, UnreadableImageError, check_dataset, load_noisy_dataset, open_image
 from hnml_hf.audit.features import UNREADABLE_IMAGE, _Images
 from hnml_hf.audit.gallery import decode_images
 from hnml_hf.data import checks, schema
@@ -30,6 +22,8 @@ from hnml_hf.data.custom import load
 from hnml_hf.data.custom.builders import list_images
 from hnml_hf.data.decoding import MAX_PIXELS, TooManyPixelsError, check_size
 from hnml_hf.data.files import MOST_WAYS, file_names, folder_names, walk
+from hnml_hf.data.synthetic import draw_noise
+from hnml_hf.inference import NotAnImageError
 
 
 def picture(path, value=0):

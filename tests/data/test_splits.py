@@ -6,7 +6,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hnml_hf.data import load_noisy_dataset
+from hnml_hf import load_noisy_dataset
 from hnml_hf.data.schema import column
 from hnml_hf.data.splits import class_balanced, held_out_labels, split_validation
 

@@ -11,15 +11,13 @@ from PIL import Image as PILImage
 from torch.testing import assert_close
 from transformers import AutoImageProcessor
 
-from hnml_hf import (
-    MixupCollator,
-    TransformedDataset,
-    UnreadableImageError,
-    collate_images,
+from hnml_hf import MixupCollator, TransformedDataset, UnreadableImageError, collate_images, create_transforms
+from hnml_hf.data.transforms import (
+    create_image_processor,
     create_strong_transform,
-    create_transforms,
+    preserved_generators,
+    seed_generators,
 )
-from hnml_hf.data.transforms import create_image_processor, preserved_generators, seed_generators
 
 
 SMALL = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "crop_pct": 1.0}

@@ -29,8 +29,8 @@ from hnml_hf import (
     TransformedDataset,
     collate_images,
     create_transforms,
-    start_from_probe,
 )
+from hnml_hf.audit.probe import start_from_probe
 from hnml_hf.training.callbacks import RanksAgree
 from hnml_hf.training.distributed import RanksDifferError
 

@@ -13,7 +13,8 @@ from huggingface_hub.constants import ENDPOINT
 from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 
-from hnml_hf import HubError, TimmCAMForImageClassification
+from hnml_hf import TimmCAMForImageClassification
+from hnml_hf.hub.upload import HubError
 
 
 OUT, OID = Path(sys.argv[1]), sys.argv[2]

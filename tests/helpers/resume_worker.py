@@ -27,7 +27,6 @@ from safetensors.torch import save_file
 import hnml_hf.audit.run
 import hnml_hf.training.resume.files
 from hnml_hf import (
-    EXIT_CODE,
     HNMLTrainer,
     HNMLTrainingArguments,
     TimmCAMForImageClassification,
@@ -38,6 +37,7 @@ from hnml_hf import (
     compute_metrics,
     create_transforms,
 )
+from hnml_hf.training.resume.signals import EXIT_CODE
 
 
 DEFAULTS = {

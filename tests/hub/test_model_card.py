@@ -12,9 +12,16 @@ from huggingface_hub import ModelCard
 from loopback_hub import check_card
 from PIL import Image
 
-from hnml_hf import HNMLTrainingArguments, command_line
+from hnml_hf import HNMLTrainingArguments
 from hnml_hf.hub.curves import epochs_of, eval_prefixes
-from hnml_hf.hub.model_card import changed_options, dataset_name, generate_model_card, noise_statement, plain
+from hnml_hf.hub.model_card import (
+    changed_options,
+    command_line,
+    dataset_name,
+    generate_model_card,
+    noise_statement,
+    plain,
+)
 
 
 LABELS, CLEAN = np.array([0, 1, 2, 0, 1, 2, 0, 1]), np.array([0, 1, 2, 1, 1, 0, 0, -1])

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hnml_hf import ExportError, TimmCAMForImageClassification, export_program, export_to_onnx
+from hnml_hf import TimmCAMForImageClassification, export_to_onnx
 from hnml_hf.hub import onnx_export as export
+from hnml_hf.hub.onnx_export import ExportError, export_program
 
 
 def build(name):

@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 
 from hnml_hf import HNMLTrainingArguments
 from hnml_hf.cli import RETIRED
-from hnml_hf.data import DATASET_NAMES
+from hnml_hf.data.load import DATASET_NAMES
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

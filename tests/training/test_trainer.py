@@ -20,8 +20,8 @@ from hnml_hf import (
     collate_images,
     create_transforms,
     find_label_issues,
-    noise_auroc,
 )
+from hnml_hf.training.metrics import noise_auroc
 from hnml_hf.training.step import batch_generator
 from hnml_hf.training.step_monitor import StepMonitor, label_agreement
 

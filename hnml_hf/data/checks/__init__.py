@@ -55,6 +55,11 @@ def check_dataset(
 
     Raises:
         ValueError: if a column is missing, or an argument is out of range.
+
+    Example:
+
+        report = check_dataset(dataset)
+        report["num_defects"], report["defects"]
     """
     if isinstance(dataset, Dataset):
         dataset = DatasetDict({"train": dataset})

@@ -37,7 +37,15 @@ LEFT_OVER = (
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or is incomplete. Those written before are as they were."""
+    """A checkpoint could not be written, or is incomplete. Those written before are as they were.
+
+    Example:
+
+        try:
+            trainer.train(resume_from_checkpoint=True)
+        except CheckpointError as error:
+            print(error)  # which file is missing or damaged, and what to do
+    """
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

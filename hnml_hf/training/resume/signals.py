@@ -11,7 +11,15 @@ EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start me again
 
 
 class TrainingInterrupted(RuntimeError):
-    """Training was asked to stop and saved a checkpoint. `scripts/train.py` ends with code 75."""
+    """Training was asked to stop and saved a checkpoint. `scripts/train.py` ends with code 75.
+
+    Example:
+
+        try:
+            trainer.train(resume_from_checkpoint="auto")
+        except TrainingInterrupted:
+            raise SystemExit(75) from None  # the scheduler starts the job again
+    """
 
 
 class StopSignals:

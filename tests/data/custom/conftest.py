@@ -2,7 +2,7 @@
 
 import pytest
 
-from hnml_hf.data import load_noisy_dataset
+from hnml_hf import load_noisy_dataset
 
 
 @pytest.fixture

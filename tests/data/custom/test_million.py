@@ -11,7 +11,7 @@ import pytest
 ROWS = int(os.environ.get("HNML_TEST_ROWS", "1000000"))
 PROGRAM = """
 import json, resource, sys, time
-from hnml_hf.data import load_noisy_dataset
+from hnml_hf import load_noisy_dataset
 idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 name, options = json.loads(sys.argv[1])
 times = []

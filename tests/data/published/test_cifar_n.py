@@ -7,7 +7,7 @@ import torch
 from commands import TRAIN, load_script
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
-from hnml_hf.data import load_noisy_dataset
+from hnml_hf import load_noisy_dataset
 from hnml_hf.data.published.builder import encode_png
 from hnml_hf.data.published.cifar_files import CLASSES_10, CLASSES_100, HUMAN_LABELS, read_batch, read_human_labels
 from hnml_hf.data.published.cifar_n import CIFARN, attach_human_labels, official_order

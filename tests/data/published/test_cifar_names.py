@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from hnml_hf.data import load_noisy_dataset
+from hnml_hf import load_noisy_dataset
 from hnml_hf.data.published.builder import encode_png
 from hnml_hf.data.published.cifar_files import CLASSES_10
 from hnml_hf.data.published.cifar_n import CIFARN, by_own_names, clean_split

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from hnml_hf.data import DATASET_NAMES, load_noisy_dataset
+from hnml_hf import load_noisy_dataset
+from hnml_hf.data.load import DATASET_NAMES
 from hnml_hf.data.published.quickstart import CLASSES
 from hnml_hf.data.schema import column
 

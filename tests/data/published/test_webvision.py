@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from hnml_hf.data import load_noisy_dataset
+from hnml_hf import load_noisy_dataset
 from hnml_hf.data.published.webvision import SIZES, WebVision
 from hnml_hf.data.schema import column
 

@@ -13,8 +13,8 @@ import pytest
 import resume_worker
 from safetensors.torch import load_file
 
-from hnml_hf import EXIT_CODE
 from hnml_hf.training.resume.files import check
+from hnml_hf.training.resume.signals import EXIT_CODE
 
 
 TWO = {"processes": 2, "options": {"per_device_train_batch_size": 2}}
