@@ -75,8 +75,11 @@ def check_symmetric_correction(args, dataset, *, mixes: bool, provided: Collecti
         raise ValueError(f"`symmetric_correction` cannot be had here: {reason}. Set it to false.")
 
 
-def chosen_targets(args, dataset, *, mixes: bool) -> str:
-    """`posterior` or `given`: as the options say, or by what the dataset and the objective have."""
+def chosen_targets(args, dataset, *, mixes: bool, can_judge: bool) -> str:
+    """`given`, `posterior` or `refreshed`: as the options say, or by what the dataset and the objective have.
+
+    `can_judge` says whether there is somebody to judge the labels again.
+    """
     chosen, data = args.targets, dataset
     there = getattr(data, "targets", None) is not None
     reason = None
@@ -88,24 +91,13 @@ def chosen_targets(args, dataset, *, mixes: bool) -> str:
         reason = f"objective `{args.objective}` takes labels alone, as it is set"
     elif args.symmetric_correction:
         reason = "`symmetric_correction` corrects the loss on given labels"
-    if chosen == "posterior" and reason is not None:
-        raise ValueError(f"`targets=posterior` cannot be had here: {reason}. Leave it out, or give `given`.")
+    if chosen == "refreshed" and reason is None and not can_judge:
+        reason = "nobody judges again; start from the judge's head, or give the trainer `judge_again`"
+    if chosen in ("posterior", "refreshed") and reason is not None:
+        raise ValueError(f"`targets={chosen}` cannot be had here: {reason}. Leave it out, or give `given`.")
     if chosen is None and there and reason is None and data.weights is not None:
         reason = "the weights of the samples are the confidence in each given label"
     if chosen is None and there:
         chosen = "posterior" if reason is None else "given"
         logger.info(f"Targets: {chosen}" + ("." if reason is None else f", since {reason}."))
     return chosen or "given"
-
-
-def check_refresh(args, targets: str, judge_again):
-    """Raise `ValueError` if `refresh_targets` is asked for where there is nothing to refresh, or nobody to ask."""
-    if not args.refresh_targets:
-        return
-    if targets != "posterior":
-        raise ValueError(
-            "`refresh_targets` needs soft targets, but this run learns the given labels. Start from the judge's head "
-            "(`start_from_judge`) with `targets=posterior`, or leave it out."
-        )
-    if judge_again is None:
-        raise ValueError("`refresh_targets` needs `judge_again`, a function from a network to targets.")

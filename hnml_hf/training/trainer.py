@@ -27,7 +27,6 @@ from .callbacks import (
     Teacher,
 )
 from .data_checks import (
-    check_refresh,
     check_sample_weights,
     check_symmetric_correction,
     check_training_data,
@@ -67,7 +66,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`cross_validate_probe`]. Then
             `symmetric_correction` has its noise rate from there, from the first step on.
         judge_again (`Callable`, *optional*): from a network to the soft targets of the training set, see
-            [`RefreshedTargets`]; `refresh_targets` needs it.
+            [`RefreshedTargets`]; `targets=refreshed` needs it.
         measure_both (`bool`): whether `evaluate` measures student and teacher, or only the one that is saved. Can be
             set later.
         kwargs: as in transformers' Trainer, as `eval_dataset`, `data_collator` and `compute_metrics`.
@@ -133,8 +132,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
             check_training_data(train_dataset, self.model.config.num_labels)
             check_sample_weights(train_dataset, mixes=mixes, objective=args.objective, provided=self.provided)
         check_symmetric_correction(args, train_dataset, mixes=mixes, provided=self.provided)
-        self.targets = chosen_targets(args, train_dataset, mixes=mixes)
-        check_refresh(args, self.targets, judge_again)
+        self.targets = chosen_targets(args, train_dataset, mixes=mixes, can_judge=judge_again is not None)
         self._add_parts(cross_validated, judge_again, mixes)
 
     def _bind_objective(self, mixes: bool):
@@ -176,7 +174,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
             )
             if args.symmetric_correction:
                 self.rate_estimate = NoiseRate(self, cross_validated)
-            if args.refresh_targets:
+            if self.targets == "refreshed":
                 self.refreshed = RefreshedTargets(self, judge_again)
         parts = (self.finite_check, self.teacher, self.memory, self.recorder, self.rate_estimate, self.refreshed)
         for part in (*parts, self.cost):
@@ -266,7 +264,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
     def objective_step(self, model, pixel_values, *, inputs, active_terms):
         """The objective on one batch: terms `(b,)` by name, and monitors."""
         index, labels, args = inputs["index"], inputs.get("soft_labels", inputs["labels"]), self.args
-        if self.targets == "posterior":
+        if self.targets != "given":
             targets = inputs["target_classes"], inputs["target_probabilities"]
             if self.refreshed is not None:
                 targets = self.refreshed[index]

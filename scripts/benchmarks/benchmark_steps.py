@@ -19,8 +19,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from hnml_hf import HNMLTrainer, HNMLTrainingArguments, TimmCAMForImageClassification
 
 
-MOMENTUM = {"objective": "hnml"}
-SYNTHETIC = {"objective": "hnml_synthetic"}
+MOMENTUM = {"objective": "hnml", "mask_weight": 1.0}
+SYNTHETIC = {"objective": "hnml_synthetic", "mask_weight": 1.0}
 HEAD = {**SYNTHETIC, "meta_scope": "head"}
 MEMORY = {"teacher_source": "memory"}
 FULL = {**SYNTHETIC, "meta_scope": "full"}

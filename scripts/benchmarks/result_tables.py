@@ -136,7 +136,7 @@ def chosen_rates(suite: str, noise: str) -> str:
     """The learning rates that each method of a suite had to choose from, by held-out noisy labels."""
     rows = []
     for record in sorted(having(records(suite), noise=noise), key=lambda record: record["method"]):
-        method, _, rate = record["method"].rpartition(", rate ")
+        method, _, rate = record["method"].rpartition(", learning rate ")
         rows.append([method, rate, figure([record["curve"][-1]], "validation"), figure([record], "last")])
     return markdown(["method", "rate", "held-out noisy labels", "clean test"], rows)
 

@@ -128,6 +128,7 @@ def make_trainer(
         "per_device_train_batch_size": SHARD,
         "num_neighbors": 2,
         "monitor_fraction": 0,
+        "mask_weight": 1,
         "consistency_weight": 1,
         "max_steps": STEPS,
         "learning_rate": 0.05,

@@ -52,6 +52,7 @@ DEFAULTS = {
     "logging_steps": 3,
     "num_neighbors": 1,
     "monitor_fraction": 0,
+    "mask_weight": 1,
     "report_to": "none",
     "disable_tqdm": True,
     "use_cpu": True,

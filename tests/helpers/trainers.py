@@ -44,6 +44,7 @@ def arguments(output_dir, **options):
         "num_neighbors": 4,
         "monitor_fraction": 0,  # full weight from the first step; see test_memorization.py
         "consistency_weight": 1,
+        "mask_weight": 1,  # off by default
     }
     return HNMLTrainingArguments(output_dir=str(output_dir), **{**defaults, **options})
 

@@ -46,7 +46,7 @@ def test_recipe_is_complete(path):
     assert data_args.dataset in DATASET_NAMES or BUILT_FROM_FILES.match(data_args.dataset)
     assert timm.is_model(model_args.backbone)
     assert (args.num_train_epochs, args.learning_rate) == (options["num_train_epochs"], options["learning_rate"])
-    assert args.extrapolation == 40
+    assert args.extrapolation == (40 if args.objective == "hnml" else 0)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_an_option_that_is_null_keeps_its_default(tmp_path):
     )
     _, data_args, args = parse_arguments(["--recipe", str(tmp_path / "mine.yaml")])
     assert data_args.noise is None and args.monitor_fraction is None
-    assert args.extrapolation == 40
+    assert args.extrapolation == (40 if args.objective == "hnml" else 0)
 
 
 def test_a_noise_is_one_mapping_however_it_is_given(tiny_dataset, tmp_path):

@@ -184,7 +184,8 @@ def test_a_run_leaves_statistics_and_they_survive_a_kill(tiny_dataset, tmp_path)
             disable_tqdm=True,
             use_cpu=True,
             dataloader_num_workers=0,
-            monitor_fraction=0,  # the mask level from the first step
+            monitor_fraction=0,
+            mask_weight=1,  # the mask level from the first step
         )
         trainer = HNMLTrainer(
             model=model,

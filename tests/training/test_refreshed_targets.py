@@ -14,7 +14,7 @@ from hnml_hf.data.targets import add_targets, top_targets
 from hnml_hf.objectives.soft_targets import dense_targets
 
 
-THREE_EPOCHS = {"max_steps": 12, "objective": "ce", "refresh_targets": True}  # of four steps each
+THREE_EPOCHS = {"max_steps": 12, "objective": "ce", "targets": "refreshed"}  # of four steps each
 
 
 def posterior(seed):
@@ -71,9 +71,9 @@ def test_targets_are_the_mean_of_the_first_and_the_newest(with_targets, tmp_path
 def test_the_first_epoch_is_that_of_a_run_without(with_targets, tmp_path):
     ends = []
     for steps in (4, 8):
-        for refresh in (False, True):
-            options = {"max_steps": steps, "refresh_targets": refresh, "lr_scheduler_type": "constant"}
-            trainer = build(tmp_path / f"{steps}{refresh}", with_targets, Judge(), **options)
+        for targets in ("posterior", "refreshed"):
+            options = {"max_steps": steps, "targets": targets, "lr_scheduler_type": "constant"}
+            trainer = build(tmp_path / f"{steps}{targets}", with_targets, Judge(), **options)
             trainer.train()
             ends.append(trainer)
     assert_same_networks(*ends[:2])
@@ -102,9 +102,9 @@ def test_an_exact_resume(with_targets, tmp_path, step):
 
 def test_what_cannot_be_refreshed_is_refused(with_targets, tiny_dataset, tmp_path):
     for dataset, judge, options, reason in (
-        (tiny_dataset, Judge(), {}, "needs soft targets, but this run learns the given labels"),
-        (with_targets, Judge(), {"targets": "given"}, "needs soft targets, but this run learns the given labels"),
-        (with_targets, None, {}, "needs `judge_again`"),
+        (tiny_dataset, Judge(), {}, "`targets=refreshed` cannot be had here: the training set has no soft targets"),
+        (with_targets, Judge(), {"objective": "gce"}, "takes labels alone"),
+        (with_targets, None, {}, "nobody judges again"),
     ):
         with pytest.raises(ValueError, match=reason):
             build(tmp_path, dataset, judge, **options)
@@ -124,7 +124,7 @@ def test_the_script_judges_by_the_network_that_it_trains(tiny_dataset, tmp_path,
     monkeypatch.setattr(train, "HNMLTrainer", spying)
     words = "--dataset data --backbone test_resnet --image_size 32 --pretrained weights --start_from_judge true"
     words += " --per_device_train_batch_size 12 --num_train_epochs 2 --objective ce --eval_teacher true"
-    words += " --refresh_targets true --freeze_batch_norm true --augmentation none --use_cpu true --audit false"
+    words += " --targets refreshed --freeze_batch_norm true --augmentation none --use_cpu true --audit false"
     words += " --report_to none --output_dir run"
     train.main([*words.split(), "--model_args", '{"output_stride":8}'])
     (trainer,) = found

@@ -547,7 +547,7 @@ def test_a_model_of_its_own_making_is_refused(tiny_dataset, tmp_path):
     ],
 )
 def test_options_without_effect_are_named(options, named, tmp_path, caplog):
-    plain = {"num_neighbors": 10, "consistency_weight": 3.0}  # the defaults
+    plain = {"num_neighbors": 10, "consistency_weight": 3.0, "mask_weight": 0.0}  # the defaults
     arguments(tmp_path, **{**plain, "per_device_train_batch_size": 12, "monitor_fraction": None, **options})
     warnings = [text for text in caplog.messages if text.startswith("Without effect")]
     assert len(warnings) == bool(named) and all(f"`{name}`" in warnings[0] for name in named)

@@ -12,7 +12,6 @@ def fixed_of_method(trainer) -> dict:
     return {
         "objective": args.objective,
         "targets": trainer.targets,
-        "refresh_targets": args.refresh_targets,
         "monitor_fraction": 0.0 if trainer.monitor is None else trainer.monitor.fraction,
         "teacher_source": args.teacher_source,
         "eval_teacher": args.eval_teacher,
