@@ -180,9 +180,11 @@ def judge_labels(
     )
     chosen = _sample(judged, num_labels, seed)
     data = _Data(features, given, torch.from_numpy(known), fold, weights, num_labels, chosen)
-    judges = {shrinkage: data.discriminate(statistics, shrinkage) for shrinkage in SHRINKAGES}
-    shrinkage = max(judges, key=lambda value: judges[value].model.likelihood)
-    judge, rounds = judges[shrinkage], 0
+    tried = {shrinkage: data.discriminate(statistics, shrinkage, rows=chosen) for shrinkage in SHRINKAGES}
+    shrinkage = max(tried, key=lambda value: tried[value].model.likelihood)
+    judge, rounds = tried.pop(shrinkage), 0
+    if len(chosen) < len(labels):
+        judge = data.discriminate(statistics, shrinkage)
     enough = len(statistics.counts) > 2 and len(labels) <= NEIGHBOR_LIMIT
     if enough and _rounds_help(data, statistics, shrinkage):
         rounds = ROUNDS
@@ -243,11 +245,13 @@ class _Data:
     num_labels: int
     chosen: np.ndarray
 
-    def discriminate(self, statistics: "FoldStatistics", shrinkage: float) -> "_Judge":
-        solved = statistics.solve(shrinkage)
-        logits, candidates = solved.candidate_logits(self.features, self.labels, self.fold, known=self.known)
-        part = self.chosen
-        model = NoiseModel.fit([logits[part]], candidates[part], self.labels[part], self.num_labels)
+    def discriminate(self, statistics: "FoldStatistics", shrinkage: float, rows=None) -> "_Judge":
+        """Logits of some rows, `chosen` ones, or of all, and their noise model."""
+        logits, candidates = statistics.solve(shrinkage).candidate_logits(
+            self.features, self.labels, self.fold, rows=rows, known=self.known
+        )
+        part = self.chosen if rows is None else slice(None)
+        model = NoiseModel.fit([logits[part]], candidates[part], self.labels[self.chosen], self.num_labels)
         return _Judge(model, logits, candidates, statistics)
 
     def next_round(self, judge: "_Judge", shrinkage: float) -> "_Judge":
@@ -688,11 +692,13 @@ def _sample(judged: np.ndarray, num_labels: int, seed: int) -> np.ndarray:
 
 
 def _log_odds(posterior, candidates, labels) -> torch.Tensor:
-    """Of "wrong", of shape `(n,)`."""
-    given = candidates == labels[:, None]
-    right = posterior.double().mul(given).sum(1)
-    wrong = posterior.double().mul(~given).sum(1)
-    return (wrong.clamp(min=1e-300).log() - right.clamp(min=1e-300).log()).clamp(-700, 700)
+    """Of "wrong", of shape `(n,)`, batch by batch: in float64 all would be most of the memory."""
+    parts = []
+    for batch, classes, label in zip(*(part.split(BATCH) for part in (posterior, candidates, labels)), strict=True):
+        given = classes == label[:, None]
+        right, wrong = (batch.double().mul(where).sum(1).clamp(min=1e-300).log() for where in (given, ~given))
+        parts.append((wrong - right).clamp(-700, 700))
+    return torch.cat(parts)
 
 
 def _say_only_the_rate(posterior, log_odds, candidates, labels, rows: np.ndarray, rate: float):

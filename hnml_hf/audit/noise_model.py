@@ -3,15 +3,20 @@
 Shapes: n samples, k classes, c = min(k - 1, 9) candidate labels followed beside the given one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+from ..training.dynamics import DECAY
 
 
 SIGNIFICANT_GAP = 2.0  # standard errors by which the gap must differ from none
 SHARPEST = 20.0  # exponent at which a probability is as good as 0 or 1
 FIT_ON = 50_000  # samples that the transition matrix is estimated on; all are scored
 FEWEST_HELD_OUT = 100  # labels that no loss saw, for the rate to be estimated on them alone
+DRAWN_FOR = 3_000  # samples whose predictions are drawn again to find the inverse temperature
+LONGEST = 40  # visits of a sample that are drawn; earlier ones weigh less than 2 %
 REPLICATES = 20
 REPLICATE_SIZE = 5_000  # samples in one of them, at most
 DENSE = 1_000  # classes; with more only the pairs that occur are worked on, and no pair has an interval
@@ -73,8 +78,9 @@ def estimate_noise(
     != y | y) = 1 - pi_y T[y, y] / sum_c pi_c T[c, y].
 
     A network trained on noisy labels is less sure than it is right, so b must not come from the given labels. It
-    comes from the student's predictions: b is such that the mean of max_c pi_c equals the mean frequency of a
-    sample's most frequent prediction. That predictions of one run agree as often as they are right is the
+    comes from the student's predictions: b is such that as many predictions drawn from pi have the same mean
+    frequency of a sample's most frequent one. (The mean of max_c pi_c would be lower: of two draws of a fair coin
+    the most frequent side has 75 %.) That predictions of one run agree as often as they are right is the
     observation of Jiang et al. (ICLR 2022, "Assessing generalization via disagreement"); that it serves here is
     ours. With a single prediction b is the value of highest likelihood, which errs towards fewer wrong labels if
     the labels were learned.
@@ -294,8 +300,35 @@ def _inverse_temperature(dynamics: SampleDynamics) -> tuple[float, float]:
         best = _likeliest(dynamics, best * np.geomspace(0.7, 1.4, 5))
         memorized = not dynamics.records["held_out"].all()
         return best, best * (2 if memorized else 2**0.5)
-    most, agree = dynamics.frequencies.max(-1).mean(), (dynamics.frequencies**2).sum(-1).mean()
-    return _match(dynamics, most), _match(dynamics, agree)
+    some = np.random.default_rng(0).permutation(len(dynamics))[:DRAWN_FOR]
+    drawn = dynamics if len(dynamics) <= DRAWN_FOR else dynamics.take(np.sort(some))
+    weights = _visit_weights(drawn.records["times_seen"])
+    draws = np.random.default_rng(1).random(weights.shape)
+    most = _match(drawn.frequencies.max(-1).mean(), lambda b: _drawn(drawn.prior(b), weights, draws).max(-1).mean())
+    alike, several = (weights**2).sum(-1), drawn.records["times_seen"] > 1  # a prediction agrees with itself
+    agree = ((drawn.frequencies**2).sum(-1) - alike)[several] / (1 - alike)[several]
+    return most, _match(agree.mean(), lambda b: drawn.prior(b).max(-1).mean())
+
+
+def _visit_weights(times_seen: np.ndarray) -> np.ndarray:
+    """Share of each visit in the running frequencies of a sample, the last visit first; 0 beyond those it had."""
+    number = np.arange(min(times_seen.max(), LONGEST))
+    weights = DECAY**number * (number < times_seen[:, None])
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def _drawn(prior: np.ndarray, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Frequencies of labels, of the shape `(n, c + 1)` of `prior`, that are drawn from it at each visit.
+
+    Args:
+        weights (`np.ndarray` of shape `(n, t)`): of [`_visit_weights`].
+        draws (`np.ndarray` of shape `(n, t)`): in [0, 1).
+    """
+    frequencies, samples, cumulative = np.zeros(prior.shape), np.arange(len(prior)), prior.cumsum(-1)
+    for visit in range(weights.shape[1]):
+        label = (draws[:, visit, None] > cumulative).sum(-1).clip(max=prior.shape[1] - 1)
+        frequencies[samples, label] += weights[:, visit]
+    return frequencies
 
 
 def _likeliest(dynamics: SampleDynamics, grid: np.ndarray) -> float:
@@ -304,12 +337,12 @@ def _likeliest(dynamics: SampleDynamics, grid: np.ndarray) -> float:
     return float(grid[int(np.argmax(fits))])
 
 
-def _match(dynamics: SampleDynamics, target: float) -> float:
-    """b at which the mean of max_c pi_c is `target`, by bisection."""
+def _match(target: float, predicted: Callable[[float], float]) -> float:
+    """b at which what it predicts is `target`, by bisection."""
     low, high = 0.1, SHARPEST
     for _ in range(30):
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if dynamics.prior(middle).max(-1).mean() < target else (low, middle)
+        low, high = (middle, high) if predicted(middle) < target else (low, middle)
     return float((low * high) ** 0.5)
 
 
