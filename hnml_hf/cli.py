@@ -226,7 +226,11 @@ def _dataclass_options(path: Path, name: str) -> dict[str, Option]:
             name=f"--{node.target.id}",
             help=metadata.get("help", ""),
             default=default,
-            nargs="?" if takes_none else "+" if kind.startswith("list[") else metadata.get("nargs"),
+            nargs="?"
+            if takes_none
+            else "+"
+            if re.fullmatch(r"list\[\w+\]( \| None)?", kind)
+            else metadata.get("nargs"),
             convert={"int": int, "float": float}.get(kind.removesuffix(" | None")),
             choices=_choices(node.annotation),
             has_twin=is_bool and default is True,

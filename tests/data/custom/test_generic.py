@@ -71,7 +71,10 @@ def test_parquet_paths_of_every_text_type(images, load, kind):
     table, labels = root / "train.parquet", pa.array(["a", "b"], kind)
 
     def write(*paths):
-        pq.write_table(pa.table({"image": pa.array(paths, kind), "label": labels}), table)
+        try:
+            pq.write_table(pa.table({"image": pa.array(paths, kind), "label": labels}), table)
+        except pa.ArrowNotImplementedError:
+            pytest.skip(f"this pyarrow writes no {kind}")
 
     write(names[0], f"{root}/{names[1]}")
     dataset = load(str(table))["train"]
