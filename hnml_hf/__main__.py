@@ -13,15 +13,19 @@ import signal
 import sys
 
 from . import __version__
-from .cli import COMMANDS, RENAMED, answer_help, check_words, describe, scripts_folder
+from .cli import COMMANDS, IN_SOURCES, RENAMED, answer_help, check_words, describe, script_of, scripts_folder
 
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
+def commands() -> list[str]:
+    return [*COMMANDS, *(command for command in IN_SOURCES if script_of(command).is_file())]
+
+
 def usage() -> str:
     lines = ["usage: hnml COMMAND [options]", ""]
-    lines += [f"  {command:<12}{describe(command).splitlines()[0]}" for command in COMMANDS]
+    lines += [f"  {command:<12}{describe(command).splitlines()[0]}" for command in commands()]
     return "\n".join(
         [*lines, "", "`hnml COMMAND --help` lists the options of one, `hnml --version` tells the version."]
     )
@@ -42,16 +46,19 @@ def main():
         print(f"hnml {__version__}")
         return
     if command in RENAMED:
-        raise SystemExit(f"hnml: there is no command {command} any more: it is `hnml {RENAMED[command]}` now.")
-    if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"It has {', '.join(COMMANDS)}."
-        raise SystemExit(f"hnml: `{command}` is none of its commands; {hint}")
-    answer_help(command, words)
-    check_words(command, words)
+        raise SystemExit(f"hnml: `{command}` is now called `{RENAMED[command]}`.")
+    if command in IN_SOURCES and command not in commands():
+        raise SystemExit(f"hnml: `{command}` needs the source tree: clone the repository and call it there.")
+    if command not in commands():
+        close = difflib.get_close_matches(command, commands(), n=1)
+        hint = f"Did you mean `{close[0]}`?" if close else f"There are {', '.join(commands())}."
+        raise SystemExit(f"hnml: there is no command `{command}`. {hint}")
+    if command in COMMANDS:  # a benchmark reads its own command line
+        answer_help(command, words)
+        check_words(command, words)
 
     sys.argv = [f"hnml {command}", *words]
-    sys.path.insert(0, str(scripts_folder()))  # scripts import their neighbours
+    sys.path[:0] = [str(script_of(command).parent), str(scripts_folder())]  # scripts import their neighbours
     previous = signal.signal(signal.SIGINT, _end_at_once)
     script = importlib.import_module(command)
     signal.signal(signal.SIGINT, previous)

@@ -10,7 +10,7 @@ import ast
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -18,7 +18,8 @@ from pathlib import Path
 
 
 PACKAGE = Path(__file__).parent
-COMMANDS = ("train", "probe", "evaluate", "predict", "audit", "review", "clean", "check", "export")
+COMMANDS = ("audit", "check", "review", "clean", "train", "probe", "predict", "evaluate", "export")
+IN_SOURCES = {"benchmark": "benchmarks/benchmark.py"}  # commands that a wheel does not have
 
 # where a command's options are written: files of scripts/ that call `add_argument`, and dataclasses
 ADDED = {command: f"{command}.py" for command in COMMANDS} | {"train": "options.py", "probe": "options.py"}
@@ -46,14 +47,14 @@ _RUN = ("output_dir", "seed", "per_device_eval_batch_size", "dataloader_num_work
 # what `--help` shows of commands that have many more options; `--help-all` shows all
 COMMON = {
     "train": (
-        *("recipe", "backbone", "pretrained", "start_from_judge", "image_size"),
+        *("data", "recipe", "backbone", "pretrained", "start_from_judge", "image_size"),
         *_SOURCE,
         *("validation_fraction", "noise", "noise_rate", "exclude", "augmentation", "cache_images"),
         *("objective", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
         *("learning_rate", "bf16", "resume_from_checkpoint", "push_to_hub", *_RUN),
     ),
     "probe": (
-        *("recipe", "backbone", "pretrained", "image_size", "model_args", "channels_last"),
+        *("data", "recipe", "backbone", "pretrained", "image_size", "model_args", "channels_last"),
         *_SOURCE,
         *("validation_fraction", "noise", "noise_rate", "exclude", "audit", *_RUN),
     ),
@@ -113,6 +114,13 @@ INSIDE = {  # what has its place in another option: how to write it there, on th
     "model_args": ("--model_args '{\"%s\": ...}'", "drop_rate drop_path_rate output_stride global_pool in_chans"),
 }
 
+MOVED = {  # options that only one command has lost
+    "predict": {"model": "the model comes first and has no option: `hnml predict MODEL IMAGES`"},
+    "evaluate": {"model": "the model comes first and has no option: `hnml evaluate MODEL DATA`"},
+    "export": {"model": "the model comes first and has no option: `hnml export MODEL --output FILE`"},
+    "clean": {"output": "the folder is `--output_dir`; `--output` names a single file"},
+}
+
 MEANINGS = {  # of options of transformers that mean something else here
     "resume_from_checkpoint": "Go on from a checkpoint: its folder, `true` for the newest complete one in "
     "`output_dir`, or `auto` for that one if there is any.",
@@ -156,6 +164,10 @@ def scripts_folder() -> Path:
     """The scripts: in a wheel `hnml_hf/scripts`, in a source tree beside the package."""
     installed = PACKAGE / "scripts"
     return installed if installed.is_dir() else PACKAGE.parent / "scripts"
+
+
+def script_of(command: str) -> Path:
+    return scripts_folder() / IN_SOURCES.get(command, f"{command}.py")
 
 
 def find_recipe(name: str) -> Path:
@@ -284,8 +296,11 @@ def create_parser(command: str, *, names: Collection[str] | None = None) -> argp
     for name in COMMANDS:  # the ways to call a script in a source tree
         doc = re.sub(rf"(python|accelerate launch) scripts/{name}\.py", f"hnml {name}", doc)
     parser = _Parser(prog=f"hnml {command}", description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
-    parser.usage = f"hnml {command} [options]"
-    for title, options in option_groups(command).items():
+    groups = option_groups(command)
+    words = {None: "%s", "?": "[%s]", "*": "[%s ...]"}  # of argparse's `nargs`
+    positional = [words[option.nargs] % key.upper() for key, option in groups[""].items() if option.name == key]
+    parser.usage = " ".join(["hnml", command, *positional, "[options]"])
+    for title, options in groups.items():
         group = parser.add_argument_group(title) if title else parser
         for key, option in options.items():
             listed = names is None or key in names
@@ -308,12 +323,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """One line; exit code 2, which of `check` means defects, and there 1."""
         message = re.sub(r"/--[\w-]+", "", message)  # the same option with dashes
-        self.exit(1 if self.prog.endswith("check") else 2, f"{self.prog}: error: {message}\n")
+        self.exit(1 if self.prog.endswith(" check") else 2, f"{self.prog}: error: {message}\n")
 
 
 def describe(command: str) -> str:
     """The docstring of a command's script."""
-    return ast.get_docstring(_read(scripts_folder() / f"{command}.py"))
+    return ast.get_docstring(_read(script_of(command)))
 
 
 def print_help(command: str, *, everything: bool = False):
@@ -337,10 +352,10 @@ def check_words(command: str, words: list[str]):
     What this lets pass is read again, and fully, by the script itself.
     """
     parser = create_parser(command)
-    given, unknown = parser.parse_known_args(words)
+    given, unknown = parser.parse_known_intermixed_args(words)
     for word in unknown:
         if word.startswith("-"):
-            refuse_retired(parser, [word.lstrip("-").partition("=")[0]])
+            refuse_retired(parser, [word.lstrip("-").partition("=")[0]], MOVED.get(command, {}))
             known = [name for action in parser._actions for name in action.option_strings if "-" not in name[2:]]
             close = difflib.get_close_matches(word.partition("=")[0], known, n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else f"; see hnml {command} --help"
@@ -367,12 +382,13 @@ def inside_of(name: str) -> str:
     return ""
 
 
-def refuse_retired(parser: argparse.ArgumentParser, names: Iterable[str]):
-    """End with one line that says what took the place of an option of an earlier version, or in which one it is."""
+def refuse_retired(parser: argparse.ArgumentParser, names: Iterable[str], moved: Mapping[str, str] = {}):
+    """End with one line that says what replaces an option of an earlier version, or to which one it belongs."""
+    replaced = RETIRED | moved
     for name in names:
         name = name.replace("-", "_")
-        if name in RETIRED:
-            parser.error(f"there is no option --{name} any more: {RETIRED[name]}")
+        if name in replaced:
+            parser.error(f"there is no option --{name} any more: {replaced[name]}")
         if inside_of(name):
             parser.error(f"there is no option --{name}{inside_of(name)}")
 

@@ -73,7 +73,7 @@ class AuditArguments:
         default=None, metadata={"help": "Where features are kept; default: `_features` in `output_dir`."}
     )
     check: bool = field(
-        default=False, metadata={"help": "Check files and rows first, as `check` does, and list what is wrong."}
+        default=False, metadata={"help": "Check files and rows first, as `hnml check` does, and list what is wrong."}
     )
     annotations: list[str] = field(
         default_factory=list,

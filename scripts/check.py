@@ -1,10 +1,10 @@
-r"""Read every image and label of a dataset before training, and list what is wrong with them.
+"""Read every image and label of a dataset before training, and list what is wrong with them.
 
-    python scripts/check.py --dataset imagefolder --data_dir photos
-    python scripts/check.py --dataset photos/train.csv --label_column class --output audit.json \
-        --exclude_output excluded.jsonl
+    python scripts/check.py photos
+    python scripts/check.py photos --output check.json --exclude_output excluded.jsonl
+    python scripts/check.py photos/train.csv --label_column class
 
-Exit code: 0 clean, 2 defects, 1 the audit could not run. The report (`--output`) has one list for each kind of defect;
+Exit code: 0 clean, 2 defects, 1 the check could not run. The report (`--output`) has one list for each kind of defect;
 the exclusion list has the rows that training should leave out.
 """
 
@@ -15,7 +15,7 @@ import re
 import sys
 
 from datasets import DatasetDict
-from options import add_source_options, command_words, read_dataset
+from options import add_source_options, command_words, read_dataset, settle_dataset
 
 import hnml_hf
 from hnml_hf import check_dataset
@@ -40,20 +40,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    usage = "%(prog)s --dataset DATASET [options]"
+    usage = "%(prog)s DATA [options]"
     parser = Parser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False, usage=usage)
+    parser.add_argument("data", nargs="?", help="A folder of images, a table, a known dataset or a Hub id.")
     add_source_options(parser)
     parser.add_argument("--num_workers", type=int, help="Threads that read and decode; default: number of CPUs.")
     parser.add_argument("--output", help="Write the report here, as JSON.")
     parser.add_argument("--exclude_output", help="Write the rows to leave out here, one JSON object a line.")
-    return parser.parse_args(command_words(argv))
+    options = parser.parse_args(command_words(argv))
+    settle_dataset(parser, options)
+    return options
 
 
 def load(arguments: argparse.Namespace) -> tuple[DatasetDict | None, list[dict]]:
     """The dataset and what the loader found wrong with it.
 
-    The loader stops at the first row without image file or label. The rest is audited without the missing files; an
-    unusable label leaves nothing to audit.
+    The loader stops at the first row without image file or label. The rest is checked without the missing files; an
+    unusable label leaves nothing to check.
     """
     problems = []
     for on_missing in ("error", "skip"):
@@ -79,7 +82,7 @@ def image_folder(arguments: argparse.Namespace) -> str | None:
     return None
 
 
-def audit(arguments: argparse.Namespace) -> int:
+def check(arguments: argparse.Namespace) -> int:
     dataset, problems = load(arguments)
     report = checks.empty_report()
     if dataset is not None:
@@ -105,9 +108,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
-        return audit(arguments)
+        return check(arguments)
     except (ValueError, TypeError, OSError) as error:
-        print(f"The audit could not run: {error}", file=sys.stderr)
+        print(f"The check could not run: {error}", file=sys.stderr)
         return COULD_NOT_RUN
 
 

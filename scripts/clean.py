@@ -1,8 +1,8 @@
 """A corrected dataset from the scores of a run and what people said of them, in the form in which it came.
 
-    python scripts/clean.py outputs/photos --how relabel --threshold 0.9 --output cleaned --dry_run
-    python scripts/clean.py outputs/photos --annotations anna.csv bo.csv --how drop --output cleaned
-    python scripts/clean.py outputs/photos --output_format csv --output cleaned
+    python scripts/clean.py outputs/photos --how relabel --threshold 0.9 --output_dir cleaned --dry_run
+    python scripts/clean.py outputs/photos --annotations anna.csv bo.csv --how drop --output_dir cleaned
+    python scripts/clean.py outputs/photos --output_format csv --output_dir cleaned
 
 Annotations go before scores; without --annotations those of `scripts/review.py` count. Where two people disagree, the
 label stays as it is, and the sample is listed in `disagreements.csv`. `lineage.csv` in the output accounts for every
@@ -41,7 +41,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--annotations", nargs="+", default=[], help="CSV files of the report, or annotation logs.")
     parser.add_argument("--how", choices=HOW, help="What becomes of other labels that are probably wrong.")
     parser.add_argument("--threshold", type=float, default=0.5, help="Score from which a label counts as wrong.")
-    parser.add_argument("--output", required=True, help="New folder for the corrected dataset.")
+    parser.add_argument("--output_dir", required=True, help="New folder for the corrected dataset.")
     parser.add_argument("--output_format", choices=FORMATS, help="Default: that in which the dataset came.")
     parser.add_argument("--files", choices=FILES, default="copy", help="How images come into a folder.")
     parser.add_argument("--add_classes", nargs="+", default=[], help="Classes that annotations may add.")
@@ -79,12 +79,12 @@ def write_output(options, source: Source, plan, table, folder: Path) -> Counter:
 @plain_errors()
 def main(argv: list[str] | None = None):
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
-    with nullcontext() if options.dry_run else new_folder(options.output) as folder:
+    with nullcontext() if options.dry_run else new_folder(options.output_dir) as folder:
         actions = clean(options, folder)
     if options.dry_run:
-        print(f"Nothing was written; without --dry_run {options.output} would be.")
+        print(f"Nothing was written; without --dry_run {options.output_dir} would be.")
     else:
-        print(f"{options.output}: " + ", ".join(f"{count:,} {name}" for name, count in sorted(actions.items())))
+        print(f"{options.output_dir}: " + ", ".join(f"{count:,} {name}" for name, count in sorted(actions.items())))
 
 
 def clean(options, folder: Path | None) -> Counter:

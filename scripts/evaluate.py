@@ -1,7 +1,7 @@
 """Measure a trained model on a dataset whose labels are to be trusted.
 
-    python scripts/evaluate.py --model outputs/quickstart --dataset quickstart
-    python scripts/evaluate.py --model user/name --dataset imagefolder --data_dir photos --output measured.json
+    python scripts/evaluate.py outputs/quickstart quickstart
+    python scripts/evaluate.py user/name photos --split train --output measured.json
 
 Classes are compared by name: the data may lack some of the model's, or have them in another order. Needs no network
 where the model and the data are here.
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from options import add_source_options, command_words, plain_errors, read_dataset
+from options import add_source_options, command_words, plain_errors, read_dataset, settle_dataset
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -55,11 +55,12 @@ def logits_of(model, dataset: TransformedDataset, batch_size: int, workers: int)
 
 @plain_errors()
 def main(argv: list[str] | None = None):
-    usage = "%(prog)s --model MODEL --dataset DATASET [options]"
+    usage = "%(prog)s MODEL DATA [options]"
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False, usage=usage
     )
-    parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
+    parser.add_argument("model", help="A folder that training wrote, or a repository on the Hub.")
+    parser.add_argument("data", nargs="?", help="A folder of images, a table, a known dataset or a Hub id.")
     parser.add_argument("--revision", default="main", help="Commit or branch of the repository.")
     add_source_options(parser)
     parser.add_argument("--split", default="test", help="Which split to measure.")
@@ -67,7 +68,8 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--num_workers", type=int, default=0, help="Processes that load images.")
     parser.add_argument("--device", help="Default: a GPU if there is one.")
     parser.add_argument("--output", type=Path, help="JSON file to write.")
-    options = parser.parse_args(command_words(argv))
+    options = parser.parse_intermixed_args(command_words(argv))
+    settle_dataset(parser, options)
     transformers.utils.logging.disable_progress_bar()
     model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
     data = read_dataset(options)

@@ -1,7 +1,7 @@
 """Write a trained model as one file for other runtimes, and check that it computes the same.
 
-python scripts/export.py --model outputs/quickstart --output quickstart.onnx --with_cams
-python scripts/export.py --model outputs/quickstart --output quickstart.pt2
+python scripts/export.py outputs/quickstart --output quickstart.onnx --with_cams
+python scripts/export.py outputs/quickstart --output quickstart.pt2
 """
 
 import argparse
@@ -18,7 +18,7 @@ from hnml_hf.hub.onnx_export import export_program
 @plain_errors()
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
-    parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
+    parser.add_argument("model", help="A folder that training wrote, or a repository on the Hub.")
     parser.add_argument("--revision", default="main", help="Commit or branch of the repository.")
     parser.add_argument("--output", required=True, type=Path, help="File: .onnx, or .pt2 for torch.export.")
     parser.add_argument("--with_cams", action="store_true", help="Also give the map of the predicted class.")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -202,7 +203,7 @@ class DataArguments(SourceArguments):
         },
     )
     exclude: str | None = field(
-        default=None, metadata={"help": "Exclusion list: bad rows from `scripts/check.py`; they are left out."}
+        default=None, metadata={"help": "Exclusion list: bad rows from `hnml check`; they are left out."}
     )
     on_missing: str = field(
         default="error", metadata={"help": "A listed image that is not there: `error`, or `skip` and count."}
@@ -276,38 +277,67 @@ def from_json(option: str, text: str | None):
     return value
 
 
+def settle_dataset(parser: argparse.ArgumentParser, options: argparse.Namespace):
+    """Take the dataset that was given as a word for `--dataset`; end with one line if there is none, or two."""
+    if options.data is not None:
+        if options.dataset not in (None, options.data):
+            parser.error(f"{options.data} and --dataset {options.dataset} are two datasets; give one of them")
+        options.dataset = options.data
+    if options.dataset is None:
+        parser.error("give a dataset: a folder of images, a table, a known dataset or a Hub id")
+
+
+def implied_recipe(options: argparse.Namespace) -> str | None:
+    """Without a dataset the options refine the quickstart; own data without a backbone take the recipe for them."""
+    dataset = options.data or options.dataset
+    if dataset is None:
+        if options.data_dir:
+            raise SystemExit(
+                f"error: --data_dir {options.data_dir}: which dataset lies there? For a folder of classes or a table "
+                f"give its path alone: `hnml train {options.data_dir}`."
+            )
+        return "quickstart"
+    return "own_folder" if options.backbone is None and os.path.exists(dataset) else None
+
+
 def parse_arguments(argv: list[str], command: str = "train"):
-    """Options of the recipe, overridden by those of the command line; none at all mean the quickstart."""
+    """Options of the recipe, overridden by those of the command line."""
     answer_help(command, argv)
-    recipes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    recipes.add_argument("--recipe", type=find_recipe, default=None if argv else find_recipe("quickstart"))
-    recipe, argv = recipes.parse_known_args(command_words(argv))
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, HNMLTrainingArguments),
         formatter_class=HelpFormatter,
-        usage="%(prog)s [--recipe FILE_OR_NAME] [options]",
+        usage="%(prog)s [DATA] [--recipe FILE_OR_NAME] [options]",
         allow_abbrev=False,
     )
+    parser.add_argument("data", nargs="?", help="A folder of images, a table, a known dataset or a Hub id.")
     parser.add_argument("--recipe", help="YAML file of options, or its name in scripts/recipes; others override it.")
     for action in parser._actions:
         action.help = MEANINGS.get(action.dest, action.help)
-    places = apply_recipe(parser, recipe.recipe) if recipe.recipe else {}
+    given, _ = parser.parse_known_args(command_words(argv))
+    recipe = given.recipe or implied_recipe(given)
+    places = {}
+    if recipe is not None:
+        places = apply_recipe(parser, find_recipe(recipe))
+        if given.recipe is None and os.environ.get("RANK", "0") == "0":
+            print(f"Recipe: {recipe} (`--recipe` takes another)", file=sys.stderr)
     try:
         model_args, data_args, args, _ = parse_all(parser, argv)
     except (ValueError, TypeError, ImportError) as error:
         raise ValueError(name_place(str(error), places, argv)) from error
-    for name, value in (("--backbone", model_args.backbone), ("--dataset", data_args.dataset)):
-        if value is None:
-            parser.error(
-                f"{name} is needed, from the command line or from a --recipe; without any option the quickstart runs"
-            )
+    if given.data is not None:
+        settle_dataset(parser, given)
+        data_args.dataset = given.data
+    if data_args.dataset is None:
+        parser.error(f"recipe {recipe} names no dataset: give one, as in `hnml {command} DATA --recipe {recipe}`")
+    if model_args.backbone is None:
+        parser.error("--backbone is needed, or a recipe that has one, for example `--recipe own_folder`")
     return model_args, data_args, args
 
 
 COLUMNS = [option.name for option in fields(SourceArguments) if option.name.endswith("_column")]
 
 
-def add_source_options(parser: argparse.ArgumentParser, *, required: bool = True):
+def add_source_options(parser: argparse.ArgumentParser):
     """The options that say where a dataset is and what its columns are, for scripts that only read it."""
     for option in fields(SourceArguments):
         facts = {"default": option.default, "help": option.metadata["help"]}
@@ -315,7 +345,7 @@ def add_source_options(parser: argparse.ArgumentParser, *, required: bool = True
             facts |= {"type": string_to_bool, "nargs": "?", "const": True}
         elif option.type is int:
             facts |= {"type": int}
-        parser.add_argument(f"--{option.name}", required=required and option.name == "dataset", **facts)
+        parser.add_argument(f"--{option.name}", **facts)
 
 
 def read_dataset(options: argparse.Namespace | DataArguments, **more) -> DatasetDict:

@@ -1,8 +1,8 @@
 """Classify images with a trained model.
 
-    python scripts/predict.py --model outputs/quickstart photo.jpg more_photos/ --output predictions.csv
-    python scripts/predict.py --model user/name --revision 1a2b3c photos/ --cams cams/ --output predictions.jsonl
-    python scripts/predict.py --model outputs/quickstart --dataset quickstart --split test --output predictions.csv
+    python scripts/predict.py outputs/quickstart photo.jpg more_photos/ --output predictions.csv
+    python scripts/predict.py user/name --revision 1a2b3c photos/ --cams cams/ --output predictions.jsonl
+    python scripts/predict.py outputs/quickstart --dataset quickstart --split test --output predictions.csv
 
 A dataset needs no labels here. Nothing is written until all images are done. Files that cannot be read are named, the
 others are written, and the exit code is 1, or 0 with `--skip_unreadable`. Works without a network where the model is
@@ -79,14 +79,14 @@ def as_csv(rows: list[dict], top_k: int) -> str:
 
 @plain_errors()
 def main(argv: list[str] | None = None):
-    usage = "%(prog)s --model MODEL (IMAGES ... | --dataset DATASET) [options]"
+    usage = "%(prog)s MODEL (IMAGES ... | --dataset DATASET) [options]"
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False, usage=usage
     )
+    parser.add_argument("model", help="A folder that training wrote, or a repository on the Hub.")
     parser.add_argument("inputs", nargs="*", type=Path, help="Image files and folders of them.")
-    parser.add_argument("--model", required=True, help="A folder that training wrote, or a repository on the Hub.")
     parser.add_argument("--revision", default="main", help="Commit or branch of the repository.")
-    add_source_options(parser.add_argument_group("instead of files"), required=False)
+    add_source_options(parser.add_argument_group("instead of files"))
     parser.add_argument("--split", help="Split of the dataset; default: `test`, or the only one.")
     parser.add_argument("--output", type=Path, help="File to write, .csv or .jsonl; default: CSV to the terminal.")
     parser.add_argument("--cams", type=Path, help="Folder for pictures with the activation map of the first class.")
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--batch_size", type=int, default=32, help="Images at a time.")
     parser.add_argument("--device", help="Default: a GPU if there is one.")
     parser.add_argument("--skip_unreadable", action="store_true", help="Images that cannot be read are no error.")
-    options = parser.parse_args(command_words(argv))
+    options = parser.parse_intermixed_args(command_words(argv))
     if bool(options.inputs) == bool(options.dataset):
         parser.error("give image files or folders, or else --dataset")
     if options.output and options.output.suffix not in (".csv", ".jsonl"):

@@ -1,6 +1,6 @@
 r"""Fit a linear classifier on the frozen features of a pretrained backbone: the baseline.
 
-    python scripts/probe.py --dataset imagefolder --data_dir photos --backbone resnet50 --pretrained true \
+    python scripts/probe.py photos --backbone resnet50 --pretrained true \
         --validation_fraction 0.1 --output_dir outputs/probe
     python scripts/probe.py --recipe imagenette_noisy --output_dir outputs/probe
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import transformers
 from options import DataArguments, ModelArguments, build_model, load_data, parse_arguments, plain_errors
-from train import print_table, write_audit
+from train import accuracy_estimate, print_table, write_audit
 
 from hnml_hf import (
     HNMLTrainer,
@@ -35,7 +35,7 @@ from hnml_hf.training.provenance import commit, versions
 from hnml_hf.training.resume.files import run_lock
 
 
-PROBE = "linear probe"  # in the place of an objective
+PROBE = "linear probe"  # instead of an objective
 
 
 @plain_errors()
@@ -105,11 +105,10 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraining
     }
     metrics["eval_accuracy_last"] = metrics["eval_accuracy"]
     trainer.save_metrics("all", metrics, combined=False)
-    print_table(f"Saved to {args.output_dir}", metrics)
     if records is not None:
         save_probe_dynamics(args.output_dir, None)
         save_run_dynamics(args.output_dir, records)
-        write_audit(
+        table = write_audit(
             model,
             data_args,
             data["train"],
@@ -119,6 +118,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraining
             provenance=f"{model.config.architecture}, linear probe in 5-fold cross-validation, seed {args.seed}. No "
             "label was judged by a probe that had learned it.",
         )
+        metrics |= accuracy_estimate(metrics, data_args, len(sets["validation"]), table, model.config.num_labels)
+    print_table(f"Saved to {args.output_dir}", metrics)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 r"""Train a timm backbone on noisy labels.
 
-    accelerate launch scripts/train.py                   # the quickstart, on data that comes with the package
-    accelerate launch scripts/train.py --recipe quickstart --objective ce --output_dir outputs/ce
-    accelerate launch scripts/train.py --dataset imagefolder --data_dir photos --backbone resnet50 --pretrained true \
-        --learning_rate 0.005 --output_dir outputs/photos
+    accelerate launch scripts/train.py                        # the quickstart, on data that comes with the package
+    accelerate launch scripts/train.py --objective ce --output_dir outputs/ce     # the same with another objective
+    accelerate launch scripts/train.py photos                 # a folder of classes, with the recipe `own_folder`
+    accelerate launch scripts/train.py photos.csv --backbone resnet50 --pretrained true --learning_rate 0.005 \
+        --output_dir outputs/photos
 
-Options come from the recipe first (a YAML file of the options below, or the name of one in scripts/recipes), then from
-the command line. What is wrong with them or with the data is said in a line; `--log_level debug` shows where.
+Options come from a recipe first (a YAML file of the options below, or the name of one in scripts/recipes), then from
+the command line. Without a dataset the recipe is `quickstart`; your own data without a backbone take `own_folder`.
+What is wrong with options or data is said in one line; `--log_level debug` shows where.
 
 SIGTERM or SIGINT (Ctrl-C) finishes the step, saves a checkpoint and ends with code 75; a second one ends at once.
 After that, or any other end, the same command with `--resume_from_checkpoint auto` goes on as if it had not happened.
@@ -58,7 +60,7 @@ from hnml_hf.training.args import TEACHER_OBJECTIVES
 from hnml_hf.training.distributed import on_first_process, require_same_on_all_processes
 from hnml_hf.training.dynamics import save_probe_dynamics
 from hnml_hf.training.memorization import create_monitor
-from hnml_hf.training.metrics import noise_auroc
+from hnml_hf.training.metrics import estimate_accuracy, noise_auroc
 from hnml_hf.training.provenance import commit, versions
 from hnml_hf.training.resume.files import run_lock
 from hnml_hf.training.resume.signals import EXIT_CODE, EndAtOnce
@@ -95,14 +97,15 @@ def measure(trainer: HNMLTrainer, train_set: TransformedDataset, held_out: dict[
     return metrics
 
 
-# rows of the table at the end, in order
+# rows of the table at the end, in order; labels that may be wrong measure agreement, not accuracy
 REPORTED = {
     "objective": "objective",
     "eval_split": "measured on the split",
-    "eval_accuracy": "accuracy, as saved",
-    "eval_accuracy_last": "accuracy, last epoch",
-    "eval_student_accuracy": "accuracy of the student",
-    "eval_teacher_accuracy": "accuracy of the teacher",
+    "eval_accuracy": "{measured}, as saved",
+    "eval_accuracy_last": "{measured}, last epoch",
+    "eval_student_accuracy": "{measured}, student",
+    "eval_teacher_accuracy": "{measured}, teacher",
+    "accuracy_estimate": "accuracy, estimated",
     "train_noise_auroc": "finding wrong labels (AUROC)",
     "train_samples_per_second": "images per second",
     "train_runtime": "seconds of training",
@@ -110,7 +113,12 @@ REPORTED = {
 
 
 def print_table(title: str, metrics: dict):
-    rows = {text: metrics[name] for name, text in REPORTED.items() if metrics.get(name) is not None}
+    measured = "accuracy" if metrics.get("eval_split") == "test" else "agreement with held-out labels"
+    rows = {
+        text.format(measured=measured): metrics[name]
+        for name, text in REPORTED.items()
+        if metrics.get(name) is not None
+    }
     width = max(map(len, rows))
     lines = [
         f"  {text:<{width}}  {value:.4g}" if isinstance(value, float) else f"  {text:<{width}}  {value}"
@@ -119,11 +127,25 @@ def print_table(title: str, metrics: dict):
     print("\n".join(["", title, *lines, ""]))
 
 
-def write_audit(model, data_args: DataArguments, dataset, transform, records, *, output_dir: str, **facts) -> str:
+def accuracy_estimate(
+    metrics: dict, data_args: DataArguments, held_out: int, table, num_labels: int
+) -> dict[str, str]:
+    """The accuracy behind the agreement with held-out labels, if these are as noisy as the training labels.
+
+    They are where they were split off the training data; those of a split of its own may be cleaner.
+    """
+    if metrics.get("eval_split") != "validation" or not data_args.validation_fraction:
+        return {}
+    rates = table.attrs["noise_rate"], table.attrs["noise_rate_interval"]
+    estimate, low, high = estimate_accuracy(metrics["eval_accuracy"], held_out, *rates, num_labels)
+    return {"accuracy_estimate": f"{estimate:.2g} ({low:.2g} to {high:.2g})"}
+
+
+def write_audit(model, data_args: DataArguments, dataset, transform, records, *, output_dir: str, **facts):
     """Say of every training label how likely it is wrong, from what was seen of it, and show the worst.
 
     Returns:
-        `str`: the estimate of the share of wrong labels.
+        `pandas.DataFrame`: the table of [`audit_run`], with `attrs["estimate"]`, the estimated noise rate in words.
     """
     with atomic_write(
         Path(output_dir, "_audit", "dataset.json")
@@ -146,7 +168,8 @@ def write_audit(model, data_args: DataArguments, dataset, transform, records, *,
     low, high = table.attrs["noise_rate_interval"]
     estimate = f"{table.attrs['noise_rate']:.1%} ({low:.1%} to {high:.1%})"
     print(f"Wrong labels: {estimate}, see {folder / 'report.html'}")
-    return estimate
+    table.attrs["estimate"] = estimate
+    return table
 
 
 def publish(trainer: HNMLTrainer, model_args: ModelArguments, data_args: DataArguments, data, argv: list[str]):
@@ -321,7 +344,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         )
         if args.process_index == 0:
             print(
-                f"Training starts from a linear probe, {probe.accuracies[probe.strength]:.1%} right on held-out labels"
+                "Training starts from a linear probe that agrees with "
+                f"{probe.accuracies[probe.strength]:.1%} of the held-out labels"
             )
 
     mixup = data_args.mixup_alpha
@@ -369,12 +393,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         save_probe_dynamics(args.output_dir, crossed)
         trainer.save_metrics("all", metrics, combined=False)
         trainer.save_state()
-        print_table(f"Saved to {args.output_dir}", metrics)
         if data_args.audit and trainer.dynamics is None:
             print("No audit: mixed images tell nothing of one label. `scripts/audit.py --model` scores the dataset.")
         elif data_args.audit:
             epochs = trainer.state.epoch or 0
-            estimate = write_audit(
+            table = write_audit(
                 trainer.evaluated_model(),
                 data_args,
                 data["train"],
@@ -391,7 +414,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
                     else "; the probe that it started from was cross-validated, gives the rate and has half a say."
                 ),
             )
-            trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {estimate}"
+            trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {table.attrs['estimate']}"
+            metrics |= accuracy_estimate(metrics, data_args, len(held_out.get("validation", ())), table, len(names))
+            trainer.card_facts |= {name: metrics[name] for name in ("accuracy_estimate",) if name in metrics}
+        print_table(f"Saved to {args.output_dir}", metrics)
     publish(trainer, model_args, data_args, data, argv)
 
 

@@ -91,11 +91,11 @@ def main(argv: list[str] | None = None):
     if photos.exists():
         raise SystemExit(f"{photos} is there already: delete {out}, or choose another --output_dir.")
     truth = make_folder(photos, options.images, wrong=0.4)
-    source = ["--dataset", "imagefolder", "--data_dir", photos]
+    source = [photos]
     print(f"{photos}: {len(truth)} training images, four in ten in a wrong folder, and one that cannot be read")
 
     exclusions, annotations, cleaned = out / "excluded.jsonl", out / "annotations.csv", out / "cleaned"
-    found = ["--output", out / "audit.json", "--exclude_output", exclusions]
+    found = ["--output", out / "check.json", "--exclude_output", exclusions]
     code = step("Look before you train", check.main, *source, *found)
     if code != check.DEFECTS:
         raise RuntimeError(f"The broken file was not found: code {code}.")
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None):
 
     def accuracy(title: str, model: object, name: str) -> float:
         output = out / f"{name}.json"
-        step(title, evaluate.main, "--model", model, *source, "--split", "test", "--output", output)
+        step(title, evaluate.main, model, *source, "--split", "test", "--output", output)
         return json.loads(output.read_text())["accuracy"]
 
     results = {

@@ -68,20 +68,22 @@ def parse(command: str, monkeypatch):
     name = Path(script).stem
     module = load_script(name)
     if name in ("train", "probe"):
-        if options and "--recipe" not in options and "--dataset" not in options:
-            options = ["--recipe", "quickstart", *options]
         cpu = ["--use_cpu", "true"] if options else []  # bf16 asks for a GPU otherwise
         module.parse_arguments([*options, *cpu])
     elif name == "audit":
         module.parse_arguments([re.sub("^outputs/(photos|probe)$", "outputs/quickstart", word) for word in options])
     else:
-        read = argparse.ArgumentParser.parse_args
 
-        def parse_args(self, *given, **more):
-            read(self, *given, **more)
-            raise Parsed
+        def then_stop(read):
+            def parse(self, *given, **more):
+                read(self, *given, **more)
+                raise Parsed
 
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+            return parse
+
+        for method in ("parse_args", "parse_intermixed_args"):
+            read = getattr(argparse.ArgumentParser, method)
+            monkeypatch.setattr(argparse.ArgumentParser, method, then_stop(read))
         monkeypatch.setattr(sys, "argv", [script, *options])
         with pytest.raises(Parsed):
             module.main(*([options] if module.main.__code__.co_argcount else []))
@@ -104,7 +106,7 @@ def test_a_command_has_options_that_exist(path, command, request, tmp_path, monk
 
 def test_an_option_that_does_not_exist_is_seen(monkeypatch):
     with pytest.raises((SystemExit, ValueError)):
-        parse("python scripts/evaluate.py --model a --dataset b --no_such_option 1", monkeypatch)
+        parse("python scripts/evaluate.py a b --no_such_option 1", monkeypatch)
     with pytest.raises((SystemExit, ValueError)):
         parse("accelerate launch --no_such_option scripts/train.py", monkeypatch)
     assert len(COMMANDS_BY_DOCUMENT) > 30

@@ -96,9 +96,8 @@ def test_a_file_that_is_no_image(model, tmp_path, content):
 def test_csv_escapes_formulas_and_pictures_are_written(saved, photos, tmp_path):
     script("predict").main(
         [
-            str(photos),
-            "--model",
             str(saved),
+            str(photos),
             "--output",
             str(tmp_path / "p.csv"),
             "--cams",
@@ -117,7 +116,7 @@ def test_csv_escapes_formulas_and_pictures_are_written(saved, photos, tmp_path):
 
 def test_jsonl_holds_all(saved, photos, tmp_path):
     output = tmp_path / "new" / "p.jsonl"
-    script("predict").main([str(photos / "0.png"), "--model", str(saved), "--output", str(output), "--top_k", "2"])
+    script("predict").main([str(saved), str(photos / "0.png"), "--output", str(output), "--top_k", "2"])
     (row,) = map(json.loads, output.read_text().splitlines())
     assert set(row) == {"image", "labels", "scores"} and len(row["labels"]) == 2 and set(row["labels"]) <= set(NAMES)
 
@@ -125,9 +124,8 @@ def test_jsonl_holds_all(saved, photos, tmp_path):
 def test_what_can_be_read_is_written_and_the_rest_is_an_error(saved, photos, tmp_path, capsys, monkeypatch):
     (photos / "broken.jpg").write_bytes(b"no")
     arguments = [
-        str(photos),
-        "--model",
         str(saved),
+        str(photos),
         "--output",
         str(tmp_path / "p.csv"),
         "--cams",
@@ -150,7 +148,7 @@ def test_a_file_name_that_is_no_utf8_and_the_mode_of_the_output(saved, photos, t
     stray = photos / os.fsdecode(b"caf\xe9.png")
     (photos / "0.png").rename(stray)
     output = tmp_path / "out" / f"p.{ending}"
-    arguments = [str(photos), "--model", str(saved)]
+    arguments = [str(saved), str(photos)]
     script("predict").main([*arguments, "--output", str(output)])
     assert [path.name for path in output.parent.iterdir()] == [output.name]  # nothing stays behind
     (tmp_path / "plain").touch()
@@ -168,7 +166,7 @@ def test_a_file_name_that_is_no_utf8_and_the_mode_of_the_output(saved, photos, t
 def test_images_of_a_dataset_that_cannot_be_read(saved, flowers, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (flowers / "test" / "blue" / "1.png").write_bytes(b"no")
-    arguments = ["--model", str(saved), "--dataset", "imagefolder", "--data_dir", str(flowers)]
+    arguments = [str(saved), "--dataset", "imagefolder", "--data_dir", str(flowers)]
     arguments += ["--output", str(tmp_path / "p.jsonl")]
     with pytest.raises(SystemExit, match="error: 1 of 8 images could not be read"):
         script("predict").main(arguments)
@@ -182,19 +180,20 @@ def test_images_of_a_dataset_that_cannot_be_read(saved, flowers, tmp_path, capsy
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["missing.png"], "is not there"),
-        (["{empty}"], "has no image files"),
-        (["{photos}", "--model", "{empty}"], "has no model"),
-        (["{photos}", "--dataset", "quickstart"], None),
-        (["{photos}", "--output", "x.xlsx"], None),
+        (["{saved}", "missing.png"], "is not there"),
+        (["{saved}", "{empty}"], "has no image files"),
+        (["{empty}", "{photos}"], "has no model"),
+        (["{saved}", "{photos}", "--dataset", "quickstart"], None),
+        (["{saved}", "{photos}", "--output", "x.xlsx"], None),
+        (["{saved}"], None),
         ([], None),
     ],
 )
 def test_bad_arguments(saved, photos, tmp_path, arguments, words):
     (tmp_path / "empty").mkdir()
-    filled = [a.format(empty=tmp_path / "empty", photos=photos) for a in arguments]
+    filled = [a.format(empty=tmp_path / "empty", photos=photos, saved=saved) for a in arguments]
     with pytest.raises(SystemExit, match=words):
-        script("predict").main(["--model", str(saved), *filled])
+        script("predict").main(filled)
 
 
 @pytest.fixture
@@ -220,11 +219,7 @@ def test_evaluate_measures_what_predict_says(flowers, tmp_path, monkeypatch):
     output = tmp_path / "measured.json"
     script("evaluate").main(
         [
-            "--model",
             str(tmp_path / "two"),
-            "--dataset",
-            "imagefolder",
-            "--data_dir",
             str(flowers),
             "--output",
             str(output),
@@ -240,7 +235,7 @@ def test_evaluate_measures_what_predict_says(flowers, tmp_path, monkeypatch):
 
 
 def evaluate(model, folder, output, *options):
-    arguments = ["--model", str(model), "--dataset", "imagefolder", "--data_dir", str(folder), "--output", str(output)]
+    arguments = [str(model), "--output", str(output), str(folder)]
     script("evaluate").main([*arguments, *options])
     return json.loads(output.read_text())
 
@@ -327,11 +322,9 @@ def test_images_of_a_table_without_labels(saved, photos, tmp_path, monkeypatch, 
             lines = [",".join(columns), *(",".join(str(cell or "") for cell in row.values()) for row in rows)]
             table.write_text("\n".join(lines if suffix == ".csv" else map(json.dumps, rows)) + "\n")
         output = tmp_path / "p.jsonl"
-        script("predict").main(["--model", str(saved), "--dataset", str(table), "--output", str(output)])
+        script("predict").main([str(saved), "--dataset", str(table), "--output", str(output)])
         found = [json.loads(line) for line in output.read_text().splitlines()]
-        script("predict").main(
-            ["--model", str(saved), *(str(photos / path) for path in paths), "--output", str(output)]
-        )
+        script("predict").main([str(saved), *(str(photos / path) for path in paths), "--output", str(output)])
         direct = [json.loads(line) for line in output.read_text().splitlines()]
         assert [row["labels"] for row in found] == [row["labels"] for row in direct]
         assert [row["image"] for row in found] == ["0", "1", "2"]
@@ -341,7 +334,7 @@ def test_images_of_a_test_folder_alone(saved, flowers, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (flowers / "train").rename(tmp_path / "elsewhere")
     output = tmp_path / "p.jsonl"
-    arguments = ["--model", str(saved), "--output", str(output), "--dataset"]
+    arguments = [str(saved), "--output", str(output), "--dataset"]
     script("predict").main([*arguments, "imagefolder", "--data_dir", str(flowers)])
     assert len(output.read_text().splitlines()) == 8
     for row, name in enumerate(sorted((flowers / "test" / "blue").iterdir())):

@@ -148,7 +148,7 @@ def clean_labels(dataset: Dataset) -> np.ndarray:
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
             f"`label` must hold a class 0..{num_classes - 1} in every row. Find the rows with "
-            "`python scripts/check.py`, and leave them out."
+            "`hnml check`, and leave them out."
         )
     wrong = int(((known != UNKNOWN) & (known != labels)).sum())
     if wrong:

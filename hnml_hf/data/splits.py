@@ -64,7 +64,7 @@ def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[D
     labels = column(dataset, "label")
     if not np.issubdtype(labels.dtype, np.integer) or (labels < 0).any():
         raise ValueError(
-            "`label` must hold a class in every row. Find the rows with `python scripts/check.py`, and leave them out."
+            "`label` must hold a class in every row. Find the rows with `hnml check`, and leave them out."
         )
 
     sizes = np.bincount(labels)

@@ -344,7 +344,7 @@ class TransformedDataset(torch.utils.data.Dataset):
         except UNREADABLE as error:
             raise UnreadableImageError(
                 f"{self._first_unreadable(rows, ids)} cannot be read: {str(error) or type(error).__name__}. Find all "
-                "bad files with `python scripts/check.py --dataset ... --exclude_output excluded.jsonl` and "
+                "bad files with `hnml check DATA --exclude_output excluded.jsonl` and "
                 "leave them out with `--exclude excluded.jsonl`."
             ) from error
 

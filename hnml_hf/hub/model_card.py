@@ -149,6 +149,7 @@ def generate_model_card(
     dataset_license: str | None = None,
     noise: str | None = None,
     noise_estimate: str | None = None,
+    accuracy_estimate: str | None = None,
     start: str | None = None,
     license: str | None = None,
     command: str | None = None,
@@ -172,6 +173,7 @@ def generate_model_card(
         dataset_license (`str`, *optional*): licence of the data.
         noise (`str`, *optional*): how labels were corrupted, if they were.
         noise_estimate (`str`, *optional*): what an audit says of their share.
+        accuracy_estimate (`str`, *optional*): the accuracy behind an agreement with noisy labels, with its range.
         start (`str`, *optional*): the weights that training started from, an id on the Hub or words; `None` is random.
         license (`str`, *optional*): licence of the weights, an identifier of the Hub.
         command (`str`, *optional*): what was run.
@@ -189,9 +191,10 @@ def generate_model_card(
     has_other = any(f"eval_{other}_{name}" in entry for name in METRICS for entry in (results, *log_history))
     name, hub_id = dataset_name(dataset)
     title = model_name or f"{config['architecture']}-{name.rpartition('/')[2]}".replace(" ", "-")
+    dirty = split != "test"
     rows = [
         {
-            "name": text,
+            "name": "agreement with the given labels" if dirty and key == "accuracy" else text,
             "published": shown(results[f"eval_{key}"]),
             "last": shown(
                 results.get(f"eval_{key}_last", results[f"eval_{key}"] if not args.load_best_model_at_end else "–")
@@ -248,6 +251,7 @@ def generate_model_card(
         cams=CAMS_FILE if (folder / CAMS_FILE).is_file() else None,
         results=rows,
         split=plain(split),
+        accuracy_estimate=accuracy_estimate and plain(accuracy_estimate),
         evaluated=evaluated,
         other=other if has_other else None,
         best=best

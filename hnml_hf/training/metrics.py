@@ -1,5 +1,7 @@
 """What is measured: accuracy, and how well the model's doubt finds wrong labels."""
 
+import math
+
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
@@ -41,3 +43,36 @@ def noise_auroc(logits: np.ndarray, labels: np.ndarray, clean_labels: np.ndarray
         return None
     probabilities = torch.as_tensor(logits).float().softmax(-1).numpy()[known]
     return float(roc_auc_score(wrong, 1 - probabilities[np.arange(len(wrong)), labels[known]]))
+
+
+def estimate_accuracy(
+    agreement: float, count: int, noise_rate: float, noise_range: tuple[float, float], num_labels: int
+) -> tuple[float, float, float]:
+    """Accuracy on true labels, from agreement A with `count` held-out labels of which a share r is wrong.
+
+    Two assumptions bound it. If the model errs as often where the label is wrong, and repeats a wrong label by chance
+    alone, the accuracy a follows from A = (1 - r) a + r (1 - a) / (k - 1). If it repeats wrong labels as often as it
+    finds the true class there, because models and people err on the same images, the accuracy is A. The estimate is
+    halfway between. The range spans both, the range of r, and the 95 % sampling error of A.
+
+    Args:
+        agreement (`float`): A, share of held-out labels that the model predicts, in [0, 1].
+        count (`int`): number of held-out labels.
+        noise_rate (`float`): r, in [0, 1].
+        noise_range (`tuple[float, float]`): low and high of r.
+        num_labels (`int`): k, number of classes.
+
+    Returns:
+        `tuple[float, float, float]`: the estimate, and low and high of its range, in [0, 1].
+    """
+
+    def without_noise(agreement: float, rate: float) -> float:
+        by_chance = rate / (num_labels - 1)
+        if rate + by_chance >= 1:  # the labels say nothing any more
+            return 1.0
+        return min(max((agreement - by_chance) / (1 - rate - by_chance), agreement), 1.0)
+
+    error = 1.96 * math.sqrt(agreement * (1 - agreement) / count)
+    low = max(agreement - error, 0.0)
+    high = without_noise(min(agreement + error, 1.0), noise_range[1])
+    return (agreement + without_noise(agreement, noise_rate)) / 2, low, high

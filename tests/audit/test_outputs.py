@@ -352,7 +352,7 @@ def test_a_messy_folder_comes_out_corrected_and_the_second_round_asks_nothing_tw
     review.annotate(entries, "anna", "ab" * 6)
     assert set(names) == {"left", "right", "bottom"}
 
-    options = [str(tmp_path / "first"), "--output", str(tmp_path / "second_folder")]
+    options = [str(tmp_path / "first"), "--output_dir", str(tmp_path / "second_folder")]
     clean.main([*options, "--dry_run"])
     assert not (tmp_path / "second_folder").exists()
     clean.main(options)
@@ -368,7 +368,7 @@ def test_a_messy_folder_comes_out_corrected_and_the_second_round_asks_nothing_tw
     assert len(shown) == 36 and not shown & set(truth)
     assert len(queue.view(Query())) == 6 and len(queue.view(Query(status="before"))) == 12
 
-    clean.main([str(tmp_path / "second"), "--how", "drop", "--output", str(tmp_path / "third_folder")])
+    clean.main([str(tmp_path / "second"), "--how", "drop", "--output_dir", str(tmp_path / "third_folder")])
     lineage = {os.path.basename(row["path_original"]): row for row in read_csv(tmp_path / "third_folder/lineage.csv")}
     assert len(lineage) == 48 and sum(row["label_action"] == "dropped" for row in lineage.values()) == 6
     given = dict(zip(map(os.path.basename, table["path"]), table["label_name"], strict=True))
@@ -388,15 +388,15 @@ def test_two_people_are_merged_by_the_command(table, tmp_path, capsys):
             log.append(
                 [{"index": int(table["index"][row]), "annotation": word, "new_label": 0, "new_label_name": name}], who
             )
-    clean.main([str(tmp_path / "run"), "--output", str(tmp_path / "out")])
+    clean.main([str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")])
     said = capsys.readouterr().out
     disputed = table["suggested_name"][1] != table["label_name"][1]
     assert "Agreement of anna and bo: Cohen's kappa" in said and ("disagree on 1" in said) == disputed
     assert (tmp_path / "out" / "disagreements.csv").is_file() == disputed
     with pytest.raises(SystemExit, match="is there already"):
-        clean.main([str(tmp_path / "run"), "--output", str(tmp_path / "out")])
+        clean.main([str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="has no `_audit/noise_scores.parquet`"):
-        clean.main([str(tmp_path), "--output", str(tmp_path / "new")])
+        clean.main([str(tmp_path), "--output_dir", str(tmp_path / "new")])
     with pytest.raises(SystemExit, match="Nothing to do"):
         (tmp_path / "run" / "_audit" / "annotations.jsonl").unlink()
-        clean.main([str(tmp_path / "run"), "--output", str(tmp_path / "new")])
+        clean.main([str(tmp_path / "run"), "--output_dir", str(tmp_path / "new")])

@@ -122,7 +122,7 @@ def test_numbers_of_unknown_range_are_refused(kind, tmp_path):
         with pytest.raises(NotAnImageError, match=words):
             open_image(source)
     dataset = dataset_of(stored(GREY, "PNG"), data)
-    with pytest.raises(UnreadableImageError, match=rf"index 8 cannot be read: .*{words}.*check.py"):
+    with pytest.raises(UnreadableImageError, match=rf"index 8 cannot be read: .*{words}.*hnml check"):
         TransformedDataset(dataset, lambda image: image).__getitems__([0, 1])
     assert "range is not known" in decode_images(dataset, [1])[0]
     with pytest.raises(ValueError, match=words):

@@ -1,4 +1,4 @@
-"""The audit script as a user runs it, on an image folder and tables with one planted defect of each kind."""
+"""The check as a user runs it, on an image folder and tables with one planted defect of each kind."""
 
 import importlib.util
 import json

@@ -191,12 +191,12 @@ def test_a_model_that_says_nothing_finite_ends_with_an_error(script, spoil, save
     model = shutil.copytree(saved, tmp_path / "model")
     spoil(model)
     options = {
-        "predict": [str(saved / "image.png"), "--output", str(tmp_path / "out.csv")],
-        "evaluate": ["--dataset", data, "--split", "train", "--output", str(tmp_path / "out.json")],
-        "audit": ["--dataset", data, "--output_dir", str(tmp_path / "out")],
+        "predict": [str(model), str(saved / "image.png"), "--output", str(tmp_path / "out.csv")],
+        "evaluate": [str(model), data, "--split", "train", "--output", str(tmp_path / "out.json")],
+        "audit": ["--model", str(model), "--dataset", data, "--output_dir", str(tmp_path / "out")],
     }
     with pytest.raises(SystemExit, match="not finite|must be three finite numbers"):
-        load_script(script).main(["--model", str(model), *options[script]])
+        load_script(script).main(options[script])
     assert not [path for path in tmp_path.glob("out*") if path.is_file() or (path / "_audit").exists()]
 
 

@@ -28,6 +28,46 @@ def test_without_options_the_quickstart_runs():
     assert (model_args.backbone, args.output_dir) == ("resnet10t", "outputs/quickstart")
 
 
+@pytest.mark.parametrize("script", ["train", "probe"])
+def test_without_a_dataset_every_option_refines_the_quickstart(script, capsys):
+    model_args, data_args, args = load_script(script).parse_arguments(["--seed", "1", "--use_cpu", "true"])
+    assert (data_args.dataset, model_args.backbone, args.seed) == ("quickstart", "resnet10t", 1)
+    assert "Recipe: quickstart" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="--data_dir photos: which dataset lies there.*hnml train photos"):
+        load_script(script).parse_arguments(["--data_dir", "photos"])
+
+
+def test_a_dataset_is_a_word_and_own_data_have_a_recipe(tmp_path, capsys):
+    parse, photos, cpu = load_script("train").parse_arguments, str(tmp_path), ["--use_cpu", "true"]
+    model_args, data_args, _ = parse([photos, *cpu])
+    assert (data_args.dataset, data_args.validation_fraction, model_args.backbone) == (photos, 0.1, "resnet50")
+    model_args, data_args, _ = parse(["--backbone", "resnet18", *cpu, photos])
+    assert (data_args.dataset, data_args.validation_fraction, model_args.backbone) == (photos, 0, "resnet18")
+    assert parse(["cifar10", "--recipe", "quickstart", *cpu])[1].dataset == "cifar10"  # before that of a recipe
+    capsys.readouterr()
+    for words, message in (
+        ([photos, "--dataset", "cifar10"], "are two datasets; give one of them"),
+        (["cifar10n-worse"], "--backbone is needed, or a recipe that has one"),
+    ):
+        with pytest.raises(SystemExit):
+            parse([*words, *cpu])
+        assert message in capsys.readouterr().err
+
+
+def test_agreement_with_noisy_labels_is_not_called_accuracy(capsys):
+    train, data_args = load_script("train"), SimpleNamespace(validation_fraction=0.1)
+    table = SimpleNamespace(attrs={"noise_rate": 0.4, "noise_rate_interval": [0.4, 0.4]})
+    metrics = {"eval_split": "validation", "eval_accuracy": 0.4}
+    metrics |= train.accuracy_estimate(metrics, data_args, 10**6, table, num_labels=5)
+    train.print_table("Saved", metrics)
+    shown = capsys.readouterr().out
+    assert "agreement with held-out labels, as saved  0.4\n" in shown and "accuracy, as saved" not in shown
+    assert re.search(r"accuracy, estimated +0.5 \(0.4 to 0.6\)", shown)  # (0.4 - 0.1) / (1 - 0.4 - 0.1) = 0.6
+    data_args.validation_fraction = 0  # a split of its own, whose labels may be cleaner
+    assert train.accuracy_estimate(metrics, data_args, 10**6, table, num_labels=5) == {}
+    assert train.accuracy_estimate({**metrics, "eval_split": "test"}, data_args, 10**6, table, num_labels=5) == {}
+
+
 def test_the_command_line_overrides_the_recipe():
     train = load_script("train")
     recipe = str(ROOT / "scripts" / "recipes" / "quickstart.yaml")

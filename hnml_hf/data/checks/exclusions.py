@@ -80,7 +80,7 @@ def load_exclusions(path: str | os.PathLike) -> dict[str, dict[int, str]]:
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f'{path}:{number}: {error}. An exclusion list has lines like {{"split": "train", "index": 17, '
-                    '"reason": "truncated"}; write it with `python scripts/check.py`.'
+                    '"reason": "truncated"}; write it with `hnml check`.'
                 ) from error
     return exclusions
 

@@ -78,8 +78,8 @@ def test_bad_files_on_one_rank_end_both(animal10n, copy_of, tmp_path, monkeypatc
     ]
     done = launch(2, *options, "--output_dir", tmp_path / "run")
     assert done.returncode != 0
-    assert "UnreadableImageError" in done.stderr and "check.py" in done.stderr
-    audit = [sys.executable, SCRIPT.with_name("check.py"), "--dataset", "imagefolder", "--data_dir", root]
+    assert "UnreadableImageError" in done.stderr and "hnml check" in done.stderr
+    audit = [sys.executable, SCRIPT.with_name("check.py"), root]
     audited = subprocess.run([*map(str, audit), "--exclude_output", str(tmp_path / "bad")], capture_output=True)
     assert audited.returncode == 2
     done = launch(2, *options, "--exclude", tmp_path / "bad", "--output_dir", tmp_path / "clean")

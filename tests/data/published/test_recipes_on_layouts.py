@@ -51,7 +51,7 @@ def test_every_script_takes_a_part_of_a_known_dataset(cifar, tmp_path, monkeypat
     assert check(part) == 1 and "pass `partial=True`" in capsys.readouterr().err
     assert check([*part, "--partial"]) != 1
     assert re.search(r"^train +100 +100 ", capsys.readouterr().out, re.M)
-    evaluate(["--model", "model", *part, "--partial", "true"])
+    evaluate(["model", *part, "--partial", "true"])
     assert "accuracy" in capsys.readouterr().out
-    predict(["--model", "model", *part, "--partial", "true", "--split", "test", "--output", "predictions.csv"])
+    predict(["model", *part, "--partial", "true", "--split", "test", "--output", "predictions.csv"])
     assert len(Path("predictions.csv").read_text("utf-8").splitlines()) == 11

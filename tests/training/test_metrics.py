@@ -1,0 +1,46 @@
+"""The accuracy behind an agreement with noisy labels: by hand, and on recorded runs whose true accuracy is known."""
+
+import json
+
+import pytest
+from commands import ROOT
+
+from hnml_hf.training.metrics import estimate_accuracy
+
+
+RATES = {"human 9 %": 0.09, "human 40 %": 0.402, "symmetric 50 %": 0.5, "asymmetric 40 %": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("agreement", "rate", "classes", "expected"),
+    [
+        (0.9, 0.0, 10, 0.9),  # no noise: what is measured
+        (0.4, 0.4, 5, 0.5),  # between 0.4 and (0.4 - 0.1) / (1 - 0.4 - 0.1) = 0.6
+        (0.05, 0.4, 5, 0.05),  # below chance: no less than was measured
+        (0.5, 0.9, 10, 0.75),  # labels that say nothing: between 0.5 and 1
+        (1.0, 0.3, 2, 1.0),
+    ],
+)
+def test_by_hand(agreement, rate, classes, expected):
+    estimate, low, high = estimate_accuracy(agreement, 10**9, rate, (rate, rate), classes)
+    assert estimate == pytest.approx(expected, abs=1e-4) and 0 <= low <= estimate <= high <= 1
+
+
+def test_few_labels_and_an_uncertain_rate_widen_the_range():
+    _, low, high = estimate_accuracy(0.5, 100, 0.4, (0.3, 0.5), 5)
+    assert low == pytest.approx(0.5 - 0.098)  # 1.96 sqrt(0.25 / 100)
+    assert high == 1.0  # (0.598 - 0.125) / (1 - 0.5 - 0.125) > 1
+    assert estimate_accuracy(0.5, 100, 0.4, (0.3, 0.4), 5)[2] == pytest.approx((0.598 - 0.1) / 0.5)
+
+
+def test_the_range_holds_the_accuracy_of_the_recorded_runs():
+    """Every run that was measured on clean test images and on 1,000 noisy held-out labels, at its last epoch."""
+    inside = total = 0
+    for path in sorted((ROOT / "docs" / "results").glob("accuracy-*.runs.jsonl")):
+        for record in map(json.loads, path.read_text().splitlines()):
+            last = (record.get("curve") or [{}])[-1]
+            if record["noise"] in RATES and {"validation", "test"} <= set(last):
+                rate = RATES[record["noise"]]
+                _, low, high = estimate_accuracy(last["validation"], 1000, rate, (rate, rate), 10)
+                inside, total = inside + (low <= last["test"] <= high), total + 1
+    assert total > 200 and inside / total > 0.95, (inside, total)
