@@ -106,7 +106,7 @@ def test_a_folder_of_maps_belongs_to_one_run(saved, tmp_path, monkeypatch):
 
     monkeypatch.setattr(predict, "predict", watched)
     with pytest.raises(SystemExit, match="seen"):
-        predict.main(["--model", str(saved), str(saved / "image.png"), "--cams", str(tmp_path / "cams")])
+        predict.main([str(saved), str(saved / "image.png"), "--cams", str(tmp_path / "cams")])
     assert not is_taken(tmp_path / "cams")
 
 
@@ -117,7 +117,7 @@ def test_two_corrected_datasets_do_not_meet(script, data, tmp_path, monkeypatch)
     module, output = load_script(script), str(tmp_path / "cleaned")
     options = {
         "audit": ["--dataset", data, "--output_dir", str(tmp_path / "run"), "--clean", "drop", "--clean_output"],
-        "clean": [str(tmp_path / "run"), "--how", "drop", "--output"],
+        "clean": [str(tmp_path / "run"), "--how", "drop", "--output_dir"],
     }
     monkeypatch.setattr(module, reads, lambda *args: pytest.fail("the data are read"))
     with (
