@@ -14,7 +14,7 @@ from accelerate.commands.launch import launch_command_parser
 from commands import load_script
 from transformers import TrainingArguments
 
-from hnml_hf.cli import COMMANDS
+from hnml_hf.cli import COMMANDS, IN_SOURCES
 
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,9 @@ def parse(command: str, monkeypatch):
     words = shlex.split(command)
     if words[0] == "hnml" or "hnml_hf" in words:
         at = 1 if words[0] == "hnml" else words.index("hnml_hf") + 1
-        assert words[at] in COMMANDS, command
+        assert words[at] in [*COMMANDS, *IN_SOURCES], command
+        if words[at:] == words[-1:]:  # the name of a command in a sentence
+            return
         words[at] = f"scripts/{words[at]}.py"
     at = next(number for number, word in enumerate(words) if word.startswith("scripts/") and word.endswith(".py"))
     script, options = words[at], words[at + 1 :]
