@@ -134,7 +134,8 @@ def test_what_can_be_read_is_written_and_the_rest_is_an_error(saved, photos, tmp
     with pytest.raises(SystemExit, match="error: 1 of 5 images could not be read; the others are written.*--skip_unr"):
         script("predict").main(arguments)
     assert "Left out: `" in (said := capsys.readouterr().err) and "broken.jpg` cannot be read" in said
-    assert len((tmp_path / "p.csv").read_text().splitlines()) == 5 and len(list((tmp_path / "cams").glob("*.png"))) == 4
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 5
+    assert len(list((tmp_path / "cams").glob("*.png"))) == 4
     Image.new("1", (4000, 1000)).save(photos / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # Pillow refuses twice as many
     script("predict").main([*arguments, "--skip_unreadable"])
