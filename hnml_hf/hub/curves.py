@@ -4,12 +4,12 @@ import math
 import os
 import re
 
-from PIL import Image, ImageDraw, ImageFont
+from transformers.utils import logging
 
 from ..atomic import atomic_write
 
 
-COLOURS = ("#1f4e9c", "#e07b00", "#3a8f3a", "#c02020", "#7a4fa3", "#6b6b6b")
+logger = logging.get_logger(__name__)
 
 
 def while_training(log_history: list[dict]) -> list[dict]:
@@ -49,7 +49,7 @@ def epochs_of(log_history: list[dict]) -> list[dict]:
 
 
 def training_curves(log_history: list[dict], path: str | os.PathLike, *, evaluated: str, other: str | None) -> bool:
-    """Draw loss and accuracy over the epochs as a PNG file; tells whether there was anything to draw."""
+    """Draw loss and accuracy over the epochs as a PNG file; tells whether there was something to draw, and with."""
     log = while_training(log_history)
     models = {evaluated: "", **({other: f"_{other}"} if other else {})}
     names = {
@@ -74,41 +74,21 @@ def training_curves(log_history: list[dict], path: str | os.PathLike, *, evaluat
     }
     if not any(panels.values()):
         return False
-    picture = Image.new("RGB", (1200, 500), "white")
-    for position, (title, series) in enumerate(panels.items()):
-        _panel(ImageDraw.Draw(picture), (70 + 600 * position, 50, 570 + 600 * position, 370), title, series)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("The model card has no picture of the curves: `pip install 'hnml_hf[curves]'` (matplotlib).")
+        return False
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    for axes, (title, series) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        axes.set(title=title, xlabel="epoch")
+        for label, points in series.items():
+            axes.plot(*zip(*points, strict=True), label=label)
+        if series:
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small")
+        else:
+            axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
     with atomic_write(path) as unfinished:
-        picture.save(unfinished, "PNG")
+        figure.savefig(unfinished, format="png")
     return True
-
-
-def _panel(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], title: str, series: dict[str, list]):
-    left, top, right, bottom = box
-    small, large = ImageFont.load_default(15), ImageFont.load_default(20)
-    draw.text((left, top - 38), title, "black", font=large)
-    points = [point for line in series.values() for point in line]
-    if not points:
-        draw.text((left, top), "not measured", "gray", font=small)
-        return
-    (x_low, x_high), (y_low, y_high) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
-    x_high, y_high = (high if high > low else low + 1 for low, high in ((x_low, x_high), (y_low, y_high)))
-
-    def place(x, y):
-        return (
-            left + (x - x_low) / (x_high - x_low) * (right - left),
-            bottom - (y - y_low) / (y_high - y_low) * (bottom - top),
-        )
-
-    for step in range(5):
-        y = y_low + (y_high - y_low) * step / 4
-        height = place(x_low, y)[1]
-        draw.line([(left, height), (right, height)], "#dddddd")
-        draw.text((left - 8, height), f"{y:.3g}", "black", font=small, anchor="rm")
-        x = x_low + (x_high - x_low) * step / 4
-        draw.text((place(x, y_low)[0], bottom + 8), f"{x:.3g}", "black", font=small, anchor="mt")
-    draw.text(((left + right) / 2, bottom + 30), "epoch", "black", font=small, anchor="mt")
-    for number, (label, line) in enumerate(series.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        draw.line([place(*point) for point in line], colour, width=3, joint="curve")
-        column, row = number % 2, number // 2
-        draw.text((left + 250 * column, bottom + 56 + 22 * row), label, colour, font=small)

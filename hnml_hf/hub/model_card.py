@@ -26,11 +26,13 @@ HUB_DATASETS = {  # where the Hub has the images of a dataset that this package 
     **dict.fromkeys(("cifar10", "cifar10n"), "uoft-cs/cifar10"),
     **dict.fromkeys(("cifar100", "cifar100n"), "uoft-cs/cifar100"),
 }
-NOT_HYPERPARAMETERS = re.compile(
-    r"(output_dir|seed|objective|do_.*|hub_.*|push_.*|.*logging.*|log_.*|report_to|run_name|save_.*|eval_strategy|eval_steps"
-    r"|.*token.*|resume_.*|disable_tqdm|dataloader_.*|project|trackio.*|.*_dir|use_cpu|overwrite.*|restore_.*"
-    r"|activation_checkpointing|gradient_checkpointing.*|eval_on_start|eval_delay|load_best.*|metric_for.*|greater_is.*|remove_unused.*|label_names|rank_sync.*)"
+HYPERPARAMETERS = (  # of transformers; those of the method are the annotations of its own dataclass
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "max_grad_norm"),
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "optim_args", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "neftune_noise_alpha"),
+    *("bf16", "fp16", "tf32", "torch_compile", "train_sampling_strategy"),
 )
+SAID_ELSEWHERE = ("objective", "do_train", "remove_unused_columns", "ddp_find_unused_parameters")  # or not to be told
 METRICS = {"accuracy": "accuracy", "top5_accuracy": "top-5 accuracy", "loss": "cross-entropy"}
 CLASSES_NAMED = 20
 
@@ -49,10 +51,11 @@ def shown(value: object) -> str:
 
 def changed_options(args) -> list[tuple[str, str]]:
     """Hyperparameters whose value is not the default, in order; no path, no token, nothing of the machine."""
+    told = {*HYPERPARAMETERS, *type(args).__annotations__} - {*SAID_ELSEWHERE}
     changed = []
     for option in fields(args):
         value = getattr(args, option.name)
-        if NOT_HYPERPARAMETERS.fullmatch(option.name) or value == option.default or value is None:
+        if option.name not in told or value == option.default or value is None:
             continue
         if isinstance(value, (bool, int, float, str)) and os.sep not in str(value):
             changed.append((option.name, plain(getattr(value, "value", value))))

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from loopback_hub import check_card
 from PIL import Image
 
 from hnml_hf import HNMLTrainingArguments
-from hnml_hf.hub.curves import epochs_of, eval_prefixes
+from hnml_hf.hub.curves import epochs_of, eval_prefixes, training_curves
 from hnml_hf.hub.model_card import (
     changed_options,
     command_line,
@@ -144,9 +145,12 @@ def test_several_evaluation_splits_are_told_apart(tmp_path, monkeypatch):
     assert epochs_of(SEVERAL) == [{"epoch": 1.0, "eval_accuracy": 0.5}, {"epoch": 2.0, "eval_accuracy": 0.75}]
     assert epochs_of(list(reversed(SEVERAL[:4])))[0] == {"epoch": 2.0, "eval_accuracy": 0.75}
     drawn = {}
-    monkeypatch.setattr("hnml_hf.hub.curves._panel", lambda draw, box, title, series: drawn.update({title: series}))
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.plot", lambda axes, x, y, label: drawn.update({label: [*zip(x, y, strict=True)]})
+    )
+    monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda axes, **how: None)
     assert "best 0.75\n(epoch 2), last 0.75" in write(tmp_path, log_history=SEVERAL)
-    assert drawn["accuracy"] == {
+    assert drawn == {
         "teacher, validation split": [(1.0, 0.5), (2.0, 0.75)],
         "student, validation split": [(1.0, 0.4), (2.0, 0.7)],
         "teacher, test split": [(1.0, 0.9), (2.0, 0.7)],
@@ -187,7 +191,7 @@ def test_a_full_disk_leaves_the_card_before_and_no_half_of_another(place, tmp_pa
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def fill(*arguments, **options):
-        path = next(argument for argument in arguments if isinstance(argument, Path))
+        path = Path(next(argument for argument in arguments if isinstance(argument, (str, Path))))
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
@@ -293,6 +297,24 @@ def test_only_plain_values_are_listed():
         ("learning_rate", "0.2"),
         ("nothing", "3"),
     ]
+
+
+def test_options_of_a_later_transformers_are_not_told(tmp_path):
+    """A list of what is told cannot be passed by a new option, as one of what is not told could."""
+
+    @dataclass
+    class Later(HNMLTrainingArguments.__base__):
+        pass
+
+    Later.__annotations__ = {}
+    args = Later(str(tmp_path), use_cpu=True, report_to="none", learning_rate=0.3, trackio_space_id="me/space")
+    assert dict(changed_options(args)) == {"learning_rate": "0.3"}
+
+
+def test_without_matplotlib_the_card_has_no_curves(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert not training_curves(SEVERAL, tmp_path / "curves.png", evaluated="teacher", other="student")
+    assert not (tmp_path / "curves.png").exists()
 
 
 CARDS = Path(__file__).parents[2] / "model_cards"

@@ -162,5 +162,5 @@ def test_where_it_cannot_be_had(tiny_dataset, tmp_path):
         mixing = MixupCollator(3, mixup_alpha=0.5)
         build_trainer(tmp_path, tiny_dataset, objective="ce", symmetric_correction=True, collator=mixing)
     weighted = tiny_dataset.add_column("weight", np.linspace(0, 1, 48))
-    with pytest.raises(ValueError, match="the weights of the samples already say"):
+    with pytest.raises(ValueError, match="the weights of the samples already are"):
         build_trainer(tmp_path, weighted, objective="ce", symmetric_correction=True)
