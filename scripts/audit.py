@@ -90,7 +90,8 @@ class AuditArguments:
     )
     device: str | None = field(default=None, metadata={"help": "Default: a GPU if there is one."})
     export: list[str] = field(
-        default_factory=list, metadata={"help": "Files for other tools: csv, cleanlab, fiftyone, datumaro."}
+        default_factory=list,
+        metadata={"help": "Files for other tools: csv, cleanlab, fiftyone, datumaro, label_studio, cvat."},
     )
     apply: str | None = field(
         default=None, metadata={"help": "CSV of annotations that was downloaded from the report."}

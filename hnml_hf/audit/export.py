@@ -1,4 +1,4 @@
-"""The scores in the formats of other tools: spreadsheets, cleanlab, FiftyOne, Datumaro (also CVAT)."""
+"""The scores in the formats of other tools: spreadsheets, cleanlab, FiftyOne, Datumaro, Label Studio, CVAT."""
 
 import json
 import os
@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, Image
 
+from .exchange import write_cvat, write_label_studio
 from .table import check_unchanged, probably_wrong
 
 
-FORMATS = ("csv", "cleanlab", "fiftyone", "datumaro")
+FORMATS = ("csv", "cleanlab", "fiftyone", "datumaro", "label_studio", "cvat")
+FEWEST = 48  # rows to look at where none is probably wrong
 
 
 def export_audit(
@@ -25,10 +27,11 @@ def export_audit(
         dataset (`datasets.Dataset`): that was scored.
         folder (`str` or `Path`): made if it is not there.
         formats (`Sequence[str]`): of `csv` (for a spreadsheet), `cleanlab` (columns of its `Datalab`), `fiftyone` and
-            `datumaro`; these two also write images that are part of the dataset.
+            `datumaro` (all rows), `label_studio` and `cvat` (those to look at: probably wrong, or the 48 first ones).
+            These four also write images that are part of the dataset.
 
     Returns:
-        `list[Path]`: what was written, a file or, for `fiftyone`, a folder for each format.
+        `list[Path]`: what was written, a file or a folder for each format.
 
     Raises:
         ValueError: on another format, or a dataset that has changed.
@@ -48,13 +51,24 @@ def export_audit(
     if "cleanlab" in formats:
         files.append(folder / "cleanlab_issues.csv")
         cleanlab_issues(table).to_csv(files[-1])
-    if {"fiftyone", "datumaro"} & set(formats):
+    if {"fiftyone", "datumaro", "label_studio", "cvat"} & set(formats):
         images = export_images(dataset, table, folder / "images")
         if "fiftyone" in formats:
             files.append(export_fiftyone(table, images, folder / "fiftyone"))
         if "datumaro" in formats:
             files.append(export_datumaro(table, images, folder / "datumaro" / "annotations" / "default.json"))
+        issues = _to_look_at(table, images)
+        for name, write in (("label_studio", write_label_studio), ("cvat", write_cvat)):
+            if name in formats:
+                files.append(write(issues, {index: images[index] for index in issues["index"]}, folder / name))
     return files
+
+
+def _to_look_at(table: pd.DataFrame, images: Mapping[int, str]) -> pd.DataFrame:
+    """The label issues, most suspect first, whose images are there."""
+    there = table[table["index"].isin(images.keys())].sort_values("rank")
+    likely = probably_wrong(there)
+    return there[likely] if likely.any() else there.head(FEWEST)
 
 
 def export_csv(table: pd.DataFrame, path: str | os.PathLike) -> Path:

@@ -31,7 +31,7 @@ def test_formulas_are_escaped(tiny_dataset, scored, tmp_path):
 def test_exports_for_other_tools(tiny_dataset, scored, tmp_path):
     table = noise_scores(scored, NAMES)
     files = export_audit(table, tiny_dataset, tmp_path / "exports")
-    assert all(file.exists() for file in files) and len(files) == 4
+    assert all(file.exists() for file in files) and len(files) == 6
     issues = pd.read_csv(tmp_path / "exports" / "cleanlab_issues.csv", index_col="index")
     wrong = np.array(tiny_dataset["label"]) != np.array(tiny_dataset["clean_label"])
     assert set(issues.index[issues["is_label_issue"]]) == set(np.array(tiny_dataset["index"])[wrong])

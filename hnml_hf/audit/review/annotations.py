@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ...atomic import atomic_write
+from ..exchange import Samples, read_cvat, read_fiftyone_csv, read_json
 
 
 ANNOTATIONS = ("wrong", "right", "unsure")
@@ -28,7 +29,8 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
     Args:
         path (`str` or `Path`): CSV with the columns `index`, `annotation` (or `mark`: wrong, right, unsure),
             `new_label` (class id; empty: by `new_label_name`, else the suggested class) and, if it has them,
-            `new_label_name`, `label_name`, `path` and `annotator`; or the JSON lines that `hnml review` writes.
+            `new_label_name`, `label_name`, `path` and `annotator`; the JSON lines that `hnml review` writes; or an
+            export of Label Studio (`.json`), CVAT (`.xml`) or FiftyOne (`labels.json`, or a CSV with `filepath`).
         table (`pd.DataFrame`): scores that were reviewed; see [`load_audit`].
 
     Returns:
@@ -40,13 +42,12 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
             scored, an annotator's second word on a sample, or what is no annotation.
     """
     path = Path(path)
-    reader = _read_log if path.suffix.lower() == ".jsonl" else _read_csv
     names = list(map(str, table.attrs["class_names"]))
     ids = {name: label for label, name in enumerate(names)}
     given = dict(zip(table["index"].tolist(), table["label"].tolist(), strict=True))
     suggested = dict(zip(table["index"].tolist(), table["suggested_label"].tolist(), strict=True))
     found = {}
-    for where, row in reader(path):
+    for where, row in _rows(path, table):
         index = _integer(row.get("index"), "index", where)
         if index not in given:
             raise ValueError(
@@ -99,7 +100,16 @@ def _unescaped(text: str) -> str:
     return text[1:] if text[:1] == "'" and text[1:2] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, dict]]:
+def _rows(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return read_json(path, Samples(table))
+    if suffix == ".xml":
+        return read_cvat(path, Samples(table))
+    return _read_log(path) if suffix == ".jsonl" else _read_csv(path, table)
+
+
+def _read_csv(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         try:
@@ -107,6 +117,9 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict]]:
             rows = [(reader.line_num, row) for row in reader]
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path}:{reader.line_num + 1}: no CSV in UTF-8 ({error}).") from error
+    if "filepath" in columns and "index" not in columns:
+        yield from read_fiftyone_csv(path, rows, Samples(table))
+        return
     old = "mark" in columns and "annotation" not in columns
     missing = {"index", "mark" if old else "annotation", "new_label"} - columns
     if missing:

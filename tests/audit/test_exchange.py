@@ -1,0 +1,208 @@
+"""Label issues go to Label Studio, CVAT and FiftyOne, and what people decided there comes back."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+from reviews import make_run
+
+from hnml_hf import export_audit, load_noisy_dataset
+from hnml_hf.audit.review import read_annotations
+from hnml_hf.audit.table import probably_wrong
+from hnml_hf.data.schema import column, labels_fingerprint
+
+
+@pytest.fixture
+def audited(tmp_path):
+    """30 photographs in folders; their table and dataset."""
+    table = make_run(tmp_path)
+    dataset = load_noisy_dataset("imagefolder", data_dir=tmp_path / "photos", cache_dir=str(tmp_path / "cache"))[
+        "train"
+    ]
+    at = {cell["path"]: row for row, cell in enumerate(dataset.data.column("image").to_pylist())}
+    table["index"] = [int(dataset["index"][at[path]]) for path in table["path"]]
+    print_of_labels = labels_fingerprint(column(dataset, "index"), column(dataset, "label"), 3)
+    table.attrs["dataset_fingerprint"] = print_of_labels
+    return table, dataset
+
+
+def decisions(found):
+    return {
+        row["index"]: (row["annotation"], row["new_label_name"], row["annotator"]) for row in found.to_dict("records")
+    }
+
+
+def other(table, row):
+    return next(name for name in table.attrs["class_names"] if name != table["label_name"][row])
+
+
+# -- Label Studio -----------------------------------------------------------------------------------------------------
+
+
+def test_tasks_of_label_studio(audited, tmp_path):
+    table, dataset = audited
+    (folder,) = export_audit(table, dataset, tmp_path / "exports", ["label_studio"])
+    tasks = json.loads((folder / "tasks.json").read_text())
+    issues = table[probably_wrong(table)]
+    assert [task["data"]["index"] for task in tasks] == issues["index"].tolist()
+    first, row = tasks[0], issues.iloc[0]
+    assert first["data"]["given_label"] == row["label_name"]
+    path = tmp_path / "photos" / "train" / first["data"]["image"].partition("?d=")[2]
+    assert path.samefile(row["path"])
+    (prediction,) = first["predictions"]
+    assert prediction["result"][0]["value"] == {"choices": [row["suggested_name"]]}
+    assert prediction["score"] == pytest.approx(row["noise_score"])
+    view = ElementTree.parse(folder / "interface.xml").getroot()
+    (choices,) = view.findall("Choices")
+    assert [choice.get("value") for choice in choices] == table.attrs["class_names"]
+    (image,) = view.findall("Image")
+    assert prediction["result"][0]["from_name"] == choices.get("name")
+    assert prediction["result"][0]["to_name"] == choices.get("toName") == image.get("name")
+
+
+def annotated(task, name, who, **more):
+    result = [] if name is None else [{**task["predictions"][0]["result"][0], "value": {"choices": [name]}}]
+    return {"id": 1, "completed_by": who, "result": result, "was_cancelled": False, **more}
+
+
+def test_what_was_decided_in_label_studio(audited, tmp_path):
+    table, dataset = audited
+    (folder,) = export_audit(table, dataset, tmp_path / "exports", ["label_studio"])
+    tasks = json.loads((folder / "tasks.json").read_text())
+    given = [task["data"]["given_label"] for task in tasks]
+    said = [
+        [annotated(tasks[0], other(table, 0), {"id": 7, "email": "anna@example.org"})],
+        [annotated(tasks[1], given[1], 3), annotated(tasks[1], "zebra", 4)],
+        [annotated(tasks[2], None, 3)],
+        [annotated(tasks[3], given[3], 3, was_cancelled=True)],
+        [],
+    ]
+    for number, (task, annotations) in enumerate(zip(tasks, said, strict=False)):
+        task |= {"id": number, "annotations": annotations}
+    del tasks[0]["data"]["index"]  # of a project that was made without it: by the path
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(tasks[: len(said)]))
+    found = read_annotations(path, table)
+    index = table["index"].tolist()
+    rows = [(row["index"], row["annotation"], row["annotator"]) for row in found.to_dict("records")]
+    assert rows == [
+        (index[0], "wrong", "anna@example.org"),
+        (index[1], "right", "3"),
+        (index[1], "wrong", "4"),
+        (index[2], "unsure", "3"),
+        (index[3], "unsure", "3"),
+    ]
+    assert found["new_label_name"].tolist() == [other(table, 0), given[1], "zebra", "", ""]
+
+
+# -- CVAT -------------------------------------------------------------------------------------------------------------
+
+
+def test_tags_of_cvat_and_what_became_of_them(audited, tmp_path):
+    table, dataset = audited
+    (folder,) = export_audit(table, dataset, tmp_path / "exports", ["cvat"])
+    path = folder / "annotations.xml"
+    assert not len(read_annotations(path, table))  # nobody has looked at it
+    tree = ElementTree.parse(path)
+    images = tree.getroot().findall("image")
+    issues = table[probably_wrong(table)]
+    assert len(images) == len(issues)
+    for image, row in zip(images, issues.to_dict("records"), strict=True):
+        assert (tmp_path / "photos" / "train" / image.get("name")).samefile(row["path"])
+        assert (image.get("width"), image.get("height")) == ("60", "40")
+        (tag,) = image.findall("tag")
+        assert tag.get("label") == row["label_name"]
+        assert {a.get("name"): a.text for a in tag} == {
+            "suggested": row["suggested_name"],
+            "noise_score": f"{row['noise_score']:.4f}",
+        }
+    names = [label.findtext("name") for label in tree.getroot().find("meta/task/labels")]
+    assert names == table.attrs["class_names"]
+    assert [label["name"] for label in json.loads((folder / "labels.json").read_text())] == names
+
+    images[0].find("tag").set("label", other(table, 0))
+    images[1].find("tag").set("source", "manual")
+    images[2].remove(images[2].find("tag"))
+    tree.write(path, encoding="utf-8")
+    index = table["index"].tolist()
+    assert decisions(read_annotations(path, table)) == {
+        index[0]: ("wrong", other(table, 0), "annotations"),
+        index[1]: ("right", table["label_name"][1], "annotations"),
+        index[2]: ("unsure", "", "annotations"),
+    }
+
+
+# -- FiftyOne ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_changed_in_fiftyone(audited, tmp_path):
+    table, dataset = audited
+    (folder,) = export_audit(table, dataset, tmp_path / "exports", ["fiftyone"])
+    path = folder / "labels.json"
+    assert not len(read_annotations(path, table))
+    content = json.loads(path.read_text())
+    names, index = content["classes"], table["index"].tolist()
+    content["labels"][str(index[0])]["label"] = names.index(other(table, 0))
+    path.write_text(json.dumps(content))
+    expected = {index[0]: ("wrong", other(table, 0), "labels")}
+    assert decisions(read_annotations(path, table)) == expected
+    plain = {f"{row:04}": names[label] for row, label in enumerate(table["label"])}  # as FiftyOne writes it anew
+    plain["0000"] = other(table, 0)
+    path.write_text(json.dumps({"classes": names, "labels": {key: names.index(name) for key, name in plain.items()}}))
+    assert decisions(read_annotations(path, table)) == expected
+    rows = [f"{path},{plain[f'{row:04}']}" for row, path in enumerate(table["path"])]
+    (tmp_path / "labels.csv").write_text("\n".join(["filepath,ground_truth.label", *rows]) + "\n")
+    assert decisions(read_annotations(tmp_path / "labels.csv", table)) == expected
+
+
+# -- all of them ------------------------------------------------------------------------------------------------------
+
+
+def test_images_of_the_dataset_come_back_by_their_number(tiny_dataset, table, tmp_path):
+    table = table.assign(path="")
+    folder, cvat = export_audit(table, tiny_dataset, tmp_path, ["label_studio", "cvat"])
+    task = json.loads((folder / "tasks.json").read_text())[0]
+    name = table.sort_values("rank")["suggested_name"].iloc[0]
+    index = task["data"].pop("index")
+    with Image.open(tmp_path / "images" / task["data"]["image"].partition("?d=")[2]) as image:
+        assert image.size == (32, 32)
+    (tmp_path / "x.json").write_text(json.dumps([{**task, "annotations": [annotated(task, name, 1)]}]))
+    assert decisions(read_annotations(tmp_path / "x.json", table)) == {index: ("wrong", name, "1")}
+    assert not len(read_annotations(cvat / "annotations.xml", table))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "{", "a.json: no JSON"),
+        ("a.json", "[" * 100_000, "a.json: no JSON"),
+        ("a.json", "{}", "a.json: neither tasks of Label Studio .* nor `classes` and `labels` of FiftyOne"),
+        ("a.json", "[1]", "a.json task 1: no `annotations`; export from Label Studio as `JSON`"),
+        ("a.json", '[{"data": {"index": 5}, "annotations": [{"result": [3]}]}]', "task 1: no annotation of Label"),
+        (
+            "a.json",
+            '[{"data": {"image": "x.png"}, "annotations": []}]',
+            "task 1: none of the scored images is `x.png`",
+        ),
+        ("a.json", '{"classes": ["a"], "labels": {"0000": 7}}', "label '0000': class 7 is none of `classes`"),
+        ("a.xml", "<a", "a.xml:1: no XML"),
+        ("a.xml", "<annotations/>", "a.xml: no images; export from CVAT as `CVAT for images 1.1`"),
+        ("a.xml", '<a>\n<image name="no.png"/></a>', "a.xml:2: none of the scored images is `no.png`"),
+        (
+            "a.xml",
+            '<a><image name="0000.png"><tag label="a"/><tag label="b"/></image></a>',
+            "a.xml:1: several tags of one image: a, b",
+        ),
+        (
+            "a.xml",
+            '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>\n<a>&x;</a>',
+            "a.xml:1: a document type has no place",
+        ),
+        ("a.csv", "filepath,tags\n0000.png,x\n", "a.csv:1: one column `label`, or one that ends so, is needed"),
+    ],
+)
+def test_what_is_no_export_is_named(audited, tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_annotations(tmp_path / name, audited[0])
