@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # read by type checkers, and by `_modules_of_names`
     from .audit.run import audit_run
     from .audit.single_pass import score_model
     from .audit.table import load_audit, noise_scores
+    from .common.finite import NonFiniteError
     from .data.checks import check_dataset
     from .data.collate import MixupCollator, collate_images
     from .data.load import load_noisy_dataset
@@ -35,7 +36,6 @@ if TYPE_CHECKING:  # read by type checkers, and by `_modules_of_names`
     from .hub.onnx_export import export_to_onnx
     from .hub.upload import push_to_hub
     from .inference import open_image, overlay, predict
-    from .modeling.finite import NonFiniteError
     from .modeling.timm_cam import TimmCAMForImageClassification
     from .training.args import HNMLTrainingArguments
     from .training.dynamics import TrainingDynamics
@@ -82,7 +82,7 @@ __all__ = [
     "NonFiniteError",
 ]
 
-_FOLDERS = ("audit", "data", "hub", "modeling", "noise", "objectives", "training")
+_FOLDERS = ("audit", "common", "data", "hub", "modeling", "noise", "objectives", "training")
 
 
 def _modules_of_names() -> dict[str, str]:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .common.finite import WHERE_TO_LOOK, require_finite_outputs
 from .data.decoding import MAX_PIXELS, UNREADABLE, decode, to_rgb
 from .data.transforms import create_transforms
 from .modeling.cam import normalize_cams
-from .modeling.finite import WHERE_TO_LOOK, require_finite_outputs
 from .modeling.modes import evaluation_mode
 
 

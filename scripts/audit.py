@@ -41,13 +41,13 @@ from hnml_hf import (
     load_audit,
     score_model,
 )
-from hnml_hf.atomic import atomic_write, new_folder
 from hnml_hf.audit.features import extract_features, launched, load_backbone
 from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import judge_dataset, worst_pairs
 from hnml_hf.audit.review import merge_annotations, read_annotations
 from hnml_hf.audit.run import write_report
 from hnml_hf.cli import HelpFormatter, answer_help
+from hnml_hf.common.atomic import atomic_write, new_folder
 from hnml_hf.data.checks import format_report, save_report
 from hnml_hf.training.dynamics import dynamics_file, probe_dynamics, run_dynamics
 from hnml_hf.training.resume.files import run_lock

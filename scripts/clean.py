@@ -18,7 +18,6 @@ from pathlib import Path
 from options import HelpFormatter, load_data, plain_errors, saved_data_arguments
 
 from hnml_hf import load_audit
-from hnml_hf.atomic import new_folder
 from hnml_hf.audit.cleaning import HOW, plan_cleaning
 from hnml_hf.audit.outputs import (
     FILES,
@@ -33,6 +32,7 @@ from hnml_hf.audit.outputs import (
 from hnml_hf.audit.review import Merged, merge_annotations, read_annotations
 from hnml_hf.audit.review.lineage import gone_before, lineage_of_rows
 from hnml_hf.audit.review.log import LOG_FILE
+from hnml_hf.common.atomic import new_folder
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

@@ -27,10 +27,10 @@ from hnml_hf import (
     compute_metrics,
     create_transforms,
 )
-from hnml_hf.atomic import atomic_write
 from hnml_hf.cli import HelpFormatter
+from hnml_hf.common.atomic import atomic_write
+from hnml_hf.common.finite import WHERE_TO_LOOK, require_finite_outputs
 from hnml_hf.data.classes import align_classes
-from hnml_hf.modeling.finite import WHERE_TO_LOOK, require_finite_outputs
 
 
 def outputs_of(model, names: list[str], labels: np.ndarray) -> np.ndarray:

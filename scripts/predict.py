@@ -36,7 +36,7 @@ from hnml_hf.inference import NotAnImageError
 from hnml_hf.training.resume.files import run_lock
 
 
-atomic_write = hnml_hf.atomic.atomic_write
+atomic_write = hnml_hf.common.atomic.atomic_write
 
 
 def find_images(inputs: list[Path]) -> list[Path]:

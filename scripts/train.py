@@ -47,9 +47,9 @@ from hnml_hf import (
     create_image_processor,
     create_transforms,
 )
-from hnml_hf.atomic import atomic_write
 from hnml_hf.audit.probe import start_from_probe
 from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
+from hnml_hf.common.atomic import atomic_write
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
 from hnml_hf.data.splits import held_out_labels
 from hnml_hf.data.targets import add_targets, targets_of

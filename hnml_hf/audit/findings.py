@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..atomic import atomic_write
+from ..common.atomic import atomic_write
 
 
 DUPLICATE = 0.95  # cosine of two images from which one is taken for a copy of the other (figures in docs/audit.md)

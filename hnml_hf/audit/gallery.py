@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset, Image
 from PIL import Image as Pillow
 
+from ..common.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..data.decoding import MAX_PIXELS, UNREADABLE, decode
 from ..data.schema import column
 from ..modeling.cam import normalize_cams
-from ..modeling.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..modeling.modes import evaluation_mode
 from .report import SIDES, Evidence
 from .table import probably_wrong

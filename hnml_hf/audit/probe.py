@@ -14,8 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from ..common.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..data.collate import collate_images
-from ..modeling.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..modeling.modes import evaluation_mode
 from ..training.dynamics import score_predictions
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from ..common.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..data.classes import align_classes
 from ..data.decoding import MAX_PIXELS
 from ..data.schema import column
-from ..modeling.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..training.dynamics import score_predictions
 from .gallery import decode_images
 

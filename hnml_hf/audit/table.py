@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Image
 
-from ..atomic import atomic_write
+from ..common.atomic import atomic_write
+from ..common.finite import NonFiniteError
 from ..data.schema import column, labels_fingerprint
-from ..modeling.finite import NonFiniteError
 from ..training.dynamics import AUDIT_FOLDER
 from .noise_model import estimate_noise
 

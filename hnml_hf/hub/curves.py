@@ -6,7 +6,7 @@ import re
 
 from transformers.utils import logging
 
-from ..atomic import atomic_write
+from ..common.atomic import atomic_write
 
 
 logger = logging.get_logger(__name__)

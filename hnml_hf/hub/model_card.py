@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
-from ..atomic import atomic_write
+from ..common.atomic import atomic_write
 from ..data.schema import UNKNOWN, noise_rate
 from .curves import epochs_of, training_curves
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..atomic import atomic_write
+from ..common.atomic import atomic_write
 from ..modeling.cam import class_activation_maps
 
 

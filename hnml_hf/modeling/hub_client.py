@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..hub.answers import without_retries
+from ..common.answers import without_retries
 
 
 ANSWER_WITHIN = 30  # seconds until a Hub that says nothing counts as not there

@@ -13,8 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
-from ..hub.answers import without_retries
-from .finite import require_finite_weights
+from ..common.answers import without_retries
+from ..common.finite import require_finite_weights
 from .hub_client import upload_files
 
 

@@ -14,8 +14,8 @@ from transformers import TimmWrapperConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 
+from ..common.finite import require_finite_weights
 from .cam import class_activation_maps, head_gradient_activation, normalize_cams
-from .finite import require_finite_weights
 from .modes import evaluation_mode
 from .saving import SavedModelMixin
 from .timm_backbone import backbone_config, classifiers, pretrained_state, require_linear_classifier

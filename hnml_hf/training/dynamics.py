@@ -7,7 +7,7 @@ from tokenize import TokenError
 import numpy as np
 from numpy.lib.recfunctions import rename_fields
 
-from ..atomic import atomic_write, mapped_array
+from ..common.atomic import atomic_write, mapped_array
 
 
 TOP_LABELS = 9  # labels that are followed beside the given one; with up to ten classes that is all of them

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from safetensors.torch import load_file
 
+from ..common.finite import require_finite_outputs
 from ..data.resident import ResidentDataset
-from ..modeling.finite import require_finite_outputs
 from .distributed import broadcast_buffers
 from .resume.trainer import LAST_FOLDER
 

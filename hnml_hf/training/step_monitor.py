@@ -6,7 +6,7 @@ from collections import defaultdict
 import torch
 from accelerate.utils import reduce
 
-from ..modeling.finite import NonFiniteError
+from ..common.finite import NonFiniteError
 
 
 class StepMonitor:

@@ -9,7 +9,7 @@ Shapes: n samples, b batch, k classes, t classes kept per sample.
 import numpy as np
 import torch
 
-from ..atomic import mapped_array
+from ..common.atomic import mapped_array
 
 
 DENSE_BYTES = 256 * 2**20  # from here on a memory of all classes is too much to ask without being told

@@ -11,11 +11,11 @@ from PIL import Image
 from reviews import make_run
 
 from hnml_hf import TrainingDynamics, audit_run, load_audit, load_noisy_dataset
-from hnml_hf.atomic import new_folder
 from hnml_hf.audit.cleaning import plan_cleaning
 from hnml_hf.audit.outputs import describe_plan, read_source, write_csv, write_dataset, write_folder
 from hnml_hf.audit.review import merge_annotations, read_annotations, write_annotations
 from hnml_hf.audit.review.log import AnnotationLog
+from hnml_hf.common.atomic import new_folder
 
 
 NAMES = ("cat", "dog", "horse")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from trainers import build_model
 
 from hnml_hf import CheckpointError, NonFiniteError, create_image_processor
-from hnml_hf.atomic import new_folder
+from hnml_hf.common.atomic import new_folder
 from hnml_hf.training.resume.files import run_lock
 from hnml_hf.training.resume.signals import EXIT_CODE, EndAtOnce
 

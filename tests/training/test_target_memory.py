@@ -7,7 +7,7 @@ from distributed_worker import CASES, VIT, make_trainer, weights_of
 from torch.testing import assert_close
 
 from hnml_hf import TrainingDynamics, collate_images
-from hnml_hf.atomic import mapped_array
+from hnml_hf.common.atomic import mapped_array
 from hnml_hf.objectives.mean_teacher import consistency_loss
 from hnml_hf.training.target_memory import DENSE_BYTES, TargetMemory, TopKMemory, create_memory
 

@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from ...atomic import atomic_write
+from ...common.atomic import atomic_write
 from ..findings import FINDINGS
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ...atomic import atomic_write
+from ...common.atomic import atomic_write
 from ..exchange import Samples, read_cvat, read_fiftyone_csv, read_json
 
 

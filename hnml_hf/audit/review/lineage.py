@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ...atomic import atomic_write
+from ...common.atomic import atomic_write
 
 
 AUDIT_FOLDER = "_audit"  # as in `hnml_hf.training.dynamics`, which imports torch

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from datasets import DatasetDict
 
-from ...atomic import atomic_write
+from ...common.atomic import atomic_write
 from ..schema import column
 from .images import IMAGE_DEFECTS
 from .report import LABEL_DEFECTS

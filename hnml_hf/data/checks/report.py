@@ -3,7 +3,7 @@
 import json
 import os
 
-from ...atomic import atomic_write
+from ...common.atomic import atomic_write
 from .images import IMAGE_DEFECTS
 
 

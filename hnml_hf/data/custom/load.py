@@ -12,7 +12,7 @@ import huggingface_hub
 import numpy as np
 from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets
 
-from ...hub.answers import without_retries
+from ...common.answers import without_retries
 from ..files import as_on_disk, table_path
 from ..published.builder import ON_MISSING, REMOTE, keep_on_disk, outside_paths, prepare
 from ..schema import assemble

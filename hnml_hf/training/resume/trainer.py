@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ...modeling.finite import require_finite_weights
+from ...common.finite import require_finite_weights
 from ..callbacks import CheckpointedCallback
 from ..distributed import any_process, on_first_process, require_same_on_all_processes, tensor_digests
 from . import files as checkpoints

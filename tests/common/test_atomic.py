@@ -1,6 +1,6 @@
 import pytest
 
-from hnml_hf.atomic import atomic_write, new_folder
+from hnml_hf.common.atomic import atomic_write, new_folder
 
 
 def test_half_a_file_takes_no_ones_place(tmp_path):
