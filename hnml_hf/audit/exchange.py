@@ -16,7 +16,7 @@ from xml.parsers import expat
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from ..atomic import atomic_write
+from ..common.atomic import atomic_write
 from ..data.files import is_plain
 
 
