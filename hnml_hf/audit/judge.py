@@ -362,7 +362,7 @@ class FoldStatistics:
         """The same moments with counts and class sums of soft targets."""
         device, num_labels = self.counts.device, self.counts.shape[1]
         counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
-        for rows, batch in _batches(features, device):
+        for rows, batch in _batches(features, device, _rows_at_a_time(num_labels)):
             targets = torch.zeros(len(batch), num_labels, device=device)
             targets.scatter_(1, candidates[rows].to(device), posterior[rows].float().to(device))
             if weights is not None:
@@ -452,8 +452,9 @@ class Discriminants:
         logits = torch.empty(len(rows), wanted)
         candidates = torch.arange(wanted).expand(len(rows), wanted).clone()
         weight, bias = self.weight.float(), self.bias.float()
-        for start in range(0, len(rows), BATCH):
-            there = rows[start : start + BATCH]
+        step = _rows_at_a_time(num_labels)
+        for start in range(0, len(rows), step):
+            there = rows[start : start + step]
             batch = _tensor(features[there], device) - self.shift
             part = torch.from_numpy(fold[there]).to(device)
             scores = torch.empty(len(batch), num_labels, device=device)
@@ -674,9 +675,14 @@ def _known_elsewhere(labels, fold, weights, num_labels) -> np.ndarray:
     return (counts.sum(0) - counts)[fold, labels] > 0
 
 
-def _batches(features, device) -> Iterator[tuple[slice, torch.Tensor]]:
-    for start in range(0, len(features), BATCH):
-        rows = slice(start, min(start + BATCH, len(features)))
+def _rows_at_a_time(num_labels: int) -> int:
+    """As many as have 64 MB of logits, so that tens of thousands of classes take no more memory than thousands."""
+    return max(256, min(BATCH, 2**24 // num_labels))
+
+
+def _batches(features, device, size: int = BATCH) -> Iterator[tuple[slice, torch.Tensor]]:
+    for start in range(0, len(features), size):
+        rows = slice(start, min(start + size, len(features)))
         yield rows, _tensor(features[rows], device)
 
 

@@ -110,3 +110,29 @@ def test_bad_input_is_named_before_the_pass(tmp_path, weights, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(OSError, match="GB for features"):
         extract_features(data, backbone, cache_dir=tmp_path / "full", num_workers=0)
+
+
+def test_a_compiled_network_gets_batches_of_one_size(tmp_path, backbone, monkeypatch):
+    data = images(tmp_path)
+    plain = extract_features(data, backbone, cache_dir=tmp_path / "plain", batch_size=3, num_workers=0)
+    shapes = []
+
+    def compiled(network, options):
+        assert options == {"freezing": True}
+        return lambda pixels: shapes.append(len(pixels)) or network(pixels)
+
+    monkeypatch.setattr(module, "COMPILED_FROM", 7 * 64**2)
+    monkeypatch.setattr(module.torch, "compile", compiled)
+    monkeypatch.setattr(module.shutil, "which", lambda name: name)
+    found = extract_features(data, backbone, cache_dir=tmp_path / "compiled", batch_size=3, num_workers=0)
+    assert shapes == [3, 3, 3]
+    np.testing.assert_allclose(found.values, plain.values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_compiler_is_said_where_compilation_would_pay(tmp_path, backbone, monkeypatch, caplog):
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    extract_features(images(tmp_path), backbone, cache_dir=tmp_path / "few", num_workers=0, device="cpu")
+    assert "compiler" not in caplog.text
+    monkeypatch.setattr(module, "COMPILED_FROM", 7 * 64**2)
+    found = extract_features(images(tmp_path), backbone, cache_dir=tmp_path / "many", num_workers=0, device="cpu")
+    assert "There is no C++ compiler" in caplog.text and found.computed == 7
