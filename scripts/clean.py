@@ -32,6 +32,7 @@ from hnml_hf.audit.outputs import (
 from hnml_hf.audit.review import Merged, merge_annotations, read_annotations
 from hnml_hf.audit.review.lineage import gone_before, lineage_of_rows
 from hnml_hf.audit.review.log import LOG_FILE
+from hnml_hf.audit.table import likely_classes
 from hnml_hf.common.atomic import new_folder
 
 
@@ -103,6 +104,8 @@ def clean(options, folder: Path | None) -> Counter:
     if merged is not None:
         report_agreement(merged)
     print("\n".join(describe_plan(plan)))
+    if options.how == "posterior" and likely_classes(table) is None:
+        print("This audit has not kept the likeliest classes: targets are the given and the suggested class alone.")
     if folder is None:
         return Counter()
     actions = write_output(options, source, plan, table, folder)

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Value
 from ..data.schema import column
 from ..data.targets import add_targets
 from .review.annotations import read_annotations
-from .table import check_unchanged, probably_wrong
+from .table import check_unchanged, likely_classes, probably_wrong
 
 
 HOW = ("drop", "relabel", "weight", "posterior")
@@ -73,7 +73,8 @@ def plan_cleaning(
     Returns:
         `pd.DataFrame`: in the order of the table `index`, `path`, `label` (id) and `label_name`, `label_scored` (the
         given one, name), `label_original` (the given one of the first of several rounds), `label_score`,
-        `label_action` (kept, annotated, relabelled, dropped), `annotation`, `annotator`, `weight`, `suggested_label`.
+        `label_action` (kept, annotated, relabelled, dropped), `annotation`, `annotator`, `weight`, `suggested_label`;
+        and the likeliest classes, if the table has kept them.
         `attrs["class_names"]` are all classes.
 
     Raises:
@@ -103,6 +104,7 @@ def plan_cleaning(
             "annotator": "",
             "weight": 1 - table["noise_score"].to_numpy(),
             "suggested_label": table["suggested_label"].to_numpy(),
+            **{name: table[name].to_numpy() for name in table.columns if name.startswith("likely_")},
         }
     )
     plan = plan.astype({"annotation": object, "annotator": object}).copy()
@@ -126,6 +128,23 @@ def plan_cleaning(
     plan["label_name"] = np.asarray(names, dtype=object)[plan["label"]]
     plan.attrs = {"class_names": names, "how": how}
     return plan
+
+
+def plan_targets(plan: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The classes of each row of a plan and their probabilities, both of shape `(n, t)`; the label alone where people
+    have decided. Of a table that has not kept the likeliest classes, the given and the suggested one."""
+    num_classes, label = len(plan.attrs["class_names"]), plan["label"].to_numpy()
+    found = likely_classes(plan)
+    if found is None:
+        suggested, score = plan["suggested_label"].to_numpy(), plan["label_score"].to_numpy()
+        score = np.where(label == suggested, 0, score)
+        other = np.where(label == suggested, (label + 1) % num_classes, suggested)
+        found = np.stack([label, other], axis=1), np.stack([1 - score, score], axis=1)
+    classes, probabilities = (values.copy() for values in found)
+    decided = (plan["label_action"] == "annotated").to_numpy()
+    classes[decided] = (label[decided, None] + np.arange(classes.shape[1])) % num_classes
+    probabilities[decided] = np.eye(classes.shape[1])[0]
+    return classes, probabilities
 
 
 def _annotate(plan: pd.DataFrame, annotations: pd.DataFrame, names: list[str]):
@@ -177,9 +196,9 @@ def apply_plan(dataset: Dataset, plan: pd.DataFrame) -> Dataset:
     ):
         cleaned = cleaned.add_column(name, values, feature=kind)
     if how == "posterior":
-        candidates = facts[["label", "suggested_label"]].to_numpy()
-        score = np.where(candidates[:, 0] == candidates[:, 1], 0.0, facts["label_score"])
-        cleaned = add_targets(cleaned, np.stack([1 - score, score], axis=1), candidates)
+        facts.attrs = plan.attrs
+        classes, probabilities = plan_targets(facts)
+        cleaned = add_targets(cleaned, probabilities, classes)
     dropped = (facts["label_action"] == "dropped").to_numpy()
     return cleaned.select(np.flatnonzero(~dropped)) if dropped.any() else cleaned
 

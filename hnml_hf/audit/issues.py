@@ -11,13 +11,15 @@ from datasets import ClassLabel, Dataset, Image
 
 from ..data.load import load_noisy_dataset
 from ..data.schema import column, labels_fingerprint
+from ..data.targets import top_targets
 from .features import BACKBONE, Features, extract_features, load_backbone
 from .findings import neighbor_columns
 from .judge import Judgement, identical_rows, judge_labels
 from .review.annotations import annotated_labels, apply_annotations
-from .table import FORMAT, _shared, image_paths
+from .table import FORMAT, _shared, image_paths, likely_columns
 
 
+LIKELY = 5  # classes of each sample whose probability the table keeps
 DENSE = 1_000  # classes up to which the summary holds the transition matrix as a list
 IMAGE_COLUMNS = ("image", "img", "path", "file", "file_name", "filename", "image_path")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target")
@@ -142,7 +144,8 @@ def issue_table(
 
     Returns:
         `pd.DataFrame`: with the columns and `attrs` of [`noise_scores`]. Probabilities are those of the class given
-        image and label; `margin` is their difference. Where neighbours were sought, also those of
+        image and label; `margin` is their difference; `likely_class_1` and `likely_probability_1` are the likeliest
+        class and its probability, up to five of them. Where neighbours were sought, also those of
         [`~hnml_hf.audit.findings.neighbor_columns`].
     """
     n, rate = len(labels), judgement.noise_rate
@@ -179,6 +182,12 @@ def issue_table(
             "last_epoch_learned": learned,
         }
     )
+    likely = (labels[:, None] + np.arange(min(LIKELY, len(names)))) % len(names)
+    share = np.zeros(likely.shape, np.float32)
+    share[:, 0] = 1  # of a sample that was not judged nothing is known but its label
+    top = top_targets(judgement.posterior, judgement.candidates, top_k=likely.shape[1])
+    likely[rows[judgement.judged]], share[rows[judgement.judged]] = (part[judgement.judged] for part in top)
+    table = table.assign(**likely_columns(likely, share))
     if judgement.nearest is not None:
         nearest, similarities = np.full((n, judgement.nearest.shape[1]), -1), np.full((n, 1), -1.0)
         similarities = np.repeat(similarities, judgement.nearest.shape[1], 1)

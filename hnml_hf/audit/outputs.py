@@ -16,7 +16,7 @@ from ..data.custom.columns import ColumnOptions
 from ..data.custom.tables import find_tables, table_suffix
 from ..data.files import is_image, walk
 from ..data.splits import find_splits
-from .cleaning import apply_plan
+from .cleaning import apply_plan, plan_targets
 from .export import escape_formula
 from .review.lineage import LINEAGE_FILE, write_lineage
 from .table import check_unchanged
@@ -286,6 +286,9 @@ def write_csv(
         `Counter`: rows by action.
     """
     facts = {row["index"]: row for row in plan.to_dict("records")}
+    if plan.attrs["how"] == "posterior":
+        for row, classes, probabilities in zip(facts.values(), *plan_targets(plan), strict=True):
+            row["posterior"] = list(zip(classes.tolist(), probabilities.tolist(), strict=True))
     extra = {"weight": ["label_weight"], "posterior": ["label_posterior"]}.get(plan.attrs["how"], [])
     actions, others, folder = Counter(), [], _made(folder)
     if source.tables:
@@ -360,8 +363,9 @@ def _added(fact: Mapping, text: Mapping[str, str]) -> list:
 def _more(name: str, fact: Mapping, plan: pd.DataFrame) -> str:
     if name == "label_weight":
         return f"{fact['weight']:.6g}"
-    names, score = plan.attrs["class_names"], fact["label_score"] if fact["label_action"] == "kept" else 0.0
-    return json.dumps({fact["label_name"]: round(1 - score, 6), names[fact["suggested_label"]]: round(score, 6)})
+    return json.dumps(
+        {plan.attrs["class_names"][label]: round(float(p), 6) for label, p in fact["posterior"] if p > 0}
+    )
 
 
 def _table_of_images(plan, folder, facts, extra, actions):

@@ -156,6 +156,24 @@ def _check_same_labels(records: np.ndarray, cross_validated: np.ndarray):
         )
 
 
+def likely_columns(classes: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of the table: the likeliest classes of each sample and their probabilities, both of shape `(n, t)`."""
+    return {
+        f"likely_{name}_{number}": values.astype(kind)
+        for number, pair in enumerate(zip(classes.T, probabilities.T, strict=True), start=1)
+        for name, kind, values in zip(("class", "probability"), (np.int32, np.float32), pair, strict=True)
+    }
+
+
+def likely_classes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray] | None:
+    """What [`likely_columns`] has written; `None` for a table without it, as of what training saw."""
+    classes = [name for name in table.columns if name.startswith("likely_class_")]
+    if not classes:
+        return None
+    probabilities = [name.replace("class", "probability") for name in classes]
+    return table[classes].to_numpy(np.int64), table[probabilities].to_numpy(np.float32)
+
+
 def probably_wrong(table: pd.DataFrame, threshold: float = 0.5) -> np.ndarray:
     """Which labels count as wrong, `(n,)` bool: those whose score reaches the threshold, of samples that were seen.
 

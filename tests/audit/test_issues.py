@@ -15,7 +15,7 @@ from hnml_hf import find_label_issues, load_audit
 from hnml_hf.audit.features import extract_features, load_backbone
 from hnml_hf.audit.issues import as_dataset, judge_dataset, worst_pairs
 from hnml_hf.audit.run import write_report
-from hnml_hf.audit.table import write_audit
+from hnml_hf.audit.table import likely_classes, write_audit
 
 
 COLOURS = {"blue": (20, 20, 200), "green": (20, 200, 20), "red": (200, 20, 20)}
@@ -132,3 +132,22 @@ def test_class_labels_and_ids_are_kept(coloured):
     data = data.add_column("index", np.arange(100, 160))
     made = as_dataset(data)
     assert made.features["label"].names == ["red", "green", "blue", "pink"] and made["index"][0] == 100
+
+
+def test_the_table_keeps_the_likeliest_classes():
+    """A posterior over six classes: five of them, the likeliest first, summing to 1; a label that was not judged."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(6), 20)
+    features = rng.normal(size=(120, 12)).astype(np.float32)
+    features[np.arange(120), labels] += 4
+    labels = np.append(labels, 6)  # the only one of its class
+    features = np.vstack([features, rng.normal(size=(1, 12)).astype(np.float32)])
+    table = find_label_issues((features, labels))
+    classes, probabilities = likely_classes(table)
+    assert classes.shape == probabilities.shape == (121, 5)
+    assert all(len(set(row)) == 5 for row in classes.tolist())
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert (np.diff(probabilities, axis=1) <= 1e-6).all()
+    assert (classes[120, 0], probabilities[120, 0]) == (6, 1)
+    given = np.where(classes == labels[:, None], probabilities, 0).sum(1)[:120]
+    np.testing.assert_allclose(given, table["given_probability"][:120], atol=2e-3)

@@ -11,10 +11,11 @@ from PIL import Image
 from reviews import make_run
 
 from hnml_hf import TrainingDynamics, audit_run, load_audit, load_noisy_dataset
-from hnml_hf.audit.cleaning import plan_cleaning
+from hnml_hf.audit.cleaning import plan_cleaning, plan_targets
 from hnml_hf.audit.outputs import describe_plan, read_source, write_csv, write_dataset, write_folder
 from hnml_hf.audit.review import merge_annotations, read_annotations, write_annotations
 from hnml_hf.audit.review.log import AnnotationLog
+from hnml_hf.audit.table import likely_columns
 from hnml_hf.common.atomic import new_folder
 
 
@@ -176,6 +177,39 @@ def test_a_folder_is_not_written_into_its_source(table, tmp_path):
         write_folder(plan, source, tmp_path / "photos" / "cleaned.part")
 
 
+@pytest.fixture
+def three(table):
+    """Three rows: of two more than two classes are known, the second was decided by somebody."""
+    table = table.head(3).assign(label=[0, 1, 2], suggested_label=[1, 0, 2], noise_score=[0.7, 0.9, 0.2])
+    return table.assign(label_name=[NAMES[0], NAMES[1], NAMES[2]])
+
+
+def said_right(table, row):
+    columns = {"annotation": ["right"], "new_label": [0], "new_label_name": [table["label_name"][row]]}
+    return pd.DataFrame(columns, index=[table["index"][row]])
+
+
+def test_targets_are_the_classes_that_the_table_has_kept(three, tmp_path):
+    kept = three.assign(
+        **likely_columns(np.array([[1, 0, 2], [0, 1, 2], [2, 0, 1]]), np.tile([0.6, 0.3, 0.1], (3, 1)))
+    )
+    kept.attrs = three.attrs
+    plan = plan_cleaning(kept, how="posterior", annotations=said_right(three, 1))
+    classes, probabilities = plan_targets(plan)
+    assert classes.tolist() == [[1, 0, 2], [1, 2, 0], [2, 0, 1]]
+    assert probabilities == pytest.approx(np.array([[0.6, 0.3, 0.1], [1, 0, 0], [0.6, 0.3, 0.1]]))
+    write_csv(plan, read_source(tmp_path / "run"), tmp_path / "out")
+    rows = [json.loads(row["label_posterior"]) for row in read_csv(tmp_path / "out" / "train.csv")]
+    assert rows == [{"dog": 0.6, "cat": 0.3, "horse": 0.1}, {"dog": 1}, {"horse": 0.6, "cat": 0.3, "dog": 0.1}]
+
+
+def test_targets_of_a_table_that_has_kept_none_are_two_classes(three):
+    plan = plan_cleaning(three, how="posterior", annotations=said_right(three, 1))
+    classes, probabilities = plan_targets(plan)
+    assert classes.tolist() == [[0, 1], [1, 2], [2, 0]]
+    assert probabilities == pytest.approx(np.array([[0.3, 0.7], [1, 0], [1, 0]]))
+
+
 # -- a table ----------------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +277,7 @@ def test_weights_and_posteriors_of_a_table(tmp_path):
     assert float(rows[0]["label_weight"]) == pytest.approx(1 - table["noise_score"][0], abs=1e-5)
     write_csv(plan_cleaning(table, how="posterior"), source, tmp_path / "posterior")
     posterior = json.loads(read_csv(tmp_path / "posterior" / "train.csv")[0]["label_posterior"])
-    assert sum(posterior.values()) == pytest.approx(1) or table["label"][0] == table["suggested_label"][0]
+    assert sum(posterior.values()) == pytest.approx(1)
 
 
 def test_a_folder_as_a_table(table, tmp_path):
