@@ -1,7 +1,7 @@
 .PHONY: quality style test test-slow api
 
 quality:
-	ruff check . && ruff format --check .
+	ruff check . && ruff format --check . && python -m mypy
 
 style:
 	ruff check --fix . && ruff format .

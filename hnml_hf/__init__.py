@@ -89,7 +89,7 @@ def _modules_of_names() -> dict[str, str]:
     """Public name -> the module that has it, from the imports above."""
     tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
-    return {alias.name: node.module for node in imports for alias in node.names}
+    return {alias.name: node.module for node in imports for alias in node.names if node.module}
 
 
 _MODULES = _modules_of_names()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 
 PACKAGE = Path(__file__).parent
@@ -136,7 +137,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         if action.const is False and action.option_strings[0].startswith("--no_"):  # made by HfArgumentParser
             return f"The same as --{action.dest} false."
         nothing = action.default in (None, [], "{}") or action.default is False
-        return action.help if nothing else super()._get_help_string(action)
+        return (action.help if nothing else super()._get_help_string(action)) or ""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         names = [name for name in action.option_strings if "-" not in name[2:]]  # nor their twins with dashes
@@ -194,7 +195,7 @@ def _literal(node: ast.expr | None, otherwise=None):
 
 
 def _keywords(call: ast.Call) -> dict[str, ast.expr]:
-    return {keyword.arg: keyword.value for keyword in call.keywords}
+    return {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg is not None}
 
 
 def _kind(annotation: ast.expr) -> str:
@@ -208,21 +209,23 @@ def _choices(annotation: ast.expr):
     """The values of a `Literal`, also of one that may be `None`; of another type None."""
     if isinstance(annotation, ast.BinOp) and ast.unparse(annotation.right) == "None":
         annotation = annotation.left
-    is_literal = isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal"
-    return _literal(annotation.slice) if is_literal else None
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
+        return _literal(annotation.slice)
+    return None
 
 
 def _dataclass_options(path: Path, name: str) -> dict[str, Option]:
     """Options of a dataclass of a file, after those of its parent, which may be transformers' `TrainingArguments`."""
     classes = {node.name: node for node in _read(path).body if isinstance(node, ast.ClassDef)}
     if name not in classes:
-        (transformers,) = find_spec("transformers").submodule_search_locations
-        return _dataclass_options(Path(transformers, "training_args.py"), name)
+        spec = find_spec("transformers")
+        assert spec is not None and spec.submodule_search_locations is not None  # it is a dependency, and a package
+        return _dataclass_options(Path(spec.submodule_search_locations[0], "training_args.py"), name)
     options = {}
     for parent in classes[name].bases:
-        options |= _dataclass_options(path, parent.id)
+        options |= _dataclass_options(path, ast.unparse(parent))
     for node in classes[name].body:
-        if not isinstance(node, ast.AnnAssign) or node.value is None:
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
             continue
         facts = _keywords(node.value) if isinstance(node.value, ast.Call) else {"default": node.value}
         if _literal(facts.get("init"), True) is False:
@@ -297,14 +300,14 @@ def create_parser(command: str, *, names: Collection[str] | None = None) -> argp
         doc = re.sub(rf"(python|accelerate launch) scripts/{name}\.py", f"hnml {name}", doc)
     parser = _Parser(prog=f"hnml {command}", description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
     groups = option_groups(command)
-    words = {None: "%s", "?": "[%s]", "*": "[%s ...]"}  # of argparse's `nargs`
+    words: dict[object, str] = {None: "%s", "?": "[%s]", "*": "[%s ...]"}  # of argparse's `nargs`
     positional = [words[option.nargs] % key.upper() for key, option in groups[""].items() if option.name == key]
     parser.usage = " ".join(["hnml", command, *positional, "[options]"])
     for title, options in groups.items():
         group = parser.add_argument_group(title) if title else parser
         for key, option in options.items():
             listed = names is None or key in names
-            facts = {"help": option.help if listed else argparse.SUPPRESS, "default": option.default}
+            facts: dict[str, Any] = {"help": option.help if listed else argparse.SUPPRESS, "default": option.default}
             if option.nargs == 0:
                 group.add_argument(option.name, action="store_true", **facts)
                 continue
@@ -328,7 +331,7 @@ class _Parser(argparse.ArgumentParser):
 
 def describe(command: str) -> str:
     """The docstring of a command's script."""
-    return ast.get_docstring(_read(script_of(command)))
+    return ast.get_docstring(_read(script_of(command))) or ""
 
 
 def print_help(command: str, *, everything: bool = False):
@@ -384,7 +387,7 @@ def inside_of(name: str) -> str:
 
 def refuse_retired(parser: argparse.ArgumentParser, names: Iterable[str], moved: Mapping[str, str] = {}):
     """End with one line that says what replaces an option of an earlier version, or to which one it belongs."""
-    replaced = RETIRED | moved
+    replaced = {**RETIRED, **moved}
     for name in names:
         name = name.replace("-", "_")
         if name in replaced:

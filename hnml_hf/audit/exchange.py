@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -142,10 +143,11 @@ def read_label_studio(path: Path, tasks: Sequence, samples: Samples) -> Iterator
             who = who.get("email") or who.get("id") if isinstance(who, dict) else who
             name = None if skipped else names[0]
             row = samples.row(index, name, where, sure=True, annotator="" if who is None else str(who))
+            assert row is not None  # `sure`: there is one
             yield where, row
 
 
-def _choices(annotation: object, where: str) -> list[str]:
+def _choices(annotation: Any, where: str) -> list[str]:
     try:
         names = [name for item in annotation["result"] for name in item["value"].get("choices", ())]
     except (TypeError, KeyError, AttributeError) as error:
@@ -251,6 +253,7 @@ def read_cvat(path: Path, samples: Samples) -> Iterator[tuple[str, dict]]:
         label, source = tags[0] if tags else (None, "manual")
         row = samples.row(samples.find(name, where), label, where, sure=source == "manual")
         if row is not None:
+            assert row is not None  # `sure`: there is one
             yield where, row
 
 
@@ -275,6 +278,7 @@ def read_fiftyone(path: Path, content: Mapping, samples: Samples) -> Iterator[tu
             name = classes[name]
         row = samples.row(index, None if name is None else str(name), where, sure=False)
         if row is not None:
+            assert row is not None  # `sure`: there is one
             yield where, row
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,10 @@ def load_backbone(
     if not pretrained:
         raise ValueError("An audit needs pretrained features: give `pretrained` true or a file of weights.")
     model = TimmCAMForImageClassification.from_timm(
-        backbone, num_labels=2, pretrained=pretrained, image_size=image_size
+        backbone,
+        num_labels=2,
+        pretrained=pretrained if isinstance(pretrained, bool) else os.fspath(pretrained),
+        image_size=image_size,
     )
     model.config.pretrained_cfg["crop_pct"] = 1.0
     return FrozenBackbone(model).eval().requires_grad_(False)
@@ -136,13 +140,13 @@ def extract_features(
         ValueError: if not one image can be read.
     """
     state = launched()
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and device.index is None and state.num_processes > 1:
-        device = torch.device("cuda", state.local_process_index)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cuda" and place.index is None and state.num_processes > 1:
+        place = torch.device("cuda", state.local_process_index)
     if num_workers is None:
         num_workers = max(0, min(8, (os.cpu_count() or 1) // state.num_processes - 1))
     if batch_size is None:
-        batch_size = 256 if device.type == "cuda" else 64
+        batch_size = 256 if place.type == "cuda" else 64
     _, transform = create_transforms(backbone.config.pretrained_cfg, augmentation="none")
     size = backbone.config.pretrained_cfg["input_size"][-1]
     backbone = backbone.to(device, memory_format=torch.channels_last)
@@ -195,7 +199,8 @@ class _Images(torch.utils.data.Dataset):
     def __init__(self, dataset: Dataset, transform: Callable, rows: np.ndarray, folder: Path, max_pixels: int):
         self.stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
         self.transform, self.rows, self.folder, self.max_pixels = transform, rows, folder, max_pixels
-        self.content = self.done = None
+        self.content: Any = None
+        self.done: Any = None
 
     def __len__(self) -> int:
         return len(self.rows)

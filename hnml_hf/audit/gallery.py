@@ -31,10 +31,12 @@ def num_issues(table: pd.DataFrame, most: int = MAX_ISSUES) -> int:
     return min(int((table["times_seen"] > 0).sum()), most, max(likely, FEWEST_ISSUES))
 
 
-def decode_images(dataset: Dataset, rows: Sequence[int], *, max_pixels: int = MAX_PIXELS) -> list[Pillow.Image | str]:
+def decode_images(
+    dataset: Dataset, rows: Sequence[int] | np.ndarray, *, max_pixels: int = MAX_PIXELS
+) -> list[Pillow.Image | str]:
     """RGB images of some rows; instead of one that cannot be read, why."""
     undecoded = dataset.select_columns(["image"]).with_format(None).cast_column("image", Image(decode=False))
-    found = []
+    found: list[Pillow.Image | str] = []
     for stored in undecoded[list(map(int, rows))]["image"]:
         try:
             found.append(decode(stored, max_pixels=max_pixels))
@@ -85,7 +87,7 @@ def collect_evidence(
                 continue
             try:
                 seen[number] = _looked_at(image, crop_pct, crop_mode)
-                if model is not None:
+                if model is not None and transform is not None:
                     pixels[number] = transform(image)
             except FAILURES as error:
                 images[number] = f"cannot be shown ({type(error).__name__}: {error})"
@@ -100,8 +102,8 @@ def collect_evidence(
             if isinstance(image, str):
                 evidence.append(Evidence(reason=image))
             else:
-                both = [maps[name][number] if maps else None for name in ("label", "suggested_label")]
-                evidence.append(Evidence(seen[number], *both))
+                given, suggested = (maps[name][number] if maps else None for name in ("label", "suggested_label"))
+                evidence.append(Evidence(seen[number], given, suggested))
     return evidence
 
 

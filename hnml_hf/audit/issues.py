@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,7 +75,7 @@ def find_label_issues(
     dataset = as_dataset(data, image_column=image_column, label_column=label_column)
     frozen = load_backbone(backbone, pretrained=pretrained, image_size=image_size)
     with tempfile.TemporaryDirectory() as temporary:
-        features = extract_features(
+        extracted = extract_features(
             dataset,
             frozen,
             cache_dir=cache_dir or temporary,
@@ -82,7 +83,7 @@ def find_label_issues(
             num_workers=num_workers,
             device=device,
         )
-        table = judge_dataset(dataset, features, seed=seed, device=device)
+        table = judge_dataset(dataset, extracted, seed=seed, device=device)
     return table.sort_values("rank")
 
 
@@ -109,7 +110,8 @@ def judge_dataset(
     names, labels = dataset.features["label"].names, column(dataset, "label").astype(np.int64)
     rows = np.flatnonzero(features.readable)
     values = features.values if len(rows) == len(labels) else features.values[rows]
-    index, options = column(dataset, "index"), {"seed": seed, "device": device}
+    index = column(dataset, "index")
+    options: dict[str, Any] = {"seed": seed, "device": device}
     if annotations is not None:
         options["known"] = annotated_labels(annotations, index[rows], names)
         elsewhere = annotations.index[(annotations["annotation"] == "wrong") & (annotations["new_label"] < 0)]

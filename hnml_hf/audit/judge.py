@@ -229,7 +229,7 @@ def judge_labels(
         rounds=rounds,
         inverse_temperature=temperature,
         nearest=None if nearest is None else nearest.int().numpy(),
-        similarities=None if nearest is None else similarities.numpy(),
+        similarities=None if similarities is None else similarities.numpy(),
     )
 
 
@@ -377,32 +377,34 @@ class FoldStatistics:
     def without_first_fold(self) -> "FoldStatistics":
         """Of the others, in two folds: those of even and those of odd numbers."""
         parts = (self.counts, self.sums, self.moments)
-        merged = (torch.stack([part[2::2].sum(0), part[1::2].sum(0)]) for part in parts)
-        return FoldStatistics(*merged, self.shift)
+        counts, sums, moments = (torch.stack([part[2::2].sum(0), part[1::2].sum(0)]) for part in parts)
+        return FoldStatistics(counts, sums, moments, self.shift)
 
     def solve(self, shrinkage: float) -> "Discriminants":
         """A discriminant for each fold, of the other folds."""
+        totals = self.counts, self.sums, self.moments
         parts = [
-            self._solve(*(total.sum(0) - total[number] for total in (self.counts, self.sums, self.moments)), shrinkage)
+            self._solve([total.sum(0) - total[number] for total in totals], shrinkage)
             for number in range(len(self.counts))
         ]
         return Discriminants(self, *(torch.stack(part) for part in zip(*parts, strict=True)))
 
     def solve_all(self, shrinkage: float) -> "Discriminants":
         """One discriminant, of all folds."""
-        weight, bias = self._solve(self.counts.sum(0), self.sums.sum(0), self.moments.sum(0), shrinkage)
+        weight, bias = self._solve((self.counts.sum(0), self.sums.sum(0), self.moments.sum(0)), shrinkage)
         return Discriminants(self, weight[None], bias[None])
 
     def head(self, shrinkage: float, temperature: float) -> Head:
         """The discriminant of all samples, on the raw features, its logits scaled by an inverse temperature."""
-        weight, bias = self._solve(self.counts.sum(0), self.sums.sum(0), self.moments.sum(0), shrinkage)
+        weight, bias = self._solve((self.counts.sum(0), self.sums.sum(0), self.moments.sum(0)), shrinkage)
         bias = bias.clamp(min=-1e4)  # of classes that nothing is known of
         weight = weight / self.deviation
         bias = bias - weight @ (self.shift + self.mean)
         return Head((temperature * weight).float().cpu(), (temperature * bias).float().cpu())
 
-    def _solve(self, counts, sums, moments, shrinkage) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight `(k, d)` and bias `(k,)` on standardised features."""
+    def _solve(self, totals, shrinkage) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight `(k, d)` and bias `(k,)` on standardised features, of counts, sums and moments."""
+        counts, sums, moments = totals
         n, known = counts.sum(), counts > 0
         means = (sums / counts.clamp(min=1e-12)[:, None] - self.mean) / self.deviation
         means[~known] = 0

@@ -238,10 +238,10 @@ class SampleDynamics:
         Of the k^2 cells only those differ from 0 that samples point at: with thousands of classes they are few.
         """
         k = self.num_labels
-        pointed_at, sure = self.classes * k + self.labels[:, None], np.arange(k) * (k + 1)
-        known = [] if start is None else np.flatnonzero(start[0])
-        cells = np.unique(np.concatenate([pointed_at.ravel(), sure, known]).astype(np.int64))
-        at, sure, rows = np.searchsorted(cells, pointed_at), np.searchsorted(cells, sure), cells // k
+        pointed_at, own = self.classes * k + self.labels[:, None], np.arange(k) * (k + 1)
+        known: np.ndarray | list = [] if start is None else np.flatnonzero(start[0])
+        cells = np.unique(np.concatenate([pointed_at.ravel(), own, known]).astype(np.int64))
+        at, sure, rows = np.searchsorted(cells, pointed_at), np.searchsorted(cells, own), cells // k
         if start is None:
             transition_matrix = np.full(len(cells), 0.3 / (k - 1))
             transition_matrix[sure] = 0.7

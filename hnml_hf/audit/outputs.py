@@ -184,7 +184,8 @@ def write_folder(
         raise ValueError(f"{folder} lies in the dataset {root}, and would become a part of it: name another folder.")
     train = find_splits([name for name in os.listdir(root) if os.path.isdir(f"{root}/{name}")]).get("train", "")
     prefix = f"{root}/{train}/" if train else f"{root}/"
-    targets, taken, actions = {}, set(), Counter()
+    targets: dict[str, tuple[dict, str | None]] = {}
+    taken, actions = set(), Counter()
     for row in plan.to_dict("records"):
         path = os.path.abspath(row["path"])
         given, _, rest = path.removeprefix(prefix).partition("/")
@@ -195,16 +196,17 @@ def write_folder(
         if row["label_action"] == "dropped":
             targets[path] = (row, None)
         elif row["label_name"] == given:
-            targets[path] = (row, path.removeprefix(f"{root}/"))
-            taken.add(targets[path][1])
+            name = path.removeprefix(f"{root}/")
+            targets[path] = (row, name)
+            taken.add(name)
     inside = f"{train}/" if train else ""
     for row in plan.to_dict("records"):
         path = os.path.abspath(row["path"])
         if path not in targets:
             rest = path.removeprefix(prefix).partition("/")[2]
-            name = f"{inside}{_folder_name(row['label_name'])}/{rest}"
-            targets[path] = (row, _free_name(name, taken, root))
-            taken.add(targets[path][1])
+            name = _free_name(f"{inside}{_folder_name(row['label_name'])}/{rest}", taken, root)
+            targets[path] = (row, name)
+            taken.add(name)
     excluded = {path: index for index, path in source.excluded.items() if path}
     others = []
     folder = _made(folder)

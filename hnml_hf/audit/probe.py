@@ -115,7 +115,7 @@ def fit_linear_probe(
     accuracies = {
         strength: float(probe.score(held_out_features, held_out_labels)) for strength, probe in probes.items()
     }
-    best = max(accuracies, key=accuracies.get)
+    best = max(accuracies, key=accuracies.__getitem__)
     scaler, classifier = (step for _, step in probes[best].steps)
     weight, bias = classifier.coef_, classifier.intercept_
     if num_labels == 2:  # scikit-learn keeps one row: softmax (0, z) is the sigmoid of z
@@ -249,7 +249,9 @@ def start_from_probe(
     how = {"num_labels": model.config.num_labels, "sample_weights": weights}
     probe, records = fit_linear_probe(*samples, **how), None
     if cross_validate:
-        records = cross_validate_probe(*samples[:2], index, strength=probe.strength, seed=seed, **how)
+        records = cross_validate_probe(
+            samples[0], samples[1], np.asarray(index), strength=probe.strength, seed=seed, **how
+        )
     set_head(model.classifiers, probe)
     for classifier in model.classifiers:
         for parameter in classifier.parameters():

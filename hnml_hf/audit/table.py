@@ -31,7 +31,7 @@ class SharedMatrix(np.ndarray):
         return self
 
 
-def _shared(matrix: np.ndarray) -> SharedMatrix:
+def _shared(matrix: np.ndarray) -> np.ndarray:
     matrix.flags.writeable = False
     return matrix.view(SharedMatrix)
 

@@ -85,7 +85,7 @@ def mapped_array(shape: tuple[int, ...], dtype, folder: str | os.PathLike | None
         OSError: if there is no such space.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives it
+    with tempfile.TemporaryFile(dir=None if folder is None else os.fspath(folder)) as file:  # the mapping outlives it
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, max(size, 1))

@@ -218,7 +218,8 @@ def walk(root: str | os.PathLike) -> Iterator[Folder]:
         OSError: on a folder that may not be read.
     """
     status = os.stat(root)
-    waiting, ways = [("", ((status.st_dev, status.st_ino),))], Counter()
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ((status.st_dev, status.st_ino),))]
+    ways: Counter = Counter()
     while waiting:
         prefix, above = waiting.pop()
         ways[above[-1]] += 1
@@ -226,7 +227,8 @@ def walk(root: str | os.PathLike) -> Iterator[Folder]:
             raise ValueError(
                 f"{os.fspath(root)}: links lead to one folder in more than {MOST_WAYS} ways, one is {prefix[:200]}."
             )
-        below, files, others = [], [], []
+        below: list[tuple[str, tuple[tuple[int, int], ...]]] = []
+        files, others = [], []
         with os.scandir(os.path.join(root, prefix)) as entries:
             for entry in entries:
                 if is_hidden(entry.name):

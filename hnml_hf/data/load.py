@@ -101,8 +101,9 @@ def load_noisy_dataset(
         data = load_noisy_dataset("quickstart")
         data["train"].features["label"].names
     """
-    for path in filter(None, (name_or_path, data_dir)):
-        refuse_archive(path)
+    for path in (name_or_path, data_dir):
+        if path:
+            refuse_archive(path)
     columns = ColumnOptions(
         image_column,
         label_column,

@@ -6,6 +6,7 @@ same on every device, for every batch that holds the sample and wherever a run w
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -199,13 +200,19 @@ def create_batch_transforms(
             f"Whole batches are resized by {' or '.join(FILTERS)} interpolation, not by "
             f"`{config['interpolation']}`; give `--resident false`."
         )
-    shared = {key: tuple(config[key]) for key in ("mean", "std")}
-    shared |= {"size": tuple(config["input_size"][1:]), "interpolation": config["interpolation"]}
-    evaluation = BatchTransform("center", crop_pct=config["crop_pct"], crop_mode=config["crop_mode"], **shared)
+    size = tuple(config["input_size"][1:])
+    view = partial(
+        BatchTransform,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        size=size,
+        interpolation=config["interpolation"],
+    )
+    evaluation = view("center", crop_pct=config["crop_pct"], crop_mode=config["crop_mode"])
     if augmentation == "none":
         return evaluation, evaluation
-    small = max(image_size) <= SMALL_IMAGE or max(shared["size"]) <= SMALL_IMAGE
-    return BatchTransform("shift" if small or augmentation == "shift" else "crop", **shared), evaluation
+    small = max(image_size) <= SMALL_IMAGE or max(size) <= SMALL_IMAGE
+    return view("shift" if small or augmentation == "shift" else "crop"), evaluation
 
 
 # -- datasets ---------------------------------------------------------------------------------------------------------
@@ -252,18 +259,18 @@ class ResidentDataset(TransformedDataset):
     """
 
     def __init__(self, dataset: Dataset, images: torch.Tensor, transform: BatchTransform, *, seed: int = 0):
-        super().__init__(dataset, transform, seed=seed)
+        super().__init__(dataset, transform, seed=seed)  # type: ignore[arg-type]  # a view of whole batches
         if len(images) != len(dataset):
             raise ValueError(f"There are {len(images)} images for {len(dataset)} rows.")
         self.pixels = images
 
-    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:  # type: ignore[override]
         batch = {name: torch.as_tensor(values[rows]) for name, values in self._columns.items()}
         draws = torch.from_numpy(uniform_draws(self.seed, int(self._epoch), self.index[rows], DRAWS))
         device = self.pixels.device
         images = self.pixels[torch.as_tensor(rows, device=device)]
         for name, view in self.views.items():
-            batch[name] = view(images, draws.to(device))
+            batch[name] = view(images, draws.to(device))  # type: ignore[call-arg]
         return batch
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:

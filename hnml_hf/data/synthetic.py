@@ -9,6 +9,7 @@ labels (as in ELR and Co-teaching); the evaluation splits stay clean.
 import csv
 import logging
 import os
+from typing import Any
 
 import datasets
 import numpy as np
@@ -115,6 +116,7 @@ def draw_noise(
 
     generator = torch.Generator().manual_seed(seed)
     labels = torch.from_numpy(clean)
+    share: Any = rate  # None for a matrix alone, which `_check_options` has seen to
     if kind == "instance":
         load_pixels, num_pixels = _pixel_loader(dataset, index, image_size, max_pixels)
         noisy = noise.instance_dependent_labels(
@@ -122,13 +124,13 @@ def draw_noise(
             labels,
             num_classes=num_classes,
             num_pixels=num_pixels,
-            rate=rate,
+            rate=share,
             pixel_scaling=pixel_scaling,
             generator=generator,
         )
     elif draw == "exact":
         flip_matrix = _transition_matrix(settings, num_classes, rate=1.0)
-        noisy = noise.corrupt_labels_exact(labels, flip_matrix, rate=rate, generator=generator)
+        noisy = noise.corrupt_labels_exact(labels, flip_matrix, rate=share, generator=generator)
     else:
         matrix = _transition_matrix(settings, num_classes, rate=rate)
         noisy = noise.corrupt_labels(labels, matrix, generator=generator)
@@ -239,7 +241,7 @@ def _check_options(kind: str, num_classes: int, **options) -> dict:
     return settings
 
 
-def _transition_matrix(settings: dict, num_classes: int, *, rate: float | None) -> torch.Tensor:
+def _transition_matrix(settings: dict, num_classes: int, *, rate: Any) -> torch.Tensor:
     if "transition_matrix" in settings:
         return torch.tensor(settings["transition_matrix"], dtype=torch.float64)
     if "include_true" in settings:

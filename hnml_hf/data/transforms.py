@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -73,7 +74,7 @@ def _numbers(value, low: float) -> bool:
     """Whether these are three finite numbers above `low`."""
     numbers = value if isinstance(value, (list, tuple)) else ()
     real = [number for number in numbers if isinstance(number, Real) and not isinstance(number, bool)]
-    return len(numbers) == len(real) == 3 and all(math.isfinite(number) and number > low for number in real)
+    return len(numbers) == len(real) == 3 and all(math.isfinite(number) and float(number) > low for number in real)
 
 
 def _image_size(value) -> bool:
@@ -83,7 +84,7 @@ def _image_size(value) -> bool:
 
 
 # entries of `pretrained_cfg`: what a value must be, and the same in words
-PREPARATION = {
+PREPARATION: dict[str, tuple[Callable[[Any], bool], str]] = {
     "input_size": (_image_size, f"[3, height, width] with sides of 1 to {LARGEST_SIDE} pixels"),
     "mean": (partial(_numbers, low=-math.inf), "three finite numbers"),
     "std": (partial(_numbers, low=0), "three finite numbers above 0"),
@@ -188,7 +189,7 @@ def create_strong_transform(weak: Callable) -> Callable:
     operations = timm.data.auto_augment.rand_augment_ops(
         magnitude=9, hparams={"magnitude_std": 0.5, "magnitude_max": 9}, transforms=IMMOBILE_OPERATIONS
     )
-    steps = list(weak.transforms)
+    steps = list(weak.transforms)  # type: ignore[attr-defined]  # a `Compose`
     to_tensor = next(i for i, step in enumerate(steps) if isinstance(step, (MaybeToTensor, transforms.ToTensor)))
     colours = timm.data.auto_augment.RandAugment(operations, num_layers=2)
     erasing = RandomErasing(probability=0.5, mode="const", device="cpu")

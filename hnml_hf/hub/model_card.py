@@ -103,7 +103,7 @@ def command_line(script: str, argv: list[str]) -> str:
 
 def is_hub_id(name: str | None) -> bool:
     """Whether something is `user/name` and not a folder here."""
-    return bool(name) and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not os.path.exists(name)
+    return name is not None and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not os.path.exists(name)
 
 
 def dataset_name(dataset: str | None) -> tuple[str, str | None]:

@@ -42,7 +42,7 @@ class CifarResNet(ResNet):
 
     def __init__(self, *args, in_chans: int = 3, zero_init_last: bool = True, **kwargs):
         super().__init__(*args, in_chans=in_chans, zero_init_last=zero_init_last, **kwargs)
-        stem = self.conv1
+        stem = self.conv1  # type: ignore[has-type]
         self.conv1 = nn.Conv2d(
             in_chans,
             stem.out_channels,
@@ -55,7 +55,7 @@ class CifarResNet(ResNet):
         )
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's ResNet does
         self.maxpool = nn.Identity()
-        self.feature_info = [{**info, "reduction": max(info["reduction"] // 4, 1)} for info in self.feature_info]
+        self.feature_info = [{**info, "reduction": max(info["reduction"] // 4, 1)} for info in self.feature_info]  # type: ignore[has-type]
 
 
 class CifarPreActResNet(ResNetV2):
@@ -63,7 +63,7 @@ class CifarPreActResNet(ResNetV2):
 
     def __init__(self, *args, in_chans: int = 3, **kwargs):
         super().__init__(*args, in_chans=in_chans, **kwargs)
-        stem = self.stem.conv
+        stem = self.stem.conv  # type: ignore[has-type]
         self.stem = nn.Sequential()
         self.stem.add_module(
             "conv",
@@ -72,7 +72,7 @@ class CifarPreActResNet(ResNetV2):
             ),
         )
         nn.init.kaiming_normal_(self.stem.conv.weight, mode="fan_out", nonlinearity="relu")
-        self.feature_info = [{**info, "reduction": max(info["reduction"] // 4, 1)} for info in self.feature_info]
+        self.feature_info = [{**info, "reduction": max(info["reduction"] // 4, 1)} for info in self.feature_info]  # type: ignore[has-type]
 
 
 @register_model

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
@@ -89,7 +90,13 @@ def _label_problem(config: dict) -> str | None:
     return None
 
 
-class SavedModelMixin:
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as Wrapped
+else:
+    Wrapped = object
+
+
+class SavedModelMixin(Wrapped):
     """Loading and saving for a `PreTrainedModel` that wraps a timm model."""
 
     @classmethod

@@ -90,7 +90,8 @@ def pretrained_state(architecture: str, config: TimmWrapperConfig, weights: bool
             raise ValueError(f"timm has no pretrained weights of `{architecture}` on the Hub; give a file of them.")
         path, head_size = download_weights(original.hf_hub_id), original.num_classes
     else:
-        path = Path(weights) / WEIGHTS_FILE if Path(weights).is_dir() else Path(weights)
+        path = Path(str(weights))
+        path = path / WEIGHTS_FILE if path.is_dir() else path
         head_size = _stored_head_size(path, config.pretrained_cfg["classifier"])
     model_args = dict(config.model_args)
     overlay = {

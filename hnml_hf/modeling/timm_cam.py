@@ -130,7 +130,7 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         num_labels = num_labels if id2label is None else len(id2label)
         if not num_labels or num_labels < 2:
             raise ValueError(f"`num_labels={num_labels}`: a classifier needs at least two classes.")
-        id2label = {int(i): str(name) for i, name in (id2label or dict(enumerate(range(num_labels)))).items()}
+        id2label = {int(i): str(name) for i, name in (id2label or {i: str(i) for i in range(num_labels)}).items()}
         config = backbone_config(architecture, id2label=id2label, image_size=image_size, model_args=model_args)
         model = cls(config)
         if pretrained:
@@ -354,6 +354,7 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
     def add_cams(self, output: TimmCAMOutput, cam_classes=None, region_masks=None) -> TimmCAMOutput:
         """Add activation maps and regions to what `forward` returned; its arguments, but only the head runs."""
         if cam_classes is not None:
+            assert output.logits is not None
             classes = output.logits.argmax(-1) if isinstance(cam_classes, str) else cam_classes
             output.cams = self.class_activation_maps(output, self.class_weights[classes])
         if region_masks is not None:

@@ -17,6 +17,8 @@ An objective is a function `objective(student, labels, *, ...) -> (terms, monito
 To add one, write a file and name it in `OBJECTIVES`.
 """
 
+from collections.abc import Callable
+
 from .cross_entropy import ce
 from .elr import elr
 from .gce import gce
@@ -25,7 +27,7 @@ from .mean_teacher import mean_teacher
 from .mlnt import mlnt
 
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, Callable] = {
     "hnml": hnml,
     "hnml_synthetic": hnml_synthetic,
     "mlnt": mlnt,

@@ -120,7 +120,7 @@ def hnml_synthetic(
     if active_terms == {"base"}:
         return ce(student, labels, sample_weights=sample_weights, noise_rate=noise_rate)
     passed = first_pass(student, meta_scope) if teacher is None else None
-    if teacher is None:
+    if passed is not None:
         evidence = own_evidence(student, passed[1], remember, with_cams="mask_guided" in active_terms)
     else:
         evidence = teacher_evidence(teacher)
@@ -164,6 +164,7 @@ def outer_terms(student, virtual: VirtualPredictions, evidence: Evidence, teache
     if "consistency" in active_terms:
         terms["consistency"] = consistency_loss(virtual.logits, evidence.probabilities).mean(0)
     if "mask_guided" in active_terms:
+        assert virtual.region_logits is not None  # asked for with the term
         foreground_logits = virtual.region_logits[:, 0]
         monitors["foreground_logits"] = foreground_logits[0].detach()
         terms["mask_guided"] = mask_guided_loss(

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import DynamoBackend, str_to_bool
@@ -29,19 +29,19 @@ class ParentOption:
         use (`"used"`, `"refused"` or `"changed"`): as in transformers; only its default is accepted; or it has
             another default or meaning here.
         text (`str`): why it is refused, or what it means here.
-        holds (`Callable`, *optional*): whether a value that is not None can work.
+        holds (`Callable`): whether a value that is not None can work.
         wanted (`str`): the same in words.
         resolved (`tuple`): of a refused option, what transformers makes of the default.
     """
 
     use: Literal["used", "refused", "changed"]
     text: str = ""
-    holds: Callable[[object], bool] | None = None
+    holds: Callable[[Any], bool] = lambda value: True
     wanted: str = ""
     resolved: tuple = ()
 
 
-def used(holds: Callable[[object], bool] | None = None, wanted: str = "") -> ParentOption:
+def used(holds: Callable[[Any], bool] = lambda value: True, wanted: str = "") -> ParentOption:
     return ParentOption("used", holds=holds, wanted=wanted)
 
 
@@ -69,7 +69,7 @@ def refused(reason: str, *resolved) -> ParentOption:
     return ParentOption("refused", reason, resolved=resolved)
 
 
-def changed(text: str, holds: Callable[[object], bool] | None = None, wanted: str = "") -> ParentOption:
+def changed(text: str, holds: Callable[[Any], bool] = lambda value: True, wanted: str = "") -> ParentOption:
     return ParentOption("changed", text, holds=holds, wanted=wanted)
 
 
@@ -226,7 +226,9 @@ def check_parent_options(args: TrainingArguments):
         entry, value = PARENT_OPTIONS.get(option.name), getattr(args, option.name)
         if entry is None or value is None:
             continue
-        default = option.default if option.default is not MISSING else option.default_factory()
+        default = option.default
+        if default is MISSING and option.default_factory is not MISSING:
+            default = option.default_factory()
         if entry.use == "refused" and value != default and value not in entry.resolved:
             raise ValueError(f"`{option.name}={value!r}` cannot be had here: {entry.text}. Leave it out.")
         if entry.holds is not None and not _holds(entry, value):
@@ -330,7 +332,7 @@ def check_optimizer(args: TrainingArguments):
         for step in sorted({0, 1, steps // 2, steps - 1, steps}):
             for factor in getattr(schedule, "lr_lambdas", ()):
                 rate = args.learning_rate * factor(step)
-                if not (isinstance(rate, Real) and math.isfinite(rate) and rate > -1e-12):
+                if not (isinstance(rate, Real) and math.isfinite(rate) and float(rate) > -1e-12):
                     raise ValueError(f"the rate of step {step} would be {rate}.")
     except FAILURES as error:
         raise ValueError(f"{chosen} cannot be made: {_said(error)}") from error

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from functools import partial
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi
@@ -24,6 +25,8 @@ class PublishingMixin:
 
     For a Trainer with `evaluated_model`, `card_facts` and `_evaluated`.
     """
+
+    args: Any
 
     def init_hf_repo(self, token=None, private=None):
         if self.is_world_process_zero():

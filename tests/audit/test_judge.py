@@ -67,7 +67,7 @@ def test_the_cross_fit_equals_refits_without_the_fold():
         alone = dynamics_of(features[rest], labels[rest], np.zeros(rest.sum(), dtype=int))
         # the scale of the features is that of all samples, and no label has a part in it
         alone.mean, alone.deviation = whole_scale(features, alone.shift)
-        weight, bias = alone._solve(alone.counts.sum(0), alone.sums.sum(0), alone.moments.sum(0), 0.3)
+        weight, bias = alone._solve((alone.counts.sum(0), alone.sums.sum(0), alone.moments.sum(0)), 0.3)
         scaled = (torch.from_numpy(features[~rest]).double() - alone.shift - alone.mean) / alone.deviation
         torch.testing.assert_close(
             logits[torch.from_numpy(~rest)].double(), scaled @ weight.T + bias, rtol=1e-3, atol=1e-3

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -214,7 +215,7 @@ def row_reasons(row: Mapping, given: str, suggested: str) -> list[str]:
     return reasons
 
 
-def _number(value: object) -> float | None:
+def _number(value: Any) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
@@ -297,11 +298,11 @@ def _curves(history: Sequence[Mapping]) -> dict | None:
     last = max((entry["epoch"] for entry in history if "epoch" in entry), default=0)
     lines, texts = [], []
     for key, name, kind in CURVES:
-        points = {}
+        by_epoch: dict[float, float] = {}
         for entry in history:
             if key in entry and "epoch" in entry:
-                points.setdefault(entry["epoch"], entry[key])  # a later one is another split's
-        points = sorted(points.items())
+                by_epoch.setdefault(entry["epoch"], entry[key])  # a later one is another split's
+        points = sorted(by_epoch.items())
         if len(points) < 2:
             continue
         placed = (f"{34 + 416 * epoch / last:.1f},{160 - 150 * min(max(value, 0), 1):.1f}" for epoch, value in points)

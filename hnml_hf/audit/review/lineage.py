@@ -87,9 +87,9 @@ def lineage_of_rows(run: str | os.PathLike, index: Iterable[int], paths: Iterabl
             by_id[int(row["index"])] = row
     known = {}
     for sample, path in zip(index, paths, strict=True):
-        row = by_path.get(os.path.abspath(path)) if path else by_id.get(int(sample))
-        if row is not None:
-            known[int(sample)] = row
+        before = by_path.get(os.path.abspath(path)) if path else by_id.get(int(sample))
+        if before is not None:
+            known[int(sample)] = before
     return known
 
 

@@ -151,7 +151,7 @@ class ReviewQueue:
                 if entry["annotation"] is None:
                     opinions.pop(entry["annotator"], None)
                 else:
-                    opinions[entry["annotator"]] = entry
+                    opinions[entry["annotator"]] = dict(entry)
                 mine[row] = entry["annotation"] is not None
                 firm = [one for one in opinions.values() if one["annotation"] != "unsure"]
                 (self.split.add if len({believed_class(one) for one in firm}) > 1 else self.split.discard)(row)

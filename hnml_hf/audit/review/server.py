@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -132,7 +133,7 @@ class Review:
         query = parse_query(words)
         return {**self.state(), **self.queue.page(query, start=start, size=size, annotator=annotator)}
 
-    def annotate(self, entries: list, annotator: str, batch: str) -> dict:
+    def annotate(self, entries: Any, annotator: str, batch: str) -> dict:
         lines = self._checked(entries)
         with self._lock:
             self.queue.take(self.log.append(lines, annotator, batch))
@@ -191,7 +192,7 @@ class Review:
                 f"Sample {entry['index']} was annotated when its label was `{entry['label_name']}`; here it is "
                 f"`{given}`. These annotations are of another run.",
             )
-        name = {"right": given, "wrong": entry.get("new_label_name")}.get(verdict, "")
+        name = {"right": given, "wrong": entry.get("new_label_name")}.get(verdict or "", "")
         if verdict == "wrong" and (not isinstance(name, str) or not 0 < len(name) <= 200 or "\0" in name):
             raise Refused(400, "A wrong label needs the name of the true class, `new_label_name`.")
         return {
@@ -233,7 +234,7 @@ class Review:
             return {"maps": None}
         with self._busy:
             shown = self._maps(index)
-        if shown.given_map is None or shown.suggested_map is None:
+        if shown.image is None or shown.given_map is None or shown.suggested_map is None:
             return {"maps": None}
         both = [map_values(shown.given_map), map_values(shown.suggested_map)]
         return {"maps": both, "image": picture_uri(shown.image, SIDES[-1])}
@@ -245,11 +246,11 @@ class Review:
             raise Refused(404, "There is no such sample in this audit.") from None
 
 
-def parse_query(words: Mapping[str, object]) -> Query:
+def parse_query(words: Any) -> Query:
     """A [`Query`] from the words of a request; raises `Refused` on what is none."""
     if not isinstance(words, Mapping):
         raise Refused(400, "`query` must be an object.")
-    values = {name: value for name, value in words.items() if value not in (None, "")}
+    values: dict[str, Any] = {name: value for name, value in words.items() if value not in (None, "")}
     unknown = set(values) - set(Query.__dataclass_fields__)
     if unknown:
         raise Refused(400, f"There is no {', '.join(sorted(unknown))} in a query.")
@@ -359,6 +360,7 @@ class ReviewServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    server: "ReviewServer"
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "hnml", ""
     timeout = 30  # seconds that a connection may idle, also in the middle of a request

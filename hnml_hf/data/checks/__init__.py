@@ -140,12 +140,12 @@ def _bounded_map(pool: ThreadPoolExecutor, function, items: Iterable, limit: int
 
 def _check_labels(split: SplitRows) -> Iterator[tuple[str, dict]]:
     num_classes = len(split.class_names)
-    for row in np.flatnonzero(split.labels == MISSING):
+    for row in np.flatnonzero(split.labels == MISSING).tolist():
         yield "missing_label", split.describe(row, "no label")
-    for row in np.flatnonzero(~split.in_range(split.labels) & (split.labels != MISSING)):
+    for row in np.flatnonzero(~split.in_range(split.labels) & (split.labels != MISSING)).tolist():
         yield "label_out_of_range", split.describe(row, f"label {split.labels[row]}, classes are 0..{num_classes - 1}")
     unknown = (split.clean_labels == UNKNOWN) | (split.clean_labels == MISSING)
-    for row in np.flatnonzero(~split.in_range(split.clean_labels) & ~unknown):
+    for row in np.flatnonzero(~split.in_range(split.clean_labels) & ~unknown).tolist():
         reason = f"clean label {split.clean_labels[row]}, classes are 0..{num_classes - 1}"
         yield "clean_label_out_of_range", split.describe(row, reason)
     for rows in groups(split.index, np.arange(len(split))):

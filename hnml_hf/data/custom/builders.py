@@ -71,12 +71,12 @@ class OwnDataBuilder(NoisyLabelBuilder):
                 rows = Rows(part.images, labels, clean_labels, index, root, part.source, part.lines, extra)
                 splits[split] += [rows] if isinstance(part.images, ParquetImages) else self.on_disk(rows)
             _check_index(splits[split], split)
-        labels, clean_labels = (
-            {split: np.concatenate([getattr(rows, name) for rows in parts]) for split, parts in splits.items()}
+        by_role = {
+            name: {split: np.concatenate([getattr(rows, name) for rows in parts]) for split, parts in splits.items()}
             for name in ("labels", "clean_labels")
-        )
+        }
         if self.config.labels:
-            warn_about_splits(labels, clean_labels, classes.names)
+            warn_about_splits(by_role["labels"], by_role["clean_labels"], classes.names)
         return splits
 
 
@@ -95,7 +95,7 @@ class Table(OwnDataBuilder):
     TREE = "  train.csv  validation.csv  test.csv   (or .tsv, .json, .jsonl, .parquet; train*.parquet for shards)"
 
     @classmethod
-    def watched_files(cls, root: str, *, tables: Mapping[str, Sequence[str]], **options) -> list[str]:
+    def watched_files(cls, root: str, *, tables: Mapping[str, Sequence[str]] = {}, **options) -> list[str]:
         return [path for paths in tables.values() for path in paths]
 
     def read_splits(self, root: str) -> dict[str, list[Rows]]:

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel
@@ -89,7 +90,7 @@ class ColumnOptions:
             logger.info(
                 "%s: no column `%s`, labels are taken from `%s`.", source, self.label_column, self.clean_label_column
             )
-            picked["label"] = picked["clean"] = self.clean_label_column
+            picked["label"] = picked["clean"] = str(self.clean_label_column)
         else:
             picked["label"] = _find(names, self.label_column, LABEL_COLUMNS, "label", source)
             clean = self.clean_label_column
@@ -187,21 +188,21 @@ class RawSplit:
         lines: the line of each row in it.
     """
 
-    images: list | ParquetImages
+    images: Any  # a list, or `ParquetImages`
     label: list | None
     where: Callable[[int], str]
     clean: list | None = None
     index: list | None = None
     weight: list | None = None
-    split: list | None = None
+    split: Any = None
     names: dict[str, Sequence[str]] = field(default_factory=dict)
     source: str = ""
     lines: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.images.rows if isinstance(self.images, ParquetImages) else self.images)
+        return len(self.images.rows if isinstance(self.images, ParquetImages) else self.images)  # type: ignore[arg-type]
 
-    def select(self, rows: Sequence[int]) -> "RawSplit":
+    def select(self, rows: Sequence[int] | np.ndarray) -> "RawSplit":
         """Some of the rows."""
 
         def some(values: list | None) -> list | None:
@@ -212,7 +213,7 @@ class RawSplit:
             self,
             images=replace(self.images, rows=np.asarray(rows)) if embedded else some(self.images),
             label=some(self.label),
-            where=lambda row: self.where(rows[row]),
+            where=lambda row: self.where(int(rows[row])),
             clean=some(self.clean),
             index=some(self.index),
             weight=some(self.weight),

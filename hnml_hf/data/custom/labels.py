@@ -74,7 +74,7 @@ def find_classes(raw: Mapping[str, Sequence[RawSplit]], label_names: Sequence[st
     own = next((part.names[role] for role in ROLES for part in raw["train"] if role in part.names), None)
     if label_names is None and own is None:
         return Classes(_infer_names(raw["train"]))
-    given = own if label_names is None else list(map(str, label_names))
+    given = (own or ()) if label_names is None else list(map(str, label_names))
     names = list(map(as_name, given))
     if len(set(names)) != len(names) or not names:
         raise ValueError(f"`label_names` must be different names, at least one; got {first_few(names)}.")
@@ -117,7 +117,7 @@ def _infer_names(train: Sequence[RawSplit]) -> list[str]:
                         f"{part.where(row)}: {what} {label} is out of range, expected 0..{MAX_CLASSES - 1}; "
                         f"{BY_NAMES} maps other values."
                     )
-                found = ids if isinstance(label, int) else texts
+                found: dict = ids if isinstance(label, int) else texts
                 if label not in found:
                     found[label] = part.where(row)
     if not texts:
@@ -182,7 +182,7 @@ def _encode(value: object, raw: RawSplit, row: int, role: str, classes: Classes,
             + _or_leave_out(split)
         )
     if classes.numbers and str(label).lower() in BOOLEANS:
-        label = int(BOOLEANS[label.lower()])
+        label = int(BOOLEANS[str(label).lower()])
     if classes.numbers and str(label) in ids:
         return ids[str(label)]
     if classes.numbers or isinstance(label, str):

@@ -61,11 +61,11 @@ def load_generic(
     if name_or_path == "imagefolder":
         if data_dir is None:
             raise ValueError("`imagefolder` needs `data_dir`, the folder with the images.")
-        return prepare(ImageFolder(data_dir=data_dir, splits=splits, **options), num_proc)
+        return prepare(ImageFolder(data_dir=os.fspath(data_dir), splits=splits, **options), num_proc)
     path = os.path.abspath(os.path.expanduser(name_or_path))
     by_column = splits if columns.splits_by_column else None
     if os.path.isfile(path):
-        if splits != by_column:
+        if splits is not None and splits != by_column:
             raise ValueError(
                 f"{path} is one table, which is all `train`, but `splits` names {', '.join(splits.values())}: pass "
                 "the folder of the tables, or the column of these values by `split_column`."
@@ -76,7 +76,7 @@ def load_generic(
         if any(os.path.isfile(f"{path}/{name}") for name in ("dataset_dict.json", "state.json")):
             return _canonical(_load_from_disk(path), path, columns, label_names, splits, data_dir, on_missing)
         tables = find_tables(path)
-        if splits != by_column:
+        if splits is not None and splits != by_column:
             folders = all(os.path.isdir(f"{path}/{name}") for name in splits.values())
             tables = {} if folders else {split: [f"{path}/{name}"] for split, name in splits.items()}
         if tables:
@@ -85,8 +85,14 @@ def load_generic(
     if os.path.lexists(path):
         raise ValueError(f"{path} is neither a file nor a folder: a broken link, a pipe or a device cannot be read.")
     loaded = _load_from_hub(name_or_path, config, cache_dir)
-    folders = (cache_dir or datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
-    caches = [os.path.realpath(folder) for folder in (*folders, huggingface_hub.constants.HF_HUB_CACHE)]
+    caches = [
+        os.path.realpath(folder)
+        for folder in (
+            cache_dir or datasets.config.HF_DATASETS_CACHE,
+            datasets.config.DOWNLOADED_DATASETS_PATH,
+            huggingface_hub.constants.HF_HUB_CACHE,
+        )
+    ]
     return _canonical(loaded, name_or_path, columns, label_names, splits, data_dir, on_missing, caches)
 
 
@@ -139,7 +145,7 @@ def _canonical(
 ) -> DatasetDict:
     """The four features from any dataset with an image and a label column."""
     by_column = splits if columns.splits_by_column else None
-    found = dict(splits) if splits != by_column else find_splits(list(loaded))
+    found = dict(splits) if splits is not None and splits != by_column else find_splits(list(loaded))
     if ("train" not in found and columns.labels) or not found or not set(found.values()) <= set(loaded):
         raise ValueError(
             f"{source}: the splits are {', '.join(loaded)}; pass `splits`, for example "
@@ -203,12 +209,13 @@ def _images(
     images = dataset.select_columns([column])
     paths = outside_paths(images, column)
     if data_dir is not None:
-        if not all(paths):
+        known = [path for path in paths if path]
+        if len(known) < len(paths):
             raise ValueError(
                 f"{where}: column `{column}` holds images, no paths, and `data_dir` says where paths start; got "
                 f"{os.fspath(data_dir)!r}. Leave it out, or name a column with paths by `image_column`."
             )
-        return Dataset.from_dict({"image": _below(data_dir, paths, where)})
+        return Dataset.from_dict({"image": _below(data_dir, known, where)})
     for row, path in enumerate(paths):
         if path:
             _check_place(path, f"{where} row {row}", saved, caches)

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -227,7 +228,7 @@ def _read_csv(path: str) -> Iterator:
         raise ValueError(f"{path}:1: the table is empty.")
 
 
-def _records(read: Callable[[], Iterator[tuple[int, object]]], path: str) -> Iterator:
+def _records(read: Callable[[], Iterator[tuple[int, Any]]], path: str) -> Iterator:
     # Read twice: a later record may have a field that the first one lacks, and all at once take much memory.
     header: dict[str, None] = {}
     for number, record in read():

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import datasets
 import numpy as np
@@ -40,7 +41,7 @@ class Rows:
         extra: further columns, for a builder that declares them in its features.
     """
 
-    images: Iterable
+    images: Any
     labels: np.ndarray
     clean_labels: np.ndarray
     index: np.ndarray
@@ -93,7 +94,7 @@ class ParquetImages:
             for batch in file.iter_batches(columns=[self.column], batch_size=1_000):
                 images = batch.column(self.column)
                 if self.rows is not None:
-                    low, high = np.searchsorted(self.rows, (start, start + len(batch)))
+                    low, high = (int(np.searchsorted(self.rows, row)) for row in (start, start + len(batch)))
                     images = images.take(pa.array(self.rows[low:high] - start))
                 start += len(batch)
                 for image, row in zip(images.to_pylist(), rows):  # noqa: B905 (the rows go on)
@@ -235,7 +236,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
         if not len(found):
             return rows
         names = first_few(rows.images[row] for row in found)
-        text = f"{rows.where(found[0])}: {what}: {len(found):,} of {len(bad):,} rows, first: {names}"
+        text = f"{rows.where(int(found[0]))}: {what}: {len(found):,} of {len(bad):,} rows, first: {names}"
         if self.config.on_missing == "error":
             raise ValueError(f"{text}. Restore them, or pass `on_missing='skip'` to leave these rows out.")
         logger.warning("%s; left out.", text)

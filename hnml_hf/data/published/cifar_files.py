@@ -62,8 +62,8 @@ def read_human_labels(path: str | os.PathLike, config: str) -> tuple[np.ndarray,
         `tuple`: clean labels and human labels of shape `(num_rows,)`, in the order of the official training batches.
     """
     allowed = [
-        (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-        np._core.multiarray._reconstruct,
+        (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),  # type: ignore[attr-defined]
+        np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
         np.ndarray,
         np.dtype,
         type(np.dtype("int64")),
@@ -141,7 +141,7 @@ def _read_python(path: str, fine: bool) -> tuple[np.ndarray, np.ndarray]:
                     if len(argument) > len(pixels):
                         pixels = argument
                     collecting = argument in (key, key.encode())
-                elif collecting and "INT" in opcode.name:
+                elif collecting and isinstance(argument, int) and "INT" in opcode.name:
                     labels.append(argument)
                 elif opcode.name in ("GLOBAL", "STACK_GLOBAL", "SETITEM", "SETITEMS"):
                     collecting = False

@@ -300,7 +300,7 @@ and one of
             clean = _pick(names, CLEAN_COLUMNS[self.fine], f"{path}: clean label")
             wanted = [clean]
             human = HUMAN_LABELS.get(self.config.name)
-            if split == "train" and human in names:
+            if split == "train" and human is not None and human in names:
                 wanted.append(human)
             for name in wanted + (["index"] if "index" in names else []):
                 values = read_parquet(path, [name])[name]

@@ -86,19 +86,19 @@ class WebVision(NoisyLabelBuilder):
 
     def read_splits(self, root: str) -> dict[str, list[Rows]]:
         num_synsets = len(self._synsets(root)[0])
-        num_classes = self.info.features["label"].num_classes
+        num_classes = int(self.info.features["label"].num_classes)
         part = "google" if self.config.name == "mini" else self.config.name
         (train_list,) = self.need(root, f"info/train_filelist_{part}.txt")
-        splits = {
+        lists = {
             "train": self._read_list(train_list, root, num_synsets, num_classes, clean=False),
             "test": self._read_list(
                 f"{root}/info/val_filelist.txt", self._val_folder(root), num_synsets, num_classes, clean=True
             ),
         }
         if self.config.release == "1.0":
-            self.check_size(f"WebVision {self.config.name}", len(splits["train"].index), SIZES[self.config.name])
-            self.check_size("WebVision val", len(splits["test"].index), num_classes * TEST_PER_CLASS)
-        splits = {split: self.on_disk(rows) for split, rows in splits.items()}
+            self.check_size(f"WebVision {self.config.name}", len(lists["train"].index), SIZES[self.config.name])
+            self.check_size("WebVision val", len(lists["test"].index), num_classes * TEST_PER_CLASS)
+        splits = {split: self.on_disk(rows) for split, rows in lists.items()}
         if self.config.imagenet_dir is not None:
             splits["imagenet_val"] = self._read_imagenet(self.config.imagenet_dir, num_synsets, num_classes)
         return splits
@@ -144,7 +144,7 @@ class WebVision(NoisyLabelBuilder):
                         f"{path}:{number}: label {label}, but query {query[1]} belongs to label "
                         f"{queries.get(int(query[1]))} by queries_synsets_map.txt (numbers there count from 1)."
                     )
-            if label < num_classes:
+            if label is not None and label < num_classes:
                 names.append(name)
                 labels.append(label)
                 index.append(number - 1)

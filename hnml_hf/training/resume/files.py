@@ -155,7 +155,7 @@ def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     folder = Path(output_dir)
     found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
     orders = {path: _order(path) for path in found}
-    return sorted(found, key=lambda path: (orders[path], int(NAME.fullmatch(path.name)[1])), reverse=True)
+    return sorted(found, key=lambda path: (orders[path], int(path.name.rpartition("-")[2])), reverse=True)
 
 
 def _order(checkpoint: Path) -> float:
@@ -167,7 +167,8 @@ def _order(checkpoint: Path) -> float:
 
 def next_order(output_dir: str | os.PathLike) -> int:
     """For the next checkpoint of an output folder."""
-    return 1 + max((order for path in checkpoints(output_dir) if (order := _order(path)) < math.inf), default=0)
+    orders = map(_order, checkpoints(output_dir))
+    return 1 + max((int(order) for order in orders if order < math.inf), default=0)
 
 
 def rotate(output_dir: str | os.PathLike, *, keep: int | None, protected: Collection[str | os.PathLike | None]):
@@ -225,6 +226,7 @@ def resolve(resume_from_checkpoint: str | bool | None, output_dir: str | os.Path
         if wanted == "auto" and newest is None:
             logger.warning(f"`{output_dir}` holds no complete checkpoint; training starts from nothing.")
         return None if newest is None else str(newest)
+    wanted = str(wanted)
     try:
         check(wanted)
     except CheckpointError as error:
@@ -278,7 +280,7 @@ def _manifest(checkpoint: str | os.PathLike) -> dict:
         f" If an earlier version of this package wrote it, resume with that version, or start a new run from its "
         f"weights: `--pretrained {checkpoint}/model.safetensors`."
     )
-    if not isinstance(signed, dict) or signed.get("blake2b") != _content_digest(signed.get("content")):
+    if not isinstance(signed, dict) or signed.get("blake2b") != _content_digest(signed.get("content", {})):
         has_none = isinstance(signed, dict) and {"order", "files"} <= signed.keys()
         wrong = (
             f"its `{MANIFEST}` has no digest of itself.{earlier}"
@@ -304,7 +306,7 @@ def require_writable(output_dir: str | os.PathLike):
     """Make the output folder. Raises `ValueError` if nothing can be written there."""
     try:
         os.makedirs(output_dir, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir) as file:
+        with tempfile.TemporaryFile(dir=os.fspath(output_dir)) as file:
             file.write(b"\0")
     except OSError as error:
         raise ValueError(

@@ -305,7 +305,7 @@ class ResumableTrainer(Trainer):
         self._total_loss_scalar = progress["total_loss"]
         self._globalstep_last_logged = progress["last_logged"]
 
-    def _progress_file(self, checkpoint: str) -> Path:
+    def _progress_file(self, checkpoint: str | Path) -> Path:
         return Path(checkpoint, f"progress_{self.args.process_index}.json")
 
     def restore(self):
