@@ -27,7 +27,7 @@ def compiled_step():
 
 
 @contextmanager
-def dynamics_of_one_pass(model: torch.nn.Module):
+def statistics_of_one_pass(model: torch.nn.Module):
     """Activation checkpointing runs layers again in the backward pass; batch norm counts the first time alone."""
     passed = []
     hook = model.register_forward_hook(lambda *_: passed.append([buffer.clone() for buffer in model.buffers()]))
@@ -43,7 +43,7 @@ def step_context(args, model: torch.nn.Module) -> ExitStack:
     """All that a step of a run with these options is to run inside of."""
     context = ExitStack()
     if args.recomputes_activations:
-        context.enter_context(dynamics_of_one_pass(model))
+        context.enter_context(statistics_of_one_pass(model))
     if (
         args.draws_labels and args.second_order and args.meta_scope == "full"
     ):  # fused kernels have no second derivative

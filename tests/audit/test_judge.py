@@ -34,7 +34,7 @@ def flipped(labels: np.ndarray, rate: float, k: int = K, seed: int = 1) -> np.nd
     return np.where(wrong, (labels + generator.integers(1, k, len(labels))) % k, labels)
 
 
-def dynamics_of(features, labels, fold, k=K, weights=None):
+def statistics_of(features, labels, fold, k=K, weights=None):
     return FoldStatistics.of_labels(
         features, torch.from_numpy(labels), fold, k, weights=weights, device=torch.device("cpu")
     )
@@ -44,7 +44,7 @@ def dynamics_of(features, labels, fold, k=K, weights=None):
 def test_each_fold_is_judged_by_scikit_learns_discriminant_of_the_other_folds(shrinkage):
     features, labels = clusters()
     fold = assign_folds(labels, np.arange(len(labels)), folds=3, seed=0)
-    solved = dynamics_of(features, labels, fold).solve(shrinkage)
+    solved = statistics_of(features, labels, fold).solve(shrinkage)
     logits, candidates = solved.candidate_logits(features, torch.from_numpy(labels), fold)
     assert (candidates.numpy() == np.arange(K)).all()
     scaled = StandardScaler().fit_transform(features.astype(np.float64))
@@ -60,11 +60,11 @@ def test_each_fold_is_judged_by_scikit_learns_discriminant_of_the_other_folds(sh
 def test_the_cross_fit_equals_refits_without_the_fold():
     features, labels = clusters(200)
     fold = assign_folds(labels, np.arange(len(labels)), folds=4, seed=0)
-    whole = dynamics_of(features, labels, fold).solve(0.3)
+    whole = statistics_of(features, labels, fold).solve(0.3)
     logits, _ = whole.candidate_logits(features, torch.from_numpy(labels), fold)
     for number in range(4):
         rest = fold != number
-        alone = dynamics_of(features[rest], labels[rest], np.zeros(rest.sum(), dtype=int))
+        alone = statistics_of(features[rest], labels[rest], np.zeros(rest.sum(), dtype=int))
         # the scale of the features is that of all samples, and no label has a part in it
         alone.mean, alone.deviation = whole_scale(features, alone.shift)
         weight, bias = alone._solve((alone.counts.sum(0), alone.sums.sum(0), alone.moments.sum(0)), 0.3)
@@ -101,7 +101,7 @@ def test_no_label_is_judged_by_itself():
     changed[0] = 1 - changed[0]
     logits = []
     for labels in (true, changed):
-        solved = dynamics_of(features, labels, fold, k=2).solve(0.3)
+        solved = statistics_of(features, labels, fold, k=2).solve(0.3)
         logits.append(solved.candidate_logits(features, torch.from_numpy(labels), fold)[0])
     same = torch.from_numpy(fold == fold[0])
     assert torch.equal(logits[0][same], logits[1][same])
@@ -138,8 +138,8 @@ def test_a_sample_without_weight_is_judged_and_teaches_nothing():
     judgement = judge_labels(features, given, num_labels=K, weights=weights)
     assert (judgement.noise_scores[:200] > 0.5).mean() > 0.95
     fold = np.arange(600) % 2
-    kept = dynamics_of(features, given, fold, weights=weights)
-    alone = dynamics_of(features[200:], given[200:], fold[200:])
+    kept = statistics_of(features, given, fold, weights=weights)
+    alone = statistics_of(features[200:], given[200:], fold[200:])
     torch.testing.assert_close(kept.counts, alone.counts)
     torch.testing.assert_close(kept.mean + kept.shift, alone.mean + alone.shift, rtol=1e-5, atol=1e-5)
 
