@@ -149,8 +149,8 @@ def extract_features(
         batch_size = 256 if place.type == "cuda" else 64
     _, transform = create_transforms(backbone.config.pretrained_cfg, augmentation="none")
     size = backbone.config.pretrained_cfg["input_size"][-1]
-    backbone = backbone.to(device, memory_format=torch.channels_last)
-    width = backbone(torch.zeros(1, 3, size, size, device=device)).shape[1]
+    backbone = backbone.to(place, memory_format=torch.channels_last)
+    width = backbone(torch.zeros(1, 3, size, size, device=place)).shape[1]
     folder = Path(cache_dir, _key(backbone, size, len(dataset)))
     with state.main_process_first():
         _create_files(folder, len(dataset), width)
@@ -161,7 +161,7 @@ def extract_features(
     share = np.array_split(np.arange(len(dataset)), state.num_processes)[state.process_index]
     images = _Images(dataset, transform, share, folder, max_pixels)
     loader = DataLoader(images, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
-    forward = _fast(backbone, device, batch_size, len(share) * size**2)
+    forward = _fast(backbone, place, batch_size, len(share) * size**2)
     computed, waiting, since = 0, 0.0, time.perf_counter()
     started = since
     for rows, digests, states, pixels in tqdm(loader, desc="features", unit="batch", disable=None):
