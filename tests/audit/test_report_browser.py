@@ -388,6 +388,26 @@ def test_the_noise_rate_is_measured_by_a_sample(browser, served):
     wait_for(lambda: "6 done" in text(browser, "rate"))
 
 
+def test_maps_come_from_the_server_when_they_are_asked_for(browser, tmp_path):
+    table = make_run(tmp_path, 80)
+    (evidence,) = make_evidence(1)
+
+    def maps(index):
+        if index != int(table["index"][0]):
+            raise ValueError("the dataset has changed")
+        return evidence
+
+    with serving(tmp_path / "run", maps=maps) as server:
+        browser.get(server.url)
+        wait_for(lambda: shown_ids(browser))
+        press(browser, " ", "m")
+        wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "#zoom canvas"))
+        press(browser, "w")
+        wait_for(lambda: "There are no maps: the dataset has changed" in text(browser, "warning"))
+        browser.get("about:blank")
+    browser.get_log("browser")
+
+
 def test_a_server_that_is_killed_in_the_middle_loses_no_key(browser, tmp_path):
     """Keys go on after the server's end; they wait in the browser, and reach the disk once it is back."""
     table = make_run(tmp_path, 80)

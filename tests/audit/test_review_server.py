@@ -10,10 +10,12 @@ import threading
 import time
 from http.client import HTTPConnection
 
+import numpy as np
 import pytest
 from PIL import Image
 from reviews import NAMES, ask, entry, make_run, serving, start_review
 
+from hnml_hf.audit.report import Evidence, map_values
 from hnml_hf.audit.review import read_annotations
 from hnml_hf.audit.review.server import MAX_BODY, open_review
 
@@ -51,6 +53,29 @@ def test_pages_and_pictures(server, table):
     status, headers, content = ask(server, f"/{server.token}/image/{table['index'][0]}?side=320")
     with Image.open(io.BytesIO(content)) as image:
         assert status == 200 and headers["Content-Type"] == "image/png" and image.size == (60, 40)
+
+
+def test_maps_are_made_on_demand_and_a_model_that_is_gone_is_a_sentence(table, tmp_path):
+    asked = []
+
+    def maps(index):
+        asked.append(index)
+        if len(asked) > 1:
+            raise OSError("config.json is gone")
+        cells = np.array([[0.0, 1.0], [0.5, 0.25]])
+        return Evidence(Image.new("RGB", (8, 8), "red"), cells, cells.T)
+
+    first = int(table["index"][0])
+    with serving(tmp_path / "run", maps=maps) as server:
+        assert not asked
+        found = get(server, f"maps/{first}")
+        cells = np.array([[0.0, 1.0], [0.5, 0.25]])
+        assert found["maps"] == [map_values(cells), map_values(cells.T)]
+        assert found["image"].startswith("data:image/") and asked == [first]
+        status, _, content = ask(server, f"/{server.token}/maps/{first}")
+        assert status == 404 and json.loads(content)["error"] == "There are no maps: config.json is gone"
+    with serving(tmp_path / "run") as server:
+        assert get(server, f"maps/{first}") == {"maps": None}
 
 
 def test_a_picture_that_cannot_be_read_is_a_sentence(server, table):

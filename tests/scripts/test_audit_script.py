@@ -9,6 +9,7 @@ import benchmark_audit
 import numpy as np
 import pandas as pd
 import pytest
+import review
 import timm
 import torch
 import train
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hnml_hf import TrainingDynamics, load_audit, load_noisy_dataset
+from hnml_hf.audit.report import map_values
 from hnml_hf.training.dynamics import score_predictions
 
 
@@ -53,6 +55,17 @@ def test_training_writes_the_audit_by_default(run):
     assert len(table) == 48 and (table["times_seen"] == 2).all()
     assert "test_resnet, objective hnml, 2 epochs" in table.attrs["provenance"]
     assert '"maps"' in (run / "out" / "_audit" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_review_makes_maps_of_a_run_on_demand(run):
+    """Those of the report, for which the model was asked at the end of training."""
+    images, table = review.RunImages(str(run / "out")), load_audit(run / "out").sort_values("rank")
+    page = (run / "out" / "_audit" / "report.html").read_text(encoding="utf-8")
+    shown = json.loads(page.partition('id="data">')[2].partition("</script>")[0])["items"][0]
+    assert shown["id"] == int(table["index"].iloc[0])
+    found = images.maps(shown["id"])
+    assert [map_values(found.given_map), map_values(found.suggested_map)] == shown["maps"]
+    assert images.picture(shown["id"]).size == (32, 32)
 
 
 def test_and_not_if_told_so(run, scripts, tmp_path):

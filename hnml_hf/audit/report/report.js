@@ -427,7 +427,9 @@
     frame.classList.remove("veil");
   }
   async function overlay(frame, item) {
-    const found = state.map ? await source.maps(item) : null, maps = found && found.maps;
+    let found = null;
+    try { found = state.map ? await source.maps(item) : null; } catch (error) { warn(error.message); }
+    const maps = found && found.maps;
     bare(frame);
     frame.classList.toggle("veil", Boolean(maps));
     if (maps && found.image) frame.append(make("img", { src: found.image, alt: "", class: "seen" })); // the part that the model sees

@@ -233,7 +233,10 @@ class Review:
         if self._maps is None:
             return {"maps": None}
         with self._busy:
-            shown = self._maps(index)
+            try:
+                shown = self._maps(index)
+            except (ValueError, OSError, LookupError, ArithmeticError, RuntimeError) as error:
+                raise Refused(404, f"There are no maps: {error}") from error  # data or model are gone
         if shown.image is None or shown.given_map is None or shown.suggested_map is None:
             return {"maps": None}
         both = [map_values(shown.given_map), map_values(shown.suggested_map)]
