@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .common.finite import WHERE_TO_LOOK, require_finite_outputs
 from .data.decoding import MAX_PIXELS, UNREADABLE, decode, to_rgb
 from .data.transforms import create_transforms
 from .modeling.cam import normalize_cams
-from .modeling.modes import evaluation_mode
+from .modeling.modes import ask
 
 
 SHOWN = 224  # pixels; a smaller image is enlarged before a map is laid over it
@@ -125,9 +124,7 @@ def predict(
     images = iter(images)
     while batch := list(islice(images, batch_size)):
         pixel_values = torch.stack([transform(open_image(image, max_pixels=max_pixels)) for image in batch])
-        with evaluation_mode(model):
-            output = model(pixel_values.to(model.device), cam_classes="predicted" if with_cams else None)
-        require_finite_outputs(output.logits, of="the model", advice=WHERE_TO_LOOK)
+        output = ask(model, pixel_values, cam_classes="predicted" if with_cams else None)
         scores, classes = output.logits.float().softmax(-1).topk(top_k)
         cams = normalize_cams(output.cams).cpu().numpy() if with_cams else [None] * len(batch)
         for pixels, row, names, cam in zip(pixel_values, scores.tolist(), classes.tolist(), cams, strict=True):

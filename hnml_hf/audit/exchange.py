@@ -253,7 +253,6 @@ def read_cvat(path: Path, samples: Samples) -> Iterator[tuple[str, dict]]:
         label, source = tags[0] if tags else (None, "manual")
         row = samples.row(samples.find(name, where), label, where, sure=source == "manual")
         if row is not None:
-            assert row is not None  # `sure`: there is one
             yield where, row
 
 
@@ -278,7 +277,6 @@ def read_fiftyone(path: Path, content: Mapping, samples: Samples) -> Iterator[tu
             name = classes[name]
         row = samples.row(index, None if name is None else str(name), where, sure=False)
         if row is not None:
-            assert row is not None  # `sure`: there is one
             yield where, row
 
 

@@ -9,11 +9,10 @@ import torch
 from datasets import Dataset, Image
 from PIL import Image as Pillow
 
-from ..common.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..data.decoding import MAX_PIXELS, UNREADABLE, decode
 from ..data.schema import column
 from ..modeling.cam import normalize_cams
-from ..modeling.modes import evaluation_mode
+from ..modeling.modes import ask, evaluation_mode
 from .report import SIDES, Evidence
 from .table import probably_wrong
 
@@ -94,7 +93,7 @@ def collect_evidence(
         maps = {}
         if pixels:
             try:
-                with evaluation_mode(model):
+                with evaluation_mode(model):  # the maps run the head again
                     maps = _maps(model, pixels, issues.iloc[part])
             except FAILURES as error:
                 logger.warning("The report shows %d images without activation maps: %s", len(pixels), error)
@@ -110,8 +109,7 @@ def collect_evidence(
 def _maps(model, pixels: dict[int, torch.Tensor], issues: pd.DataFrame) -> dict[str, dict[int, np.ndarray]]:
     """Maps of the given and of the suggested class for images of a batch, by their position in it."""
     numbers = list(pixels)
-    output = model(pixel_values=torch.stack(list(pixels.values())).to(model.device))
-    require_finite_outputs(output.logits, of="the model", advice=WHERE_TO_LOOK)
+    output = ask(model, torch.stack(list(pixels.values())))
     maps = {}
     for name in ("label", "suggested_label"):
         classes = torch.as_tensor(issues[name].to_numpy()[numbers], device=model.device)

@@ -14,9 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from ..common.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..data.collate import collate_images
-from ..modeling.modes import evaluation_mode
+from ..modeling.modes import ask
 from ..training.dynamics import score_predictions
 
 
@@ -41,7 +40,6 @@ class LinearProbe:
     accuracies: dict[float, float]
 
 
-@torch.no_grad()
 def pooled_features(
     model, dataset: Dataset, *, batch_size: int = 64, num_workers: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -59,11 +57,9 @@ def pooled_features(
     """
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_images)
     features, labels = [], []
-    with evaluation_mode(model):
-        for batch in tqdm(loader, desc="features", unit="batch", disable=None):
-            features.append(model(pixel_values=batch["pixel_values"].to(model.device)).features.float().cpu())
-            labels.append(batch["labels"])
-    require_finite_outputs(torch.cat(features), of="the backbone", advice=WHERE_TO_LOOK)
+    for batch in tqdm(loader, desc="features", unit="batch", disable=None):
+        features.append(ask(model, batch["pixel_values"], of="the backbone").features.float().cpu())
+        labels.append(batch["labels"])
     return torch.cat(features).numpy(), torch.cat(labels).numpy()
 
 

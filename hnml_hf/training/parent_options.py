@@ -231,7 +231,7 @@ def check_parent_options(args: TrainingArguments):
             default = option.default_factory()
         if entry.use == "refused" and value != default and value not in entry.resolved:
             raise ValueError(f"`{option.name}={value!r}` cannot be had here: {entry.text}. Leave it out.")
-        if entry.holds is not None and not _holds(entry, value):
+        if not _holds(entry, value):
             raise ValueError(f"`{option.name}={value!r}` cannot work: it must be {entry.wanted}.")
     given = args.accelerator_config
     if isinstance(given, str) and given.lstrip().startswith("{"):
