@@ -2,6 +2,7 @@
 
     python scripts/review.py outputs/quickstart
     python scripts/review.py outputs/quickstart --annotator anna
+    python scripts/review.py outputs/quickstart --import label_studio.json
 
 Open the address that it prints; it holds a token, and answers on this machine alone. Annotations go to
 `_audit/annotations.jsonl` of the run, for `scripts/clean.py`. Several people may review at once.
@@ -10,11 +11,12 @@ Open the address that it prints; it holds a token, and answers on this machine a
 import argparse
 import getpass
 import importlib
+import json
 import sys
 import threading
 from pathlib import Path
 
-from hnml_hf.audit.review.server import PORT, ReviewServer, open_review
+from hnml_hf.audit.review.server import MAX_ENTRIES, PORT, ReviewServer, open_review
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -24,6 +26,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("run", help="`output_dir` of a run that was audited.")
     parser.add_argument("--annotator", help="Who annotates; default: the name of the user.")
     parser.add_argument("--annotations", help="File for the annotations; default: `_audit/annotations.jsonl`.")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        nargs="+",
+        default=[],
+        help="Annotations to take in first: CSV of the report, or exports of Label Studio, CVAT or FiftyOne.",
+    )
     parser.add_argument("--port", type=int, default=PORT, help="Port on this machine; 0 takes a free one.")
     return parser.parse_args(argv)
 
@@ -80,6 +89,23 @@ class RunImages:
             return shown
 
 
+def take_in(review, run: str, path: str) -> int:
+    """Keep the annotations of a file in the log of a review, each once however often it is taken in; their number."""
+    from hashlib import blake2b
+
+    from hnml_hf.audit.review import read_annotations
+    from hnml_hf.audit.table import load_audit
+
+    found = read_annotations(path, load_audit(run))
+    for annotator, rows in found.groupby("annotator"):
+        entries = rows[["index", "annotation", "new_label_name"]].to_dict("records")
+        for start in range(0, len(entries), MAX_ENTRIES):
+            part = entries[start : start + MAX_ENTRIES]
+            batch = blake2b(json.dumps([annotator, part]).encode(), digest_size=16).hexdigest()
+            review.annotate(part, annotator, batch)
+    return len(found)
+
+
 def main(argv: list[str] | None = None):
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     images = RunImages(options.run)
@@ -93,6 +119,8 @@ def main(argv: list[str] | None = None):
             pictures=images.picture if has_data else None,
             maps=images.maps if has_model else None,
         )
+        for path in options.imports:
+            print(f"{path}: {take_in(review, options.run, path):,} annotations")
         server = ReviewServer(review, port=options.port)
     except (ValueError, OSError) as error:
         used = " Another review may use this port: give --port." if "in use" in str(error) else ""

@@ -4,12 +4,14 @@ import json
 from xml.etree import ElementTree
 
 import pytest
+from commands import load_script
 from PIL import Image
 from reviews import make_run
 
 from hnml_hf import export_audit, load_noisy_dataset
 from hnml_hf.audit.review import read_annotations
-from hnml_hf.audit.table import probably_wrong
+from hnml_hf.audit.review.server import open_review
+from hnml_hf.audit.table import probably_wrong, write_audit
 from hnml_hf.data.schema import column, labels_fingerprint
 
 
@@ -154,6 +156,26 @@ def test_what_was_changed_in_fiftyone(audited, tmp_path):
     rows = [f"{path},{plain[f'{row:04}']}" for row, path in enumerate(table["path"])]
     (tmp_path / "labels.csv").write_text("\n".join(["filepath,ground_truth.label", *rows]) + "\n")
     assert decisions(read_annotations(tmp_path / "labels.csv", table)) == expected
+
+
+def test_a_review_takes_an_export_in_once(audited, tmp_path):
+    table, dataset = audited
+    write_audit(tmp_path / "run" / "_audit", table)
+    (folder,) = export_audit(table, dataset, tmp_path / "exports", ["label_studio"])
+    tasks = json.loads((folder / "tasks.json").read_text())[:2]
+    tasks[0]["annotations"] = [annotated(tasks[0], "zebra", 5)]
+    tasks[1]["annotations"] = [annotated(tasks[1], tasks[1]["data"]["given_label"], 6)]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    review = open_review(tmp_path / "run")
+    for _ in range(2):
+        assert load_script("review").take_in(review, tmp_path / "run", tmp_path / "export.json") == 2
+    kept = (tmp_path / "run" / "_audit" / "annotations.jsonl").read_text().splitlines()
+    assert len(kept) == 3  # and the first line
+    assert decisions(read_annotations(tmp_path / "run" / "_audit" / "annotations.jsonl", table)) == {
+        table["index"][0]: ("wrong", "zebra", "5"),
+        table["index"][1]: ("right", table["label_name"][1], "6"),
+    }
+    assert review.queue.progress()["decided"] == 2
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------
