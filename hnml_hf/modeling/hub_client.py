@@ -52,27 +52,25 @@ def upload_files(
     *,
     private: bool = True,
     token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str = "Upload model",
+    **commit,
 ) -> CommitInfo:
-    """Upload some files of a folder in one commit; arguments, result and errors as of [`~hnml_hf.push_to_hub`].
+    """Upload some files of a folder in one commit; other arguments, result and errors as of [`~hnml_hf.push_to_hub`].
 
     Args:
         names (`Sequence[str]`): of the files.
+        commit: `revision`, `create_pr` and `commit_message`.
     """
     check_repo_id(repo_id)
+    commit = {"revision": None, "create_pr": False, "commit_message": "Upload model", **commit}
     operations = [CommitOperationAdd(name, Path(folder, name)) for name in names]
     api = HfApi()
     try:
         if "/" in repo_id:
             _wait_for_answer(api, repo_id, token)
         repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        if revision and not create_pr:
-            api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
-        return api.create_commit(
-            repo_id, operations, commit_message=commit_message, token=token, revision=revision, create_pr=create_pr
-        )
+        if commit["revision"] and not commit["create_pr"]:
+            api.create_branch(repo_id, branch=commit["revision"], token=token, exist_ok=True)
+        return api.create_commit(repo_id, operations, token=token, **commit)
     except (HTTPError, OSError) as error:
         retry = f"push_to_hub({json.dumps(str(folder))}, {json.dumps(repo_id)})"
         raise HubError(

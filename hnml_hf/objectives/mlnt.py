@@ -1,12 +1,10 @@
-"""MLNT: predictions after a virtual step on synthetic labels must agree with the teacher's."""
+"""MLNT's virtual step: predictions after a step on synthetic labels, which must agree with the teacher's."""
 
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from ..noise import neighbor_labels
-from .cross_entropy import ce, cross_entropy
 from .inner_step import (
     gradient_step,
     head_step_logits,
@@ -14,7 +12,6 @@ from .inner_step import (
     label_residuals,
     swapped_label_loss_drop,
 )
-from .mean_teacher import consistency_loss, own_evidence, teacher_evidence
 
 
 class VirtualPredictions(NamedTuple):
@@ -92,43 +89,3 @@ def _head_steps(student, output, synthetic_labels, requests, *, lr, second_order
     if "cam_classes" in requests:  # some heads have more layers, which half precision's autocast must run
         cams = student.class_activation_maps(output, rows.to(output.feature_maps.dtype)).float()
     return VirtualPredictions(fast_logits, region_logits, cams)
-
-
-def mlnt(
-    student,
-    labels,
-    *,
-    active_terms,
-    teacher,
-    generator,
-    meta_scope: str,
-    second_order: bool,
-    meta_lr: float,
-    num_meta_draws: int,
-    perturb_ratio: float,
-    num_neighbors: int,
-    remember=None,
-    sample_weights=None,
-    noise_rate=None,
-):
-    """Objective `mlnt` (Li et al., CVPR 2019): always say of which order, the released code is second order."""
-    if "consistency" not in active_terms:
-        return ce(student, labels, sample_weights=sample_weights, noise_rate=noise_rate)
-    passed = None if teacher is not None else first_pass(student, meta_scope)
-    evidence = teacher_evidence(teacher) if passed is None else own_evidence(student, passed[1], remember)
-    synthetic_labels = neighbor_labels(
-        evidence.features,
-        labels,
-        num_neighbors=num_neighbors,
-        perturb_ratio=perturb_ratio,
-        num_draws=num_meta_draws,
-        generator=generator,
-    )
-    output, virtual, drop = virtual_predictions(
-        student, labels, synthetic_labels, {}, scope=meta_scope, lr=meta_lr, second_order=second_order, passed=passed
-    )
-    terms = {
-        "base": cross_entropy(output.logits, labels, sample_weights, noise_rate),
-        "consistency": consistency_loss(virtual.logits, evidence.probabilities).mean(0),
-    }
-    return terms, {"logits": output.logits, "swapped_label_loss_drop": drop, **evidence.monitors()}
