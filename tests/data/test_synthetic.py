@@ -335,6 +335,16 @@ def test_broken_noise_files_are_refused(tmp_path, change):
         noise_file.load_noise_file(path)
 
 
+def test_a_noise_file_of_an_earlier_version_is_read(tmp_path):
+    path, drawn = (
+        tmp_path / "noise.json",
+        synthetic.draw_noise(make_dataset([0, 1, 2]), kind="symmetric", rate=0.5, seed=0),
+    )
+    noise_file.save_noise_file(path, drawn)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": "hnml_hf noise manifest 1"}))
+    assert noise_file.load_noise_file(path).labels.tolist() == drawn.labels.tolist()
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1, 2]", b"\xff\xfe\x00"])
 def test_files_that_are_no_noise_file_are_refused(tmp_path, content):
     path = tmp_path / "noise.json"

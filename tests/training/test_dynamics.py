@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from numpy.lib.recfunctions import rename_fields
 
 from hnml_hf import (
     HNMLTrainer,
@@ -14,7 +15,16 @@ from hnml_hf import (
     collate_images,
     create_transforms,
 )
-from hnml_hf.training.dynamics import TOP_LABELS, TrainingDynamics, read_dynamics, run_dynamics
+from hnml_hf.training.dynamics import (
+    OLD_FIELDS,
+    TOP_LABELS,
+    TrainingDynamics,
+    probe_dynamics,
+    read_dynamics,
+    run_dynamics,
+    save_probe_dynamics,
+    save_run_dynamics,
+)
 
 
 def weights(observations: int, decay: float = 0.9) -> np.ndarray:
@@ -262,3 +272,18 @@ def test_a_header_that_is_no_header_is_refused(tmp_path):
     (tmp_path / "s.npy").write_bytes(content.replace(b"'fortran_order'", b"('ortran_order'"))
     with pytest.raises(ValueError, match=r"s\.npy holds no training dynamics"):
         read_dynamics(tmp_path / "s.npy")
+
+
+def test_files_of_earlier_versions_are_read(dynamics, tmp_path):
+    """Under their old names, with the old names of their fields."""
+    dynamics.update(np.array([10]), np.array([[0.6, 0.3, 0.1]]), epoch=0)
+    old = {new: before for before, new in OLD_FIELDS.items()}
+    (tmp_path / "_audit").mkdir()
+    np.save(tmp_path / "_audit" / "sample_statistics.npy", rename_fields(dynamics.records, old))
+    np.save(tmp_path / "_audit" / "probe_statistics.npy", rename_fields(dynamics.records, old))
+    for read in (run_dynamics, probe_dynamics):
+        assert np.array_equal(read(tmp_path), dynamics.records)
+    save_run_dynamics(tmp_path, TrainingDynamics(np.arange(2), np.arange(2), 3).records)
+    assert len(run_dynamics(tmp_path)) == 2  # the new one goes first
+    save_probe_dynamics(tmp_path, None)
+    assert probe_dynamics(tmp_path) is None

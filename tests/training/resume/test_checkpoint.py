@@ -223,6 +223,15 @@ def test_a_checkpoint_of_an_earlier_version_says_how_to_go_on(written):
         checkpoints.check(written / "checkpoint-6")
 
 
+def test_a_checkpoint_with_the_old_names_of_its_configuration_says_how_to_go_on(written):
+    manifest = written / "checkpoint-6" / MANIFEST
+    content = json.loads(manifest.read_text())["content"]
+    content["facts"], content["settings"] = (content.pop(name) for name in checkpoints.CONFIGURATION)
+    manifest.write_text(json.dumps({"blake2b": checkpoints._content_digest(content), "content": content}))
+    with pytest.raises(CheckpointError, match="no fixed_configuration.*earlier version.*--pretrained"):
+        checkpoints.check(written / "checkpoint-6")
+
+
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
     make(tmp_path, 4, order=1, content="old")
     unfinished = make(tmp_path / UNFINISHED_FOLDER, 4, order=2, content="new")
