@@ -2,7 +2,7 @@
 
 Here is what most users need; all else is imported from its module, as `hnml_hf.audit.probe`. The folders: `data`
 (datasets), `noise` (synthetic noise), `modeling` (the classifier), `objectives` (losses), `training` (the Trainer),
-`audit` (which labels are wrong), `hub` (publishing).
+`audit` (which labels are wrong), `hub` (publishing), `common` (what all of them use).
 
 A name is imported when it is first used (PEP 562): `import hnml_hf` and `hnml --help` wait for none of them. The
 backbones of this package are registered with timm as soon as both are imported, in whichever order.

@@ -105,7 +105,7 @@ def test_imports_follow_the_table(path):
 
 
 def test_the_walk_sees_relative_and_absolute_imports_and_attributes(tmp_path):
-    assert "objectives.inner_step" in imported_modules(PACKAGE / "objectives" / "mlnt.py")
+    assert "objectives.inner_step" in imported_modules(PACKAGE / "objectives" / "virtual_step.py")
     assert "data.schema" in imported_modules(PACKAGE / "data" / "synthetic.py")
     source = tmp_path / "source.py"
     source.write_text("import hnml_hf\n\nhnml_hf.common.atomic.atomic_write('x')\n")

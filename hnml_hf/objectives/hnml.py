@@ -9,7 +9,7 @@ import torch
 from ..noise import neighbor_labels
 from .cross_entropy import ce, cross_entropy
 from .mean_teacher import Evidence, consistency_loss, own_evidence, teacher_evidence
-from .mlnt import VirtualPredictions, first_pass, virtual_predictions
+from .virtual_step import VirtualPredictions, first_pass, virtual_predictions
 
 
 CAM_WEIGHT = 0.5  # mu_c of the mask-guided loss

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification, pipeline
 from hnml_hf.data.transforms import create_image_processor
 from hnml_hf.modeling.timm_cam import TimmCAMForImageClassification
 from hnml_hf.objectives.batch_view import BatchView
-from hnml_hf.objectives.mlnt import virtual_predictions
+from hnml_hf.objectives.virtual_step import virtual_predictions
 
 
 # one backbone per layout and kind of head: NCHW, tokens, tokens with registers, norm after the pool, NHWC with an MLP

@@ -1,4 +1,4 @@
-"""Preflight: reads every image and every label of a dataset before training, and lists what is wrong with them.
+"""The check before training: reads every image and label of a dataset, and lists what is wrong with them.
 
 `check_dataset` gives a report (a dict that is valid JSON), `format_report` a table to read, `save_exclusions` the list
 of rows that training should leave out, `apply_exclusions` leaves them out.

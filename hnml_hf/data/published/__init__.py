@@ -1,1 +1,2 @@
-"""Datasets of the literature."""
+"""Datasets of the literature, a file each. To add one, subclass the builder of `builder.py`, as `quickstart.py` does,
+and name it in `BUILDERS` of `../load.py` (docs/extending.md)."""
