@@ -142,8 +142,8 @@ class HNMLTrainingArguments(TrainingArguments):
     teacher_source: Literal["ema", "memory"] = field(
         default="ema",
         metadata={
-            "help": "Where targets come from: a pass of the averaged weights over each batch, or each sample's "
-            "running average of the student's predictions, which costs no pass (ours)."
+            "help": "Where targets come from: a forward pass of the averaged weights over each batch, or "
+            "each sample's running average of the student's predictions, which costs none (ours)."
         },
     )
     teacher_decay: float = field(
@@ -309,7 +309,7 @@ class HNMLTrainingArguments(TrainingArguments):
         advice = []
         if self.draws_labels:
             if self.num_meta_draws > 1 and self.meta_scope != "head":
-                advice.append(f"`--num_meta_draws 1` (each of the {self.num_meta_draws} keeps a whole pass)")
+                advice.append(f"`--num_meta_draws 1` (each of the {self.num_meta_draws} keeps a whole forward pass)")
             if self.second_order and self.meta_scope != "head":
                 advice.append("`--second_order false`")
             if self.meta_scope == "full":

@@ -330,7 +330,9 @@ def compare(images: MemoryImages, found: dict[str, dict]) -> list[dict]:
         answers = np.concatenate([said["records"]["given"][:, None], said["records"]["top_probabilities"]], axis=1)
         crossed[judged[:, None], asked] = answers
         same_backbone = "cross_validated" in found.get("ce", {})
-        cost = float(said["wall"] / found["ce"]["wall"]) if same_backbone else None  # of clocks, not of passes
+        cost = (
+            float(said["wall"] / found["ce"]["wall"]) if same_backbone else None
+        )  # of wall time, not of forward passes
         rate = table.attrs["noise_rate"]
         add("hnml_hf, cross-validated probe", "probe", rank, cost, probability=score, rate=rate, judged=judged)
         rows[-1]["estimated_rate_interval"] = [round(bound, 4) for bound in table.attrs["noise_rate_interval"]]
@@ -405,7 +407,7 @@ def settings(threads: int) -> dict:
         "backbone": "resnet10t, channels 32 64 96 128, stem 16, output stride 8 (32 on images of 64 pixels)",
         "optimizer": "SGD 0.05, momentum 0.9, weight decay 5e-4, cosine, batch 64",
         "pretrained": f"{PRETRAINED}; training starts from the probe, with the options of recipe imagenette_noisy, "
-        "full weight; the probe's cost is one of clocks",
+        "full weight; the probe's cost is one of wall time",
         "epochs": {name: setting.epochs for name, setting in DATASETS.items()},
         **provenance(threads=threads),
         "cleanlab": version("cleanlab"),
