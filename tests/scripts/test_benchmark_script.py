@@ -6,7 +6,9 @@ from pathlib import Path
 
 import benchmark
 import benchmark_cost
+import benchmark_detection
 import benchmark_startup
+import numpy as np
 import pytest
 import torch
 from benchmark_steps import StepClock
@@ -103,3 +105,18 @@ def test_startup_measures_each_command(tmp_path, monkeypatch):
     benchmark.main(["startup", "--rounds", "2", "--output", str(tmp_path / "startup.json")])
     reference, nothing = json.loads((tmp_path / "startup.json").read_text())["rows"]
     assert reference["processor_ratio"] == 1 and 0 < nothing["processor_ratio"] < 1
+
+
+def test_the_detection_benchmark_compares_scores_of_one_set_of_features():
+    score, wrong = np.array([0.05, 0.05, 0.95, 1.0]), np.array([False, True, True, True])
+    assert benchmark_detection.reliability(score, wrong) == [[0.05, 0.5, 2], [0.975, 1.0, 2]]
+    generator = np.random.default_rng(0)
+    true = np.arange(300) % 3
+    features = (generator.normal(size=(300, 8)) + 5 * np.eye(8)[true]).astype(np.float32)
+    labels = np.where(np.arange(300) < 60, (true + 1) % 3, true)
+    ours = benchmark_detection.judge("made up", features, np.arange(300), labels, true)
+    theirs = benchmark_detection.cleanlab("made up", features, labels, true)
+    assert ours["auroc"] > 0.99 and abs(ours["estimated_rate"] - 0.2) < 0.05 and ours["true_rate"] == 0.2
+    assert sum(number for _, _, number in ours["reliability"]) == 300
+    assert [row["scorer"] for row in theirs][-1] == "Datalab, features" and len(theirs) == 4
+    assert all(row["auroc"] > 0.9 and row["processor_seconds"] >= 0 for row in theirs)
