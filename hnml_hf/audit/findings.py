@@ -111,6 +111,8 @@ def write_findings(folder: str | os.PathLike, found: dict[str, pd.DataFrame]) ->
     """Write each kind as a list of rows to leave out (`near_duplicates.jsonl` and so on), in the form of
     [`~hnml_hf.load_exclusions`]: delete the lines of rows that shall stay. Lists of an earlier audit go."""
     paths = []
+    for kind in FINDINGS.keys() - found.keys():
+        Path(folder, f"{kind}.jsonl").unlink(missing_ok=True)
     for kind, rows in found.items():
         paths.append(Path(folder, f"{kind}.jsonl"))
         with atomic_write(paths[-1]) as unfinished, open(unfinished, "w", encoding="utf-8") as file:

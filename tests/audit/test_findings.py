@@ -88,10 +88,12 @@ def test_copies_are_found_in_an_audit_and_left_out_by_their_list(copies, tmp_pat
         assert len(kept) == 40
 
 
-def test_features_alone_give_them_too_and_a_training_run_none():
+def test_features_alone_give_them_too_and_a_training_run_none(tmp_path):
     features = np.random.default_rng(0).normal(size=(60, 8))
     features[:30, 0] += 5
     features[31] = features[30]
     table = find_label_issues((features, np.arange(60) // 30))
     assert set(near_duplicates(table)["index"]) == {30, 31}
-    assert findings(table.drop(columns="nearest_index")) == {}
+    (tmp_path / "strangers.jsonl").write_text("of an earlier audit")
+    assert write_findings(tmp_path, findings(table.drop(columns="nearest_index"))) == []
+    assert not list(tmp_path.iterdir())
