@@ -1,4 +1,4 @@
-.PHONY: quality style test test-slow api
+.PHONY: quality style test test-slow docs
 
 quality:
 	ruff check . && ruff format --check . && python -m mypy
@@ -12,6 +12,5 @@ test:
 test-slow:
 	python -m pytest -m "slow and not gpu"
 
-api:
-	EAGER_IMPORT=1 python -W error -m pdoc --docformat google --output-directory build/api hnml_hf hnml_hf.noise hnml_hf.modeling.cam hnml_hf.objectives.inner_step \
-		hnml_hf.objectives hnml_hf.data
+docs:
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict

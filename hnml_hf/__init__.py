@@ -10,7 +10,6 @@ backbones of this package are registered with timm as soon as both are imported,
 
 import ast
 import importlib
-import os
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
@@ -133,7 +132,3 @@ if "timm" in sys.modules:
     importlib.import_module(".modeling.backbones", __name__)
 else:
     sys.meta_path.insert(0, _RegisterBackbones())
-
-if os.environ.get("EAGER_IMPORT"):  # for what looks at a module as it is, such as pdoc
-    for _name in __all__:
-        __getattr__(_name)

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     if not model_args.pretrained:
-        raise SystemExit("A probe of random features tells nothing: give --pretrained true or --pretrained FILE.")
+        raise SystemExit("A probe needs pretrained features: give --pretrained true or --pretrained FILE.")
     results = Path(args.output_dir, "all_results.json")
     if results.is_file() and json.loads(results.read_text(encoding="utf-8")).get("objective") != PROBE:
         raise SystemExit(f"`{args.output_dir}` holds a training run, which this would overwrite: give --output_dir.")

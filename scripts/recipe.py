@@ -47,7 +47,7 @@ class RecipeLoader(yaml.SafeLoader):
 
 
 class SuiteLoader(RecipeLoader):
-    """The same words, with aliases and `<<`, which a grid of runs has a use for."""
+    """The same words, with aliases and `<<`, which a grid of runs uses."""
 
     KIND = "suite"
 
@@ -193,7 +193,7 @@ def _pairs(node: yaml.MappingNode, path: Path) -> Iterator[tuple[yaml.ScalarNode
         seen[key.value] = key.start_mark.line + 1
         for part in (key, value):
             if part.tag not in TAGS:
-                raise ValueError(f"{_at(path, part)}: the tag `{part.tag}` has no place in a recipe.")
+                raise ValueError(f"{_at(path, part)}: the tag `{part.tag}` is not allowed in a recipe.")
         yield key, value
 
 
@@ -232,7 +232,7 @@ def _parsed(node: yaml.Node, action: argparse.Action, path: Path):
 def _plain(node: yaml.Node, path: Path, *, names: bool = False):
     """Lists, dicts, numbers, booleans, null and text; all scalars are text if they are `names`."""
     if node.tag not in TAGS:
-        raise ValueError(f"{_at(path, node)}: the tag `{node.tag}` has no place in a recipe.")
+        raise ValueError(f"{_at(path, node)}: the tag `{node.tag}` is not allowed in a recipe.")
     if isinstance(node, yaml.MappingNode):
         return {key.value: _plain(value, path, names=names) for key, value in _pairs(node, path)}
     if isinstance(node, yaml.SequenceNode):

@@ -394,7 +394,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         trainer.save_metrics("all", metrics, combined=False)
         trainer.save_state()
         if data_args.audit and trainer.dynamics is None:
-            print("No audit: mixed images tell nothing of one label. `scripts/audit.py --model` scores the dataset.")
+            print("No audit: mixed images say nothing about one label. `scripts/audit.py --model` scores the dataset.")
         elif data_args.audit:
             epochs = trainer.state.epoch or 0
             table = write_audit(

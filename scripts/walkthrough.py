@@ -1,4 +1,4 @@
-"""The whole way in a few minutes, on a folder of images with wrong labels that this script makes.
+"""From a messy folder to a published model in a few minutes, on images with wrong labels that this script makes.
 
     python scripts/walkthrough.py
     python scripts/walkthrough.py --hub_model_id user/walkthrough     # and publish the result, privately

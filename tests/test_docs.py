@@ -117,7 +117,7 @@ def test_an_option_that_does_not_exist_is_seen(monkeypatch):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_blocks_have_a_language_that_is_checked(path):
     text = path.read_text(encoding="utf-8")
-    assert set(re.findall(r"^```(\w*)$", text, flags=re.MULTILINE)) - {""} <= {"python", "bash", "bibtex"}
+    assert set(re.findall(r"^```(\w*)$", text, flags=re.MULTILINE)) - {""} <= {"python", "bash", "bibtex", "text"}
     for block in blocks(text, "bash"):
         for line in filter(None, re.split(r"&&|\n", block.replace("\\\n", " "))):
             known = re.sub(r"\s+", " ", line).strip()
@@ -155,7 +155,7 @@ PYTHON = [path for path in DOCUMENTS if blocks(path.read_text("utf-8"), "python"
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.stem)
 def test_the_code_of_the_docs_runs(path, quickstart, monkeypatch):
-    """All blocks of a document, in order; those of the README are in test_train_script."""
+    """All blocks of a document, in order; those of the README are in test_readme."""
     monkeypatch.chdir(quickstart[0])
     monkeypatch.syspath_prepend(str(quickstart[0]))
     module = f"code_of_{path.stem}"  # a file, as a reader would have it: builders look theirs up
@@ -170,10 +170,10 @@ def test_links_between_files_lead_somewhere(path):
             assert (path.parent / target).exists(), target
 
 
-def test_the_index_names_every_page():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_site_names_every_page():
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for path in sorted((ROOT / "docs").glob("*.md")):
-        assert f"(docs/{path.name})" in readme, path.name
+        assert f": {path.name}\n" in site, path.name
 
 
 def test_the_figures_of_two_processes_come_from_two():

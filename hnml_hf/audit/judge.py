@@ -123,7 +123,7 @@ def judge_labels(
     beta and the offsets a are those of highest likelihood of the given labels (expectation maximisation), and so is g
     of two values, since z knows no label that it predicts.
 
-    Then P(c | y) may take the place of R, two times. This helps where a class is mostly given another's labels, and
+    Then P(c | y) may replace R, two times. This helps where a class is mostly given another's labels, and
     harms where classes are confusable; it is done if it makes the labels of a fold that has no part in it more
     probable by two standard errors.
 

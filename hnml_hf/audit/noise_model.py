@@ -258,7 +258,7 @@ class SampleDynamics:
             if k <= DENSE:
                 matrix.ravel()[cells] = counts
                 sums = matrix.sum(-1)
-            else:  # the same but for rounding
+            else:  # the same up to rounding
                 sums = np.bincount(rows, weights=counts)
             updated = counts / sums[rows]
             found = np.bincount(self.classes.ravel(), weights=resolved.ravel(), minlength=k)

@@ -18,7 +18,7 @@ FOLDER_LOCK = "_writing.lock"
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """The name under which to write a file; it takes the place of `path` once it is written, and not before.
+    """The name under which to write a file; it replaces `path` once it is written, and not before.
 
     So nobody finds half a file, and a failure or a kill in between leaves the one that was there. The name is no other
     writer's, so that of two who write one file at a time the last one wins.

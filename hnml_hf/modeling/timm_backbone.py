@@ -106,7 +106,7 @@ def pretrained_state(architecture: str, config: TimmWrapperConfig, weights: bool
         **model_args,
     )
     if head_size != config.num_labels:
-        logger.warning(
+        logger.info(
             f"The pretrained head of `{architecture}` is replaced by a fresh one for {config.num_labels} classes."
         )
     return source.state_dict()

@@ -301,7 +301,7 @@ class HNMLTrainingArguments(TrainingArguments):
         return self.objective == "ce" or (self.objective == "hnml" and self.teacher_source == "ema")
 
     def takes_soft_targets(self) -> bool:
-        """Whether the base loss of the objective has a meaning for a distribution in the place of a label."""
+        """Whether the base loss of the objective has a meaning for a distribution instead of a label."""
         return self.objective in ("ce", "elr", "mean_teacher", "hnml")
 
     def memory_advice(self) -> str:

@@ -61,7 +61,7 @@ def check_sample_weights(dataset, *, mixes: bool, objective: str, provided: Coll
 
 
 def check_symmetric_correction(args, dataset, *, mixes: bool, provided: Collection[str]):
-    """Raise `ValueError` if `symmetric_correction` is asked for where it cannot be had; arguments as above."""
+    """Raise `ValueError` if `symmetric_correction` is asked for where it is not available; arguments as above."""
     if not args.symmetric_correction:
         return
     reason = None
@@ -72,7 +72,7 @@ def check_symmetric_correction(args, dataset, *, mixes: bool, provided: Collecti
     elif getattr(dataset, "weights", None) is not None:
         reason = "the weights of the samples already are the confidence in each label"
     if reason is not None:
-        raise ValueError(f"`symmetric_correction` cannot be had here: {reason}. Set it to false.")
+        raise ValueError(f"`symmetric_correction` is not available here: {reason}. Set it to false.")
 
 
 def chosen_targets(args, dataset, *, mixes: bool, can_judge: bool) -> str:
@@ -94,7 +94,7 @@ def chosen_targets(args, dataset, *, mixes: bool, can_judge: bool) -> str:
     if chosen == "refreshed" and reason is None and not can_judge:
         reason = "nobody judges again; start from the judge's head, or give the trainer `judge_again`"
     if chosen in ("posterior", "refreshed") and reason is not None:
-        raise ValueError(f"`targets={chosen}` cannot be had here: {reason}. Leave it out, or give `given`.")
+        raise ValueError(f"`targets={chosen}` is not available here: {reason}. Leave it out, or give `given`.")
     if chosen is None and there and reason is None and data.weights is not None:
         reason = "the weights of the samples are the confidence in each given label"
     if chosen is None and there:

@@ -34,7 +34,7 @@ class MemorizationMonitor:
     with how many of the others: in the same batches, by the same network, under the same augmentation.
 
     With f the share of the labels trained on that the network predicts and g that of the labels held out, r = (f - g)
-    / (1 - g) is the share of the labels that cannot be predicted, be they wrong or hard, which it has memorized.
+    / (1 - g) is the share of the labels that cannot be predicted, wrong or hard, that it has memorized.
     `meta_weight` is 0 until r is significant, then grows in proportion, and is 1 at `FULL_AT` above.
     Nothing is asked of the user, and nothing of a clean label. The construction is ours. That networks first learn
     what generalises and memorize the rest later is the observation of Arpit et al., ICML 2017.

@@ -230,7 +230,7 @@ def check_parent_options(args: TrainingArguments):
         if default is MISSING and option.default_factory is not MISSING:
             default = option.default_factory()
         if entry.use == "refused" and value != default and value not in entry.resolved:
-            raise ValueError(f"`{option.name}={value!r}` cannot be had here: {entry.text}. Leave it out.")
+            raise ValueError(f"`{option.name}={value!r}` is not available here: {entry.text}. Leave it out.")
         if not _holds(entry, value):
             raise ValueError(f"`{option.name}={value!r}` cannot work: it must be {entry.wanted}.")
     given = args.accelerator_config
@@ -265,7 +265,7 @@ def take_launcher_options(args: TrainingArguments):
     """
     for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if str_to_bool(os.environ.get(f"ACCELERATE_USE_{kind}", "false")):
-            raise ValueError(f"The launcher asks for {kind}, which cannot be had here: {SHARDED}.")
+            raise ValueError(f"The launcher asks for {kind}, which is not available here: {SHARDED}.")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "fp16", "bf16"):
         raise ValueError(f"The launcher asks for `mixed_precision={precision}`; there are `no`, `fp16` and `bf16`.")
@@ -288,7 +288,7 @@ def check_resolved_options(args: TrainingArguments):
         value, default = (getattr(config, option.name, None) for config in (args.accelerator_config, defaults))
         if option.name != "non_blocking" and value != default:
             raise ValueError(
-                f"`accelerator_config` with `{option.name}={value!r}` cannot be had here: the order of samples would "
+                f"`accelerator_config` with `{option.name}={value!r}` is not available here: the sample order would "
                 "not follow from seed and epoch, or not alike on all processes. Only `non_blocking` can be set."
             )
     check_optimizer(args)

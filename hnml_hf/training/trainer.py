@@ -102,7 +102,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
     ):
         if kwargs.get("model_init") is not None:
             raise ValueError(
-                "`model_init` would put another model in the place of the one that the teacher is a copy of. Give the "
+                "`model_init` would put another model instead of the one that the teacher is a copy of. Give the "
                 "model itself, and build a new trainer for each run."
             )
         self.card_facts: dict = {}
@@ -150,7 +150,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         self.objective, self.provided = partial(function, **options), [name for name in PROVIDED if name in needs]
 
     def _add_parts(self, cross_validated, judge_again, mixes: bool):
-        """The parts with a state of their own: callbacks, each there if this run has a use for it."""
+        """The parts with a state of their own: callbacks, each there if this run uses it."""
         args, data, num_labels = self.args, self.train_dataset, self.model.config.num_labels
         from_memory = args.teacher_source == "memory" and args.objective in TEACHER_OBJECTIVES
         self.uses_teacher = args.objective in TEACHER_OBJECTIVES and not from_memory
@@ -200,7 +200,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
             facts: further entries of the summary, as `source` and `provenance`.
 
         Raises:
-            ValueError: if no sample was seen yet, or images are mixed, which tells nothing of one label.
+            ValueError: if no sample was seen yet, or images are mixed, which tells nothing about one label.
         """
         if not self.is_world_process_zero():
             return None

@@ -283,7 +283,7 @@ def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
+    "docs/results.md": {
         "CPU": partial(by_noise, "last", "cpu", CPU, ("cross-entropy", *CONSTANT, CORRECTED[0], CORRECTED[-1])),
     },
     "docs/audit.md": {

@@ -133,7 +133,7 @@ def test_a_head_of_another_size_is_replaced(lite0, caplog):
     import transformers
 
     transformers.logging.enable_propagation()
-    with caplog.at_level("WARNING"):
+    with caplog.at_level("INFO", logger="hnml_hf"):
         model = TimmCAMForImageClassification.from_timm("tf_efficientnet_lite0", num_labels=7, pretrained=lite0)
     transformers.logging.disable_propagation()
     assert "replaced by a fresh one for 7 classes" in caplog.text

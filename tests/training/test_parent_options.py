@@ -40,7 +40,7 @@ def test_what_is_refused_is_refused_with_its_reason(name, tmp_path):
     if name not in present:
         pytest.skip("not an option of this release of transformers")
     value = OTHER[name] if name in OTHER else name == "remove_unused_columns" or not present[name].default
-    with pytest.raises(ValueError, match=f"`{name}=.* cannot be had here: .*Leave it out"):
+    with pytest.raises(ValueError, match=f"`{name}=.* is not available here: .*Leave it out"):
         arguments(tmp_path, **{name: value})
 
 
@@ -87,9 +87,9 @@ def test_what_is_refused_is_refused_with_its_reason(name, tmp_path):
         ({"do_eval": True}, "`do_eval` does nothing by itself"),
         ({"report_to": ["tensorbord"]}, "there is no tracker `tensorbord`"),
         ({"save_strategy": "best", "eval_strategy": "steps"}, "`save_strategy=best` saves nothing without"),
-        ({"accelerator_config": {"use_seedable_sampler": False}}, "`use_seedable_sampler=False` cannot be had"),
-        ({"accelerator_config": {"dispatch_batches": True}}, "`dispatch_batches=True` cannot be had"),
-        ({"accelerator_config": {"split_batches": True}}, "`split_batches=True` cannot be had"),
+        ({"accelerator_config": {"use_seedable_sampler": False}}, "`use_seedable_sampler=False` is not available"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "`dispatch_batches=True` is not available"),
+        ({"accelerator_config": {"split_batches": True}}, "`split_batches=True` is not available"),
         ({"fp16": True}, "`fp16` needs a GPU"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "`lr_scheduler_type=warmup_stable_decay` .* cannot be made"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "`lr_scheduler_type=cosine_with_min_lr` .* cannot be made"),

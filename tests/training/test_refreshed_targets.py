@@ -102,7 +102,7 @@ def test_an_exact_resume(with_targets, tmp_path, step):
 
 def test_what_cannot_be_refreshed_is_refused(with_targets, tiny_dataset, tmp_path):
     for dataset, judge, options, reason in (
-        (tiny_dataset, Judge(), {}, "`targets=refreshed` cannot be had here: the training set has no soft targets"),
+        (tiny_dataset, Judge(), {}, "`targets=refreshed` is not available here: the training set has no soft targets"),
         (with_targets, Judge(), {"objective": "gce"}, "takes labels alone"),
         (with_targets, None, {}, "nobody judges again"),
     ):

@@ -1,4 +1,4 @@
-"""Soft targets in the place of the given labels: the loss, the choice between the two, and an exact resume."""
+"""Soft targets instead of the given labels: the loss, the choice between the two, and an exact resume."""
 
 import numpy as np
 import pytest

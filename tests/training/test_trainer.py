@@ -626,7 +626,7 @@ def test_a_column_that_is_missing_is_named(tiny_dataset):
         ({"num_meta_draws": 0}, "at least 1"),
         ({"objective": "hnml_synthetic", "num_neighbors": 12}, "`num_neighbors=12` needs a batch of more images"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
-        ({"bf16_full_eval": True}, "`bf16_full_eval=True` cannot be had here: it would convert the student alone"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval=True` is not available here: it would convert the student alone"),
         ({"save_only_model": True, "save_strategy": "epoch"}, "checkpoints that no run can go on from"),
         ({"fp16": True, "objective": "hnml_synthetic"}, "whose gradient would be rounded to 0"),
     ],
