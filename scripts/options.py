@@ -28,6 +28,7 @@ from hnml_hf import (
 from hnml_hf.audit.outputs import read_options
 from hnml_hf.cli import MEANINGS, HelpFormatter, answer_help, find_recipe, refuse_retired
 from hnml_hf.data.checks import apply_exclusions, load_exclusions
+from hnml_hf.data.load import DATASET_NAMES
 from hnml_hf.data.noise_file import apply_noise_file, load_noise_file, save_noise_file
 from hnml_hf.data.splits import class_balanced
 from hnml_hf.data.synthetic import draw_noise
@@ -297,7 +298,11 @@ def implied_recipe(options: argparse.Namespace) -> str | None:
                 f"give its path alone: `hnml train {options.data_dir}`."
             )
         return "quickstart"
-    return "own_folder" if options.backbone is None and os.path.exists(dataset) else None
+    if options.backbone is not None:
+        return None
+    if dataset == "quickstart":
+        return "quickstart"
+    return "own_folder" if dataset == "imagefolder" or dataset not in DATASET_NAMES else None
 
 
 def parse_arguments(argv: list[str], command: str = "train"):

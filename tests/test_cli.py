@@ -186,6 +186,16 @@ def test_the_command_runs_a_script_as_if_it_were_called(monkeypatch, capsys):
     assert "usage: hnml export" in shown and "must end in .onnx or .pt2" in shown
 
 
+def test_a_finished_run_is_published_by_one_command(monkeypatch, capsys):
+    export, sent = load_script("export"), []
+    monkeypatch.setattr(export, "push_to_hub", lambda *names: sent.append(names) or argparse.Namespace(repo_url="url"))
+    export.main(["outputs/run", "--hub_model_id", "user/name"])
+    assert sent == [("outputs/run", "user/name")] and capsys.readouterr().out == "Published: url\n"
+    with pytest.raises(SystemExit):
+        export.main(["outputs/run"])
+    assert "give --output (a file) or --hub_model_id" in capsys.readouterr().err
+
+
 def test_ctrl_c_during_imports_ends_with_one_line(tmp_path):
     """The first library that `export` imports is one that is interrupted while it is imported."""
     (tmp_path / "transformers.py").write_text(

@@ -36,6 +36,8 @@ def commands(text: str) -> list[str]:
     for source in (fenced, indented, *re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", text)):
         for line in re.split(r"&&|\n", source.replace("\\\n", " ")):
             line = re.sub(r"\s+", " ", line.partition(" #")[0]).strip()
+            if "hnml COMMAND" in line:
+                continue
             if re.match(r"(python |accelerate launch |hnml )", line) and ("scripts/" in line or "hnml" in line):
                 found.append(line)
     return list(dict.fromkeys(found))
@@ -53,6 +55,8 @@ def parse(command: str, monkeypatch):
         assert words[at] in [*COMMANDS, *IN_SOURCES], command
         if words[at:] == words[-1:]:  # the name of a command in a sentence
             return
+        if words[at] in IN_SOURCES:
+            words[at] = IN_SOURCES[words[at]].removesuffix(".py")
         words[at] = f"scripts/{words[at]}.py"
     at = next(number for number, word in enumerate(words) if word.startswith("scripts/") and word.endswith(".py"))
     script, options = words[at], words[at + 1 :]

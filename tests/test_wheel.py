@@ -26,8 +26,8 @@ def test_every_folder_with_code_is_packaged():
 
 
 @pytest.mark.slow
-def test_the_quickstart_runs_from_the_wheel(tmp_path):
-    """Built from a copy of the sources, installed beside the packages it needs, started far from the repository."""
+def test_the_quickstart_runs_from_the_sdist_and_its_wheel(tmp_path):
+    """Built from the sdist of a copy of the sources, installed beside the packages it needs, started far from them."""
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, text=True, capture_output=True
     ).stdout.split("\n")
@@ -36,7 +36,10 @@ def test_the_quickstart_runs_from_the_wheel(tmp_path):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tmp_path / "source"]
+    pack = "import setuptools.build_meta, sys; setuptools.build_meta.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", pack, tmp_path], cwd=tmp_path / "source", check=True)
+    (sdist,) = tmp_path.glob("hnml_hf-*.tar.gz")
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, sdist]
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("hnml_hf-*.whl")
     environment = tmp_path / "environment"
@@ -57,3 +60,5 @@ def test_the_quickstart_runs_from_the_wheel(tmp_path):
     assert results["objective"] == "hnml"
     from_wheel = "import hnml_hf, sys; sys.exit('site-packages' not in hnml_hf.__file__)"
     subprocess.run([python, "-c", from_wheel], cwd=place, env=variables, check=True)
+    done = subprocess.run([environment / "bin" / "hnml", "benchmark"], env=variables, capture_output=True, text=True)
+    assert done.returncode and "needs the source tree" in done.stderr

@@ -40,6 +40,9 @@ def test_a_dataset_is_a_word_and_own_data_have_a_recipe(tmp_path, capsys):
     assert (data_args.dataset, data_args.validation_fraction, model_args.backbone) == (photos, 0.1, "resnet50")
     model_args, data_args, _ = parse(["--backbone", "resnet18", *cpu, photos])
     assert (data_args.dataset, data_args.validation_fraction, model_args.backbone) == (photos, 0, "resnet18")
+    assert (
+        parse(["user/name", *cpu])[0].backbone == "resnet50" and parse(["quickstart", *cpu])[0].backbone == "resnet10t"
+    )
     assert parse(["cifar10", "--recipe", "quickstart", *cpu])[1].dataset == "cifar10"  # before that of a recipe
     capsys.readouterr()
     for words, message in (
