@@ -141,7 +141,7 @@ def test_training_starts_from_the_probe(tmp_path, monkeypatch, capfd):
     assert probe_dynamics("run") is None
     probe, run = (load_file(Path(folder, "model.safetensors")) for folder in ("probe", "run"))
     assert probe.keys() == run.keys() and all(torch.equal(probe[name], run[name]) for name in probe)
-    assert "starts from a linear probe, " in capfd.readouterr().out
+    assert "starts from a linear probe that agrees with " in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
