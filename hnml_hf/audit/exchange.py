@@ -51,7 +51,16 @@ class Samples:
             raise ValueError(f"{where}: {len(found) or 'none'} of the scored images is `{path}`; whose is it?")
         return found[0]
 
-    def row(self, index: int, name: str | None, where: str, *, sure: bool, **more) -> dict | None:
+    def id(self, index: object, path: str, where: str) -> int:
+        """The id that a tool has kept of a sample, or the one that its path leads to."""
+        if index is None:
+            return self.find(path, where)
+        try:
+            return int(index)
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: `index` is {index!r}, no sample id.") from None
+
+    def row(self, index: int, name: str | None, *, sure: bool, **more) -> dict | None:
         """The annotation that follows from a class that a tool has for a sample; none for one that nobody looked at.
 
         Args:
@@ -70,7 +79,9 @@ def _file(path: str) -> str:
 
 
 def common_folder(images: Mapping[int, str]) -> str:
-    """The folder above all images."""
+    """The folder above all images. Raises `ValueError` if there are none."""
+    if not images:
+        raise ValueError("None of the images is there, so that there is nothing to look at.")
     return os.path.commonpath([os.path.dirname(path) for path in images.values()])
 
 
@@ -133,16 +144,16 @@ def read_label_studio(path: Path, tasks: Sequence, samples: Samples) -> Iterator
         if not isinstance(task, dict) or not isinstance(task.get("annotations"), list):
             raise ValueError(f"{where}: no `annotations`; export from Label Studio as `JSON`.")
         data = task.get("data") or {}
-        index = data.get("index")
-        if index is None:
-            index = samples.find(_local_file(str(data.get("image"))), where)
+        index = samples.id(data.get("index"), _local_file(str(data.get("image"))), where)
         for annotation in task["annotations"]:
             names = _choices(annotation, where)
             skipped = annotation.get("was_cancelled") or not names
             who = annotation.get("completed_by")
             who = who.get("email") or who.get("id") if isinstance(who, dict) else who
             name = None if skipped else names[0]
-            row = samples.row(index, name, where, sure=True, annotator="" if who is None else str(who))
+            row = samples.row(
+                index, name, sure=True, annotator="" if who is None else str(who), label_name=data.get("given_label")
+            )
             assert row is not None  # `sure`: there is one
             yield where, row
 
@@ -251,7 +262,7 @@ def read_cvat(path: Path, samples: Samples) -> Iterator[tuple[str, dict]]:
         if len({label for label, _ in tags}) > 1:
             raise ValueError(f"{where}: several tags of one image: {', '.join(label for label, _ in tags)}.")
         label, source = tags[0] if tags else (None, "manual")
-        row = samples.row(samples.find(name, where), label, where, sure=source == "manual")
+        row = samples.row(samples.find(name, where), label, sure=source == "manual")
         if row is not None:
             yield where, row
 
@@ -267,15 +278,13 @@ def read_fiftyone(path: Path, content: Mapping, samples: Samples) -> Iterator[tu
     for key, label in labels.items():
         where = f"{path} label {key!r}"
         label = label if isinstance(label, dict) else {"label": label}
-        index = (label.get("attributes") or {}).get("index")
-        if index is None:
-            index = samples.find(key, where)
+        index = samples.id((label.get("attributes") or {}).get("index"), key, where)
         name = label.get("label")
         if isinstance(name, int):
             if classes is None or not 0 <= name < len(classes):
                 raise ValueError(f"{where}: class {name} is none of `classes`.")
             name = classes[name]
-        row = samples.row(index, None if name is None else str(name), where, sure=False)
+        row = samples.row(index, None if name is None else str(name), sure=False)
         if row is not None:
             yield where, row
 
@@ -287,7 +296,7 @@ def read_fiftyone_csv(path: Path, rows: Sequence[tuple[int, dict]], samples: Sam
         raise ValueError(f"{path}:1: one column `label`, or one that ends so, is needed; got {', '.join(names) or 0}.")
     for line, row in rows:
         where = f"{path}:{line}"
-        found = samples.row(samples.find(row["filepath"], where), row[names[0]] or None, where, sure=False)
+        found = samples.row(samples.find(row["filepath"], where), row[names[0]] or None, sure=False)
         if found is not None:
             yield where, found
 

@@ -1,6 +1,7 @@
 """Label issues go to Label Studio, CVAT and FiftyOne, and what people decided there comes back."""
 
 import json
+import os
 from xml.etree import ElementTree
 
 import pytest
@@ -82,6 +83,7 @@ def test_what_was_decided_in_label_studio(audited, tmp_path):
     ]
     for number, (task, annotations) in enumerate(zip(tasks, said, strict=False)):
         task |= {"id": number, "annotations": annotations}
+    tasks[1]["data"]["index"] = str(tasks[1]["data"]["index"])  # of a project that was made from a CSV
     del tasks[0]["data"]["index"]  # of a project that was made without it: by the path
     path = tmp_path / "export.json"
     path.write_text(json.dumps(tasks[: len(said)]))
@@ -96,6 +98,21 @@ def test_what_was_decided_in_label_studio(audited, tmp_path):
         (index[3], "unsure", "3"),
     ]
     assert found["new_label_name"].tolist() == [other(table, 0), given[1], "zebra", "", ""]
+
+
+def test_an_export_of_another_run_is_refused(audited, tmp_path):
+    table, dataset = audited
+    (folder,) = export_audit(table, dataset, tmp_path / "exports", ["label_studio"])
+    task = json.loads((folder / "tasks.json").read_text())[0]
+    task["annotations"] = [annotated(task, "cat", 1)]
+    task["data"]["given_label"] = "zebra"
+    (tmp_path / "export.json").write_text(json.dumps([task]))
+    with pytest.raises(ValueError, match="task 1: sample .* when its label was `zebra`; .* of another run"):
+        read_annotations(tmp_path / "export.json", table)
+    for path in table["path"]:
+        os.unlink(path)
+    with pytest.raises(ValueError, match="None of the images is there"):
+        export_audit(table, dataset, tmp_path / "again", ["cvat"])
 
 
 # -- CVAT -------------------------------------------------------------------------------------------------------------
