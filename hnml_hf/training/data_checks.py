@@ -50,7 +50,8 @@ def check_sample_weights(dataset, *, mixes: bool, objective: str, provided: Coll
         raise ValueError(f"Objective `{objective}` takes no weights of samples; leave them out.")
     if mixes:
         raise ValueError("A mixed image has two labels and no weight: leave out Mixup, or the weights of samples.")
-    bad = np.flatnonzero(~((dataset.weights >= 0) & (dataset.weights <= 1)))
+    with np.errstate(invalid="ignore"):  # nan is none of them
+        bad = np.flatnonzero(~((dataset.weights >= 0) & (dataset.weights <= 1)))
     if len(bad):
         raise ValueError(
             f"Training sample {dataset.index[bad[0]]} has the weight {dataset.weights[bad[0]]}; weights are the "

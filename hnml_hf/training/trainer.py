@@ -87,8 +87,6 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         trainer.train()
     """
 
-    loss_is_scaled_for_ga = False  # compute_loss returns a plain mean; the parent divides it by the accumulation steps
-
     def __init__(
         self,
         model,
@@ -114,6 +112,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
             )
             args._n_gpu = 1  # else transformers would cut the batch up and leave its labels whole (DataParallel)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        self.model_accepts_loss_kwargs = False  # the parent divides our mean by the accumulation steps
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "FSDP and DeepSpeed hold a part of the weights on each process, but the teacher and the virtual step "

@@ -9,7 +9,7 @@ def profile_case(args):
     trainer.train()
     step = one_step(trainer, args.batch_size)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if args.device == "cuda" else [])]
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities, acc_events=True) as profiler:
         for _ in range(args.steps):
             step()
     key = f"self_{args.device}_time_total"

@@ -75,7 +75,7 @@ def training_step(model, pixel_values, labels, *, objective: str, **options) -> 
             step=lambda model, pixel_values: OBJECTIVES[objective](
                 BatchView(model, pixel_values),
                 labels,
-                wanted={"base", "consistency", "mask_guided"},
+                active_terms={"base", "consistency", "mask_guided"},
                 teacher=torch.no_grad()(lambda: teacher(pixel_values, cam_classes="predicted")),
                 **options,
             ),

@@ -8,6 +8,7 @@ import family_table
 import pytest
 import timm
 import torch
+from packaging.version import Version
 from safetensors.torch import save_file
 
 from hnml_hf import TimmCAMForImageClassification
@@ -28,7 +29,16 @@ def check(family, architecture, image_size, model_args):
     assert family_table.works(record), family_table.reasons(record)
 
 
-@pytest.mark.parametrize("row", family_table.TINY, ids=name)
+# the table is of this version; an older one lacks some of its models
+tables_timm = pytest.mark.skipif(Version(timm.__version__) < Version("1.0.31"), reason="the table is of timm 1.0.31")
+
+
+NEW = ("test_vit_relpos", "test_maxvit", "test_coatnet", "cait_xxs24_224", "xcit_nano_12_p16_224")
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=tables_timm if row[1] in NEW else ()) for row in family_table.TINY], ids=name
+)
 def test_a_small_backbone_works(row):
     check(*row)
 
@@ -46,6 +56,7 @@ def test_a_backbone_works_as_the_table_says(row):
     assert expected == {family_table.outcome(family_table.examine(*row[1:]))}
 
 
+@tables_timm
 def test_the_table_covers_the_families():
     assert len({row[1] for row in family_table.ARCHITECTURES}) >= 60
     assert len({row[0] for row in family_table.ARCHITECTURES}) >= 35
@@ -261,6 +272,7 @@ def test_starting_weights_that_are_none(tmp_path, name, content, words):
         TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=64, pretrained=path)
 
 
+@tables_timm  # timm 1.0.26 cannot name this network's classifier
 def test_a_network_that_cannot_average_its_tokens_keeps_its_pooling():
     model = TimmCAMForImageClassification.from_timm("resnet50_clip", num_labels=3, image_size=64)
     assert "global_pool" not in model.config.model_args
