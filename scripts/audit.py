@@ -1,4 +1,4 @@
-"""Find the wrong labels of a dataset, with evidence: scores, report, exports, and a cleaned dataset.
+"""Find the label errors of a dataset: a score for every label, a report with pictures, exports.
 
     python scripts/audit.py photos                        # a folder of classes, a table, a known dataset, a Hub id
     accelerate launch scripts/audit.py photos             # each process sees its share of the images

@@ -1,4 +1,4 @@
-"""A corrected dataset from the scores of a run and what people said of them, in the form in which it came.
+"""Write a corrected dataset from the scores of a run and the decisions of people, in the format of the original.
 
     python scripts/clean.py outputs/photos --how relabel --threshold 0.9 --output_dir cleaned --dry_run
     python scripts/clean.py outputs/photos --annotations anna.csv bo.csv --how drop --output_dir cleaned

@@ -1,4 +1,4 @@
-"""Measure a trained model on a dataset whose labels are to be trusted.
+"""Measure a trained model on a dataset with trusted labels.
 
     python scripts/evaluate.py outputs/quickstart quickstart
     python scripts/evaluate.py user/name photos --split train --output measured.json
@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from options import add_source_options, command_words, plain_errors, read_dataset, settle_dataset
+from options import add_source_options, command_words, load_model, plain_errors, read_dataset, settle_dataset
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import EvalPrediction
 
 from hnml_hf import (
-    TimmCAMForImageClassification,
     TransformedDataset,
     collate_images,
     compute_metrics,
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None):
     options = parser.parse_intermixed_args(command_words(argv))
     settle_dataset(parser, options)
     transformers.utils.logging.disable_progress_bar()
-    model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
+    model = load_model(options)
     data = read_dataset(options)
     if options.split not in data:
         raise SystemExit(f"No split `{options.split}`; there are {', '.join(f'`{name}`' for name in data)}.")

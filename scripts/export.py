@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 
 import transformers
-from options import command_words, plain_errors
+from options import command_words, load_model, plain_errors
 
-from hnml_hf import TimmCAMForImageClassification, export_to_onnx, push_to_hub
+from hnml_hf import export_to_onnx, push_to_hub
 from hnml_hf.cli import HelpFormatter
 from hnml_hf.hub.onnx_export import export_program
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None):
 
 def write(options: argparse.Namespace):
     """The model as one file, and what was written."""
-    model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision).eval()
+    model = load_model(options).eval()
     export = export_to_onnx if options.output.suffix == ".onnx" else export_program
     path = export(model, options.output, with_cams=options.with_cams)
     files = [file for file in (path, path.with_name(f"{path.name}.data")) if file.is_file()]

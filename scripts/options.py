@@ -289,20 +289,20 @@ def settle_dataset(parser: argparse.ArgumentParser, options: argparse.Namespace)
 
 
 def implied_recipe(options: argparse.Namespace) -> str | None:
-    """Without a dataset the options refine the quickstart; own data without a backbone take the recipe for them."""
-    dataset = options.data or options.dataset
-    if dataset is None:
+    """What options refine without `--recipe`: without a dataset the quickstart, for DATA of the user `own_folder`.
+
+    A dataset that is given as `--dataset` comes without a recipe.
+    """
+    if options.data is None and options.dataset is None:
         if options.data_dir:
             raise SystemExit(
                 f"error: --data_dir {options.data_dir}: which dataset lies there? For a folder of classes or a table "
                 f"give its path alone: `hnml train {options.data_dir}`."
             )
         return "quickstart"
-    if options.backbone is not None:
-        return None
-    if dataset == "quickstart":
-        return "quickstart"
-    return "own_folder" if dataset == "imagefolder" or dataset not in DATASET_NAMES else None
+    if options.data is None or options.data in DATASET_NAMES:
+        return "quickstart" if options.data == "quickstart" else None
+    return "own_folder"
 
 
 def parse_arguments(argv: list[str], command: str = "train"):
@@ -366,6 +366,13 @@ def read_dataset(options: argparse.Namespace | DataArguments, **more) -> Dataset
         **{name: getattr(options, name) for name in COLUMNS},
         **more,
     )
+
+
+def load_model(options: argparse.Namespace) -> TimmCAMForImageClassification:
+    """The model of `options.model`, a folder or a repository on the Hub, whose names have a slash."""
+    if "/" not in options.model and not os.path.exists(options.model):
+        raise SystemExit(f"error: there is no folder {options.model}; a repository on the Hub is called user/name")
+    return TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
 
 
 NOISE_KEYS = {  # key of the mapping `noise`: argument of `draw_noise`

@@ -23,12 +23,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from options import add_source_options, command_words, plain_errors, read_dataset
+from options import add_source_options, command_words, load_model, plain_errors, read_dataset
 from PIL import Image
 from tqdm import tqdm
 
 import hnml_hf
-from hnml_hf import TimmCAMForImageClassification, TransformedDataset, UnreadableImageError, open_image, predict
+from hnml_hf import TransformedDataset, UnreadableImageError, open_image, predict
 from hnml_hf.audit.export import escape_formula
 from hnml_hf.cli import HelpFormatter
 from hnml_hf.data.files import is_image, walk
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None):
 
 def predict_all(options: argparse.Namespace):
     """Read model and images, predict, and write what was asked for."""
-    model = TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
+    model = load_model(options)
     model.eval().to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     if options.dataset:

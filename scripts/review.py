@@ -1,4 +1,4 @@
-"""Decide the label issues of a run in a browser, from a local server that keeps every annotation at once.
+"""Review the label issues of a run in a browser; every decision is saved at once.
 
     python scripts/review.py outputs/quickstart
     python scripts/review.py outputs/quickstart --annotator anna

@@ -3,11 +3,11 @@ r"""Train a timm backbone on noisy labels.
     accelerate launch scripts/train.py                        # the quickstart, on data that comes with the package
     accelerate launch scripts/train.py --objective ce --output_dir outputs/ce     # the same with another objective
     accelerate launch scripts/train.py photos                 # a folder of classes, with the recipe `own_folder`
-    accelerate launch scripts/train.py photos.csv --backbone resnet50 --pretrained true --learning_rate 0.005 \
-        --output_dir outputs/photos
+    accelerate launch scripts/train.py photos.csv --backbone convnext_tiny --output_dir outputs/photos
+    accelerate launch scripts/train.py --dataset photos --backbone resnet18 --learning_rate 0.1   # without a recipe
 
 Options come from a recipe first (a YAML file of the options below, or the name of one in scripts/recipes), then from
-the command line. Without a dataset the recipe is `quickstart`; your own data without a backbone take `own_folder`.
+the command line. Without a dataset the recipe is `quickstart`, for your own DATA `own_folder`; with `--dataset` none.
 What is wrong with options or data is said in one line; `--log_level debug` shows where.
 
 SIGTERM or SIGINT (Ctrl-C) finishes the step, saves a checkpoint and ends with code 75; a second one ends at once.

@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None):
     if photos.exists():
         raise SystemExit(f"{photos} is there already: delete {out}, or choose another --output_dir.")
     truth = make_folder(photos, options.images, wrong=0.4)
-    source = [photos]
+    source = ["--dataset", photos]
     print(f"{photos}: {len(truth)} training images, four in ten in a wrong folder, and one that cannot be read")
 
     exclusions, annotations, cleaned = out / "excluded.jsonl", out / "annotations.csv", out / "cleaned"

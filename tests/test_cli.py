@@ -186,6 +186,18 @@ def test_the_command_runs_a_script_as_if_it_were_called(monkeypatch, capsys):
     assert "usage: hnml export" in shown and "must end in .onnx or .pt2" in shown
 
 
+MODELS = ["evaluate outputs quickstart", "predict outputs x.png", "export outputs --output m.onnx"]
+
+
+@pytest.mark.parametrize("line", MODELS)
+def test_a_model_that_is_not_there_is_named(line, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").touch()
+    command, *words = line.split()
+    with pytest.raises(SystemExit, match="there is no folder outputs; a repository on the Hub is called user/name"):
+        load_script(command).main(words)
+
+
 def test_a_finished_run_is_published_by_one_command(monkeypatch, capsys):
     export, sent = load_script("export"), []
     monkeypatch.setattr(export, "push_to_hub", lambda *names: sent.append(names) or argparse.Namespace(repo_url="url"))

@@ -39,7 +39,8 @@ def test_a_dataset_is_a_word_and_own_data_have_a_recipe(tmp_path, capsys):
     model_args, data_args, _ = parse([photos, *cpu])
     assert (data_args.dataset, data_args.validation_fraction, model_args.backbone) == (photos, 0.1, "resnet50")
     model_args, data_args, _ = parse(["--backbone", "resnet18", *cpu, photos])
-    assert (data_args.dataset, data_args.validation_fraction, model_args.backbone) == (photos, 0, "resnet18")
+    assert (data_args.dataset, data_args.validation_fraction, model_args.backbone) == (photos, 0.1, "resnet18")
+    assert parse(["--dataset", photos, "--backbone", "resnet18", *cpu])[1].validation_fraction == 0  # no recipe
     assert (
         parse(["user/name", *cpu])[0].backbone == "resnet50" and parse(["quickstart", *cpu])[0].backbone == "resnet10t"
     )
