@@ -51,7 +51,7 @@ class Samples:
             raise ValueError(f"{where}: {len(found) or 'none'} of the scored images is `{path}`; whose is it?")
         return found[0]
 
-    def id(self, index: object, path: str, where: str) -> int:
+    def id(self, index: Any, path: str, where: str) -> int:
         """The id that a tool has kept of a sample, or the one that its path leads to."""
         if index is None:
             return self.find(path, where)
