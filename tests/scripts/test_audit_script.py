@@ -101,9 +101,8 @@ def test_marks_become_a_dataset_that_training_takes(run, scripts, tmp_path):
 
     (tmp_path / "annotations.csv").write_text("index,mark,new_label\n424242,wrong,0\n")
     with pytest.raises(SystemExit, match="sample id 424242 is not among the scored samples"):
-        scripts[1](
-            ["--run", str(run / "out"), "--apply", str(tmp_path / "annotations.csv"), "--clean_output", str(where)]
-        )
+        other = ["--apply", str(tmp_path / "annotations.csv"), "--clean_output", str(tmp_path / "other")]
+        scripts[1](["--run", str(run / "out"), *other])
 
 
 def test_weights_of_the_audit_reach_the_loss(run, scripts, tmp_path, caplog):
@@ -144,7 +143,7 @@ def test_a_dataset_that_has_changed_is_refused(run, scripts, tiny_dataset, tmp_p
 def test_any_timm_classifier_by_one_pass(run, scripts, tmp_path):
     scripts[1](["--model", str(run / "out"), "--dataset", str(run / "data"), "--output_dir", str(tmp_path)])
     table = load_audit(tmp_path)
-    assert len(table) == 48 and (table["times_seen"] == 1).all() and "One pass" in table.attrs["provenance"]
+    assert len(table) == 48 and (table["times_seen"] == 1).all() and "One forward pass" in table.attrs["provenance"]
     assert '"maps"' in (tmp_path / "_audit" / "report.html").read_text(encoding="utf-8")
 
 
