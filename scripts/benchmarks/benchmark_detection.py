@@ -29,7 +29,7 @@ FLIPS = {"kind": "asymmetric", "rate": 0.4, "asymmetric_scheme": "cifar10"}
 DATASETS = {
     "CIFAR-10N worse": ("cifar10n", "worse_label", 128, None),
     "CIFAR-10N aggre": ("cifar10n", "aggre_label", 128, None),
-    "CIFAR-10N random 1": ("cifar10n", "random1_label", 128, None),
+    "CIFAR-10N random 1": ("cifar10n", "random_label1", 128, None),
     "CIFAR-10, none": ("cifar10n", "label", 128, None),
     "CIFAR-10, symmetric 50 %": ("cifar10n", "label", 128, {"kind": "symmetric", "rate": 0.5}),
     "Fashion-MNIST, none": ("fashion_mnist", "label", 96, None),
