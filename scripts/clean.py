@@ -40,11 +40,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("run", help="`output_dir` of a run that was audited.")
     parser.add_argument("--annotations", nargs="+", default=[], help="CSV files of the report, or annotation logs.")
-    parser.add_argument("--how", choices=HOW, help="What becomes of other labels that are probably wrong.")
+    parser.add_argument(
+        "--how", choices=HOW, help="What to do with labels that are probably wrong and were not reviewed."
+    )
     parser.add_argument("--threshold", type=float, default=0.5, help="Score from which a label counts as wrong.")
     parser.add_argument("--output_dir", required=True, help="New folder for the corrected dataset.")
-    parser.add_argument("--output_format", choices=FORMATS, help="Default: that in which the dataset came.")
-    parser.add_argument("--files", choices=FILES, default="copy", help="How images come into a folder.")
+    parser.add_argument("--output_format", choices=FORMATS, help="Default: the format of the original.")
+    parser.add_argument("--files", choices=FILES, default="copy", help="How images get into a new folder.")
     parser.add_argument("--add_classes", nargs="+", default=[], help="Classes that annotations may add.")
     parser.add_argument("--dry_run", action="store_true", help="Print what would change, and write nothing.")
     return parser.parse_args(argv)

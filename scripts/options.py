@@ -83,8 +83,8 @@ class ModelArguments:
     start_from_judge: bool = field(
         default=False,
         metadata={
-            "help": "Judge the labels by the frozen features of the pretrained weights first, in closed form, and "
-            "train from the judge's head on its targets (see `--targets`)."
+            "help": "First judge the labels from the frozen pretrained features, in closed form; then train from the "
+            "judge's classifier, on its targets (see `--targets`)."
         },
     )
     image_size: int | None = field(
@@ -154,9 +154,7 @@ class SourceArguments:
             "are names of splits."
         },
     )
-    max_pixels: int = field(
-        default=64_000_000, metadata={"help": "An image of more pixels is not decoded: it counts as unreadable."}
-    )
+    max_pixels: int = field(default=64_000_000, metadata={"help": "Images with more pixels count as unreadable."})
     partial: bool = field(
         default=False, metadata={"help": "The folder holds a part of a known dataset: skip its size checks."}
     )
@@ -171,15 +169,15 @@ class DataArguments(SourceArguments):
     weight_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column that says the confidence in each training label, from 0 to 1; it scales the loss on the "
-            "given label. Default: `weight` of a dataset that `scripts/audit.py` has cleaned."
+            "help": "Column with the confidence in each training label, from 0 to 1. It scales the loss on that "
+            "label. Default: the column `weight` of a cleaned dataset."
         },
     )
     noise: str | None = field(
         default=None,
         metadata={
             "help": "Corrupt the training labels: symmetric, asymmetric, pairflip, instance, matrix; or a mapping "
-            "(JSON) with `kind` and, as far as wanted, `rate`, `seed`, `draw` (`per_sample` or `exact`), "
+            "(JSON) with `kind` and, optionally, `rate`, `seed`, `draw` (`per_sample` or `exact`), "
             "`include_true` (symmetric: a redrawn label may be the true one), `scheme` (asymmetric: which classes are "
             "confused), `matrix` (CSV file: row i holds P(given = j | true = i)), `pixel_scaling` and `image_size` "
             "(instance), `output` (a file to save the drawn labels to); or with `file`, a noise file of such labels, "
@@ -194,27 +192,27 @@ class DataArguments(SourceArguments):
     )
     eval_test: bool = field(
         default=False,
-        metadata={"help": "Measure the test set at every evaluation too, for curves; it chooses nothing."},
+        metadata={"help": "Also measure the test set at every evaluation, for curves. No model is chosen by it."},
     )
     eval_both: bool = field(
         default=True,
         metadata={
-            "help": "Measure student and teacher at every evaluation; false: only the one that is saved, and both at "
+            "help": "Measure student and teacher at every evaluation. False: only the one that is saved, and both at "
             "the end."
         },
     )
     exclude: str | None = field(
-        default=None, metadata={"help": "Exclusion list: bad rows from `hnml check`; they are left out."}
+        default=None, metadata={"help": "Exclusion list of `hnml check`; its rows are left out."}
     )
     on_missing: str = field(
-        default="error", metadata={"help": "A listed image that is not there: `error`, or `skip` and count."}
+        default="error", metadata={"help": "What to do if a listed image is missing: `error`, or `skip` and count."}
     )
     class_balanced_samples: int | None = field(
-        default=None, metadata={"help": "Keep so many training images, the same number of each class."}
+        default=None, metadata={"help": "Number of training images to keep, the same number for each class."}
     )
     audit: bool = field(
         default=True,
-        metadata={"help": "At the end score every training label and write a report, to `_audit/`."},
+        metadata={"help": "Score every training label at the end and write a report to `_audit/`."},
     )
     augmentation: str = field(default="standard", metadata={"help": "none, standard, shift or randaugment."})
     resident: bool | None = field(
@@ -226,13 +224,15 @@ class DataArguments(SourceArguments):
     )
     strong_view: bool = field(
         default=False,
-        metadata={"help": "Change colours and erase a part of what the student sees; the teacher sees it without."},
+        metadata={
+            "help": "Show the student other colours and an erased part; the teacher sees the image without them."
+        },
     )
     cache_images: bool = field(
-        default=False, metadata={"help": "Keep what was read in memory, in each worker; for small images."}
+        default=False, metadata={"help": "Keep decoded images in memory, in each worker; for small images."}
     )
     mixup_alpha: float = field(
-        default=0.0, metadata={"help": "Mixup, for `ce` and `hnml`; mixed images leave no audit. 0 is off."}
+        default=0.0, metadata={"help": "Mixup, for `ce` and `hnml`; mixed images have no audit. 0: off."}
     )
 
 
@@ -405,7 +405,7 @@ def noise_options(data_args: DataArguments) -> dict | None:
     unknown = set(noise) - {*NOISE_KEYS, "output", "file"}
     if unknown or ("file" in noise) == ("kind" in noise) or ("file" in noise and len(noise) > 1):
         raise ValueError(
-            f"`noise` is {json.dumps(noise)}; it takes `kind` and, as far as wanted, "
+            f"`noise` is {json.dumps(noise)}; it takes `kind` and, optionally, "
             f"{', '.join(f'`{name}`' for name in [*NOISE_KEYS][1:])} and `output`; or `file` alone."
         )
     given = {} if data_args.noise_rate is None else {"rate": data_args.noise_rate}

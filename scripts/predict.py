@@ -90,10 +90,12 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--split", help="Split of the dataset; default: `test`, or the only one.")
     parser.add_argument("--output", type=Path, help="File to write, .csv or .jsonl; default: CSV to the terminal.")
     parser.add_argument("--cams", type=Path, help="Folder for pictures with the activation map of the first class.")
-    parser.add_argument("--top_k", type=int, default=5, help="Classes to name for each image.")
+    parser.add_argument("--top_k", type=int, default=5, help="Number of classes to list for each image.")
     parser.add_argument("--batch_size", type=int, default=32, help="Images at a time.")
     parser.add_argument("--device", help="Default: a GPU if there is one.")
-    parser.add_argument("--skip_unreadable", action="store_true", help="Images that cannot be read are no error.")
+    parser.add_argument(
+        "--skip_unreadable", action="store_true", help="Do not end with an error if images cannot be read."
+    )
     options = parser.parse_intermixed_args(command_words(argv))
     if bool(options.inputs) == bool(options.dataset):
         parser.error("give image files or folders, or else --dataset")

@@ -31,7 +31,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         dest="imports",
         nargs="+",
         default=[],
-        help="Annotations to take in first: CSV of the report, or exports of Label Studio, CVAT or FiftyOne.",
+        help="Annotations to import first: CSV of the report, or exports of Label Studio, CVAT or FiftyOne.",
     )
     parser.add_argument("--port", type=int, default=PORT, help="Port on this machine; 0 takes a free one.")
     return parser.parse_args(argv)

@@ -117,25 +117,24 @@ class HNMLTrainingArguments(TrainingArguments):
     mask_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of the mask-guided self-learning (ours). Off by default: it has paid on no data yet; 1 is "
-            "what docs/ablations.md has measured."
+            "help": "Weight of the mask-guided self-learning (ours). Off by default, since it gained nothing on any "
+            "dataset; docs/ablations.md measured 1."
         },
     )
     symmetric_correction: bool = field(
         default=False,
         metadata={
-            "help": "Ask the network for the probability of the given labels, where a share of them is wrong, not for "
-            "the labels themselves (Patrini et al., CVPR 2017, for symmetric noise). The share is estimated from the "
-            "run's own records after each epoch, from the second one on, or by the cross-validation of the probe that "
-            "it starts from (ours)."
+            "help": "Correct the loss for symmetric noise (Patrini et al., CVPR 2017). The noise rate is estimated "
+            "from the training dynamics after each epoch, from the second one on, or by cross-validation of "
+            "the probe that the run starts from (ours)."
         },
     )
     monitor_fraction: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the training labels that no loss sees: how well they are fitted beside the others tells "
-            "how much is memorised, and the meta terms are as strong as that. Default: as many as 500 labels are, "
-            "from 0.01 to 0.1. 0: none, the meta terms are always at full weight (ours)."
+            "help": "Share of the training labels that no loss sees. How much better the model agrees with the other "
+            "labels measures memorization, and sets the weight of the meta terms. Default: about 500 labels, "
+            "between 0.01 and 0.1. 0: the meta terms are always at full weight (ours)."
         },
     )
     # -- teacher --

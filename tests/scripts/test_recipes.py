@@ -103,7 +103,7 @@ def test_a_noise_is_one_mapping_however_it_is_given(tiny_dataset, tmp_path):
     ("given", "message"),
     [
         ({"noise_rate": 0.4}, "--noise_rate 0.4: nothing says which noise. Give its kind, as `--noise symmetric`"),
-        ({"noise": {"kind": "symmetric", "shape": 1}}, "it takes `kind` and, as far as wanted, `rate`"),
+        ({"noise": {"kind": "symmetric", "shape": 1}}, "it takes `kind` and, optionally, `rate`"),
         ({"noise": {"rate": 0.4}}, "it takes `kind`"),
         ({"noise": {"file": "n.json", "rate": 0.4}}, "or `file` alone"),
         ({"noise": {"manifest": "n.json"}}, "it is `file` now"),
