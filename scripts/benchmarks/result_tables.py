@@ -108,10 +108,9 @@ def on_gpu(suite: str) -> list[dict]:
     return having(list(finished(RESULTS / "full.runs.jsonl").values()), suite=suite)
 
 
-def recovered(found: list[dict], noisy: str, clean: str, seeds: Sequence[int] | None = None) -> str:
+def recovered(found: list[dict], noisy: str, clean: str) -> str:
     """A row per method under the noise `noisy`: accuracies, and how much of what the noise costs cross-entropy the
     method makes good: (its accuracy - cross-entropy's) / (that of cross-entropy on clean labels - cross-entropy's)."""
-    found = [record for record in found if seeds is None or record["seed"] in seeds]
 
     def mean(**names: str) -> float:
         return statistics.mean(record["last"] for record in having(found, **names))
@@ -132,13 +131,25 @@ def recovered(found: list[dict], noisy: str, clean: str, seeds: Sequence[int] | 
     return markdown(["", "seeds", "last", "best", "student, last", "AUROC", "recovered", "cost"], rows)
 
 
-def chosen_rates(suite: str, noise: str) -> str:
-    """The learning rates that each method of a suite had to choose from, by held-out noisy labels."""
-    rows = []
-    for record in sorted(having(records(suite), noise=noise), key=lambda record: record["method"]):
-        method, _, rate = record["method"].rpartition(", learning rate ")
-        rows.append([method, rate, figure([record["curve"][-1]], "validation"), figure([record], "last")])
-    return markdown(["method", "rate", "held-out noisy labels", "clean test"], rows)
+def frozen_targets(rate: float = 0.02) -> str:
+    """Targets for a small network on frozen features, and how much of what the noise costs each makes good."""
+    runs = json.loads((RESULTS / "frozen-targets.json").read_text(encoding="utf-8"))["runs"]
+    groups: dict[str, list[dict]] = {}
+    for run in runs:
+        if run["learning_rate"] == rate:
+            groups.setdefault(run["method"], []).append(run)
+    means = {method: statistics.mean(run["test"] for run in group) for method, group in groups.items()}
+    floor, ceiling = means["cross-entropy"], means["cross-entropy on clean labels"]
+    rows = [
+        [
+            method,
+            str(len(groups[method])),
+            figure(groups[method], "test"),
+            f"{100 * (mean - floor) / (ceiling - floor):.0f} %",
+        ]
+        for method, mean in sorted(means.items(), key=lambda item: item[1])
+    ]
+    return markdown(["targets", "seeds", "clean test", "recovered"], rows)
 
 
 def imagenette_judge() -> str:
@@ -304,6 +315,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "OWN_PROBE": own_probe,
         "FULL": lambda: recovered(on_gpu("finetune"), "human 40 %", "clean"),
         "IMAGENETTE_JUDGE": imagenette_judge,
+        "FROZEN_TARGETS": frozen_targets,
     },
 }
 

@@ -119,3 +119,33 @@ def test_audits_by_hand(script, tmp_path):
         "| AUM | 1.00 | 0.500 |  |  |  |  |",
         "| hnml_hf, cross-validated probe |  |  | 0.500 |  |  |  |",
     ]
+
+
+def test_recovered_is_a_share_of_what_the_noise_costs(script):
+    """Cross-entropy has 0.6 under noise and 0.9 on clean labels; 0.675 is a quarter of the way."""
+    found = [
+        run("cross-entropy", 0.6, best=0.6, seed=0),
+        run("A", 0.675, best=0.7, seed=0),
+        run("cross-entropy", 0.9, best=0.9, seed=0, noise="none"),
+    ]
+    assert script.recovered(found, "half", "none").splitlines()[2:] == [
+        "| cross-entropy | 1 | 60.0 | 60.0 | 55.0 | 0.900 | 0 % | 1.25 |",
+        "| A | 1 | 67.5 | 70.0 | 62.5 | 0.900 | 25 % | 1.25 |",
+        "| cross-entropy on clean labels | 1 | 90.0 | 90.0 | 85.0 |  | 100 % | 1.25 |",
+    ]
+
+
+def test_frozen_targets_are_means_over_seeds(script, tmp_path):
+    tests = {"cross-entropy": [0.8, 0.8], "posterior": [0.84, 0.86], "cross-entropy on clean labels": [0.9]}
+    runs = [
+        {"method": method, "seed": seed, "learning_rate": 0.02, "test": value}
+        for method, values in tests.items()
+        for seed, value in enumerate(values)
+    ]
+    runs.append({**runs[0], "learning_rate": 0.05, "test": 0.1})  # of another table
+    (tmp_path / "frozen-targets.json").write_text(json.dumps({"runs": runs}))
+    assert script.frozen_targets().splitlines()[2:] == [
+        "| cross-entropy | 2 | 80.0 ± 0.0 | 0 % |",
+        "| posterior | 2 | 85.0 ± 1.4 | 50 % |",
+        "| cross-entropy on clean labels | 1 | 90.0 | 100 % |",
+    ]
