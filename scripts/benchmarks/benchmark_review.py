@@ -281,9 +281,10 @@ def million(folder: Path, n: int) -> dict:
         "by file name": "scope=all&text=0012345",
         "score of 90 % or more": "scope=all&least=0.9",
     }.items():
-        cold, content = ask(f"rows?size=24&{words}")
+        words = words and f"&{words}"
+        cold, content = ask(f"rows?size=24{words}")
         last = json.loads(content)["total"]
-        warm = [ask(f"rows?size=24&start={start}&{words}")[0] for start in generator.integers(0, last, 20)]
+        warm = [ask(f"rows?size=24&start={start}{words}")[0] for start in generator.integers(0, last, 20)]
         asked[name] = {"rows": last, "first": round(cold, 3), "slowest_of_20": round(max(warm), 3)}
     sample = json.loads(content)["items"][0]["id"]
     key = []
