@@ -23,7 +23,6 @@ INSTEAD = {
     r"has a use for": "uses",
     r"the whole way": "from start to end",
     r"nothing of the kind": "no such",
-    r"forward correction": "symmetric loss correction",
 }
 PHRASES = re.compile("|".join(rf"\b(?:{phrase})" for phrase in INSTEAD), re.IGNORECASE)
 TEXTS = sorted(

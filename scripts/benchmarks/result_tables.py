@@ -131,6 +131,23 @@ def recovered(found: list[dict], noisy: str, clean: str) -> str:
     return markdown(["", "seeds", "last", "best", "student, last", "AUROC", "recovered", "cost"], rows)
 
 
+def short() -> str:
+    """The table of the README: the methods on the whole CIFAR-10N, from a pretrained backbone."""
+    found = on_gpu("finetune")
+    groups = {
+        "cross-entropy": having(found, noise="human 40 %", method="cross-entropy"),
+        "ELR": having(found, noise="human 40 %", method="ELR"),
+        "HNML, given labels": having(found, noise="human 40 %", method="HNML, given labels"),
+        "HNML, posterior as targets": having(found, noise="human 40 %", method="HNML"),
+        "cross-entropy, clean labels": having(found, noise="clean", method="cross-entropy"),
+    }
+    rows = [
+        [name, str(len(group)), figure(group, "last"), figure(group, "auroc", False), cost(group)]
+        for name, group in groups.items()
+    ]
+    return markdown(["objective", "seeds", "test accuracy", "AUROC of label errors", "cost in FLOPs"], rows)
+
+
 def frozen_targets(rate: float = 0.02) -> str:
     """Targets for a small network on frozen features, and how much of what the noise costs each makes good."""
     runs = json.loads((RESULTS / "frozen-targets.json").read_text(encoding="utf-8"))["runs"]
@@ -294,6 +311,7 @@ def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"FULL": short},
     "docs/results.md": {
         "CPU": partial(by_noise, "last", "cpu", CPU, ("cross-entropy", *CONSTANT, CORRECTED[0], CORRECTED[-1])),
     },
