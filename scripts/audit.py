@@ -9,8 +9,8 @@
     python scripts/audit.py outputs/quickstart --apply annotations.csv --clean relabel --clean_output outputs/cleaned
     python scripts/train.py --dataset outputs/cleaned --backbone resnet50 --output_dir outputs/second
 
-A dataset is judged without training: one pass of a pretrained backbone, then a classifier in closed form that is never
-asked about a label it has seen. Features are kept in `--cache_dir`, so that a pass that was stopped goes on.
+A dataset is judged without training: one forward pass of a pretrained backbone, then a classifier in closed form that
+is never asked about a label it has seen. Features are kept in `--cache_dir`, so that a pass that was stopped goes on.
 `--model` is a folder or a Hub id of a timm or transformers image classifier; it sees every image once. A run is loaded
 with the options of its dataset, each of which can be given anew, as `--data_dir` of one that was moved; a dataset that
 has changed since is refused.
@@ -267,7 +267,7 @@ def report_facts(audit_args: AuditArguments) -> dict:
 
 
 def audit_classifier(audit_args: AuditArguments, data_args: DataArguments, dataset, device: torch.device):
-    """The table of a run from what training saw, or of any classifier from one pass."""
+    """The table of a run from what training saw, or of any classifier from one forward pass."""
     model, transform, crop, has_maps = load_classifier(audit_args.run or audit_args.model, device)
     batch_size = audit_args.batch_size or 64
     if audit_args.run:

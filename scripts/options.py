@@ -395,7 +395,7 @@ def noise_options(data_args: DataArguments) -> dict | None:
         if data_args.noise_rate is not None:
             raise ValueError(
                 f"--noise_rate {data_args.noise_rate}: nothing says which noise. Give its kind, as `--noise "
-                "symmetric`; without it the labels stay as they are, and a rate means nothing."
+                "symmetric`; without it the labels stay as they are, and a noise rate means nothing."
             )
         return None
     if "manifest" in noise:

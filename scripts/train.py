@@ -411,7 +411,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
                 + (
                     "."
                     if crossed is None
-                    else "; the probe that it started from was cross-validated, gives the rate and has half a say."
+                    else "; the probe that it started from was cross-validated, gives the noise rate and has half "
+                    "a say."
                 ),
             )
             trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {table.attrs['estimate']}"

@@ -167,8 +167,8 @@ def test_synthetic_labels_are_labels_of_the_batch(b, k, seed, dtype, ratio):
     seed=st.integers(0, 2**31),
     cuts=st.lists(st.integers(0, 40), max_size=4),
 )
-def test_statistics_do_not_depend_on_how_visits_are_cut(n, k, seed, cuts):
-    """Three epochs of visits in one call or in several, as between checkpoints; some samples come twice an epoch."""
+def test_training_dynamics_do_not_depend_on_how_predictions_are_cut(n, k, seed, cuts):
+    """Three epochs of predictions in one call or several, as between checkpoints; some samples come twice an epoch."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, k, n)
     index = np.concatenate([np.append(order := random.permutation(n), order[:2]) for _ in range(3)])

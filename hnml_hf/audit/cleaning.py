@@ -177,21 +177,20 @@ def apply_plan(dataset: Dataset, plan: pd.DataFrame) -> Dataset:
 
     Returns:
         `datasets.Dataset`: the four features and the lineage: `original_label`, `noise_score` and `audit_action`
-        (kept, marked, relabelled); after `weight` also `weight`, after `posterior` soft targets. `index` stays what it
-        was, and `clean_label` what was known.
+        (kept, annotated, relabelled); after `weight` also `weight`, after `posterior` soft targets. `index` stays what
+        it was, and `clean_label` what was known.
     """
     names, how = plan.attrs["class_names"], plan.attrs["how"]
     facts = plan.set_index("index").loc[column(dataset, "index")]
     classes = ClassLabel(names=names)
     cleaned = dataset.select_columns(["image", "label", "clean_label", "index"]).flatten_indices()
     original = column(cleaned, "label")
-    action = facts["label_action"].replace("annotated", "marked")
     cleaned = cleaned.remove_columns("label").cast_column("clean_label", classes)
     for name, values, kind in (
         ("label", facts["label"].to_numpy(), classes),
         ("original_label", original, classes),
         ("noise_score", facts["label_score"].to_numpy(), Value("float64")),
-        ("audit_action", action.tolist(), Value("string")),
+        ("audit_action", facts["label_action"].tolist(), Value("string")),
         *([("weight", facts["weight"].to_numpy(), Value("float64"))] if how == "weight" else []),
     ):
         cleaned = cleaned.add_column(name, values, feature=kind)

@@ -1,4 +1,4 @@
-"""Features of every image by one pass of a frozen backbone: shared by processes, and kept so that a pass goes on."""
+"""Features of every image by one forward pass of a frozen backbone: shared by processes, kept so that it goes on."""
 
 import hashlib
 import logging

@@ -1,6 +1,6 @@
 """What the features say of images besides their labels: near-duplicates, images like no other, images between classes.
 
-All of it is read from the columns of an audit's table; no further pass.
+All of it is read from the columns of an audit's table; no further forward pass.
 """
 
 import json

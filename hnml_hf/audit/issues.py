@@ -40,7 +40,7 @@ def find_label_issues(
     label_column: str | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Find the labels that are probably wrong: one pass of a frozen backbone, then [`judge_labels`].
+    """Find the labels that are probably wrong: one forward pass of a frozen backbone, then [`judge_labels`].
 
     No clean labels, no held-out part and no training are needed; every row has a score.
 
@@ -140,7 +140,7 @@ def issue_table(
         index, labels (`np.ndarray` of shape `(n,)`): sample ids and given labels.
         names (`Sequence[str]`): k class names in id order.
         rows (`np.ndarray` of shape `(m,)`, *optional*): which samples were judged; of the others, as of those whose
-            class no other sample has, nothing is known but the rate. Default: all.
+            class no other sample has, nothing is known but the noise rate. Default: all.
         groups (`np.ndarray` of shape `(n,)`, *optional*): the same number for images of the same content.
         facts: further entries of the summary.
 

@@ -1,6 +1,6 @@
 """How noisy the labels are, and which ones: a transition matrix fitted to what training saw of every sample.
 
-Shapes: n samples, k classes, c = min(k - 1, 9) candidate labels followed beside the given one.
+Shapes: n samples, k classes, c = min(k - 1, 9) top labels followed beside the given one.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from ..training.dynamics import DECAY
 SIGNIFICANT_GAP = 2.0  # standard errors by which the gap must differ from none
 SHARPEST = 20.0  # exponent at which a probability is as good as 0 or 1
 FIT_ON = 50_000  # samples that the transition matrix is estimated on; all are scored
-FEWEST_HELD_OUT = 100  # labels that no loss saw, for the rate to be estimated on them alone
+FEWEST_HELD_OUT = 100  # labels that no loss saw, for the noise rate to be estimated on them alone
 DRAWN_FOR = 3_000  # samples whose predictions are drawn again to find the inverse temperature
-LONGEST = 40  # visits of a sample that are drawn; earlier ones weigh less than 2 %
+LONGEST = 40  # predictions of a sample that are drawn; earlier ones weigh less than 2 %
 REPLICATES = 20
 REPLICATE_SIZE = 5_000  # samples in one of them, at most
 DENSE = 1_000  # classes; with more only the pairs that occur are worked on, and no pair has an interval
@@ -302,7 +302,7 @@ def _inverse_temperature(dynamics: SampleDynamics) -> tuple[float, float]:
         return best, best * (2 if memorized else 2**0.5)
     some = np.random.default_rng(0).permutation(len(dynamics))[:DRAWN_FOR]
     drawn = dynamics if len(dynamics) <= DRAWN_FOR else dynamics.take(np.sort(some))
-    weights = _visit_weights(drawn.records["times_seen"])
+    weights = _prediction_weights(drawn.records["times_seen"])
     draws = np.random.default_rng(1).random(weights.shape)
     most = _match(drawn.frequencies.max(-1).mean(), lambda b: _drawn(drawn.prior(b), weights, draws).max(-1).mean())
     alike, several = (weights**2).sum(-1), drawn.records["times_seen"] > 1  # a prediction agrees with itself
@@ -310,24 +310,24 @@ def _inverse_temperature(dynamics: SampleDynamics) -> tuple[float, float]:
     return most, _match(agree.mean(), lambda b: drawn.prior(b).max(-1).mean())
 
 
-def _visit_weights(times_seen: np.ndarray) -> np.ndarray:
-    """Share of each visit in the running frequencies of a sample, the last visit first; 0 beyond those it had."""
+def _prediction_weights(times_seen: np.ndarray) -> np.ndarray:
+    """Share of each prediction in the running frequencies of a sample, the last one first; 0 beyond those it had."""
     number = np.arange(min(times_seen.max(), LONGEST))
     weights = DECAY**number * (number < times_seen[:, None])
     return weights / weights.sum(-1, keepdims=True)
 
 
 def _drawn(prior: np.ndarray, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Frequencies of labels, of the shape `(n, c + 1)` of `prior`, that are drawn from it at each visit.
+    """Frequencies of labels, of the shape `(n, c + 1)` of `prior`, that are drawn from it at each prediction.
 
     Args:
-        weights (`np.ndarray` of shape `(n, t)`): of [`_visit_weights`].
+        weights (`np.ndarray` of shape `(n, t)`): of [`_prediction_weights`].
         draws (`np.ndarray` of shape `(n, t)`): in [0, 1).
     """
     frequencies, samples, cumulative = np.zeros(prior.shape), np.arange(len(prior)), prior.cumsum(-1)
-    for visit in range(weights.shape[1]):
-        label = (draws[:, visit, None] > cumulative).sum(-1).clip(max=prior.shape[1] - 1)
-        frequencies[samples, label] += weights[:, visit]
+    for number in range(weights.shape[1]):
+        label = (draws[:, number, None] > cumulative).sum(-1).clip(max=prior.shape[1] - 1)
+        frequencies[samples, label] += weights[:, number]
     return frequencies
 
 

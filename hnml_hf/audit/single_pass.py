@@ -1,4 +1,4 @@
-"""Records for the noise scores from one pass of any classifier, for models and datasets without a training run."""
+"""Records for the noise scores from one forward pass of any classifier, for what has no training run."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ def score_model(
     batch_size: int = 64,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-    """Records for [`noise_scores`] by one pass of any classifier over any dataset.
+    """Records for [`noise_scores`] by one forward pass of any classifier over any dataset.
 
     Args:
         dataset (`datasets.Dataset`): columns `image`, `label`, `index`.

@@ -64,9 +64,9 @@ def noise_scores(
         suggested_probability, margin, foreground_agreement` (nan without a mask level), `times_seen,
         first_epoch_learned, last_epoch_learned` (-1 = never), in the order of `index`. Its `attrs` hold the summary:
         `noise_rate` and `noise_rate_interval` (95 %), `transition_matrix` with `[i, j] = P(given j | true i)` and its
-        interval `(low, high)`, `class_names`, `dataset_fingerprint`, `facts`. With more than 1,000 classes the matrix
-        is a read-only array of float32 instead of a list, and its interval `None`. A sample that was never seen has
-        the estimated rate as its score.
+        interval `(low, high)`, `class_names`, `dataset_fingerprint` and each of `facts`. With more than 1,000 classes
+        the matrix is a read-only array of float32 instead of a list, and its interval `None`. A sample that was never
+        seen has the estimated rate as its score.
 
     Raises:
         ValueError: if no sample was seen, ids are not unique, a label is none of the classes, or `cross_validated` is
@@ -177,7 +177,7 @@ def likely_classes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray] | None:
 def probably_wrong(table: pd.DataFrame, threshold: float = 0.5) -> np.ndarray:
     """Which labels count as wrong, `(n,)` bool: those whose score reaches the threshold, of samples that were seen.
 
-    Of the others nothing is known; the rate of all is their score.
+    Of the others nothing is known; the noise rate of all is their score.
     """
     return ((table["noise_score"] >= threshold) & (table["times_seen"] > 0)).to_numpy()
 

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, and arrays in files whose place on the disk is theirs."""
+"""Files and folders that are complete or not there, and arrays in files whose place on the disk is theirs."""
 
 import math
 import os

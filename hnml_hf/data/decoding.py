@@ -107,7 +107,7 @@ def open_image_file(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> PIL.Imag
         image = PIL.Image.open(file)
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise TooManyPixelsError(str(error)) from error
-    check_size(*image.size, max_pixels)
+    check_size(image.width, image.height, max_pixels)
     return image
 
 
@@ -124,7 +124,7 @@ def to_rgb(image: PIL.Image.Image | None, *, max_pixels: int = MAX_PIXELS) -> PI
     """
     if image is None:
         raise ValueError("the row has no image")
-    check_size(*image.size, max_pixels)
+    check_size(image.width, image.height, max_pixels)
     if image.format == "EPS":
         raise ValueError("an EPS file is a program, which Pillow would have Ghostscript run; convert it")
     image.load()  # only then the mode is final, and whoever opened the file may close it

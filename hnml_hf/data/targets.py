@@ -55,8 +55,8 @@ def add_targets(
 ) -> Dataset:
     """Put soft targets into a dataset, as the columns `target_classes` and `target_probabilities`.
 
-    A label that a person has confirmed or changed (`audit_action` is `marked`, see [`clean_dataset`]) stays the only
-    target of its sample.
+    A label that a person has confirmed or changed (`audit_action` is `annotated`, see [`clean_dataset`]) stays the
+    only target of its sample.
 
     Args:
         dataset (`datasets.Dataset`): n rows, with the four features of this package.
@@ -77,8 +77,8 @@ def add_targets(
     classes, probabilities = top_targets(posterior, candidates, top_k=top_k)
     if "audit_action" in dataset.column_names:
         values = dataset.select_columns(["audit_action", "label"]).with_format("numpy")[:]
-        marked = values["audit_action"] == "marked"
-        classes[marked, 0], probabilities[marked] = values["label"][marked], np.eye(1, classes.shape[1])
+        decided = np.isin(values["audit_action"], ["annotated", "marked"])  # the second of an earlier version
+        classes[decided, 0], probabilities[decided] = values["label"][decided], np.eye(1, classes.shape[1])
     for name, values in ((CLASSES, classes), (PROBABILITIES, probabilities)):
         lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
         dataset = dataset.add_column(name, lists)

@@ -54,7 +54,7 @@ def push_to_hub(
         `CommitInfo`: huggingface_hub's, with `oid` and `commit_url`. All files arrive in one commit, or none.
 
     Raises:
-        ValueError: before anything is sent: no whole model in the folder, or a name that is not valid.
+        ValueError: before anything is sent: no complete model in the folder, or a name that is not valid.
         HubError: the Hub refused, failed or did not answer. Says how to retry.
 
     Example:

@@ -74,7 +74,7 @@ def upload_files(
     except (HTTPError, OSError) as error:
         retry = f"push_to_hub({json.dumps(str(folder))}, {json.dumps(repo_id)})"
         raise HubError(
-            f"Pushing to `{repo_id}` failed: {explain(error)}. The model in `{folder}` is whole. To retry: "
+            f"Pushing to `{repo_id}` failed: {explain(error)}. The model in `{folder}` is complete. To retry: "
             f"`from hnml_hf import push_to_hub; {retry}`."
         ) from error
 

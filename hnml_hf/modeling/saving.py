@@ -155,7 +155,8 @@ class SavedModelMixin(Wrapped):
     def save_pretrained(self, save_directory, *args, state_dict=None, push_to_hub: bool = False, **kwargs):
         """Save an ordinary checkpoint of timm and of transformers: keys without the wrapper's prefix.
 
-        The files are written aside and then moved, the weights last: a folder holds a whole model, or the one before.
+        The files are written aside and then moved, the weights last: a folder holds this model or the one before,
+        complete.
         """
         if push_to_hub:
             raise ValueError("Save first, then push: `model.push_to_hub(repo_id)`.")
@@ -196,7 +197,7 @@ class SavedModelMixin(Wrapped):
 
 
 def check_folder(folder: str | os.PathLike) -> Path:
-    """Return the folder if it holds a whole model.
+    """Return the folder if it holds a complete model.
 
     Raises:
         ValueError: if there is no configuration, there are no safetensors weights, or they are cut off.
@@ -226,5 +227,5 @@ def check_safetensors(path: str | os.PathLike):
             pass
     except SafetensorError as error:
         raise ValueError(
-            f"`{path}` is not a whole safetensors file ({error}). It was cut off, or is something else."
+            f"`{path}` is not a complete safetensors file ({error}). It was cut off, or is something else."
         ) from error

@@ -8,13 +8,13 @@ An objective is a function `objective(student, labels, *, ...) -> (terms, monito
   averages and weighs them.
 * `monitors` maps names to tensors for the log; `logits` of shape `(b, k)` is always among them.
 * Keyword-only arguments are filled by name. `active_terms` is the set of terms with a weight above zero in this step,
-  `teacher()` gives the teacher's output with its class activation maps (`teacher` is None without such a pass),
-  `remember(probabilities)` gives each example's running average, `generator` is the source of randomness,
-  `sample_weights` says the confidence in each label
-  (None = all alike), `noise_rate` which share of them is wrong (None = do not ask). All others are fields of
-  [`HNMLTrainingArguments`] of the same name.
+  `teacher()` gives the teacher's output with its class activation maps (`teacher` is None without such a forward
+  pass), `remember(probabilities)` gives each example's running average, `generator` is the source of randomness,
+  `sample_weights` says the confidence in each label (None = all alike), `noise_rate` which share of them is wrong
+  (None = do not ask). All others are fields of [`HNMLTrainingArguments`] of the same name.
 
-To add one, write a file and name it in `OBJECTIVES`.
+To add one, write a file, and name it in `OBJECTIVES` and in the choices of `objective` in `../training/args.py`, where
+its options are fields too (docs/extending.md).
 """
 
 from collections.abc import Callable

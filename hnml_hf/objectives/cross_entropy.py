@@ -13,7 +13,7 @@ def cross_entropy(
     """-w log p_y per example; with a noise rate r -w log p~_y, p~ = (1 - r) p + r (1 - p) / (k - 1).
 
     p~ is the probability of the given label if a share r of the labels is wrong, by whatever other class: the forward
-    correction (Patrini et al., CVPR 2017, Sec. 3.2) for a symmetric channel. The loss is bounded, and its gradient
+    correction (Patrini et al., CVPR 2017, Sec. 3.2) for symmetric noise. The loss is bounded, and its gradient
     that of cross-entropy times, nearly, the probability in the network's own eyes that the given label is right.
 
     Args:

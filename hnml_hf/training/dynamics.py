@@ -231,7 +231,7 @@ class TrainingDynamics:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike):
-        """Write the records to a `.npy` file, whole or not at all."""
+        """Write the records to a `.npy` file, by an atomic write."""
         save_dynamics(path, self.records)
 
     def load(self, path: str | os.PathLike):
@@ -275,7 +275,7 @@ def score_predictions(
 
 
 def save_dynamics(path: str | os.PathLike, records: np.ndarray):
-    """Write records to a `.npy` file, whole or not at all; its folder is made."""
+    """Write records to a `.npy` file, by an atomic write; its folder is made."""
     with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
         np.save(file, records, allow_pickle=False)
 

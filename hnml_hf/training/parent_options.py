@@ -333,7 +333,7 @@ def check_optimizer(args: TrainingArguments):
             for factor in getattr(schedule, "lr_lambdas", ()):
                 rate = args.learning_rate * factor(step)
                 if not (isinstance(rate, Real) and math.isfinite(rate) and float(rate) > -1e-12):
-                    raise ValueError(f"the rate of step {step} would be {rate}.")
+                    raise ValueError(f"the learning rate of step {step} would be {rate}.")
     except FAILURES as error:
         raise ValueError(f"{chosen} cannot be made: {_said(error)}") from error
 

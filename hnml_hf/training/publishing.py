@@ -83,7 +83,7 @@ class PublishingMixin:
         `facts` go to [`~HNMLTrainer.create_model_card`]. Returns huggingface_hub's `CommitInfo`, or a future of it.
 
         Raises:
-            HubError: the push did not arrive; `output_dir` is whole.
+            HubError: the push did not arrive; `output_dir` is complete.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)

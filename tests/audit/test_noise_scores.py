@@ -50,14 +50,14 @@ def simulate(rate, *, n=3000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0
 
 @pytest.mark.parametrize("epochs", [2, 5, 20])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_few_visits_do_not_raise_the_rate(rate, epochs):
+def test_few_epochs_do_not_raise_the_noise_rate(rate, epochs):
     """Of few predictions the most frequent one is more frequent than it is probable, which looks like certainty."""
     records, clean, labels = simulate(rate, epochs=epochs)
     assert abs(estimate_noise_rate(records, 5) - (clean != labels).mean()) < 0.035
 
 
 def test_predictions_drawn_worked_by_hand():
-    prior, weights = np.array([[0.5, 0.3, 0.2]]), noise_estimate._visit_weights(np.array([3]))
+    prior, weights = np.array([[0.5, 0.3, 0.2]]), noise_estimate._prediction_weights(np.array([3]))
     np.testing.assert_allclose(weights, np.array([[1, 0.9, 0.81]]) / 2.71)
     found = noise_estimate._drawn(prior, weights, np.array([[0.1, 0.9, 0.6]]))  # labels 0, 2, 1
     np.testing.assert_allclose(found, np.array([[1, 0.81, 0.9]]) / 2.71)

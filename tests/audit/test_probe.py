@@ -293,7 +293,7 @@ def test_an_audit_without_training_and_one_with(tmp_path, monkeypatch, capfd):
     from_probe = load_audit("run")
     rate = pytest.approx(audit.attrs["noise_rate"])
     assert from_probe.attrs["noise_rate"] == rate and from_probe["noise_score"].mean() == rate
-    assert "was cross-validated, gives the rate" in from_probe.attrs["provenance"]
+    assert "was cross-validated, gives the noise rate" in from_probe.attrs["provenance"]
     load_script("audit").main(["--run", "run"])
     assert load_audit("run").attrs["noise_rate"] == rate
     corrected = ["--start_from_probe", "true", "--symmetric_correction", "true", "--logging_steps", "1"]

@@ -48,9 +48,10 @@ def test_targets_reach_the_batch(tiny_dataset, resident):
     assert batch["target_classes"].dtype == torch.int64
 
 
-def test_a_persons_mark_goes_first_and_new_targets_replace_old_ones(tiny_dataset):
-    marked = tiny_dataset.add_column("audit_action", ["marked"] + ["kept"] * 47)
-    dataset = add_targets(add_targets(marked, posterior_of(48)[::-1]), posterior_of(48))
+@pytest.mark.parametrize("action", ["annotated", "marked"])  # the second of an earlier version
+def test_an_annotation_goes_first_and_new_targets_replace_old_ones(tiny_dataset, action):
+    annotated = tiny_dataset.add_column("audit_action", [action] + ["kept"] * 47)
+    dataset = add_targets(add_targets(annotated, posterior_of(48)[::-1]), posterior_of(48))
     classes, probabilities = targets_of(dataset)
     assert classes[0, 0] == tiny_dataset[0]["label"] and probabilities[0].tolist() == [1, 0, 0]
     assert classes[1, 0] == posterior_of(48)[1].argmax()

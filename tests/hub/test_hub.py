@@ -122,7 +122,7 @@ def test_the_card_is_valid_and_says_what_happened(hub):
 def test_errors_say_what_to_do_and_how_to_retry(heard, status, words):
     message = heard[status]
     assert message.startswith("HubError: Pushing to `tester/") and words in message
-    assert "is whole. To retry: `from hnml_hf import push_to_hub; push_to_hub(" in message
+    assert "is complete. To retry: `from hnml_hf import push_to_hub; push_to_hub(" in message
 
 
 def test_a_failed_commit_leaves_nothing_behind(hub, pushed, heard):
@@ -221,7 +221,7 @@ def test_weights_that_were_cut_off(folder, tmp_path, keep):
         lambda: push_to_hub(tmp_path, "user/name"),
         lambda: TimmCAMForImageClassification.from_pretrained(tmp_path),
     ):
-        with pytest.raises(ValueError, match="not a whole safetensors file"):
+        with pytest.raises(ValueError, match="not a complete safetensors file"):
             action()
 
 

@@ -260,7 +260,7 @@ def test_a_folder_that_timm_wrote(tmp_path):
     ("name", "content", "words"),
     [
         ("weights.bin", b"\x80\x04.", "pickles are not loaded"),
-        ("weights.safetensors", b"\x10", "not a whole safetensors file"),
+        ("weights.safetensors", b"\x10", "not a complete safetensors file"),
         (None, b"", "is not there"),
     ],
 )

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or not there, and one run per output folder.
+"""Checkpoints that are complete or not there, and one run per output folder.
 
 A checkpoint is written in a folder of its own, listed with sizes and hashes in a manifest, flushed to the disk and
-only then renamed to `checkpoint-<step>`. Whatever ends the process in between, no folder of that name is half written.
+only then renamed to `checkpoint-<step>`. Whatever ends the process in between, no folder of that name is incomplete.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ CONFIGURATION = ("fixed_configuration", "changeable_configuration")
 UNFINISHED_FOLDER = "_unfinished"  # nothing in it counts as a checkpoint, here or in transformers
 LOCK_FILE = "_run.lock"
 NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-# what a killed run may have left half written, below an output folder
+# what a killed run may have left incomplete, below an output folder
 LEFT_OVER = (
     *(UNFINISHED_FOLDER, "_saving-*", "last/_saving-*", "_push-*"),
     *(f"*.part-{'?' * 32}*", f"_audit/*.part-{'?' * 32}*"),
@@ -148,7 +148,7 @@ def check(checkpoint: str | os.PathLike) -> dict:
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """The folders in an output folder that have the name of a checkpoint, whole or not, the last written one first.
+    """The folders in an output folder that have the name of a checkpoint, complete or not, the last written one first.
 
     The last written one need not have the highest step: a run may have gone back. Those without a manifest come first.
     """
@@ -257,8 +257,8 @@ def require_same_run(checkpoint: str | os.PathLike, fixed: Mapping, changeable: 
     changed = _changes(_manifest(checkpoint)["changeable_configuration"], changeable)
     if changed:
         logger.warning(
-            f"`{checkpoint}` is resumed with other settings: {changed}. The run ends neither as it would have ended "
-            "nor as one of the new settings alone."
+            f"`{checkpoint}` is resumed with other options: {changed}. The run ends neither as it would have ended "
+            "nor as one of the new options alone."
         )
 
 
@@ -319,7 +319,7 @@ def require_writable(output_dir: str | os.PathLike):
 def run_lock(output_dir: str | os.PathLike):
     """Keep the output folder for one run. The operating system lets go of it when the process ends, however it ends.
 
-    Who has it already may take it again, as training does within a script. What a killed run left half written there
+    Who has it already may take it again, as training does within a script. What a killed run left incomplete there
     is deleted.
 
     Raises:

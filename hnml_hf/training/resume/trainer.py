@@ -49,7 +49,7 @@ OF_EACH_PROCESS = ("local_rank", "logging_dir", "hub_token")  # options that pro
 
 
 class ResumableTrainer(Trainer):
-    """Checkpoints that are whole or not there, resumed exactly; SIGTERM and SIGINT finish the step and save.
+    """Checkpoints that are complete or not there, resumed exactly; SIGTERM and SIGINT finish the step and save.
 
     One run at a time may train in an output folder. All processes resume from the checkpoint that the first one found.
     What a run has learned beside its weights is in its callbacks ([`CheckpointedCallback`]). A subclass says by

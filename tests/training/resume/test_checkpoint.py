@@ -317,7 +317,7 @@ def test_a_changed_setting_is_named_and_takes_effect(written, tiny_dataset, monk
     warnings, rates = resume_and_listen(monkeypatch, written, tiny_dataset, **options)
     cosine = [0.01 * (1 + math.cos(math.pi * step / 6)) / 2 for step in (2, 3, 4, 5)]
     assert rates == pytest.approx(cosine)
-    assert len(warnings) == 1 and "checkpoint-2` is resumed with other settings" in warnings[0]
+    assert len(warnings) == 1 and "checkpoint-2` is resumed with other options" in warnings[0]
     for change in (
         "`learning_rate` was 0.02 and is 0.01",
         "`teacher_decay` was 0.99 and is 0.9",
