@@ -129,8 +129,8 @@ def main(argv: list[str] | None = None):
     print(f"{progress['decided']:,} of {progress['issues']:,} label issues are decided.")
     print(f"Annotations: {review.log.path}")
     threading.Thread(target=importlib.import_module, args=["hnml_hf.data.decoding"], daemon=True).start()
-    print(f"Review: {server.url}\nCtrl-C ends it; nothing is lost.", flush=True)
     try:
+        print(f"Review: {server.url}\nCtrl-C ends it; nothing is lost.", flush=True)
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
         print()
