@@ -1,7 +1,7 @@
 """Find the label errors of a dataset: a score for every label, a report with pictures, exports.
 
     python scripts/audit.py photos                        # a folder of classes, a table, a known dataset, a Hub id
-    accelerate launch scripts/audit.py photos             # each process sees its share of the images
+    accelerate launch --multi_gpu --num_processes 2 scripts/audit.py photos  # each sees its share of the images
     python scripts/audit.py photos --annotations a.csv    # again, with what people have decided; features are kept
     python scripts/audit.py outputs/quickstart            # a finished run: scored from what training saw, no new pass
     python scripts/audit.py --model timm/resnet50.a1_in1k --dataset imagefolder --data_dir photos --output_dir out
