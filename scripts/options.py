@@ -150,8 +150,8 @@ class SourceArguments:
         default=None,
         metadata={
             "help": "Column with the split of each row; `--splits` then names its values. Default: `split`, `subset`, "
-            "`partition`, `set`, `phase`, `fold`, `usage`, or a name that ends so (`data_split`), where its values "
-            "are names of splits."
+            "`partition`, `set`, `dataset`, `phase`, `fold`, `usage`, or a name that ends so (`data_split`), where "
+            "its values are names of splits."
         },
     )
     max_pixels: int = field(default=64_000_000, metadata={"help": "Images with more pixels count as unreadable."})

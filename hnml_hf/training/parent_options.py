@@ -74,6 +74,7 @@ def changed(text: str, holds: Callable[[Any], bool] = lambda value: True, wanted
 
 
 NO_TOKENS = "an image has no tokens"
+NO_CHOICES = "timm switches activation checkpointing on or off and takes no options for it"
 LANGUAGE_MODELS = "it is of language models"
 SHARDED = (
     "FSDP and DeepSpeed hold a part of the weights on each process, but the teacher and the virtual step need all of "
@@ -115,9 +116,9 @@ PARENT_OPTIONS = {
     "fp16_full_eval": refused("it would convert the student alone; `fp16` already evaluates in half precision"),
     "tf32": used(),
     "activation_checkpointing": used(),
-    "activation_checkpointing_kwargs": used(),
+    "activation_checkpointing_kwargs": refused(NO_CHOICES),
     "gradient_checkpointing": used(),
-    "gradient_checkpointing_kwargs": used(),
+    "gradient_checkpointing_kwargs": refused(NO_CHOICES),
     "torch_compile": used(),
     "torch_compile_backend": one_of(*sorted(backend.value.lower() for backend in DynamoBackend)),
     "torch_compile_mode": one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),

@@ -24,6 +24,8 @@ OTHER = {  # a value that is not the default, where none follows from the type o
     "include_num_input_tokens_seen": "all",
     "include_for_metrics": ["inputs"],
     "label_names": ["clean_labels"],
+    "activation_checkpointing_kwargs": {"use_reentrant": True},
+    "gradient_checkpointing_kwargs": {"use_reentrant": True},
     "length_column_name": "width",
     "parallelism_config": object(),
     "debug": "underflow_overflow",

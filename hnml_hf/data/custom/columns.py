@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("image", "img", "file_name", "filename", "image_path", "path")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 # heeded where their values are names of splits, also as the last word of a longer name, as `data_split`
-SPLIT_COLUMNS = ("split", "subset", "partition", "set", "phase", "fold", "usage")
+SPLIT_COLUMNS = ("split", "subset", "partition", "set", "dataset", "phase", "fold", "usage")
+SPLIT_FLAG = re.compile(r"is_?(train|val|valid|test)(ing|idation)?", re.IGNORECASE)  # true for the rows of one split
 SPLIT_NAMES = {name: ours for ours, usual in SPLITS.items() for name in usual}
 NO_COLUMN = "none"  # what a user says of a column with a usual name that holds something else
 
@@ -38,8 +39,8 @@ class ColumnOptions:
         test_label_column: the label of the validation and test split, where it has another name than in `train`.
         weight_column: the confidence in each label of `train`, from 0 to 1 (`weight` of a dataset that an audit
             cleaned).
-        split_column: the split of each row (`split`, `subset`, `partition`, `set`, `phase`, `fold`, `usage` or a name
-            that ends with one of these, as `data_split`, if its values are such names).
+        split_column: the split of each row (`split`, `subset`, `partition`, `set`, `dataset`, `phase`, `fold`,
+            `usage` or a name that ends with one of these, as `data_split`, if its values are such names).
         labels: whether labels are read at all; without them all are unknown.
 
     `clean_label_column`, `index_column`, `weight_column` and `split_column` may be `none`: a column of the usual name
@@ -117,6 +118,12 @@ class ColumnOptions:
             called = [name for name in names if name not in named and _last_word(name) in SPLIT_COLUMNS]
             called.sort(key=lambda name: SPLIT_COLUMNS.index(_last_word(name)))
             picked |= {f"split {number}" if number else "split": name for number, name in enumerate(called)}
+            for name in filter(SPLIT_FLAG.fullmatch, map(str, names)):
+                logger.warning(
+                    "%s: the column `%s` is not read. If it tells splits apart, `split_column` and `splits` say how: "
+                    '`--split_column %s --splits \'{"train": "...", "validation": "..."}\'`, with its values.',
+                    *(source, name, name),
+                )
         return picked
 
 

@@ -25,7 +25,7 @@ DIGITS = re.compile(r"[0-9]+")
 BY_NAMES = "`label_names` (`--class_names` of the scripts)"  # what errors advise
 WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))\.0*")  # `3.0`, as pandas writes 3 in a column with empty cells
 BOOLEANS = {"true": True, "false": False}
-MISSING = ("", "na", "n/a", "nan", "none", "null")  # what tables write for no value, in any case
+MISSING = ("", "na", "n/a", "nan", "none", "null", "<na>", "#n/a")  # what tables write for no value, in any case
 FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 
 

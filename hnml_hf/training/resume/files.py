@@ -203,6 +203,10 @@ def newest_complete(output_dir: str | os.PathLike) -> Path | None:
     return None
 
 
+# the words of YAML; a folder of such a name is reached as `./no`
+SWITCH = {"true": True, "yes": True, "on": True, "false": None, "no": None, "off": None}
+
+
 def resolve(resume_from_checkpoint: str | bool | None, output_dir: str | os.PathLike) -> str | None:
     """The checkpoint that a run goes on from.
 
@@ -215,7 +219,7 @@ def resolve(resume_from_checkpoint: str | bool | None, output_dir: str | os.Path
     Raises:
         CheckpointError: if the one that was asked for is not there or incomplete.
     """
-    wanted = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
+    wanted = SWITCH.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
     if wanted is None or wanted is True or wanted == "auto":
         newest = newest_complete(output_dir) if wanted else None
         if wanted is True and newest is None:

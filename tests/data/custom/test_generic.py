@@ -182,7 +182,7 @@ def test_blanks_around_labels_and_column_names_do_not_count(images, load):
     assert column(load(str(root))["train"], "label").tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("empty", ["", " ", "NA", "n/a", "None", "NULL", "nan"])
+@pytest.mark.parametrize("empty", ["", " ", "NA", "n/a", "None", "NULL", "nan", "<NA>", "#N/A"])
 def test_texts_for_no_value(images, load, empty):
     root, names = images
     write_table(root / "train.csv", ["image", "label", "clean_label"], [(names[0], "a", empty), (names[1], "b", "a")])

@@ -23,7 +23,7 @@ DIVIDED = {"train": ["a", "b", "a"], "validation": ["a"], "test": ["b", "a"]}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
-@pytest.mark.parametrize("name", ["split", "Subset", "set", "Usage", "data_split"])
+@pytest.mark.parametrize("name", ["split", "Subset", "set", "Usage", "data_split", "dataset"])
 def test_rows_go_to_the_split_that_a_column_says(images, load, caplog, suffix, name):
     root, names = images
     write_table(root / f"all{suffix}", ["image", "label", name], list(zip(names, LABELS, WHICH, strict=False)))
@@ -72,6 +72,24 @@ def test_of_several_columns_the_one_whose_values_are_splits(images, load):
     for first, second in (("subset", "split"), ("split", "partition")):
         write_table(root / "all.csv", ["image", "label", first, second], rows)
         assert labels_of(load(str(root / "all.csv"))) == DIVIDED
+
+
+@pytest.mark.parametrize("name", ["is_valid", "is_test", "Is_Validation", "is_val"])
+def test_a_flag_of_a_split_is_said_and_can_be_heeded(images, load, caplog, name):
+    root, names = images
+    flags = [False, False, True, False, False, True]
+    for suffix in (".csv", ".parquet"):
+        write_table(root / f"flags{suffix}", ["image", "label", name], list(zip(names, LABELS, flags, strict=False)))
+        path = str(root / f"flags{suffix}")
+        caplog.clear()
+        assert list(load(path)) == ["train"]
+        assert caplog.text.count(f"the column `{name}` is not read") == 1 and f"--split_column {name}" in caplog.text
+        caplog.clear()
+        divided = load(path, split_column=name, splits={"train": "False", "validation": "True"})
+        assert labels_of(divided) == {"train": ["a", "b", "a", "a"], "validation": ["b", "a"]}
+        assert "is not read" not in caplog.text
+        load(path, split_column="none")
+        assert "is not read" not in caplog.text
 
 
 def test_classes_in_a_column_that_is_called_so(images, load):

@@ -114,6 +114,12 @@ def test_nothing_to_resume_from(tiny_dataset, tmp_path):
     assert trainer.state.global_step == 6
 
 
+@pytest.mark.parametrize(("word", "found"), [("yes", 2), ("On", 2), ("true", 2), ("no", 0), ("off", 0), ("False", 0)])
+def test_to_resume_is_a_switch_in_the_words_of_yaml(tmp_path, word, found):
+    checkpoint = make(tmp_path, 2, order=1)
+    assert checkpoints.resolve(word, tmp_path) == (str(checkpoint) if found else None)
+
+
 def test_resuming_a_finished_run_trains_no_further(written, tiny_dataset):
     """transformers would take one step more where the last one was inside an epoch, as here (4 steps an epoch)."""
     trainer = build_trainer(written, tiny_dataset, **SAVING)
