@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,6 +21,7 @@ FIELDS = (
     *("index", "annotation", "new_label", "new_label_name"),
     *("label_name", "path", "annotator", "time"),
 )
+WHOLE = re.compile(r"(-?[0-9]{1,19})(?:\.0*)?")
 NEW_CLASS = -1  # `new_label` of a class that the dataset does not have
 
 
@@ -79,20 +81,25 @@ def _new_label(row, verdict, given, suggested, names, ids, where) -> tuple[int, 
     if verdict == "unsure":
         return NEW_CLASS, ""
     name = _unescaped(row.get("new_label_name") or "")
-    if row.get("new_label") in (None, "", NEW_CLASS, str(NEW_CLASS)):
+    label = NEW_CLASS if row.get("new_label") in (None, "") else _integer(row["new_label"], "new_label", where)
+    if label == NEW_CLASS:
         label = ids.get(name, NEW_CLASS) if name else suggested
         return label, name or names[suggested]
-    label = _integer(row["new_label"], "new_label", where)
     if not 0 <= label < len(names):
         raise ValueError(f"{where}: `new_label` {label} is none of the {len(names)} classes.")
+    if name and name != names[label]:
+        raise ValueError(
+            f"{where}: `new_label` {label} is `{names[label]}`, but `new_label_name` says `{name}`. Empty the one "
+            "that is wrong."
+        )
     return label, names[label]
 
 
 def _integer(value, name: str, where: str) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: `index` and `new_label` must be integers ({name}: {error}).") from error
+    whole = WHOLE.fullmatch(str(value).strip())  # also `3.0`, as pandas writes 3 in a column with empty cells
+    if not whole:
+        raise ValueError(f"{where}: `index` and `new_label` must be integers ({name}: {str(value)[:80]!r}).")
+    return int(whole[1])
 
 
 def _unescaped(text: str) -> str:

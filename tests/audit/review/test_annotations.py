@@ -57,6 +57,19 @@ def test_marks_of_earlier_versions_are_annotations(table, tmp_path):
     assert set(found["annotator"]) == {"marks"}  # of the file's name
 
 
+def test_ids_as_pandas_writes_them_and_ids_that_contradict_their_names(table, tmp_path):
+    path, index = tmp_path / "a.csv", table["index"]
+    heading = "index,annotation,new_label,new_label_name\n"
+    path.write_text(f"{heading}{index[0]}.0,wrong,2.0,\n{index[1]},wrong,-1.0,zebra\n")
+    assert read_annotations(path, table)["new_label"].tolist() == [2, -1]
+    path.write_text(f"{heading}{index[0]},wrong,2,{NAMES[2]}\n{index[1]},wrong,2,{NAMES[1]}\n")
+    with pytest.raises(ValueError, match=f"a.csv:3: `new_label` 2 is `{NAMES[2]}`, but `new_label_name` says"):
+        read_annotations(path, table)
+    path.write_text(f"{heading}{index[0]},wrong,1.7,\n")
+    with pytest.raises(ValueError, match=r"a.csv:2: `index` and `new_label` must be integers \(new_label: '1.7'\)"):
+        read_annotations(path, table)
+
+
 def test_annotations_of_another_run_are_named_by_line(table, tmp_path):
     row = {**said(table, 0, "right"), "label_name": "zebra"}
     with pytest.raises(ValueError, match=r"a.csv:2: sample \d+ was annotated when its label was `zebra`; here it is"):
