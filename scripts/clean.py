@@ -22,6 +22,7 @@ from hnml_hf.audit.cleaning import HOW, plan_cleaning
 from hnml_hf.audit.outputs import (
     FILES,
     FORMATS,
+    LISTED,
     Source,
     describe_plan,
     read_source,
@@ -106,6 +107,13 @@ def clean(options, folder: Path | None) -> Counter:
     if merged is not None:
         report_agreement(merged)
     print("\n".join(describe_plan(plan)))
+    unread = table[table["given_probability"].isna()]
+    if len(unread):
+        names = [str(path or index) for path, index in zip(unread["path"], unread["index"], strict=True)][:LISTED]
+        print(
+            f"{len(unread):,} rows were not judged, and stay as they are: {', '.join(names)}"
+            f"{' and others' if len(unread) > len(names) else ''}. `hnml check` says which images cannot be read."
+        )
     if options.how == "posterior" and likely_classes(table) is None:
         print("This audit has not kept the likeliest classes: targets are the given and the suggested class alone.")
     if folder is None:

@@ -92,7 +92,8 @@ def strangers(table: pd.DataFrame) -> pd.DataFrame:
 def between_classes(table: pd.DataFrame, least: float = BETWEEN) -> pd.DataFrame:
     """Rows of the table of whose image both the given and the suggested class are probable, the least sure first."""
     weaker = table[["given_probability", "suggested_probability"]].min(axis=1)
-    return table[weaker >= least].assign(weaker=weaker).sort_values("weaker", ascending=False).drop(columns="weaker")
+    found = table.assign(weaker=weaker)[weaker >= least]
+    return found.sort_values("weaker", ascending=False).drop(columns="weaker")
 
 
 def findings(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -15,6 +15,7 @@ from datasets import ClassLabel, DatasetDict
 from ..data.custom.columns import ColumnOptions
 from ..data.custom.tables import find_tables, table_suffix
 from ..data.files import is_image, walk
+from ..data.load import DATASET_NAMES
 from ..data.splits import find_splits
 from .cleaning import apply_plan, plan_targets
 from .export import escape_formula
@@ -52,7 +53,8 @@ class Source:
         folder = os.path.abspath(os.path.expanduser(folder or ""))
         known = [f"{folder}/{name}" for name in ("dataset_dict.json", "state.json")]
         plain = os.path.isdir(folder) and not any(map(os.path.isfile, known)) and not find_tables(folder)
-        return folder if plain and (self.dataset == "imagefolder" or os.path.sep in self.dataset) else None
+        named = self.dataset in DATASET_NAMES and self.dataset != "imagefolder"  # goes before a folder of that name
+        return folder if plain and not named else None
 
     @property
     def tables(self) -> list[str]:
@@ -113,7 +115,8 @@ def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
     if len(pairs) > listed:
         lines.append(f"          and {len(pairs) - listed:,} other pairs")
     for row in changed.head(listed).to_dict("records"):
-        lines.append(f"  {row['path'] or row['index']}: {row['before']} -> {row['after']} ({row['label_action']})")
+        action = "" if row["label_action"] == "dropped" else f" ({row['label_action']})"
+        lines.append(f"  {row['path'] or row['index']}: {row['before']} -> {row['after']}{action}")
     if len(changed) > listed:
         lines.append(f"  and {len(changed) - listed:,} other rows")
     return lines

@@ -134,8 +134,15 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         config = backbone_config(architecture, id2label=id2label, image_size=image_size, model_args=model_args)
         model = cls(config)
         if pretrained:
-            model.timm_model.load_state_dict(pretrained_state(architecture, config, pretrained))
             of = f"the weights of `{architecture if pretrained is True else pretrained}`"
+            try:
+                model.timm_model.load_state_dict(pretrained_state(architecture, config, pretrained))
+            except RuntimeError as error:  # PyTorch lists every weight
+                first = str(error).split("\n\t")[1].rstrip(". ") if "\n\t" in str(error) else str(error)
+                raise ValueError(
+                    f"{of[0].upper()}{of[1:]} do not fit `{architecture}` with the arguments {model_args}: {first}. "
+                    "Give the backbone and the arguments (`--model_args`) that they were trained with."
+                ) from error
             require_finite_weights(model.state_dict(), of=of, advice="Take others.")
         model.check_spatial_evidence()
         return model

@@ -55,6 +55,7 @@ def test_strangers_lie_beyond_the_far_fence_and_images_between_classes_have_two_
     assert found["index"].tolist() == [40, 41]  # quartiles 0.64 and 0.75: the fence is at 0.31
     table = make_table(given_probability=[0.9, 0.35, np.nan, 0.45], suggested_probability=[0.1, 0.6, np.nan, 0.5])
     assert between_classes(table)["index"].tolist() == [3, 1]
+    assert between_classes(table.iloc[[0, 2]]).empty  # none is none, not all
 
 
 @pytest.mark.parametrize("copies", [0, 3])

@@ -12,7 +12,7 @@ from reviews import make_run
 
 from hnml_hf import TrainingDynamics, audit_run, load_audit, load_noisy_dataset
 from hnml_hf.audit.cleaning import plan_cleaning, plan_targets
-from hnml_hf.audit.outputs import describe_plan, read_source, write_csv, write_dataset, write_folder
+from hnml_hf.audit.outputs import Source, describe_plan, read_source, write_csv, write_dataset, write_folder
 from hnml_hf.audit.review import merge_annotations, read_annotations, write_annotations
 from hnml_hf.audit.review.log import AnnotationLog
 from hnml_hf.audit.table import likely_columns
@@ -131,6 +131,16 @@ def test_a_folder_comes_out_as_it_was(files, table, tmp_path):
         table["label_name"][0],
     )
     assert (first["annotation"], first["annotator"], first["label_action"]) == ("wrong", "anna", "annotated")
+
+
+@pytest.mark.parametrize("name", ["photos", "./photos", "photos/"])
+def test_a_folder_is_one_however_it_is_named(name, tmp_path, monkeypatch):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "0.png").touch()
+    monkeypatch.chdir(tmp_path)
+    assert Source(name).format == "folder"
+    (tmp_path / "quickstart" / "cat").mkdir(parents=True)
+    assert Source("quickstart").format == "arrow"  # a known dataset goes before a folder of its name
 
 
 def test_two_files_of_one_name_both_arrive(table, tmp_path):

@@ -250,7 +250,7 @@ def test_the_script_writes_what_training_writes(tmp_path, monkeypatch, capsys):
     options = [*save_small_quickstart(20), "--backbone", "test_resnet", "--image_size", "64"]
     options += ["--validation_fraction", "0.2"]
     options += ["--output_dir", str(tmp_path / "out"), "--report_to", "none", "--use_cpu", "true"]
-    with pytest.raises(SystemExit, match="random features"):
+    with pytest.raises(SystemExit, match="needs pretrained features"):
         script.main(options)
     script.main([*options, "--pretrained", str(tmp_path / "start"), "--noise", "symmetric", "--noise_rate", "0.3"])
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())

@@ -205,6 +205,14 @@ def test_a_configuration_that_does_not_fit(own, tmp_path, changes, words):
         TimmCAMForImageClassification.from_pretrained(tmp_path)
 
 
+def test_weights_of_another_size_are_one_line(own):
+    with pytest.raises(ValueError, match="do not fit `resnet10t` with the arguments .*Missing key") as refused:
+        TimmCAMForImageClassification.from_timm(
+            "resnet10t", num_labels=3, image_size=64, pretrained=own[1], stem_width=16
+        )
+    assert "\n" not in str(refused.value)
+
+
 def test_weights_that_are_not_all_there(own, tmp_path):
     from safetensors.torch import load_file
 

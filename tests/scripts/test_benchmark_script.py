@@ -107,7 +107,9 @@ def test_startup_measures_each_command(tmp_path, monkeypatch):
     assert reference["processor_ratio"] == 1 and 0 < nothing["processor_ratio"] < 1
 
 
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # cleanlab 2.9 with pandas 3.1
 def test_the_detection_benchmark_compares_scores_of_one_set_of_features():
+    pytest.importorskip("cleanlab")
     score, wrong = np.array([0.05, 0.05, 0.95, 1.0]), np.array([False, True, True, True])
     assert benchmark_detection.reliability(score, wrong) == [[0.05, 0.5, 2], [0.975, 1.0, 2]]
     generator = np.random.default_rng(0)
