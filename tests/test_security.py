@@ -203,7 +203,7 @@ def test_a_damaged_configuration_is_refused(change, tmp_path):
 
 def test_statistics_hold_no_objects(tmp_path):
     np.save(tmp_path / "s.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="holds no statistics"):
+    with pytest.raises(ValueError, match="holds no training dynamics"):
         read_dynamics(tmp_path / "s.npy")
 
 

@@ -24,9 +24,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from provenance import provenance
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.action_chains import ActionChains
 
 from hnml_hf import load_noisy_dataset
 from hnml_hf.audit.review.annotations import read_annotations
@@ -123,6 +120,9 @@ class Server:
 
 
 def start_browser(profile: Path):
+    from selenium import webdriver  # not for --help
+    from selenium.webdriver.chrome.service import Service
+
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for argument in (*ARGUMENTS, f"--user-data-dir={profile}", "--window-size=1400,1000"):
@@ -144,6 +144,8 @@ def wait_for(condition, seconds: float = 60):
 
 
 def press(browser, key: str):
+    from selenium.webdriver.common.action_chains import ActionChains
+
     ActionChains(browser, duration=0).send_keys(key).perform()
 
 

@@ -15,7 +15,14 @@ def test_tensorboard_has_the_scalars_of_training_and_evaluation(tiny_dataset, tm
     (events,) = tmp_path.rglob("events.out.tfevents.*")
     scalars = tensorboard.EventAccumulator(str(events)).Reload()
     tags = set(scalars.Tags()["scalars"])
-    assert {"train/loss", "train/label_agreement", "eval/accuracy", "eval/loss", "eval/student_accuracy", "train/cost_ce"} <= tags
+    assert {
+        "train/loss",
+        "train/label_agreement",
+        "eval/accuracy",
+        "eval/loss",
+        "eval/student_accuracy",
+        "train/cost_ce",
+    } <= tags
     assert [(event.step, event.value) for event in scalars.Scalars("train/loss")] == [
         (step, pytest.approx(loss, rel=1e-5)) for step, loss in enumerate(logged(trainer, "loss"), start=1)
     ]
