@@ -89,7 +89,7 @@ def test_marks_become_a_dataset_that_training_takes(run, scripts, tmp_path):
     wrong, right = table["index"].iloc[[0, 1]].tolist()
     to = int(table["suggested_label"].iloc[0])
     (tmp_path / "annotations.csv").write_text(
-        f"index,mark,new_label,new_label_name\r\n{wrong},wrong,{to},x\r\n{right},right,0,y\r\n"
+        f"index,mark,new_label,new_label_name\r\n{wrong},wrong,{to},\r\n{right},right,0,\r\n"
     )
     where = tmp_path / "cleaned"
     scripts[1](["--run", str(run / "out"), "--apply", str(tmp_path / "annotations.csv"), "--clean_output", str(where)])

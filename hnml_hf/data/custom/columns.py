@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -125,6 +125,30 @@ class ColumnOptions:
                     *(source, name, name),
                 )
         return picked
+
+    def warn_of_splits(self, names: Sequence[str], picked: Mapping[str, str], distinct: Callable[[str], Iterable]):
+        """Say of columns without a role that their values are names of splits.
+
+        Args:
+            names: the columns that there are.
+            picked: of [`~ColumnOptions.pick`].
+            distinct: the different values of a column; none if it cannot be one of splits.
+        """
+        if self.split_column is not None or any(role.split()[0] == "split" for role in picked):
+            return
+        for name in names:
+            found = set() if name in picked.values() else {split_of(value) for value in distinct(name)}
+            if "train" in found and len(found) > 1 and None not in found:
+                logger.warning(
+                    "The column `%s` holds names of splits, but is not called so: all of its rows stay together. "
+                    "`--split_column %s` divides them by it; `--split_column none` says that it means something else.",
+                    *(name, name),
+                )
+
+
+def split_of(value: object) -> str | None:
+    """Our name of the split that a value names, or `None`."""
+    return SPLIT_NAMES.get(as_name(value).lower()) if isinstance(value, str) else None
 
 
 def _last_word(name: object) -> str:

@@ -18,7 +18,7 @@ from ..published.builder import ON_MISSING, REMOTE, keep_on_disk, outside_paths,
 from ..schema import assemble
 from ..splits import SPLITS, find_splits
 from .builders import ImageFolder, Table
-from .columns import ColumnOptions, RawSplit, divide, named
+from .columns import ColumnOptions, RawSplit, divide, named, split_of
 from .labels import encode_labels, encode_weights, find_classes, warn_about_splits
 from .tables import TABLE_SUFFIXES, find_tables, table_suffix
 
@@ -264,8 +264,15 @@ def _raw_splits(
 ) -> dict[str, RawSplit]:
     """The rows of a split of the source, by the splits that they belong to; `images` are their positions."""
 
+    def distinct(name: str) -> list:
+        text = getattr(dataset.features[name], "dtype", None) in ("string", "large_string")
+        if not text or not len(dataset) or split_of(dataset.select([0])[name][0]) is None:
+            return []
+        return dataset.unique(name)
+
     def read(ours: str) -> RawSplit:
         picked = columns.pick(dataset.column_names, ours, source)
+        columns.warn_of_splits(dataset.column_names, picked, distinct)
         del picked["image"]
         table = dataset.select_columns(list(set(picked.values()))).with_format("arrow")[:]
         values = {role: table[name].to_pylist() for role, name in picked.items()}

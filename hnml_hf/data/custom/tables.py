@@ -17,7 +17,7 @@ from datasets import Features
 from ..files import as_on_disk, file_names, read_lines, table_path
 from ..published.builder import ParquetImages, open_parquet
 from ..splits import SPLITS
-from .columns import ColumnOptions, RawSplit, divide, named, split_values
+from .columns import ColumnOptions, RawSplit, divide, named, split_of, split_values
 
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -102,6 +102,16 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
         paths = _is_text(schema.field(picked["image"]).type)
         table = file.read(columns=[name for role, name in picked.items() if paths or role != "image"])
         num_rows = file.metadata.num_rows
+
+        def distinct(name: str) -> list:
+            if not _is_text(schema.field(name).type):
+                return []
+            first = next(file.iter_batches(batch_size=1, columns=[name]), None)  # most columns are told by one value
+            if first is None or split_of(first.column(0)[0].as_py()) is None:
+                return []
+            return pc.unique(file.read(columns=[name])[name]).to_pylist()
+
+        columns.warn_of_splits(schema.names, picked, distinct)
         files = {} if paths else _image_files(file, picked["image"], path, root)
     values = {role: table[name].to_pylist() for role, name in picked.items() if paths or role != "image"}
     if paths:
@@ -156,8 +166,16 @@ def _read_text(path: str, split: str, columns: ColumnOptions, root: str) -> RawS
     picked = columns.pick(names, split, f"{path}:1")
     at = {role: names.index(name) for role, name in picked.items()}
     values: dict[str, list] = {role: [] for role in picked}
+    # the different values of each other column, as long as they are names of splits
+    others: dict[str, set] = {name: set() for name in names if name not in picked.values()}
     lines = []
     for number, row in rows:
+        for name in [*others]:
+            value = row[names.index(name)]
+            if split_of(value) is None:
+                del others[name]
+            else:
+                others[name].add(value)
         image = row[at["image"]]
         if not isinstance(image, str):
             raise ValueError(f"{path}:{number}: the image must be a path, got {image!r}.")
@@ -169,6 +187,7 @@ def _read_text(path: str, split: str, columns: ColumnOptions, root: str) -> RawS
         lines.append(number)
     if not lines:
         raise ValueError(f"{path}:1: no rows below the column names.")
+    columns.warn_of_splits(names, picked, lambda name: others.get(name, ()))
     return RawSplit(
         as_on_disk(root, values["image"]),
         where=lambda row: f"{path}:{lines[row]}",

@@ -177,3 +177,37 @@ def test_a_folder_whose_table_has_the_column(folder, load):
     rows[2] = ("more/2/0.jpg", "b", "train")
     write_table(folder / "metadata.csv", ["file_name", "label", "split"], rows)
     assert labels_of(load("imagefolder", data_dir=folder)) == {"train": ["a", "b"], "test": ["b"]}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_names_of_splits_in_a_column_of_any_name_are_said(images, load, caplog, suffix):
+    root, names = images
+    table, which = root / f"all{suffix}", ["train", "test", "Train", "val", "train", "TEST"]
+    write_table(table, ["image", "label", "tvt"], list(zip(names, LABELS, which, strict=False)))
+    with caplog.at_level(logging.WARNING):
+        assert list(load(str(table))) == ["train"]
+    assert "The column `tvt` holds names of splits" in caplog.text and "--split_column tvt" in caplog.text
+    assert labels_of(load(str(table), split_column="tvt")) == DIVIDED
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        load(str(table), split_column="none")
+    assert "names of splits" not in caplog.text
+
+
+@pytest.mark.parametrize("which", [["train"] * 6, ["train", "test", "bus", "train", "test", "train"]])
+def test_other_words_are_no_splits(images, load, caplog, which):
+    root, names = images
+    write_table(root / "all.csv", ["image", "label", "tvt"], list(zip(names, LABELS, which, strict=False)))
+    with caplog.at_level(logging.WARNING):
+        load(str(root / "all.csv"))
+    assert "names of splits" not in caplog.text
+
+
+def test_names_of_splits_in_a_saved_dataset_are_said(images, load, caplog, tmp_path):
+    root, names = images
+    cells = [{"bytes": (root / name).read_bytes(), "path": None} for name in names[:6]]
+    data = Dataset.from_dict({"image": cells, "label": LABELS, "tvt": WHICH}).cast_column("image", Image())
+    data.save_to_disk(tmp_path / "saved")
+    with caplog.at_level(logging.WARNING):
+        load(str(tmp_path / "saved"))
+    assert "The column `tvt` holds names of splits" in caplog.text
