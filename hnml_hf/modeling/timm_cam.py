@@ -135,8 +135,9 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         model = cls(config)
         if pretrained:
             of = f"the weights of `{architecture if pretrained is True else pretrained}`"
+            weights = pretrained_state(architecture, config, pretrained)
             try:
-                model.timm_model.load_state_dict(pretrained_state(architecture, config, pretrained))
+                model.timm_model.load_state_dict(weights)
             except RuntimeError as error:  # PyTorch lists every weight
                 first = str(error).split("\n\t")[1].rstrip(". ") if "\n\t" in str(error) else str(error)
                 raise ValueError(
