@@ -135,11 +135,13 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         model = cls(config)
         if pretrained:
             of = f"the weights of `{architecture if pretrained is True else pretrained}`"
-            weights = pretrained_state(architecture, config, pretrained)
             try:
-                model.timm_model.load_state_dict(weights)
-            except RuntimeError as error:  # PyTorch lists every weight
-                first = str(error).split("\n\t")[1].rstrip(". ") if "\n\t" in str(error) else str(error)
+                model.timm_model.load_state_dict(pretrained_state(architecture, config, pretrained))
+            except RuntimeError as error:
+                _, *parts = str(error).split("\n\t")  # PyTorch lists every weight
+                if not parts or "state_dict" not in str(error):  # as when the weights did not come
+                    raise
+                first = parts[0].rstrip(". ")
                 raise ValueError(
                     f"{of[0].upper()}{of[1:]} do not fit `{architecture}` with the arguments {model_args}: {first}. "
                     "Give the backbone and the arguments (`--model_args`) that they were trained with."
