@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ..common.atomic import atomic_write
 
@@ -18,9 +20,9 @@ TYPICAL = 10  # nearest images that say how common an image is
 BETWEEN = 0.3  # probability from which a class counts
 FENCE = 3.0  # quartile distances below the lower quartile at which an image is like no other (Tukey's far fence)
 FINDINGS = {
-    "near_duplicates": "copies and near-copies of another image, of which one is kept",
+    "near_duplicates": "copies or near-copies of an image that is kept",
     "strangers": "images that are like no other",
-    "between_classes": "images of which two classes are probable",
+    "between_classes": "images with two probable classes",
 }
 
 
@@ -62,19 +64,11 @@ def near_duplicates(table: pd.DataFrame, threshold: float = DUPLICATE) -> pd.Dat
         least probably wrong is kept. Sorted by group, the kept one first.
     """
     close = table[(table["nearest_similarity"] >= threshold) & (table["nearest_index"] >= 0)]
-    place = {index: row for row, index in enumerate(table["index"].tolist())}
-    parent = list(range(len(table)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for one, other in zip(close["index"].tolist(), close["nearest_index"].tolist(), strict=True):
-        parent[root(place[one])] = root(place[other])
-    roots = np.array([root(row) for row in range(len(table))], dtype=np.int64)
-    group, counts = np.unique(roots, return_inverse=True, return_counts=True)[1:]
+    place = pd.Series(range(len(table)), index=table["index"])
+    links = place[close["index"]].to_numpy(), place[close["nearest_index"]].to_numpy()
+    graph = coo_array((np.ones(len(close), bool), links), shape=(len(table), len(table)))
+    group = connected_components(graph, directed=False)[1]
+    counts = np.bincount(group, minlength=1)
     found = table[["index", "label_name", "noise_score", "path"]].assign(group=group)[counts[group] > 1]
     found = found.sort_values(["group", "noise_score", "index"], ignore_index=True)
     found["group"] = found["group"].rank(method="dense").astype(np.int64) - 1
@@ -110,7 +104,10 @@ def findings(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def write_findings(folder: str | os.PathLike, found: dict[str, pd.DataFrame]) -> list[Path]:
     """Write each kind as a list of rows to leave out (`near_duplicates.jsonl` and so on), in the form of
-    [`~hnml_hf.load_exclusions`]: delete the lines of rows that shall stay. Lists of an earlier audit go."""
+    [`~hnml_hf.load_exclusions`]: delete the lines of the rows you want to keep.
+
+    Lists of an earlier audit are deleted.
+    """
     paths = []
     for kind in FINDINGS.keys() - found.keys():
         Path(folder, f"{kind}.jsonl").unlink(missing_ok=True)

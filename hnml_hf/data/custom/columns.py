@@ -199,9 +199,7 @@ def named(values: dict[str, list], features: Mapping[str, object], picked: Mappi
 def split_values(values: Mapping[str, list]) -> list | None:
     """The values of the column of the splits: of several that are called so, the first whose values are such names."""
     columns = [column for role, column in values.items() if role.split()[0] == "split"]
-    said = (
-        column for column in columns if any(as_name(value).lower() in SPLIT_NAMES for value in set(map(str, column)))
-    )
+    said = (column for column in columns if any(split_of(value) for value in set(map(str, column))))
     return next(said, columns[0] if columns else None)
 
 

@@ -106,7 +106,7 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
         def distinct(name: str) -> list:
             if not _is_text(schema.field(name).type):
                 return []
-            first = next(file.iter_batches(batch_size=1, columns=[name]), None)  # most columns are told by one value
+            first = next(file.iter_batches(batch_size=1, columns=[name]), None)  # one value rules most columns out
             if first is None or split_of(first.column(0)[0].as_py()) is None:
                 return []
             return pc.unique(file.read(columns=[name])[name]).to_pylist()
