@@ -126,13 +126,16 @@ class ColumnOptions:
                 )
         return picked
 
-    def warn_of_splits(self, names: Sequence[str], picked: Mapping[str, str], distinct: Callable[[str], Iterable]):
+    def warn_of_splits(
+        self, names: Sequence[str], picked: Mapping[str, str], distinct: Callable[[str], Iterable], source: str
+    ):
         """Say of columns without a role that their values are names of splits.
 
         Args:
             names: the columns that there are.
             picked: of [`~ColumnOptions.pick`].
             distinct: the different values of a column; none if it cannot be one of splits.
+            source: names the table for a message.
         """
         if self.split_column is not None or any(role.split()[0] == "split" for role in picked):
             return
@@ -140,9 +143,9 @@ class ColumnOptions:
             found = set() if name in picked.values() else {split_of(value) for value in distinct(name)}
             if "train" in found and len(found) > 1 and None not in found:
                 logger.warning(
-                    "The column `%s` holds names of splits, but is not called so: all of its rows stay together. "
-                    "`--split_column %s` divides them by it; `--split_column none` says that it means something else.",
-                    *(name, name),
+                    "%s: the column `%s` holds names of splits, but no split is read from it. `--split_column %s` "
+                    "divides the rows by it; `--split_column none` says that it means something else.",
+                    *(source, name, name),
                 )
 
 

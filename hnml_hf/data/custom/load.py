@@ -272,7 +272,7 @@ def _raw_splits(
 
     def read(ours: str) -> RawSplit:
         picked = columns.pick(dataset.column_names, ours, source)
-        columns.warn_of_splits(dataset.column_names, picked, distinct)
+        columns.warn_of_splits(dataset.column_names, picked, distinct, source)
         del picked["image"]
         table = dataset.select_columns(list(set(picked.values()))).with_format("arrow")[:]
         values = {role: table[name].to_pylist() for role, name in picked.items()}

@@ -111,7 +111,7 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
                 return []
             return pc.unique(file.read(columns=[name])[name]).to_pylist()
 
-        columns.warn_of_splits(schema.names, picked, distinct)
+        columns.warn_of_splits(schema.names, picked, distinct, path)
         files = {} if paths else _image_files(file, picked["image"], path, root)
     values = {role: table[name].to_pylist() for role, name in picked.items() if paths or role != "image"}
     if paths:
@@ -187,7 +187,7 @@ def _read_text(path: str, split: str, columns: ColumnOptions, root: str) -> RawS
         lines.append(number)
     if not lines:
         raise ValueError(f"{path}:1: no rows below the column names.")
-    columns.warn_of_splits(names, picked, lambda name: others.get(name, ()))
+    columns.warn_of_splits(names, picked, lambda name: others.get(name, ()), path)
     return RawSplit(
         as_on_disk(root, values["image"]),
         where=lambda row: f"{path}:{lines[row]}",

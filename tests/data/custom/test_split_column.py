@@ -186,7 +186,7 @@ def test_names_of_splits_in_a_column_of_any_name_are_said(images, load, caplog, 
     write_table(table, ["image", "label", "tvt"], list(zip(names, LABELS, which, strict=False)))
     with caplog.at_level(logging.WARNING):
         assert list(load(str(table))) == ["train"]
-    assert "The column `tvt` holds names of splits" in caplog.text and "--split_column tvt" in caplog.text
+    assert f"{table}: the column `tvt` holds names of splits" in caplog.text and "--split_column tvt" in caplog.text
     assert labels_of(load(str(table), split_column="tvt")) == DIVIDED
     caplog.clear()
     with caplog.at_level(logging.WARNING):
@@ -210,4 +210,4 @@ def test_names_of_splits_in_a_saved_dataset_are_said(images, load, caplog, tmp_p
     data.save_to_disk(tmp_path / "saved")
     with caplog.at_level(logging.WARNING):
         load(str(tmp_path / "saved"))
-    assert "The column `tvt` holds names of splits" in caplog.text
+    assert "saved (train): the column `tvt` holds names of splits" in caplog.text
