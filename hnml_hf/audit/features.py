@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 BACKBONE = "tf_efficientnet_lite0.in1k"
 COMPILED_FROM = 10**8  # pixels on a CPU (2,000 images of 224), below which compilation takes longer than it saves
 NOT_DONE, DONE, UNREADABLE_IMAGE = 0, 1, 2
+FILES = ("values", "content", "done")
 
 
 @dataclass(frozen=True)
@@ -151,26 +152,32 @@ def extract_features(
     size = backbone.config.pretrained_cfg["input_size"][-1]
     backbone = backbone.to(place, memory_format=torch.channels_last)
     width = backbone(torch.zeros(1, 3, size, size, device=place)).shape[1]
-    folder = Path(cache_dir, _key(backbone, size, len(dataset)))
+    name = _key(backbone, size)
+    folder = Path(cache_dir, f"{name}-{len(dataset)}")
     with state.main_process_first():
         _create_files(folder, len(dataset), width)
-    values, content, done = (
-        np.load(folder / f"{name}.npy", mmap_mode="r+", allow_pickle=False) for name in ("values", "content", "done")
-    )
+    values, content, done = (np.load(folder / f"{name}.npy", mmap_mode="r+", allow_pickle=False) for name in FILES)
 
     share = np.array_split(np.arange(len(dataset)), state.num_processes)[state.process_index]
-    images = _Images(dataset, transform, share, folder, max_pixels)
+    others = [other for other in sorted(Path(cache_dir).glob(f"{name}-*")) if other != folder]
+    kept = _KeptFeatures(others if (done == NOT_DONE).any() else [])
+    images = _Images(dataset, transform, share, folder, max_pixels, kept.digests)
     loader = DataLoader(images, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
     forward = _fast(backbone, place, batch_size, len(share) * size**2)
     computed, waiting, since = 0, 0.0, time.perf_counter()
     started = since
     for rows, digests, states, pixels in tqdm(loader, desc="features", unit="batch", disable=None):
         waiting += time.perf_counter() - since
+        changed = rows[(content[rows] != digests).any(1)]
+        done[changed] = NOT_DONE  # before what is there is overwritten
         content[rows] = digests
-        fresh = rows[states == DONE]
+        fresh, elsewhere = rows[states == DONE], rows[(states == NOT_DONE) & (done[rows] != DONE)]
         if pixels is not None:
             values[fresh] = forward(pixels)
             computed += len(fresh)
+        if len(elsewhere):
+            values[elsewhere] = kept.take(content[elsewhere])
+            done[elsewhere] = DONE
         bad = rows[states == UNREADABLE_IMAGE]
         values[bad] = 0
         done[fresh], done[bad] = DONE, UNREADABLE_IMAGE
@@ -181,7 +188,7 @@ def extract_features(
     readable = np.array(done == DONE)
     if not readable.any():
         raise ValueError(f"None of the {len(dataset):,} images can be read. `hnml check` says why, file by file.")
-    groups = np.unique(np.ascontiguousarray(content).view("V16")[:, 0], return_inverse=True)[1]
+    groups = np.unique(_as_keys(content), return_inverse=True)[1]
     seconds = {"waiting": waiting, "forward": time.perf_counter() - started - waiting}
     return Features(
         np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False),
@@ -193,10 +200,49 @@ def extract_features(
     )
 
 
+class _KeptFeatures:
+    """Features of the same backbone in other folders, by the content of the image: of the dataset with other rows."""
+
+    def __init__(self, folders: list[Path]):
+        self.values, digests, places = [], [np.zeros(0, "V16")], [np.zeros((0, 2), np.int64)]
+        for folder in folders:
+            try:
+                values, content, done = (
+                    np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in FILES
+                )
+            except (OSError, ValueError):
+                continue  # another process is making it
+            rows = np.flatnonzero(done == DONE)
+            digests.append(_as_keys(content[rows]))
+            places.append(np.stack([np.full(len(rows), len(self.values)), rows], axis=1))
+            self.values.append(values)
+        self.digests, first = np.unique(np.concatenate(digests), return_index=True)
+        self.places = np.concatenate(places)[first]
+
+    def take(self, content: np.ndarray) -> np.ndarray:
+        """Features of images by their digests of shape `(m, 2)`, all of which must be there."""
+        places = self.places[np.searchsorted(self.digests, _as_keys(content))]
+        return np.stack([self.values[folder][row] for folder, row in places])
+
+
+def _as_keys(content: np.ndarray) -> np.ndarray:
+    """Digests of shape `(n, 2)` as n values that can be sorted."""
+    return np.ascontiguousarray(content).view("V16")[:, 0]
+
+
 class _Images(torch.utils.data.Dataset):
     """Images of some rows, hashed, and prepared unless their features are there."""
 
-    def __init__(self, dataset: Dataset, transform: Callable, rows: np.ndarray, folder: Path, max_pixels: int):
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: Callable,
+        rows: np.ndarray,
+        folder: Path,
+        max_pixels: int,
+        kept: np.ndarray,
+    ):
+        self.kept = kept  # digests, sorted, of images whose features lie elsewhere
         self.stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
         self.transform, self.rows, self.folder, self.max_pixels = transform, rows, folder, max_pixels
         self.content: Any = None
@@ -219,11 +265,16 @@ class _Images(torch.utils.data.Dataset):
         try:
             encoded = read_stored(stored, max_pixels=self.max_pixels)
             digest = np.frombuffer(hashlib.blake2b(encoded, digest_size=16).digest(), dtype=np.uint64)
-            if self.done[row] == DONE and (self.content[row] == digest).all():
+            if (self.done[row] == DONE and (self.content[row] == digest).all()) or self._is_kept(digest):
                 return row, digest, NOT_DONE, None
             return row, digest, DONE, self.transform(decode(BytesIO(encoded), max_pixels=self.max_pixels))
         except UNREADABLE:
             return row, np.array([row, 0], dtype=np.uint64), UNREADABLE_IMAGE, None
+
+    def _is_kept(self, digest: np.ndarray) -> bool:
+        key = _as_keys(digest[None])
+        at = np.searchsorted(self.kept, key).item()
+        return bool(at < len(self.kept) and self.kept[at] == key[0])
 
 
 def _collate(samples: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray, torch.Tensor | None]:
@@ -232,11 +283,11 @@ def _collate(samples: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     return np.array(rows), np.stack(digests), np.array(states), torch.stack(prepared) if prepared else None
 
 
-def _key(backbone: FrozenBackbone, size: int, number: int) -> str:
+def _key(backbone: FrozenBackbone, size: int) -> str:
     """Of what features depend on besides the images: not the classifier, which is drawn anew."""
     heads = backbone.config.pretrained_cfg["classifier"]
     heads = tuple(f"timm_model.{head}." for head in ([heads] if isinstance(heads, str) else heads))
-    digest = hashlib.blake2b(f"{backbone.config.architecture} {size} {number}".encode(), digest_size=8)
+    digest = hashlib.blake2b(f"{backbone.config.architecture} {size}".encode(), digest_size=8)
     for name, tensor in sorted(backbone.state_dict().items()):
         if name.startswith(heads):
             continue

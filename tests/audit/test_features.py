@@ -68,6 +68,18 @@ def test_what_is_there_is_not_computed_again_and_what_changed_is(tmp_path, weigh
     assert extract_features(data, other, **how).computed == 7
 
 
+def test_features_of_the_same_images_among_other_rows_are_taken_over(tmp_path, backbone):
+    data, how = images(tmp_path), {"cache_dir": tmp_path / "cache", "batch_size": 2, "num_workers": 0}
+    whole = np.array(extract_features(data, backbone, **how).values)
+    Pillow.new("RGB", (64, 64), "red").save(tmp_path / "4.png")
+    rows = [6, 0, 4, 3]
+    part = extract_features(data.select(rows), backbone, **how)
+    assert part.computed == 1 and part.readable.all()  # the one that has changed since
+    np.testing.assert_array_equal(part.values[[0, 1, 3]], whole[[6, 0, 3]])
+    assert not np.allclose(part.values[2], whole[4])
+    assert extract_features(data.select(rows), backbone, **how).computed == 0
+
+
 def test_a_pass_that_was_stopped_goes_on(tmp_path, backbone, monkeypatch):
     data, how = images(tmp_path), {"cache_dir": tmp_path / "cache", "batch_size": 2, "num_workers": 0}
     whole, calls = module._fast, []
