@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # read by type checkers, and by `_modules_of_names`
     from .audit.cleaning import clean_dataset, load_annotations
+    from .audit.dynamics import TrainingDynamics
     from .audit.export import export_audit
     from .audit.issues import find_label_issues
     from .audit.judge import judge_labels
@@ -37,7 +38,6 @@ if TYPE_CHECKING:  # read by type checkers, and by `_modules_of_names`
     from .inference import open_image, overlay, predict
     from .modeling.timm_cam import TimmCAMForImageClassification
     from .training.args import HNMLTrainingArguments
-    from .training.dynamics import TrainingDynamics
     from .training.metrics import compute_metrics
     from .training.resume.files import CheckpointError
     from .training.resume.signals import TrainingInterrupted

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .data.decoding import MAX_PIXELS, UNREADABLE, decode, to_rgb
 from .data.transforms import create_transforms
 from .modeling.cam import normalize_cams
-from .modeling.modes import ask
+from .modeling.forward import ask
 
 
 SHOWN = 224  # pixels; a smaller image is enlarged before a map is laid over it

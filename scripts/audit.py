@@ -41,6 +41,7 @@ from hnml_hf import (
     load_audit,
     score_model,
 )
+from hnml_hf.audit.dynamics import dynamics_file, probe_dynamics, run_dynamics
 from hnml_hf.audit.features import extract_features, launched, load_backbone
 from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import judge_dataset, worst_pairs
@@ -49,7 +50,6 @@ from hnml_hf.audit.run import write_report
 from hnml_hf.cli import HelpFormatter, answer_help
 from hnml_hf.common.atomic import atomic_write, new_folder
 from hnml_hf.data.checks import format_report, save_report
-from hnml_hf.training.dynamics import dynamics_file, probe_dynamics, run_dynamics
 from hnml_hf.training.resume.files import run_lock
 
 

@@ -9,6 +9,7 @@ where the model and the data are here.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,6 @@ import torch
 import transformers
 from options import add_source_options, command_words, load_model, plain_errors, read_dataset, settle_dataset
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import EvalPrediction
 
 from hnml_hf import (
@@ -28,8 +27,8 @@ from hnml_hf import (
 )
 from hnml_hf.cli import HelpFormatter
 from hnml_hf.common.atomic import atomic_write
-from hnml_hf.common.finite import WHERE_TO_LOOK, require_finite_outputs
 from hnml_hf.data.classes import align_classes
+from hnml_hf.modeling.forward import ask, run_over
 
 
 def outputs_of(model, names: list[str], labels: np.ndarray) -> np.ndarray:
@@ -39,17 +38,6 @@ def outputs_of(model, names: list[str], labels: np.ndarray) -> np.ndarray:
     outputs = np.full(len(names), -1)
     outputs[present] = align_classes(known, [names[label] for label in present])
     return outputs
-
-
-@torch.no_grad()
-def logits_of(model, dataset: TransformedDataset, batch_size: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate_images)
-    logits, labels = [], []
-    for batch in tqdm(loader, unit="batch", disable=None):
-        logits.append(model(batch["pixel_values"].to(model.device)).logits.float().cpu())
-        labels.append(batch["labels"])
-    require_finite_outputs(torch.cat(logits), of="the model", advice=WHERE_TO_LOOK)
-    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
 
 
 @plain_errors()
@@ -79,8 +67,10 @@ def main(argv: list[str] | None = None):
     rows = TransformedDataset(data[options.split], transform, max_pixels=options.max_pixels)
     outputs = outputs_of(model, names, rows.labels)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    logits, labels = logits_of(model.eval().to(device), rows, options.batch_size, options.num_workers)
-    labels = outputs[labels]
+    loading = {"batch_size": options.batch_size, "num_workers": options.num_workers}
+    passes = run_over(partial(ask, model.to(device)), rows, collate_images, **loading)
+    logits = torch.cat([output.logits.float().cpu() for _, output in passes]).numpy()
+    labels = outputs[rows.labels]
 
     right = logits.argmax(-1) == labels
     metrics = {

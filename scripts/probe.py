@@ -28,8 +28,8 @@ from hnml_hf import (
     create_image_processor,
     create_transforms,
 )
+from hnml_hf.audit.dynamics import save_probe_dynamics, save_run_dynamics
 from hnml_hf.audit.probe import cross_validate_probe, fit_linear_probe, pooled_features, set_head
-from hnml_hf.training.dynamics import save_probe_dynamics, save_run_dynamics
 from hnml_hf.training.metrics import noise_auroc
 from hnml_hf.training.provenance import commit, versions
 from hnml_hf.training.resume.files import run_lock

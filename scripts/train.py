@@ -47,6 +47,7 @@ from hnml_hf import (
     create_image_processor,
     create_transforms,
 )
+from hnml_hf.audit.dynamics import save_probe_dynamics
 from hnml_hf.audit.probe import start_from_probe
 from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
 from hnml_hf.common.atomic import atomic_write
@@ -58,7 +59,6 @@ from hnml_hf.hub.model_card import command_line
 from hnml_hf.inference import cam_examples
 from hnml_hf.training.args import TEACHER_OBJECTIVES
 from hnml_hf.training.distributed import on_first_process, require_same_on_all_processes
-from hnml_hf.training.dynamics import save_probe_dynamics
 from hnml_hf.training.memorization import create_monitor
 from hnml_hf.training.metrics import estimate_accuracy, noise_auroc
 from hnml_hf.training.provenance import commit, versions

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from hnml_hf.audit.dynamics import TrainingDynamics
 from hnml_hf.modeling.cam import class_activation_maps, normalize_cams
 from hnml_hf.noise import neighbor_labels
 from hnml_hf.objectives.cross_entropy import cross_entropy
@@ -15,7 +16,6 @@ from hnml_hf.objectives.gce import generalized_cross_entropy
 from hnml_hf.objectives.hnml import foreground_mask, mask_guided_loss
 from hnml_hf.objectives.inner_step import head_step_logits, label_residuals
 from hnml_hf.objectives.mean_teacher import consistency_loss
-from hnml_hf.training.dynamics import TrainingDynamics
 
 
 PROPERTIES = settings(max_examples=60, deadline=None)

@@ -16,10 +16,10 @@ from packaging.requirements import Requirement
 from trainers import build_trainer
 
 from hnml_hf import CheckpointError, TimmCAMForImageClassification, load_audit, predict
+from hnml_hf.audit.dynamics import read_dynamics
 from hnml_hf.data.checks import load_exclusions
 from hnml_hf.data.noise_file import load_noise_file
 from hnml_hf.hub.upload import PUBLISHED
-from hnml_hf.training.dynamics import read_dynamics
 from hnml_hf.training.resume.files import seal
 
 

@@ -16,11 +16,11 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, Image
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from ..data.collate import collate_readable
 from ..data.decoding import MAX_PIXELS, UNREADABLE, decode, read_stored
 from ..data.transforms import create_transforms
+from ..modeling.forward import run_over
 from ..modeling.timm_cam import TimmCAMForImageClassification
 
 
@@ -162,18 +162,18 @@ def extract_features(
     others = [other for other in sorted(Path(cache_dir).glob(f"{name}-*")) if other != folder]
     kept = _KeptFeatures(others if (done == NOT_DONE).any() else [])
     images = _Images(dataset, transform, share, folder, max_pixels, kept.digests)
-    loader = DataLoader(images, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
-    forward = _fast(backbone, place, batch_size, len(share) * size**2)
-    computed, waiting, since = 0, 0.0, time.perf_counter()
-    started = since
-    for rows, digests, states, pixels in tqdm(loader, desc="features", unit="batch", disable=None):
-        waiting += time.perf_counter() - since
+    took: list[float] = []
+    forward = _timed(_fast(backbone, place, batch_size, len(share) * size**2), took)
+    loading = {"batch_size": batch_size, "num_workers": num_workers}
+    computed, started = 0, time.perf_counter()
+    for batch, found in run_over(forward, images, collate_readable, desc="features", **loading):
+        rows, digests, states = batch["row"], batch["digest"], batch["state"]
         changed = rows[(content[rows] != digests).any(1)]
         done[changed] = NOT_DONE  # before what is there is overwritten
         content[rows] = digests
         fresh, elsewhere = rows[states == DONE], rows[(states == NOT_DONE) & (done[rows] != DONE)]
-        if pixels is not None:
-            values[fresh] = forward(pixels)
+        if found is not None:
+            values[fresh] = found
             computed += len(fresh)
         if len(elsewhere):
             values[elsewhere] = kept.take(content[elsewhere])
@@ -181,7 +181,7 @@ def extract_features(
         bad = rows[states == UNREADABLE_IMAGE]
         values[bad] = 0
         done[fresh], done[bad] = DONE, UNREADABLE_IMAGE
-        since = time.perf_counter()
+    seconds = {"forward": sum(took), "waiting": time.perf_counter() - started - sum(took)}
     for array in (values, content, done):
         array.flush()
     state.wait_for_everyone()
@@ -189,7 +189,6 @@ def extract_features(
     if not readable.any():
         raise ValueError(f"None of the {len(dataset):,} images can be read. `hnml check` says why, file by file.")
     groups = np.unique(_as_keys(content), return_inverse=True)[1]
-    seconds = {"waiting": waiting, "forward": time.perf_counter() - started - waiting}
     return Features(
         np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False),
         groups.reshape(-1),
@@ -251,7 +250,7 @@ class _Images(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, places: list[int]) -> list[tuple]:
+    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
         if self.content is None:  # here, so that each worker maps the files itself
             self.content, self.done = (
                 np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("content", "done")
@@ -261,15 +260,17 @@ class _Images(torch.utils.data.Dataset):
             self._sample(row, stored) for row, stored in zip(rows, self.stored[rows.tolist()]["image"], strict=True)
         ]
 
-    def _sample(self, row: int, stored: dict | None) -> tuple[int, np.ndarray, int, torch.Tensor | None]:
+    def _sample(self, row: int, stored: dict | None) -> dict[str, Any]:
         try:
             encoded = read_stored(stored, max_pixels=self.max_pixels)
             digest = np.frombuffer(hashlib.blake2b(encoded, digest_size=16).digest(), dtype=np.uint64)
             if (self.done[row] == DONE and (self.content[row] == digest).all()) or self._is_kept(digest):
-                return row, digest, NOT_DONE, None
-            return row, digest, DONE, self.transform(decode(BytesIO(encoded), max_pixels=self.max_pixels))
+                return {"row": row, "digest": digest, "state": NOT_DONE, "pixel_values": None}
+            image = self.transform(decode(BytesIO(encoded), max_pixels=self.max_pixels))
+            return {"row": row, "digest": digest, "state": DONE, "pixel_values": image}
         except UNREADABLE:
-            return row, np.array([row, 0], dtype=np.uint64), UNREADABLE_IMAGE, None
+            digest = np.array([row, 0], dtype=np.uint64)
+            return {"row": row, "digest": digest, "state": UNREADABLE_IMAGE, "pixel_values": None}
 
     def _is_kept(self, digest: np.ndarray) -> bool:
         key = _as_keys(digest[None])
@@ -277,10 +278,16 @@ class _Images(torch.utils.data.Dataset):
         return bool(at < len(self.kept) and self.kept[at] == key[0])
 
 
-def _collate(samples: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray, torch.Tensor | None]:
-    rows, digests, states, images = zip(*samples, strict=True)
-    prepared = [image for image in images if image is not None]
-    return np.array(rows), np.stack(digests), np.array(states), torch.stack(prepared) if prepared else None
+def _timed(forward: Callable[[torch.Tensor], np.ndarray], took: list[float]) -> Callable[[torch.Tensor], np.ndarray]:
+    """The function, which notes in `took` how many seconds each call took."""
+
+    def timed(pixels: torch.Tensor) -> np.ndarray:
+        since = time.perf_counter()
+        found = forward(pixels)
+        took.append(time.perf_counter() - since)
+        return found
+
+    return timed
 
 
 def _key(backbone: FrozenBackbone, size: int) -> str:
@@ -325,7 +332,6 @@ def _fast(
         compile_it = False
     network = torch.compile(backbone, options={"freezing": True}) if compile_it else backbone
 
-    @torch.no_grad()
     def forward(pixels: torch.Tensor) -> np.ndarray:
         number = len(pixels)
         if compile_it and number < batch_size:

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from ..data.decoding import MAX_PIXELS, UNREADABLE, decode
 from ..data.schema import column
 from ..modeling.cam import normalize_cams
-from ..modeling.modes import ask, evaluation_mode
+from ..modeling.forward import ask, evaluation_mode
 from .report import SIDES, Evidence
 from .table import probably_wrong
 

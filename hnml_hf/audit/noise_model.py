@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..training.dynamics import DECAY
+from .dynamics import DECAY
 
 
 SIGNIFICANT_GAP = 2.0  # standard errors by which the gap must differ from none

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,12 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm import tqdm
+from torch.utils.data import Dataset, Subset
 
 from ..data.collate import collate_images
-from ..modeling.modes import ask
-from ..training.dynamics import score_predictions
+from ..modeling.forward import ask, run_over
+from .dynamics import score_predictions
 
 
 START_SAMPLES = 50_000  # enough for a start, and their features fit into memory
@@ -55,10 +55,10 @@ def pooled_features(
         `np.ndarray` of shape `(n, d)`, float32: 4 n d bytes, 8 GB for a million images and ResNet-50; and
         `np.ndarray` of shape `(n,)`, int64.
     """
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_images)
     features, labels = [], []
-    for batch in tqdm(loader, desc="features", unit="batch", disable=None):
-        features.append(ask(model, batch["pixel_values"], of="the backbone").features.float().cpu())
+    backbone, loading = partial(ask, model, of="the backbone"), {"batch_size": batch_size, "num_workers": num_workers}
+    for batch, output in run_over(backbone, dataset, collate_images, desc="features", **loading):
+        features.append(output.features.float().cpu())
         labels.append(batch["labels"])
     return torch.cat(features).numpy(), torch.cat(labels).numpy()
 

@@ -9,7 +9,7 @@ import pandas as pd
 from datasets import Dataset
 
 from ..data.decoding import MAX_PIXELS
-from ..training.dynamics import AUDIT_FOLDER
+from .dynamics import AUDIT_FOLDER
 from .findings import findings, write_findings
 from .gallery import MAX_ISSUES, collect_evidence, num_issues
 from .report import render_report

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,9 +10,11 @@ from datasets import Dataset
 
 from ..common.finite import WHERE_TO_LOOK, require_finite_outputs
 from ..data.classes import align_classes
+from ..data.collate import collate_readable
 from ..data.decoding import MAX_PIXELS
 from ..data.schema import column
-from ..training.dynamics import score_predictions
+from ..modeling.forward import run_over
+from .dynamics import score_predictions
 from .gallery import decode_images
 
 
@@ -51,40 +54,35 @@ def score_model(
         records = score_model(dataset, lambda pixels: model(pixels).logits, evaluation, names)
     """
     columns = align_classes(model_names, dataset.features["label"].names)
-    probabilities, seen = predict_probabilities(
-        dataset, model, transform, len(model_names), batch_size=batch_size, max_pixels=max_pixels
-    )
+    probabilities = np.full((len(dataset), len(model_names)), 1 / len(model_names), dtype=np.float32)
+    seen = np.zeros(len(dataset), dtype=bool)
+    images = _Images(dataset, transform, max_pixels)
+    for batch, logits in run_over(model, images, collate_readable, batch_size=batch_size, desc="scores"):
+        if logits is not None:
+            require_finite_outputs(logits, of="the model", advice=WHERE_TO_LOOK)
+            readable = batch["row"][batch["readable"]]
+            probabilities[readable], seen[readable] = logits.float().softmax(-1).cpu().numpy(), True
+    if not seen.all():
+        logger.warning("%d of %d images could not be read; they have no score of their own.", (~seen).sum(), len(seen))
     probabilities = probabilities[:, columns]
     probabilities = probabilities / probabilities.sum(-1, keepdims=True).clip(1e-12)
     return score_predictions(column(dataset, "index"), column(dataset, "label"), probabilities, seen=seen)
 
 
-@torch.no_grad()
-def predict_probabilities(
-    dataset: Dataset,
-    model: Callable,
-    transform: Callable,
-    num_labels: int,
-    *,
-    batch_size: int = 64,
-    max_pixels: int = MAX_PIXELS,
-) -> tuple[np.ndarray, np.ndarray]:
-    """One pass over a dataset; arguments as in [`score_model`], for a model of `num_labels` classes.
+class _Images(torch.utils.data.Dataset):
+    """All images of a dataset, prepared; None in place of one that cannot be read."""
 
-    Returns:
-        Probabilities of shape `(n, num_labels)`, and which images could be read, of shape `(n,)`.
-    """
-    probabilities = np.full((len(dataset), num_labels), 1 / num_labels, dtype=np.float32)
-    seen = np.zeros(len(dataset), dtype=bool)
-    for start in range(0, len(dataset), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(dataset)))
-        images = decode_images(dataset, rows, max_pixels=max_pixels)
-        readable = [number for number, image in enumerate(images) if not isinstance(image, str)]
-        if readable:
-            logits = model(torch.stack([transform(images[number]) for number in readable]))
-            require_finite_outputs(logits, of="the model", advice=WHERE_TO_LOOK)
-            probabilities[rows[readable]] = logits.float().softmax(-1).cpu().numpy()
-            seen[rows[readable]] = True
-    if not seen.all():
-        logger.warning("%d of %d images could not be read; they have no score of their own.", (~seen).sum(), len(seen))
-    return probabilities, seen
+    def __init__(self, dataset: Dataset, transform: Callable, max_pixels: int):
+        self.dataset, self.transform, self.max_pixels = dataset, transform, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        samples = []
+        for row, image in zip(rows, decode_images(self.dataset, rows, max_pixels=self.max_pixels), strict=True):
+            readable = not isinstance(image, str)
+            samples.append(
+                {"row": row, "readable": readable, "pixel_values": self.transform(image) if readable else None}
+            )
+        return samples

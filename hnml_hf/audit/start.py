@@ -5,7 +5,7 @@ import torch
 from accelerate.utils import broadcast, broadcast_object_list
 from torch.utils.data import Dataset
 
-from ..training.dynamics import score_predictions
+from .dynamics import score_predictions
 from .judge import Judgement, judge_labels
 from .probe import pooled_features, set_head
 

@@ -16,7 +16,7 @@ from datasets import Dataset, Image
 from ..common.atomic import atomic_write
 from ..common.finite import NonFiniteError
 from ..data.schema import column, labels_fingerprint
-from ..training.dynamics import AUDIT_FOLDER
+from .dynamics import AUDIT_FOLDER
 from .noise_model import estimate_noise
 
 

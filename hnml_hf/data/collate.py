@@ -38,6 +38,21 @@ def collate_images(samples: list[dict] | dict[str, torch.Tensor]) -> dict[str, t
     }
 
 
+def collate_readable(samples: list[dict]) -> dict[str, np.ndarray | torch.Tensor | None]:
+    """Stack samples of which some have no image, as one that cannot be read.
+
+    Args:
+        samples (`list[dict]`): b of them; `pixel_values` of r are a tensor, of the others None.
+
+    Returns:
+        `dict` with `pixel_values` of shape `(r, channels, height, width)`, or None if r is 0; and all else that the
+        samples have, as `np.ndarray` of shape `(b, ...)`.
+    """
+    images = [sample["pixel_values"] for sample in samples if sample["pixel_values"] is not None]
+    columns = {name: np.stack([sample[name] for sample in samples]) for name in samples[0] if name != "pixel_values"}
+    return {**columns, "pixel_values": torch.stack(images) if images else None}
+
+
 class MixupCollator:
     """Collates, then mixes the batch with timm's `Mixup`, for objectives that take soft labels (`ce` and `hnml`).
 

@@ -16,7 +16,7 @@ from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperFo
 
 from ..common.finite import require_finite_weights
 from .cam import class_activation_maps, head_gradient_activation, normalize_cams
-from .modes import evaluation_mode
+from .forward import evaluation_mode
 from .saving import SavedModelMixin
 from .timm_backbone import backbone_config, classifiers, pretrained_state, require_linear_classifier
 

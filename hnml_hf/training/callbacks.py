@@ -15,10 +15,10 @@ from timm.utils import ModelEmaV3
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
+from ..audit.dynamics import DYNAMICS_FILE, TrainingDynamics
 from ..audit.noise_model import estimate_noise_rate
 from ..data.targets import mean_targets
 from .distributed import any_process, broadcast_buffers, check_ranks_agree, tensor_digests
-from .dynamics import DYNAMICS_FILE, TrainingDynamics
 from .dynamics_buffer import DynamicsBuffer
 from .flops import CostMeter
 from .memorization import UPDATE_EVERY, MemorizationMonitor

@@ -3,7 +3,7 @@
 import torch
 from accelerate.utils import gather, pad_across_processes
 
-from .dynamics import TrainingDynamics
+from ..audit.dynamics import TrainingDynamics
 from .memorization import MemorizationMonitor
 
 

@@ -11,6 +11,7 @@ from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.utils import logging
 
+from ..audit.dynamics import AUDIT_FOLDER, DYNAMICS_FILE
 from ..audit.table import image_paths, noise_scores
 from ..objectives import OBJECTIVES
 from ..objectives.batch_view import BatchView
@@ -32,7 +33,6 @@ from .data_checks import (
     check_training_data,
     chosen_targets,
 )
-from .dynamics import AUDIT_FOLDER, DYNAMICS_FILE
 from .evaluation import EvaluationMixin
 from .extrapolation import extrapolated, running_directions
 from .flops import peak_memory_mib

@@ -39,11 +39,11 @@ from hnml_hf import (
     load_noisy_dataset,
     open_image,
 )
+from hnml_hf.audit.dynamics import run_dynamics
 from hnml_hf.data.checks import load_exclusions
 from hnml_hf.data.noise_file import load_noise_file, save_noise_file
 from hnml_hf.data.synthetic import draw_noise
 from hnml_hf.inference import NotAnImageError
-from hnml_hf.training.dynamics import run_dynamics
 
 
 REFUSALS = (ValueError, OSError, NotAnImageError)

@@ -19,10 +19,10 @@ from hnml_hf import (
     load_audit,
     noise_scores,
 )
+from hnml_hf.audit.dynamics import run_dynamics
 from hnml_hf.audit.export import cleanlab_issues
 from hnml_hf.audit.gallery import collect_evidence, num_issues
 from hnml_hf.audit.table import check_unchanged
-from hnml_hf.training.dynamics import run_dynamics
 
 
 NAMES = ["left", "right", "bottom"]

@@ -9,10 +9,10 @@ from sklearn.metrics import roc_auc_score
 
 from hnml_hf import NonFiniteError, TrainingDynamics, load_audit, noise_scores
 from hnml_hf.audit import noise_model as noise_estimate
+from hnml_hf.audit.dynamics import score_predictions
 from hnml_hf.audit.noise_model import estimate_noise, estimate_noise_rate
 from hnml_hf.audit.report import render_report
 from hnml_hf.audit.table import write_audit
-from hnml_hf.training.dynamics import score_predictions
 
 
 def simulate(rate, *, n=3000, k=5, epochs=15, pair=False, seed=0, difficulty=1.0, memorized=0.0, held_out=0.0):

@@ -18,8 +18,8 @@ from hnml_hf import (
     load_audit,
     load_noisy_dataset,
 )
+from hnml_hf.audit.dynamics import probe_dynamics, run_dynamics
 from hnml_hf.audit.probe import cross_validate_probe, fit_linear_probe, pooled_features, set_head, start_from_probe
-from hnml_hf.training.dynamics import probe_dynamics, run_dynamics
 
 
 def clusters(n: int, k: int, wrong: float, seed: int):

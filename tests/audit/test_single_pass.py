@@ -3,7 +3,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from hnml_hf import noise_scores, score_model
-from hnml_hf.training.dynamics import score_predictions
+from hnml_hf.audit.dynamics import score_predictions
 
 
 def test_one_pass_of_any_classifier(tiny_dataset):

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hnml_hf import TrainingDynamics, load_audit, load_noisy_dataset
+from hnml_hf.audit.dynamics import score_predictions
 from hnml_hf.audit.report import map_values
-from hnml_hf.training.dynamics import score_predictions
 
 
 TRAIN = (

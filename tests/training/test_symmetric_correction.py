@@ -11,11 +11,11 @@ from torch.testing import assert_close
 from trainers import FORMS, assert_same_networks, build_model, build_trainer, logged, weights_of
 
 from hnml_hf import HNMLTrainer, MixupCollator
+from hnml_hf.audit.dynamics import score_predictions
 from hnml_hf.audit.noise_model import estimate_noise_rate
 from hnml_hf.noise import symmetric_transition_matrix
 from hnml_hf.objectives.cross_entropy import cross_entropy
 from hnml_hf.training.callbacks import HIGHEST_RATE
-from hnml_hf.training.dynamics import score_predictions
 
 
 THREE_EPOCHS = {"max_steps": 12, "symmetric_correction": True, "lr_scheduler_type": "constant"}  # of four steps each

@@ -11,9 +11,9 @@ import pandas as pd
 import pyarrow as pa
 
 from ...common.atomic import atomic_write
+from ..dynamics import AUDIT_FOLDER
 
 
-AUDIT_FOLDER = "_audit"  # as in `hnml_hf.training.dynamics`, which imports torch
 LINEAGE_FILE = "lineage.csv"
 LINEAGE = (
     *("index", "path", "label", "label_original", "label_score"),

@@ -21,9 +21,10 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 from PIL import Image
 
+from ..dynamics import AUDIT_FOLDER
 from ..report import Evidence, encode_picture, map_values, picture_uri, render_page, script_hash
 from .annotations import ANNOTATIONS, annotations_csv
-from .lineage import AUDIT_FOLDER, decided_samples
+from .lineage import decided_samples
 from .log import LOG_FILE, AnnotationLog
 from .queue import Query, ReviewQueue, common_folder, read_rows, summary_frame
 

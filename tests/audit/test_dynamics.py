@@ -15,7 +15,7 @@ from hnml_hf import (
     collate_images,
     create_transforms,
 )
-from hnml_hf.training.dynamics import (
+from hnml_hf.audit.dynamics import (
     OLD_FIELDS,
     TOP_LABELS,
     TrainingDynamics,
