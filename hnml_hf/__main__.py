@@ -13,7 +13,17 @@ import signal
 import sys
 
 from . import __version__
-from .cli import COMMANDS, IN_SOURCES, RENAMED, answer_help, check_words, describe, script_of, scripts_folder
+from .cli import (
+    COMMANDS,
+    IN_SOURCES,
+    RENAMED,
+    answer_help,
+    check_words,
+    describe,
+    quiet_pipes,
+    script_of,
+    scripts_folder,
+)
 
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -37,6 +47,7 @@ def _end_at_once(*_):
     os._exit(INTERRUPTED)
 
 
+@quiet_pipes()
 def main():
     command, *words = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):

@@ -10,12 +10,15 @@ import ast
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+import select
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 PACKAGE = Path(__file__).parent
@@ -68,8 +71,14 @@ COMMON = {
 
 # options whose value is a path that must be there, and those where it is one if it looks like one
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-PATHS = ("data_dir", "run", "exclude", "apply", "inputs")
+PATHS = ("data_dir", "run", "exclude", "apply", "inputs", "annotations", "import")
 PATHS_OR_NAMES = ("dataset", "model", "data", "pretrained")
+MADE = {"review": ("annotations",)}  # and those that a command writes
+ADVICE = {  # what to give instead of a file that is not there
+    **dict.fromkeys(("annotations", "apply", "import"), ": give a file that the report or `hnml review` has saved"),
+    "exclude": ": give a list that `hnml check DATA --exclude_output FILE` has written",
+    "run": ": give the `output_dir` of an earlier audit or training",
+}
 
 _CONSTANT = "it is a constant of the objective now; leave it out"
 _NO_GAIN = "it brought nothing and was taken out (docs/ablations.md); leave it out"
@@ -128,6 +137,49 @@ MEANINGS = {  # of options of transformers that mean something else here
     "log_level": "What is logged: debug, info, warning, error or critical.",
     "hub_private_repo": "Whether a new repository on the Hub is private. Default: it is.",
 }
+
+
+OF_FILES: dict[type, str] = {  # what an error of the operating system means, and what to do
+    FileNotFoundError: "there is no such file or folder; check the path",
+    IsADirectoryError: "this is a folder; give a file",
+    NotADirectoryError: "a part of this path is a file, not a folder; check the path",
+    PermissionError: "this may not be read or written; change its permissions, or give another path",
+}
+PIPE_CLOSED = 141  # 128 + SIGPIPE, as shells have it
+
+
+def plain_message(error: Exception) -> str:
+    """What an error says; of one that the operating system has with a file, the file, and what to do."""
+    if not isinstance(error, OSError) or error.errno is None or not error.strerror:
+        return str(error)
+    said = OF_FILES.get(type(error), error.strerror)
+    return said if error.filename is None else f"{os.fsdecode(error.filename)}: {said}"
+
+
+@contextmanager
+def quiet_pipes() -> Iterator[None]:
+    """End without a traceback where the reader of what is printed has gone, as `head` does."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        broken = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not broken:
+            raise
+        for stream in broken:  # what is still buffered goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise SystemExit(PIPE_CLOSED) from None
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (OSError, AttributeError):  # no file, or a system that cannot tell
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -372,9 +424,10 @@ def check_words(command: str, words: list[str]):
         for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, str) or os.path.exists(os.path.expanduser(path)):
                 continue
-            if name in PATHS or (name in PATHS_OR_NAMES and _looks_like_a_path(path)):
+            must_be = name in PATHS and name not in MADE.get(command, ())
+            if must_be or (name in PATHS_OR_NAMES and _looks_like_a_path(path)):
                 label = f"--{name} {path}" if f"--{name}" in parser._option_string_actions else path
-                parser.error(f"{label}: there is no such file or folder")
+                parser.error(f"{label}: there is no such file or folder{ADVICE.get(name, '')}")
 
 
 def inside_of(name: str) -> str:

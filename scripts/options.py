@@ -26,7 +26,15 @@ from hnml_hf import (
     split_validation,
 )
 from hnml_hf.audit.outputs import read_options
-from hnml_hf.cli import MEANINGS, HelpFormatter, answer_help, find_recipe, refuse_retired
+from hnml_hf.cli import (
+    MEANINGS,
+    HelpFormatter,
+    answer_help,
+    find_recipe,
+    plain_message,
+    quiet_pipes,
+    refuse_retired,
+)
 from hnml_hf.data.checks import apply_exclusions, load_exclusions
 from hnml_hf.data.load import DATASET_NAMES
 from hnml_hf.data.noise_file import apply_noise_file, load_noise_file, save_noise_file
@@ -52,10 +60,11 @@ def plain_errors():
         datasets.disable_progress_bars()
         disable_progress_bars()
     try:
-        yield
+        with quiet_pipes():
+            yield
     except MISTAKES as error:
         logging.getLogger("hnml_hf.scripts").debug("The error in full:", exc_info=True)
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {plain_message(error)}") from error
 
 
 PRETRAINED = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

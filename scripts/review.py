@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 
 from hnml_hf.audit.review.server import MAX_ENTRIES, PORT, ReviewServer, open_review
+from hnml_hf.cli import plain_message, quiet_pipes
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -106,6 +107,7 @@ def take_in(review, run: str, path: str) -> int:
     return len(found)
 
 
+@quiet_pipes()
 def main(argv: list[str] | None = None):
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     images = RunImages(options.run)
@@ -124,7 +126,7 @@ def main(argv: list[str] | None = None):
         server = ReviewServer(review, port=options.port)
     except (ValueError, OSError) as error:
         used = " Another review may use this port: give --port." if "in use" in str(error) else ""
-        raise SystemExit(f"error: {error}{used}") from error
+        raise SystemExit(f"error: {plain_message(error)}{used}") from error
     progress = review.queue.progress()
     print(f"{progress['decided']:,} of {progress['issues']:,} label issues are decided.")
     print(f"Annotations: {review.log.path}")

@@ -70,6 +70,13 @@ def test_the_command_lists_its_scripts(monkeypatch, capsys):
         ("predict --model x a.jpg", "there is no option --model any more: the model comes first"),
         ("clean run --how drop --output out", "there is no option --output any more: the folder is `--output_dir`"),
         ("train --data_dir=none", "--data_dir none: there is no such file or folder"),
+        (
+            "clean . --annotations none.csv --output_dir x",
+            "--annotations none.csv: there is no such file or folder: give",
+        ),
+        ("audit x --annotations none.csv", "--annotations none.csv: there is no such file or folder: give a file"),
+        ("review . --import none.csv", "--import none.csv: there is no such file or folder: give a file that the"),
+        ("audit x --exclude none.jsonl", "--exclude none.jsonl: there is no such file or folder: give a list"),
         ("train --recipe dreams", "--recipe dreams: there is no such file, nor a recipe of that name. Known: "),
         ("train --objective magic", "argument --objective: invalid choice: 'magic'"),
         ("train --noise_rate much", "argument --noise_rate: invalid float value: 'much'"),
@@ -89,6 +96,7 @@ def test_a_mistyped_line_ends_with_one_line(line, message, monkeypatch, capsys, 
         "train --backbone resnet18 --no_audit --bf16 --use-cpu true --optim_args momentum=0.9 --dataset user/name",
         "audit --run . --export csv cleanlab --threshold 0.7",
         "predict user/name --top_k 2 . --top_k 3 --skip_unreadable",
+        "review . --annotations made_by_it.jsonl",
         "train --dataset user/name --data_dir inside --backbone x",
     ],
 )
@@ -96,6 +104,45 @@ def test_a_right_line_passes(line, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     command, *words = line.split()
     cli.check_words(command, words)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            FileNotFoundError(2, "No such file", "none.csv"),
+            "none.csv: there is no such file or folder; check the path",
+        ),
+        (IsADirectoryError(21, "Is a directory", Path("photos")), "photos: this is a folder; give a file"),
+        (OSError(28, "No space left on device", b"out"), "out: No space left on device"),
+        (OSError(12, "8 MiB could not be reserved"), "8 MiB could not be reserved"),
+        (PermissionError("an own sentence"), "an own sentence"),
+        (ValueError("of no file"), "of no file"),
+    ],
+)
+def test_an_error_of_a_file_names_it_without_a_number(error, message):
+    assert cli.plain_message(error) == message
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["-m hnml_hf", "-m hnml_hf train --help-all", "scripts/review.py --help"])
+def test_a_reader_that_goes_away_ends_a_command_quietly(command, unbuffered):
+    started = subprocess.Popen(
+        [sys.executable, *command.split()],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    started.stdout.close()
+    errors = started.stderr.read()
+    started.stderr.close()
+    assert errors == b"" and started.wait() in (0, cli.PIPE_CLOSED)  # argparse says nothing of a reader that is gone
+
+
+def test_a_broken_pipe_of_something_else_is_an_error(capsys):
+    with pytest.raises(BrokenPipeError, match="of a worker"), cli.quiet_pipes():
+        raise BrokenPipeError("of a worker")
 
 
 def test_the_exit_code_of_a_typo_is_not_that_of_defects(monkeypatch):
