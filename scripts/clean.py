@@ -24,6 +24,7 @@ from hnml_hf.audit.outputs import (
     FORMATS,
     LISTED,
     Source,
+    check_output,
     describe_plan,
     read_source,
     write_csv,
@@ -104,6 +105,7 @@ def clean(options, folder: Path | None) -> Counter:
         add_classes=options.add_classes,
         earlier=lineage_of_rows(options.run, table["index"].tolist(), table["path"].tolist()),
     )
+    check_output(plan, source, options.output_format or source.format, options.output_dir)
     if merged is not None:
         report_agreement(merged)
     print("\n".join(describe_plan(plan)))

@@ -144,6 +144,28 @@ def source_rows(files: Iterable[tuple[str, str, str]]) -> Iterable[dict]:
         yield {"path": path, "path_original": original, "label_action": action}
 
 
+def check_output(plan: pd.DataFrame, source: Source, form: str, folder: str | os.PathLike):
+    """Refuse what [`write_folder`] or [`write_csv`] would refuse, before anything is printed or written.
+
+    Args:
+        plan (`pd.DataFrame`): of [`plan_cleaning`].
+        source ([`Source`]): where the dataset came from.
+        form (`str`): one of `FORMATS`.
+        folder (`str` or `Path`): that would be written.
+
+    Raises:
+        ValueError: as those do.
+    """
+    if form == "folder":
+        _folder_targets(plan, source, folder)
+    elif form == "csv" and source.tables:
+        for path in source.tables:
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                _picked_columns(source, path, next(filter(None, csv.reader(file, **_dialect(path))), []))
+    elif form == "csv":
+        _check_has_paths(plan)
+
+
 # -- a folder ---------------------------------------------------------------------------------------------------------
 
 
@@ -176,19 +198,45 @@ def write_folder(
             weights cannot be kept.
         OSError: if it cannot be written.
     """
+    if files not in FILES:
+        raise ValueError(f"`files={files!r}` is none of {', '.join(FILES)}.")
+    root, prefix, targets = _folder_targets(plan, source, folder)
+    actions: Counter = Counter()
+    excluded = {path: index for index, path in source.excluded.items() if path}
+    others = []
+    folder = _made(folder)
+    for path in _all_files(root):
+        row, target = targets.get(path, (None, None))
+        if row is None:
+            action = _action_of_other(path, prefix, excluded)
+            target = None if action == "excluded" else path.removeprefix(f"{root}/")
+            others.append((target or "", path, action))
+            actions[action] += 1
+        else:
+            actions[row["label_action"]] += 1
+        if target is not None:
+            _place(path, folder / target, files)
+    paths = {row["index"]: target or "" for row, target in targets.values()}
+    write_lineage(folder, [*lineage_rows(plan, paths), *source_rows(others), *gone])
+    return actions
+
+
+def _folder_targets(
+    plan: pd.DataFrame, source: Source, folder: str | os.PathLike
+) -> tuple[str, str, dict[str, tuple[dict, str | None]]]:
+    """The folder of the dataset, the beginning of the paths of its training images, and for each path the row and
+    where it goes, `None` if it is dropped; errors are those of [`write_folder`]."""
     root = source.folder
     if root is None:
         raise ValueError(f"`{source.dataset}` is no image folder: choose csv, parquet or arrow by --output_format.")
     if plan.attrs["how"] in ("weight", "posterior"):
         raise ValueError(f"A folder cannot hold what `{plan.attrs['how']}` gives: choose csv, parquet or arrow.")
-    if files not in FILES:
-        raise ValueError(f"`files={files!r}` is none of {', '.join(FILES)}.")
     if os.path.realpath(folder).startswith(f"{os.path.realpath(root)}/"):
         raise ValueError(f"{folder} lies in the dataset {root}, and would become a part of it: name another folder.")
     train = find_splits([name for name in os.listdir(root) if os.path.isdir(f"{root}/{name}")]).get("train", "")
     prefix = f"{root}/{train}/" if train else f"{root}/"
     targets: dict[str, tuple[dict, str | None]] = {}
-    taken, actions = set(), Counter()
+    taken = set()
     for row in plan.to_dict("records"):
         path = os.path.abspath(row["path"])
         given, _, rest = path.removeprefix(prefix).partition("/")
@@ -210,23 +258,7 @@ def write_folder(
             name = _free_name(f"{inside}{_folder_name(row['label_name'])}/{rest}", taken, root)
             targets[path] = (row, name)
             taken.add(name)
-    excluded = {path: index for index, path in source.excluded.items() if path}
-    others = []
-    folder = _made(folder)
-    for path in _all_files(root):
-        row, target = targets.get(path, (None, None))
-        if row is None:
-            action = _action_of_other(path, prefix, excluded)
-            target = None if action == "excluded" else path.removeprefix(f"{root}/")
-            others.append((target or "", path, action))
-            actions[action] += 1
-        else:
-            actions[row["label_action"]] += 1
-        if target is not None:
-            _place(path, folder / target, files)
-    paths = {row["index"]: target or "" for row, target in targets.values()}
-    write_lineage(folder, [*lineage_rows(plan, paths), *source_rows(others), *gone])
-    return actions
+    return root, prefix, targets
 
 
 def _made(folder: str | os.PathLike) -> Path:
@@ -307,15 +339,12 @@ def write_csv(
 def _correct_tables(plan, source, folder, facts, extra, actions, others):
     start = 0
     for path in source.tables:
-        dialect = {"delimiter": "\t" if table_suffix(path) == ".tsv" else ",", "strict": True}
+        dialect = _dialect(path)
         with open(path, newline="", encoding="utf-8-sig") as file:
             header, *rows = [row for row in csv.reader(file, **dialect) if row]
-        names = [name.strip() for name in header]
-        picked = source.columns.pick(names, "train", f"{path}:1")
+        names, picked = _picked_columns(source, path, header)
         at, image = names.index(picked["label"]), names.index(picked["image"])
         own = names.index(picked["index"]) if "index" in picked else None
-        if "split" in picked and own is None:
-            raise ValueError(f"{path} has a column of splits and none of ids: choose parquet or arrow.")
         ids = [start + n if own is None else int(row[own]) for n, row in enumerate(rows)]
         start += len(rows)
         text = {}  # how the table writes each class
@@ -352,6 +381,19 @@ def _correct_tables(plan, source, folder, facts, extra, actions, others):
                 actions["other_split"] += 1
 
 
+def _dialect(path: str) -> dict:
+    return {"delimiter": "\t" if table_suffix(path) == ".tsv" else ",", "strict": True}
+
+
+def _picked_columns(source: Source, path: str, header: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Names of the columns of a table, and which of them hold images, labels and ids."""
+    names = [name.strip() for name in header]
+    picked = source.columns.pick(names, "train", f"{path}:1")
+    if "split" in picked and "index" not in picked:
+        raise ValueError(f"{path} has a column of splits and none of ids: choose parquet or arrow.")
+    return names, picked
+
+
 def _check_same_image(fact: Mapping, image: str, path: str):
     if os.path.basename(fact["path"]) != os.path.basename(image):
         raise ValueError(
@@ -373,11 +415,15 @@ def _more(name: str, fact: Mapping, plan: pd.DataFrame) -> str:
     )
 
 
-def _table_of_images(plan, folder, facts, extra, actions):
+def _check_has_paths(plan: pd.DataFrame):
     if not all(plan["path"]):
         raise ValueError(
             "The images are part of the dataset, so that no table can name them: choose parquet or arrow."
         )
+
+
+def _table_of_images(plan, folder, facts, extra, actions):
+    _check_has_paths(plan)
     with open(folder / "train.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file_name", "label", "index", *ADDED, *extra])

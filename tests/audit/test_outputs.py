@@ -15,7 +15,7 @@ from hnml_hf.audit.cleaning import plan_cleaning, plan_targets
 from hnml_hf.audit.outputs import Source, describe_plan, read_source, write_csv, write_dataset, write_folder
 from hnml_hf.audit.review import merge_annotations, read_annotations, write_annotations
 from hnml_hf.audit.review.log import AnnotationLog
-from hnml_hf.audit.table import likely_columns
+from hnml_hf.audit.table import likely_columns, write_audit
 from hnml_hf.common.atomic import new_folder
 
 
@@ -444,3 +444,26 @@ def test_two_people_are_merged_by_the_command(table, tmp_path, capsys):
     with pytest.raises(SystemExit, match="Nothing to do"):
         (tmp_path / "run" / "_audit" / "annotations.jsonl").unlink()
         clean.main([str(tmp_path / "run"), "--output_dir", str(tmp_path / "new")])
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
+@pytest.mark.parametrize(
+    ("options", "dataset", "message"),
+    [
+        (["--output_format", "folder"], "quickstart", "is no image folder: choose csv, parquet or arrow"),
+        (["--output_format", "csv"], "quickstart", "no table can name them: choose parquet or arrow"),
+        (["--how", "weight"], None, "A folder cannot hold what `weight` gives"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_printed(
+    options, dataset, message, dry_run, table, tmp_path, capsys
+):
+    import clean
+
+    if dataset is not None:  # whose images are part of the dataset
+        (tmp_path / "run" / "_audit" / "dataset.json").write_text(json.dumps({"dataset": dataset}))
+        write_audit(tmp_path / "run" / "_audit", table.assign(path=""))
+    how = [] if "--how" in options else ["--how", "drop"]
+    with pytest.raises(SystemExit, match=message):
+        clean.main([str(tmp_path / "run"), *how, *options, *dry_run, "--output_dir", str(tmp_path / "out")])
+    assert capsys.readouterr().out == "" and not (tmp_path / "out").exists()
