@@ -9,8 +9,9 @@ from datasets import ClassLabel, Dataset, Value
 
 from ..data.schema import column
 from ..data.targets import add_targets
+from .findings import probably_wrong
 from .review.annotations import read_annotations
-from .table import check_unchanged, likely_classes, probably_wrong
+from .table import check_unchanged, likely_classes
 
 
 HOW = ("drop", "relabel", "weight", "posterior")

@@ -10,7 +10,8 @@ import pandas as pd
 from datasets import Dataset, Image
 
 from .exchange import write_cvat, write_label_studio
-from .table import check_unchanged, probably_wrong
+from .findings import probably_wrong
+from .table import check_unchanged
 
 
 FORMATS = ("csv", "cleanlab", "fiftyone", "datumaro", "label_studio", "cvat")

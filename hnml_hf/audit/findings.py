@@ -26,6 +26,15 @@ FINDINGS = {
 }
 
 
+def probably_wrong(table: pd.DataFrame, threshold: float = 0.5) -> np.ndarray:
+    """Which labels count as wrong, `(n,)` bool: those whose score reaches the threshold, of samples that were seen.
+
+    Of the others nothing is known; the noise rate of all is their score. Whatever counts label issues counts these.
+    """
+    seen = (table["times_seen"] > 0).to_numpy() if "times_seen" in table else np.ones(len(table), bool)
+    return (table["noise_score"] >= threshold).to_numpy() & seen
+
+
 def neighbor_columns(index: np.ndarray, nearest: np.ndarray, similarities: np.ndarray, groups: np.ndarray) -> dict:
     """Columns of the table, each of shape `(n,)`.
 

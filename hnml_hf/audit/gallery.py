@@ -13,8 +13,8 @@ from ..data.decoding import MAX_PIXELS, UNREADABLE, decode
 from ..data.schema import column
 from ..modeling.cam import normalize_cams
 from ..modeling.forward import ask, evaluation_mode
+from .findings import probably_wrong
 from .report import SIDES, Evidence
-from .table import probably_wrong
 
 
 logger = logging.getLogger(__name__)

@@ -90,9 +90,7 @@ def write_report(
     Arguments as in [`audit_run`]; `transform` is for maps, and without a model none is needed.
     """
     folder = write_audit(Path(output_dir) / AUDIT_FOLDER, table)
-    decided = set(decided_samples(output_dir, table))
-    if "annotation" in table:
-        decided |= set(table["index"][table["annotation"].isin(("right", "wrong"))])
+    decided = decided_samples(output_dir, table)
     undecided = table[~table["index"].isin(decided)]
     issues = undecided.nsmallest(num_issues(undecided, max_issues), "rank")
     evidence = collect_evidence(

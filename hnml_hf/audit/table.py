@@ -174,14 +174,6 @@ def likely_classes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray] | None:
     return table[classes].to_numpy(np.int64), table[probabilities].to_numpy(np.float32)
 
 
-def probably_wrong(table: pd.DataFrame, threshold: float = 0.5) -> np.ndarray:
-    """Which labels count as wrong, `(n,)` bool: those whose score reaches the threshold, of samples that were seen.
-
-    Of the others nothing is known; the noise rate of all is their score.
-    """
-    return ((table["noise_score"] >= threshold) & (table["times_seen"] > 0)).to_numpy()
-
-
 # -- files ------------------------------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,10 @@ from PIL import Image
 from reviews import make_run
 
 from hnml_hf import export_audit, load_noisy_dataset
+from hnml_hf.audit.findings import probably_wrong
 from hnml_hf.audit.review import read_annotations
 from hnml_hf.audit.review.server import open_review
-from hnml_hf.audit.table import probably_wrong, write_audit
+from hnml_hf.audit.table import write_audit
 from hnml_hf.data.schema import column, labels_fingerprint
 
 

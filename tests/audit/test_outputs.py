@@ -13,7 +13,7 @@ from reviews import make_run
 from hnml_hf import TrainingDynamics, audit_run, load_audit, load_noisy_dataset
 from hnml_hf.audit.cleaning import plan_cleaning, plan_targets
 from hnml_hf.audit.outputs import Source, describe_plan, read_source, write_csv, write_dataset, write_folder
-from hnml_hf.audit.review import merge_annotations, read_annotations, write_annotations
+from hnml_hf.audit.review import apply_annotations, merge_annotations, read_annotations, write_annotations
 from hnml_hf.audit.review.log import AnnotationLog
 from hnml_hf.audit.table import likely_columns, write_audit
 from hnml_hf.common.atomic import new_folder
@@ -420,6 +420,20 @@ def test_a_messy_folder_comes_out_corrected_and_the_second_round_asks_nothing_tw
         row = lineage[name]
         assert (row["label"], row["label_original"], row["annotation"]) == (true, given[name], "wrong")
     assert isinstance(again, pd.DataFrame) and len(load_audit(tmp_path / "second")) == 48
+
+
+def test_what_the_judge_has_learned_from_people_is_not_asked_again(table, tmp_path):
+    from hnml_hf.audit.review.queue import Query
+    from hnml_hf.audit.review.server import open_review
+
+    _, said = annotate(tmp_path, table, {0: "right", 1: NAMES[table["suggested_label"][1]], 2: "unsure"})
+    issues = open_review(tmp_path / "run").queue.progress()["issues"]
+    learned = apply_annotations(table, said)
+    write_audit(tmp_path / "run" / "_audit", learned)
+    queue = open_review(tmp_path / "run").queue
+    ids = set(queue.index[queue.view(Query())].tolist())
+    assert queue.progress() == {**queue.progress(), "issues": issues - 2, "decided": 0} and len(ids) == issues - 2
+    assert ids.isdisjoint(table["index"][:2]) and table["index"][2] in ids
 
 
 def test_two_people_are_merged_by_the_command(table, tmp_path, capsys):

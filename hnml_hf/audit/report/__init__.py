@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from ...common.atomic import atomic_write
-from ..findings import FINDINGS
+from ..findings import FINDINGS, probably_wrong
 
 
 MATRIX_CLASSES = 20  # a larger heat map is a texture, not a table
@@ -91,8 +91,8 @@ def render_report(
         raise ValueError(f"{len(evidence)} label issues come with evidence, but the table has {len(table)} rows.")
     table = table.sort_values("rank", kind="stable")
     payload = _payload(table, summary, evidence, set(decided), max_bytes)
-    shown = table[~table["index"].isin(decided)]["noise_score"].head(len(evidence))
-    page = render_page(table, summary, payload, curves=curves, found=found, expected=float(shown.sum()), run=run)
+    expected = sum(item["score"] for item in payload["items"] if item["issue"])
+    page = render_page(table, summary, payload, curves=curves, found=found, expected=expected, run=run)
     with atomic_write(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     return Path(path)
@@ -117,7 +117,7 @@ def render_page(
     """
     names = list(map(str, summary["class_names"]))
     seen = table[table["times_seen"] > 0] if "times_seen" in table else table  # of others nothing is known
-    score = seen["noise_score"].to_numpy()
+    score, likely = seen["noise_score"].to_numpy(), probably_wrong(table)
     folder = Path(__file__).parent
     read = {name: (folder / name).read_text("utf-8") for name in ("report.html.jinja", "report.css", "report.js")}
     script = read["report.js"]
@@ -133,8 +133,8 @@ def render_page(
             high=high,
             num_samples=len(table),
             num_classes=len(names),
-            num_likely=int((score >= 0.5).sum()),
-            expected_likely=float(score[score >= 0.5].sum()),
+            num_likely=int(likely.sum()),
+            expected_likely=float(table["noise_score"].to_numpy()[likely].sum()),
             expected=expected,
             found=_found(found or {}),
             defects=summary.get("check") or {},
@@ -319,6 +319,7 @@ def _payload(
 ) -> dict:
     names = list(map(str, summary["class_names"]))
     before = table["index"].isin(decided).to_numpy()
+    issue = probably_wrong(table) & ~before
     order = np.concatenate([np.flatnonzero(~before), np.flatnonzero(before)])
     shown = table.iloc[order[: max(MAX_ROWS, len(evidence))]].to_dict("records")
     root = _common_folder(row["path"] for row in shown)
@@ -326,14 +327,17 @@ def _payload(
     items, left = [], max_bytes
     for number, row in enumerate(shown):
         item = _row(row, names, root, row["index"] in decided)
-        if number < len(evidence):
+        if number < len(evidence):  # what can be decided here
+            item["issue"] = bool(issue[order[number]])
             left -= _add_evidence(item, evidence[number], side, left)
         items.append(item)
+    elsewhere = order[len(evidence) :][issue[order[len(evidence) :]]]
     return {
         "served": False,
         "id": summary["dataset_fingerprint"],
         "classes": names,
         "total": len(table),
+        "elsewhere": {"issues": len(elsewhere), "expected": float(table["noise_score"].iloc[elsewhere].sum())},
         "items": items,
     }
 
@@ -367,8 +371,7 @@ def _row(row: Mapping, names: list[str], root: str, before: bool) -> dict:
 
 
 def _add_evidence(item: dict, shown: Evidence, side: int, left: int) -> int:
-    """Put a picture and maps into a row, which makes it an issue that can be decided here; returns their bytes."""
-    item["issue"] = not item["before"]
+    """Put a picture and maps into a row; returns their bytes."""
     item["reason"] = shown.reason or item["reason"]
     if shown.image is None:
         return 0

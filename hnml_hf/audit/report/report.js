@@ -73,8 +73,10 @@
       const issues = items.filter((item) => item.issue), left = issues.filter((item) => !entries[item.id]);
       const tally = { wrong: 0, right: 0, unsure: 0 };
       for (const entry of Object.values(entries)) tally[entry.annotation]++;
-      return { issues: issues.length, decided: issues.length - left.length, split: 0, ...tally,
-        expected: left.reduce((sum, item) => sum + item.score, 0) / Math.max(left.length, 1) };
+      const others = data.elsewhere, undecided = left.length + others.issues;
+      return { issues: issues.length + others.issues, decided: issues.length - left.length, split: 0, ...tally,
+        elsewhere: others.issues,
+        expected: (left.reduce((sum, item) => sum + item.score, 0) + others.expected) / Math.max(undecided, 1) };
     }
     const batches = new Map();
     return {
@@ -257,7 +259,10 @@
     if (had && !had.isConnected && state.items.length) nodes.get(state.items[state.focus].id).focus({ preventScroll: true });
     const p = state.progress, pages = Math.max(1, Math.ceil(state.total / SIZE));
     $("empty").hidden = state.items.length > 0;
-    $("empty").textContent = p.issues && p.decided === p.issues && $("status").value === "open" ? `All ${number(p.issues)} label issues are decided.` : "Nothing matches these filters.";
+    const done = p.issues && p.decided + (p.elsewhere || 0) === p.issues && $("status").value === "open";
+    $("empty").textContent = !done ? "Nothing matches these filters."
+      : p.elsewhere ? `All ${number(p.decided)} label issues of this file are decided; \`hnml review\` shows the others.`
+      : `All ${number(p.issues)} label issues are decided.`;
     $("page").value = Math.floor(state.start / SIZE) + 1;
     $("pages").textContent = number(pages);
     $("previous").disabled = state.start === 0;

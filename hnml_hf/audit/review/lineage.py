@@ -15,6 +15,7 @@ from ..dynamics import AUDIT_FOLDER
 
 
 LINEAGE_FILE = "lineage.csv"
+DECIDED = ("right", "wrong")
 LINEAGE = (
     *("index", "path", "label", "label_original", "label_score"),
     *("label_action", "annotation", "annotator", "path_original"),
@@ -100,9 +101,15 @@ def gone_before(run: str | os.PathLike) -> list[dict]:
 
 
 def decided_samples(run: str | os.PathLike, table: pa.Table | pd.DataFrame) -> list[int]:
-    """Ids of the samples that people have decided in an earlier round: said to be right or wrong, not unsure."""
-    if find_lineage(run) is None:
-        return []
-    index, paths = (np.asarray(table[name]).tolist() for name in ("index", "path"))
-    known = lineage_of_rows(run, index, paths)
-    return [sample for sample, row in known.items() if row["annotation"] in ("right", "wrong")]
+    """Ids of the samples that people have decided already, said to be right or wrong, not unsure: in an earlier round,
+    or in annotations that the judge has learned from."""
+    columns = table.column_names if isinstance(table, pa.Table) else table.columns
+    index = np.asarray(table["index"]).tolist()
+    decided = set()
+    if "annotation" in columns:
+        said = np.asarray(table["annotation"]).tolist()
+        decided |= {sample for sample, word in zip(index, said, strict=True) if word in DECIDED}
+    if find_lineage(run) is not None:
+        known = lineage_of_rows(run, index, np.asarray(table["path"]).tolist())
+        decided |= {sample for sample, row in known.items() if row["annotation"] in DECIDED}
+    return sorted(decided)

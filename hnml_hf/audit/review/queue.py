@@ -23,7 +23,7 @@ LEAST_DEVIATION = 0.1  # of a stratum: scores near 0 and 1 are not certain
 NEEDED = ("index", "path", "label", "suggested_label", "noise_score", "rank")
 REASONS = (
     *("given_probability", "suggested_probability", "foreground_agreement"),
-    *("times_seen", "last_epoch_learned", "log_odds"),
+    *("times_seen", "last_epoch_learned", "log_odds", "annotation"),
 )
 
 
@@ -49,8 +49,8 @@ class Query:
     Args:
         scope (`str`): `issues` (probably wrong) or `all`.
         status (`str`): `open` (decided by nobody), `mine` (not decided by this annotator), `any`, one of the
-            annotations, `split` (two annotators believe in different classes) or `before` (decided in an earlier
-            round).
+            annotations, `split` (two annotators believe in different classes) or `before` (decided before this
+            audit).
         given, suggested (`int`, *optional*): class ids.
         folder, text (`str`): the folder of a file, and a part of its path in any case.
         least (`float`): smallest score.
@@ -89,7 +89,7 @@ class ReviewQueue:
         rows (`pa.Table`): of [`read_rows`], n rows, most probably wrong first.
         class_names (`list[str]`): in id order.
         issue_score (`float`): from which a label is an issue.
-        decided (`Iterable[int]`): ids that were decided in an earlier round; they are no issues any more.
+        decided (`Iterable[int]`): ids that were decided before this audit; they are no issues any more.
         root (`str`): paths are shown, and grouped by folder, relative to it.
     """
 

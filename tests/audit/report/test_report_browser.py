@@ -36,6 +36,8 @@ def browser(tmp_path_factory):
 def report(tmp_path, browser):
     """60 rows in three classes, 52 of them issues with a picture; the second has none."""
     table = make_table(60)
+    table["noise_score"] = 0.5 + 0.5 * table["noise_score"]
+    table.loc[52:, "noise_score"] = 0.3
     evidence = make_evidence(52)
     evidence[1] = Evidence(reason=f"UnidentifiedImageError: {EVIL}")
     table.attrs["dataset_fingerprint"] = os.urandom(8).hex()  # nothing is kept from another test
