@@ -107,6 +107,12 @@ def take_in(review, run: str, path: str) -> int:
     return len(found)
 
 
+def prepare(review):
+    """What is needed later: for the first picture, and to group by folder."""
+    importlib.import_module("hnml_hf.data.decoding")
+    len(review.queue.folders)
+
+
 @quiet_pipes()
 def main(argv: list[str] | None = None):
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -130,7 +136,7 @@ def main(argv: list[str] | None = None):
     progress = review.queue.progress()
     print(f"{progress['decided']:,} of {progress['issues']:,} label issues are decided.")
     print(f"Annotations: {review.log.path}")
-    threading.Thread(target=importlib.import_module, args=["hnml_hf.data.decoding"], daemon=True).start()
+    threading.Thread(target=prepare, args=[review], daemon=True).start()
     try:
         print(f"Review: {server.url}\nCtrl-C ends it; nothing is lost.", flush=True)
         server.serve_forever(poll_interval=0.2)

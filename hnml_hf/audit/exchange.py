@@ -5,20 +5,25 @@ Writers get the rows to look at, most suspect first, and where their images are;
 by the path of its image.
 """
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from ..common.atomic import atomic_write
 from ..data.files import is_plain
+
+
+if TYPE_CHECKING:  # a review starts without pandas
+    import pandas as pd
 
 
 CONTROL = "label"  # the name of the question in Label Studio

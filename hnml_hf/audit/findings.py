@@ -3,16 +3,21 @@
 All of it is read from the columns of an audit's table; no further forward pass.
 """
 
+from __future__ import annotations
+
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..common.atomic import atomic_write
+
+
+if TYPE_CHECKING:  # a review starts without pandas
+    import pandas as pd
 
 
 DUPLICATE = 0.95  # cosine of two images from which one is taken for a copy of the other (figures in docs/audit.md)
@@ -26,13 +31,13 @@ FINDINGS = {
 }
 
 
-def probably_wrong(table: pd.DataFrame, threshold: float = 0.5) -> np.ndarray:
+def probably_wrong(table: pd.DataFrame | Mapping[str, np.ndarray], threshold: float = 0.5) -> np.ndarray:
     """Which labels count as wrong, `(n,)` bool: those whose score reaches the threshold, of samples that were seen.
 
     Of the others nothing is known; the noise rate of all is their score. Whatever counts label issues counts these.
     """
-    seen = (table["times_seen"] > 0).to_numpy() if "times_seen" in table else np.ones(len(table), bool)
-    return (table["noise_score"] >= threshold).to_numpy() & seen
+    likely = np.asarray(table["noise_score"]) >= threshold
+    return likely & (np.asarray(table["times_seen"]) > 0) if "times_seen" in table else likely
 
 
 def neighbor_columns(index: np.ndarray, nearest: np.ndarray, similarities: np.ndarray, groups: np.ndarray) -> dict:
@@ -73,9 +78,13 @@ def near_duplicates(table: pd.DataFrame, threshold: float = DUPLICATE) -> pd.Dat
         least probably wrong is kept. Sorted by group, the kept one first.
     """
     close = table[(table["nearest_similarity"] >= threshold) & (table["nearest_index"] >= 0)]
-    place = pd.Series(range(len(table)), index=table["index"])
-    links = place[close["index"]].to_numpy(), place[close["nearest_index"]].to_numpy()
-    graph = coo_array((np.ones(len(close), bool), links), shape=(len(table), len(table)))
+    from scipy.sparse import coo_array  # not for a review
+    from scipy.sparse.csgraph import connected_components
+
+    index = table["index"].to_numpy()
+    order = np.argsort(index)
+    place = [order[np.searchsorted(index, close[name], sorter=order)] for name in ("index", "nearest_index")]
+    graph = coo_array((np.ones(len(close), bool), tuple(place)), shape=(len(table), len(table)))
     group = connected_components(graph, directed=False)[1]
     counts = np.bincount(group, minlength=1)
     found = table[["index", "label_name", "noise_score", "path"]].assign(group=group)[counts[group] > 1]

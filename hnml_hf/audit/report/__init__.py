@@ -1,5 +1,7 @@
 """One self-contained HTML page: the label issues with their evidence, and how noisy the labels are."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import io
@@ -7,16 +9,20 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
 from ...common.atomic import atomic_write
 from ..findings import FINDINGS, probably_wrong
+
+
+if TYPE_CHECKING:  # a review starts without pandas
+    import pandas as pd
 
 
 MATRIX_CLASSES = 20  # a larger heat map is a texture, not a table
@@ -99,7 +105,7 @@ def render_report(
 
 
 def render_page(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Mapping[str, np.ndarray],
     summary: Mapping,
     payload: Mapping,
     *,
@@ -111,53 +117,60 @@ def render_page(
     """The page of [`render_report`] or, with `served` in the payload, of a local server that answers its questions.
 
     Args:
-        table (`pd.DataFrame`): columns `label, suggested_label, noise_score` and, if it has it, `times_seen`.
+        table (`pd.DataFrame` or `Mapping`): columns `label, suggested_label, noise_score` and, if it has it,
+            `times_seen`.
         payload (`Mapping`): what the script starts from.
         expected (`float`, *optional*): how many of the label issues in the payload are expected to be wrong.
     """
     names = list(map(str, summary["class_names"]))
-    seen = table[table["times_seen"] > 0] if "times_seen" in table else table  # of others nothing is known
-    score, likely = seen["noise_score"].to_numpy(), probably_wrong(table)
-    folder = Path(__file__).parent
-    read = {name: (folder / name).read_text("utf-8") for name in ("report.html.jinja", "report.css", "report.js")}
-    script = read["report.js"]
+    num_samples, likely = len(table["noise_score"]), probably_wrong(table)
+    given, suggested, score = (np.asarray(table[name]) for name in ("label", "suggested_label", "noise_score"))
+    seen = np.asarray(table["times_seen"]) > 0 if "times_seen" in table else np.ones(num_samples, bool)
+    if not seen.all():  # of the others nothing is known
+        given, suggested, score = given[seen], suggested[seen], score[seen]
+    template, style, script = page_parts()
     low, high = summary["noise_rate_interval"]
-    return (
-        Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-        .from_string(read["report.html.jinja"])
-        .render(
-            source=summary.get("source") or "",
-            percent=_percent,
-            rate=summary["noise_rate"],
-            low=low,
-            high=high,
-            num_samples=len(table),
-            num_classes=len(names),
-            num_likely=int(likely.sum()),
-            expected_likely=float(table["noise_score"].to_numpy()[likely].sum()),
-            expected=expected,
-            found=_found(found or {}),
-            defects=summary.get("check") or {},
-            matrix=_matrix(summary, names),
-            worst=_worst_classes(seen, names),
-            pairs=_pairs(seen, names),
-            histogram=_histogram(score),
-            curves=_curves(curves),
-            provenance=summary.get("provenance", ""),
-            run=str(run) if run is not None else "RUN",
-            served=bool(payload.get("served")),
-            payload=payload,
-            style=_Trusted(read["report.css"]),
-            script=_Trusted(script),
-            script_hash=script_hash(),
-        )
+    return template.render(
+        source=summary.get("source") or "",
+        percent=_percent,
+        rate=summary["noise_rate"],
+        low=low,
+        high=high,
+        num_samples=num_samples,
+        num_classes=len(names),
+        num_likely=int(likely.sum()),
+        expected_likely=float(np.asarray(table["noise_score"])[likely].sum()),
+        expected=expected,
+        found=_found(found or {}),
+        defects=summary.get("check") or {},
+        matrix=_matrix(summary, names),
+        worst=_worst_classes(given, score, names),
+        pairs=_pairs(given, suggested, score, names),
+        histogram=_histogram(score),
+        curves=_curves(curves),
+        provenance=summary.get("provenance", ""),
+        run=str(run) if run is not None else "RUN",
+        served=bool(payload.get("served")),
+        payload=payload,
+        style=_Trusted(style),
+        script=_Trusted(script),
+        script_hash=script_hash(),
     )
+
+
+@cache
+def page_parts() -> tuple[Template, str, str]:
+    """The template of the page, its style sheet and its script."""
+    template, style, script = (
+        Path(__file__).with_name(name).read_text("utf-8") for name in ("report.html.jinja", "report.css", "report.js")
+    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.from_string(template), style, script
 
 
 def script_hash() -> str:
     """Base64 of the SHA-256 of the page's script, for its content policy."""
-    script = Path(__file__).with_name("report.js").read_bytes()
-    return base64.b64encode(hashlib.sha256(script).digest()).decode()
+    return base64.b64encode(hashlib.sha256(page_parts()[2].encode()).digest()).decode()
 
 
 class _Trusted(str):
@@ -250,21 +263,33 @@ def _matrix(summary: Mapping, names: list[str]) -> dict:
     return {**found, "rows": rows}
 
 
-def _worst_classes(table: pd.DataFrame, names: list[str]) -> list[dict]:
-    shares = table.groupby("label")["noise_score"].mean().sort_values(ascending=False, kind="stable").head(LISTED)
-    shares = shares[shares > 0.001]
+def _worst_classes(given: np.ndarray, score: np.ndarray, names: list[str]) -> list[dict]:
+    shares = np.bincount(given, weights=score, minlength=len(names)) / np.maximum(
+        np.bincount(given, minlength=len(names)), 1
+    )
+    listed = np.argsort(-shares, kind="stable")[:LISTED].tolist()
     return [
-        {"name": names[label], "given": int(label), "text": _percent(share), "width": f"{100 * share:.1f}"}
-        for label, share in shares.items()
+        {"name": names[label], "given": label, "text": _percent(shares[label]), "width": f"{100 * shares[label]:.1f}"}
+        for label in listed
+        if shares[label] > 0.001
     ]
 
 
-def _pairs(table: pd.DataFrame, names: list[str]) -> list[dict]:
-    counts = table.groupby(["label", "suggested_label"])["noise_score"].sum()
-    counts = counts.sort_values(ascending=False, kind="stable").head(LISTED)
+def _pairs(given: np.ndarray, suggested: np.ndarray, score: np.ndarray, names: list[str]) -> list[dict]:
+    codes, k = given.astype(np.int64) * len(names) + suggested, len(names)
+    pairs = np.arange(k * k)
+    if k * k > 10 * MAX_ROWS:  # more than occur
+        pairs, codes = np.unique(codes, return_inverse=True)
+    counts = np.bincount(codes, weights=score, minlength=len(pairs))
+    listed = np.argsort(-counts, kind="stable")[:LISTED]
     return [
-        {"ids": (given, suggested), "given": names[given], "suggested": names[suggested], "text": f"{count:,.0f}"}
-        for (given, suggested), count in counts.items()
+        {
+            "ids": (int(pair // k), int(pair % k)),
+            "given": names[pair // k],
+            "suggested": names[pair % k],
+            "text": f"{count:,.0f}",
+        }
+        for pair, count in zip(pairs[listed], counts[listed], strict=True)
         if count >= 0.5
     ]
 

@@ -1,5 +1,7 @@
 """What people say of given labels: files of annotations, several opinions merged, and the labels that follow."""
 
+from __future__ import annotations
+
 import csv
 import json
 import os
@@ -8,12 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from ...common.atomic import atomic_write
 from ..exchange import Samples, read_cvat, read_fiftyone_csv, read_json
+
+
+if TYPE_CHECKING:  # a review starts without pandas
+    import pandas as pd
 
 
 ANNOTATIONS = ("wrong", "right", "unsure")
@@ -43,6 +49,8 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
         ValueError: naming file and line, on ids that were not scored, another given label than the one that was
             scored, an annotator's second word on a sample, or what is no annotation.
     """
+    import pandas as pd
+
     path = Path(path)
     names = list(map(str, table.attrs["class_names"]))
     ids = {name: label for label, name in enumerate(names)}
@@ -215,6 +223,8 @@ def merge_annotations(frames: Sequence[pd.DataFrame]) -> Merged:
     Raises:
         ValueError: if one annotator says two things of a sample.
     """
+    import pandas as pd
+
     if not frames:
         raise ValueError("There are no annotations to merge.")
     rows = pd.concat(frames, ignore_index=True).drop_duplicates()

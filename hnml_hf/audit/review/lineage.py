@@ -1,16 +1,22 @@
 """What became of each row of a dataset that was cleaned: a file beside it, which the next round reads."""
 
+from __future__ import annotations
+
 import csv
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from ...common.atomic import atomic_write
+
+
+if TYPE_CHECKING:  # a review starts without pandas
+    import pandas as pd
 from ..dynamics import AUDIT_FOLDER
 
 
@@ -104,8 +110,10 @@ def decided_samples(run: str | os.PathLike, table: pa.Table | pd.DataFrame) -> l
     """Ids of the samples that people have decided already, said to be right or wrong, not unsure: in an earlier round,
     or in annotations that the judge has learned from."""
     columns = table.column_names if isinstance(table, pa.Table) else table.columns
+    decided: set[int] = set()
+    if "annotation" not in columns and find_lineage(run) is None:
+        return []
     index = np.asarray(table["index"]).tolist()
-    decided = set()
     if "annotation" in columns:
         said = np.asarray(table["annotation"]).tolist()
         decided |= {sample for sample, word in zip(index, said, strict=True) if word in DECIDED}

@@ -5,9 +5,9 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -34,12 +34,18 @@ def read_rows(path: str | os.PathLike) -> tuple[pa.Table, dict]:
     """
     import json
 
-    content = pq.read_schema(path)
-    table = pq.read_table(path, columns=[name for name in (*NEEDED, *REASONS) if name in content.names])
-    rank = table["rank"].to_numpy()
+    with pq.ParquetFile(path) as file:  # `read_table` would import pandas
+        content = file.schema_arrow
+        table = file.read(columns=[name for name in (*NEEDED, *REASONS) if name in content.names])
+    rank = numbers(table, "rank")
     if not (rank[1:] > rank[:-1]).all():
         table = table.take(np.argsort(rank, kind="stable"))
     return table.combine_chunks(), json.loads(content.metadata[b"noise_audit"])
+
+
+def numbers(table: pa.Table, name: str) -> np.ndarray:
+    """A column of numbers, none of them missing; `to_numpy` would import pandas, which takes longer than the rest."""
+    return np.from_dlpack(table[name].combine_chunks())
 
 
 @dataclass(frozen=True)
@@ -103,13 +109,13 @@ class ReviewQueue:
         root: str = "",
     ):
         self.rows, self.class_names = rows, class_names
-        self.index = rows["index"].to_numpy()
-        self.label, self.suggested = rows["label"].to_numpy(), rows["suggested_label"].to_numpy()
-        self.score = rows["noise_score"].to_numpy()
-        names = rows.column_names
-        self.seen = rows["times_seen"].to_numpy() > 0 if "times_seen" in names else np.ones(len(self.index), bool)
+        self.index, self.label, self.suggested, self.score = (
+            numbers(rows, name) for name in ("index", "label", "suggested_label", "noise_score")
+        )
+        known = "times_seen" in rows.column_names
+        self.seen = numbers(rows, "times_seen") > 0 if known else np.ones(len(self.index), bool)
         self.root = root.rstrip("/") + "/" if root else ""
-        self._by_index = np.argsort(self.index, kind="stable")
+        self._by_index = order_of_ids(self.index)
         self.before = np.zeros(len(self.index), bool)
         self.before[self.find(np.fromiter(decided, np.int64))] = True
         self.issue = (self.score >= issue_score) & self.seen & ~self.before
@@ -120,7 +126,6 @@ class ReviewQueue:
         self._lock = threading.RLock()
         self._orders: dict[tuple[str, str], np.ndarray] = {}
         self._views: dict[Query, np.ndarray] = {}
-        self._folders: tuple[np.ndarray, list[str]] | None = None
         self.strata = rate_strata(self.score, self.seen)
 
     def __len__(self):
@@ -200,7 +205,7 @@ class ReviewQueue:
         if query.text:
             keep &= pc.match_substring(self.rows["path"], query.text, ignore_case=True).to_numpy(zero_copy_only=False)
         if query.folder:
-            codes, names = self.folders()
+            codes, names = self.folders
             keep &= codes == (names.index(query.folder) if query.folder in names else -1)
         order = self._order(query.order, query.group)
         found = order[keep[order]]
@@ -216,7 +221,7 @@ class ReviewQueue:
             elif name == "rate":
                 order = self.strata.sample
             elif name == "index":
-                order = np.argsort(self.index, kind="stable")
+                order = self._by_index
             else:
                 order = np.arange(len(self))
             if group:
@@ -229,16 +234,14 @@ class ReviewQueue:
             self._orders[name, group] = order
         return self._orders[name, group]
 
+    @cached_property
     def folders(self) -> tuple[np.ndarray, list[str]]:
         """Code of each row's folder, and their names relative to the root."""
-        with self._lock:
-            if self._folders is None:
-                folders = pc.replace_substring_regex(self.rows["path"], r"/?[^/]*$", "")
-                encoded = folders.combine_chunks().dictionary_encode()
-                encoded = encoded if isinstance(encoded, pa.DictionaryArray) else encoded.chunk(0)
-                names = [self.relative(name + "/").rstrip("/") for name in encoded.dictionary.to_pylist()]
-                self._folders = encoded.indices.to_numpy(zero_copy_only=False), names
-            return self._folders
+        folders = pc.replace_substring_regex(self.rows["path"], r"/?[^/]*$", "")
+        encoded = folders.combine_chunks().dictionary_encode()
+        encoded = encoded if isinstance(encoded, pa.DictionaryArray) else encoded.chunk(0)
+        names = [self.relative(name + "/").rstrip("/") for name in encoded.dictionary.to_pylist()]
+        return encoded.indices.to_numpy(zero_copy_only=False), names
 
     def relative(self, path: str) -> str:
         return path.removeprefix(self.root)
@@ -246,7 +249,7 @@ class ReviewQueue:
     def group_codes(self, group: str) -> tuple[np.ndarray, object]:
         """A code of the group of each row."""
         if group == "folder":
-            return self.folders()
+            return self.folders
         if group == "given":
             return self.label, None
         return self.label.astype(np.int64) * len(self.class_names) + self.suggested, None
@@ -330,6 +333,15 @@ def short_entry(entry: Mapping) -> dict:
     }
 
 
+def order_of_ids(ids: np.ndarray) -> np.ndarray:
+    """What sorts different integers; without a sort where they are numbers of rows, or nearly."""
+    if len(ids) and 0 <= ids.min() and ids.max() < 4 * len(ids):
+        place = np.full(ids.max() + 1, -1)
+        place[ids] = np.arange(len(ids))
+        return place[place >= 0]
+    return np.argsort(ids, kind="stable")
+
+
 # -- orders -----------------------------------------------------------------------------------------------------------
 
 
@@ -376,11 +388,12 @@ def rate_strata(score: np.ndarray, seen: np.ndarray, *, within: float = 0.03, se
         seed (`int`): of the draw.
     """
     edges = np.array([0.02, 0.1, 0.5, 0.9, 0.98])
-    of = np.where(seen, np.searchsorted(edges, score, side="right"), -1)
+    of = np.where(seen, np.searchsorted(edges, score, side="right"), -1).astype(np.int8)
     random = np.random.default_rng(seed).permutation(len(score))
-    draw = [random[of[random] == stratum] for stratum in range(STRATA)]
+    of_random = of[random]
+    draw = [random[of_random == stratum] for stratum in range(STRATA)]
     counts = np.array([len(rows) for rows in draw])
-    means = np.array([score[rows].mean() if len(rows) else 0.0 for rows in draw])
+    means = np.bincount(of[seen], weights=score[seen], minlength=STRATA) / np.maximum(counts, 1)
     deviation = np.maximum(np.sqrt(means * (1 - means)), LEAST_DEVIATION)
     weights = counts / max(counts.sum(), 1)
     needed = (1.96 * (weights * deviation).sum() / within) ** 2
@@ -428,10 +441,10 @@ def estimate_rate(strata: Strata, state: np.ndarray) -> dict:
 # -- what is shown before the first page ------------------------------------------------------------------------------
 
 
-def summary_frame(rows: pa.Table) -> pd.DataFrame:
+def summary_columns(rows: pa.Table) -> dict[str, np.ndarray]:
     """What the charts of the report are drawn from."""
-    wanted = ("index", "label", "suggested_label", "noise_score", "times_seen")
-    return rows.select([name for name in wanted if name in rows.column_names]).to_pandas()
+    wanted = ("label", "suggested_label", "noise_score", "times_seen")
+    return {name: numbers(rows, name) for name in wanted if name in rows.column_names}
 
 
 def common_folder(rows: pa.Table) -> str:

@@ -26,7 +26,7 @@ from ..report import Evidence, encode_picture, map_values, picture_uri, render_p
 from .annotations import ANNOTATIONS, annotations_csv
 from .lineage import decided_samples
 from .log import LOG_FILE, AnnotationLog
-from .queue import Query, ReviewQueue, common_folder, read_rows, summary_frame
+from .queue import Query, ReviewQueue, common_folder, read_rows, summary_columns
 
 
 TABLE_FILE = "noise_scores.parquet"  # as in `hnml_hf.audit.table`, which imports datasets
@@ -92,8 +92,8 @@ class Review:
         self._lock = threading.Lock()
         self._busy = threading.Semaphore(4)  # images decoded at once
         self.picture = lru_cache(CACHED_PICTURES)(self._picture)
-        self._curves, self._run = list(curves), run
         queue.take(log.rows())
+        self.page = self._page(list(curves), run)
 
     def _stamp(self) -> int | None:
         try:
@@ -101,8 +101,8 @@ class Review:
         except OSError:
             return 0
 
-    def page(self) -> str:
-        """The HTML page."""
+    def _page(self, curves: list[Mapping], run: str | os.PathLike | None) -> str:
+        """The HTML page, which holds no annotation: the same for every reader."""
         counts = np.bincount(self.queue.suggested[self.queue.issue], minlength=len(self.queue.class_names))
         payload = {
             "served": True,
@@ -112,8 +112,8 @@ class Review:
             "frequent": np.argsort(-counts, kind="stable")[:10].tolist(),
             "maps": self._maps is not None,
         }
-        frame = summary_frame(self.queue.rows)
-        return render_page(frame, self.summary, payload, curves=self._curves, run=self._run)
+        columns = summary_columns(self.queue.rows)
+        return render_page(columns, self.summary, payload, curves=curves, run=run)
 
     def refresh(self):
         """Take in what other processes have appended to the log."""
@@ -193,7 +193,7 @@ class Review:
                 f"Sample {entry['index']} was annotated when its label was `{entry['label_name']}`; here it is "
                 f"`{given}`. These annotations are of another run.",
             )
-        name = {"right": given, "wrong": entry.get("new_label_name")}.get(verdict or "", "")
+        name: Any = {"right": given, "wrong": entry.get("new_label_name")}.get(verdict or "", "")
         if verdict == "wrong" and (not isinstance(name, str) or not 0 < len(name) <= 200 or "\0" in name):
             raise Refused(400, "A wrong label needs the name of the true class, `new_label_name`.")
         return {
@@ -432,7 +432,7 @@ class _Handler(BaseHTTPRequestHandler):
         maps = re.fullmatch(r"maps/(-?\d{1,18})", path, re.ASCII)
         if path == "":
             self._send(
-                200, review.page().encode(), {"Content-Security-Policy": POLICY.format(script_hash())}, "text/html"
+                200, review.page.encode(), {"Content-Security-Policy": POLICY.format(script_hash())}, "text/html"
             )
         elif path == "rows":
             self._send(200, review.rows(words))

@@ -11,6 +11,7 @@ from hnml_hf.audit.review.queue import (
     common_folder,
     estimate_rate,
     informative_order,
+    order_of_ids,
     rate_strata,
     read_rows,
 )
@@ -164,3 +165,9 @@ def test_a_table_in_another_order_is_sorted(tmp_path, table):
 
     rows, _ = read_rows(write_audit(tmp_path / "other", shuffled) / "noise_scores.parquet")
     assert isinstance(rows, pa.Table) and rows["rank"].to_pylist() == list(range(1, 61))
+
+
+@pytest.mark.parametrize("ids", [[], [3, 0, 1], [7, 2, 0, 5], [-3, 9, 0], [10**12, 5]])
+def test_ids_are_sorted(ids):
+    ids = np.array(ids, np.int64)
+    np.testing.assert_array_equal(order_of_ids(ids), np.argsort(ids))

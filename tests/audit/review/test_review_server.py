@@ -6,12 +6,15 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.client import HTTPConnection
 
 import numpy as np
 import pytest
+from commands import ROOT
 from PIL import Image
 from reviews import NAMES, ask, entry, make_run, serving, start_review
 
@@ -360,3 +363,15 @@ def test_a_connection_is_used_again(server):
         assert connection.getresponse().read()
     assert time.perf_counter() - start < 2
     connection.close()
+
+
+def test_a_review_starts_without_what_takes_seconds_to_import(tmp_path):
+    make_run(tmp_path, images=False)
+    code = (
+        "import sys\n"
+        "from hnml_hf.audit.review.server import open_review\n"
+        f"assert '<main' in open_review({str(tmp_path / 'run')!r}).page\n"
+        "print({'pandas', 'scipy', 'sklearn', 'torch', 'datasets', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
