@@ -20,6 +20,7 @@ from hnml_hf.audit.dynamics import read_dynamics
 from hnml_hf.data.checks import load_exclusions
 from hnml_hf.data.noise_file import load_noise_file
 from hnml_hf.hub.upload import PUBLISHED
+from hnml_hf.training.resume.configuration import changeable_configuration, fixed_configuration
 from hnml_hf.training.resume.files import seal
 
 
@@ -160,7 +161,7 @@ def test_a_hostile_checkpoint_does_not_run(name, hostile, tiny_dataset, tmp_path
     with pytest.raises(CheckpointError, match=f"`{name}` has"):
         resumed.train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / "manifest.json").unlink()
-    seal(checkpoint, resumed.fixed_configuration(), resumed.changeable_configuration(), order=1)
+    seal(checkpoint, fixed_configuration(resumed), changeable_configuration(resumed), order=1)
     with pytest.raises(pickle.UnpicklingError):
         resumed.train(resume_from_checkpoint=str(checkpoint))
     assert not trace.exists()

@@ -291,9 +291,28 @@ class HNMLTrainingArguments(TrainingArguments):
         return self.objective in SYNTHETIC_OBJECTIVES
 
     @property
+    def uses_memory(self) -> bool:
+        """Whether the targets of the consistency come from each sample's running predictions."""
+        return self.teacher_source == "memory" and self.objective in TEACHER_OBJECTIVES
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether they come from a forward pass of the averaged weights."""
+        return self.teacher_source == "ema" and self.objective in TEACHER_OBJECTIVES
+
+    @property
     def recomputes_activations(self) -> bool:
         """`activation_checkpointing`, which older versions of transformers know as `gradient_checkpointing` only."""
         return bool(getattr(self, "activation_checkpointing", False) or self.gradient_checkpointing)
+
+    def term_weights(self, meta_weight: float) -> dict[str, float]:
+        """Weight of each term of the loss that is above 0, where the meta terms have the weight `meta_weight`."""
+        weights = {
+            "base": 1.0,
+            "consistency": meta_weight * self.consistency_weight * (self.objective in TEACHER_OBJECTIVES),
+            "mask_guided": meta_weight * self.mask_weight * (self.objective in HNML_OBJECTIVES),
+        }
+        return {name: weight for name, weight in weights.items() if weight > 0}
 
     def takes_soft_labels(self) -> bool:
         """Whether the objective has a meaning for images, and labels, that are mixed."""

@@ -5,9 +5,12 @@ and figures of each process, and are held by the trainer.
 """
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate.utils import gather, gather_object
 from safetensors.torch import load_file, save_file
@@ -15,14 +18,15 @@ from timm.utils import ModelEmaV3
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
-from ..audit.dynamics import DYNAMICS_FILE, TrainingDynamics
+from ..audit.dynamics import AUDIT_FOLDER, DYNAMICS_FILE, TrainingDynamics
 from ..audit.noise_model import estimate_noise_rate
+from ..audit.table import image_paths, noise_scores
 from ..data.targets import mean_targets
 from .distributed import any_process, broadcast_buffers, check_ranks_agree, tensor_digests
 from .dynamics_buffer import DynamicsBuffer
-from .flops import CostMeter
-from .memorization import UPDATE_EVERY, MemorizationMonitor
-from .step_monitor import StepMonitor, non_finite_error
+from .flops import CostMeter, peak_memory_mib
+from .memorization import UPDATE_EVERY, MemorizationMonitor, create_monitor
+from .step_monitor import StepMonitor, label_agreement, non_finite_error
 from .target_memory import create_memory
 
 
@@ -57,6 +61,10 @@ class CheckpointedCallback(TrainerCallback):
 
     def load_progress(self, progress: dict):
         """Go on from [`~CheckpointedCallback.progress`]."""
+
+    def figures(self) -> dict[str, float]:
+        """What it adds to an entry of the log that has a training loss. All processes are asked."""
+        return {}
 
 
 class EvaluationDelay(TrainerCallback):
@@ -108,6 +116,11 @@ class Teacher(CheckpointedCallback):
         self.network.load_state_dict(load_file(folder / TEACHER_FOLDER / "model.safetensors"))
 
 
+def create_teacher(model, args) -> Teacher | None:
+    """The teacher of a run that learns from it or is measured by it."""
+    return Teacher(model, decay=args.teacher_decay) if args.uses_teacher or args.eval_teacher else None
+
+
 class PredictionMemory(CheckpointedCallback):
     """Each training sample's running average of the student's predictions; arguments as of [`create_memory`]."""
 
@@ -132,6 +145,14 @@ class PredictionMemory(CheckpointedCallback):
         process."""
         self.store.update(gather(index), gather(probabilities))
         return self.store[index]
+
+
+def create_prediction_memory(model, args, dataset) -> PredictionMemory | None:
+    """The memory of a run whose targets or regulariser come from it."""
+    if dataset is None or not (args.uses_memory or args.objective == "elr"):
+        return None
+    options = {"decay": args.elr_decay, "device": args.device, "folder": args.output_dir}
+    return PredictionMemory(dataset.index, model.config.num_labels, **options)
 
 
 class RefreshedTargets(CheckpointedCallback):
@@ -176,6 +197,11 @@ class RefreshedTargets(CheckpointedCallback):
         self._take((state["classes"], state["probabilities"]))
 
 
+def create_refreshed_targets(trainer, judge_again) -> RefreshedTargets | None:
+    """The targets of a run with `targets=refreshed`."""
+    return RefreshedTargets(trainer, judge_again) if trainer.targets == "refreshed" else None
+
+
 class DynamicsRecorder(CheckpointedCallback):
     """Training dynamics: what the steps saw of each sample goes, now and then, to the monitor and to the records.
 
@@ -204,6 +230,33 @@ class DynamicsRecorder(CheckpointedCallback):
             self.monitor.reset()
         self.buffer = DynamicsBuffer(monitor=self.monitor, dynamics=self.dynamics)
 
+    def watch(self, inputs: dict, monitors: dict, state):
+        """Take one batch and the monitors of its objective in, without waiting for the device; `state` is the
+        Trainer's."""
+        logits = monitors["logits"].detach()
+        self.buffer.add(
+            inputs["index"],
+            inputs["labels"],
+            probabilities=monitors.get("teacher_probabilities", logits.float().softmax(-1)),
+            student_predictions=logits.argmax(-1),
+            foreground_logits=monitors.get("foreground_logits"),
+            weights=inputs.get("sample_weights"),
+            held_out=inputs.get("held_out"),
+            step=state.global_step,
+            epoch=int(state.epoch or 0),
+        )
+
+    def figures(self):
+        if self.monitor is None:
+            return {}
+        return {"memorized_share": self.monitor.memorized_share(), "meta_weight": self.monitor.meta_weight}
+
+    def scores(self, id2label: Mapping[int, str], **facts) -> pd.DataFrame:
+        """The table of [`noise_scores`] of what was seen so far, most probably wrong first; `facts` as there."""
+        table = noise_scores(self.dynamics.records, [id2label[label] for label in range(self.num_labels)], **facts)
+        table["path"] = image_paths(self.dataset.dataset)
+        return table.sort_values("rank")
+
     def on_step_end(self, args, state, control, **kwargs):
         if len(self.buffer) >= BATCHES_KEPT:  # between steps, where a checkpoint would take them in too
             self.buffer.flush()
@@ -230,6 +283,27 @@ class DynamicsRecorder(CheckpointedCallback):
             self.monitor.load_state_dict(json.loads((folder / MONITOR_FILE).read_text(encoding="utf-8")))
         if self.dynamics is not None:
             self.dynamics.load(folder / DYNAMICS_FILE)
+
+
+def create_recorder(trainer, *, mixes: bool) -> DynamicsRecorder | None:
+    """The recorder of a run, with its monitor, for which labels of the training set are held out of every loss.
+
+    Args:
+        trainer ([`HNMLTrainer`]): with `args`, `model` and `train_dataset`.
+        mixes (`bool`): whether images are mixed: a mixed one is no sample, and nothing is kept of it.
+    """
+    args, data = trainer.args, trainer.train_dataset
+    if data is None:
+        return None
+    monitor = create_monitor(args, len(data))
+    data.hold_out(0 if monitor is None else monitor.fraction, seed=args.seed)
+    return DynamicsRecorder(
+        data,
+        trainer.model.config.num_labels,
+        monitor=monitor,
+        keep_dynamics=trainer.is_world_process_zero() and not mixes,
+        path=os.path.join(args.output_dir, AUDIT_FOLDER, DYNAMICS_FILE),
+    )
 
 
 class NoiseRate(CheckpointedCallback):
@@ -275,6 +349,15 @@ class NoiseRate(CheckpointedCallback):
     def load_progress(self, progress):
         self.rate = progress["rate"]
 
+    def figures(self):
+        return {} if self.rate is None else {"noise_rate": self.rate}
+
+
+def create_noise_rate(trainer, cross_validated) -> NoiseRate | None:
+    """The noise rate of a run with `symmetric_correction`."""
+    wanted = trainer.args.symmetric_correction and trainer.train_dataset is not None
+    return NoiseRate(trainer, cross_validated) if wanted else None
+
 
 class Cost(CheckpointedCallback):
     """Counts what the steps cost; see [`CostMeter`]."""
@@ -294,6 +377,10 @@ class Cost(CheckpointedCallback):
         for kind, ratio, steps in progress["kinds"]:
             self.meter.ratios[frozenset(kind)], self.meter.steps[frozenset(kind)] = ratio, steps
 
+    def summary(self, device: torch.device) -> dict[str, float]:
+        """What the end of the log says of the whole run."""
+        return {"cost_ce": round(self.meter.cost, 3), "peak_memory_mib": round(peak_memory_mib(device), 1)}
+
 
 class FiniteCheck(CheckpointedCallback):
     """Keeps what the log averages, and stops before the optimizer step that would spread a value that is not finite.
@@ -310,6 +397,16 @@ class FiniteCheck(CheckpointedCallback):
 
     def reset(self):
         self.monitor = StepMonitor()
+
+    def watch(self, inputs: dict, terms: dict[str, torch.Tensor], monitors: dict[str, torch.Tensor]):
+        """Take one batch, its losses `(b,)` and the monitors of its objective in, without waiting for the device."""
+        figures = {name: value for name, value in monitors.items() if value.ndim == 0}
+        predicted = monitors["logits"].detach().argmax(-1)
+        figures |= label_agreement(predicted, inputs["labels"], inputs["clean_labels"])
+        self.monitor.watch(inputs["index"], terms, figures)
+
+    def figures(self):
+        return self.monitor.averages()  # of all processes
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

@@ -1,4 +1,4 @@
-"""What is wrong with training data is said before training starts."""
+"""What is wrong with a trainer or its data is said before training starts."""
 
 from collections.abc import Collection
 
@@ -7,6 +7,43 @@ from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
+
+
+def check_arguments(args, *, model_init=None, **others):
+    """Raise `ValueError` if a trainer is given `model_init`, and take one device where several are visible.
+
+    Args:
+        args ([`HNMLTrainingArguments`]): told that there is one device.
+        model_init, others: as of transformers' Trainer.
+    """
+    if model_init is not None:
+        raise ValueError(
+            "`model_init` would put another model instead of the one that the teacher is a copy of. Give the "
+            "model itself, and build a new trainer for each run."
+        )
+    if args.n_gpu > 1:
+        logger.warning(
+            f"{args.n_gpu} GPUs are visible and this is one process: it uses the first. For all of them: "
+            f"`accelerate launch --multi_gpu --num_processes {args.n_gpu} scripts/train.py ...`."
+        )
+        args._n_gpu = 1  # else transformers would cut the batch up and leave its labels whole (DataParallel)
+
+
+def check_whole_weights(trainer):
+    """Raise `ValueError` if a process of a trainer holds a part of the weights only."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "FSDP and DeepSpeed hold a part of the weights on each process, but the teacher and the virtual step "
+            "need all of them. Start with `accelerate launch --multi_gpu` instead."
+        )
+
+
+def check_data(args, dataset, num_labels: int, *, mixes: bool, provided: Collection[str]):
+    """Raise `ValueError` if a run with these options cannot train on a dataset, or None; arguments as below."""
+    if dataset is not None:
+        check_training_data(dataset, num_labels)
+        check_sample_weights(dataset, mixes=mixes, objective=args.objective, provided=provided)
+    check_symmetric_correction(args, dataset, mixes=mixes, provided=provided)
 
 
 def check_training_data(dataset, num_labels: int):

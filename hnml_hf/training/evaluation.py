@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from ..common.finite import require_finite_outputs
 from ..data.resident import ResidentDataset
 from .distributed import broadcast_buffers
-from .resume.trainer import LAST_FOLDER
+from .resume.trainer import LAST_FOLDER, replaced
 
 
 WORKER_OPTIONS = {
@@ -34,44 +34,12 @@ class EvaluationMixin:
     def networks(self):
         return [self.model] if self.teacher is None else [self.model, self.teacher.network]
 
-    @contextmanager
-    def _evaluating(self, which: str):
-        self._evaluated, before = which, self._evaluated
-        try:
-            yield
-        finally:
-            self._evaluated = before
-
-    @contextmanager
     def _unmixed(self):
-        collator = self.data_collator
-        self.data_collator = getattr(collator, "unmixed", collator)
-        try:
-            yield
-        finally:
-            self.data_collator = collator
+        return replaced(self, data_collator=getattr(self.data_collator, "unmixed", self.data_collator))
 
-    @contextmanager
-    def _passing_workers(self):
-        """Workers of a loader that is used once must not outlive it."""
-        persist, self.args.dataloader_persistent_workers = self.args.dataloader_persistent_workers, False
-        try:
-            yield
-        finally:
-            self.args.dataloader_persistent_workers = persist
-
-    @contextmanager
     def _without_workers(self, dataset):
         """Batches that are prepared on the device come from this process, and need no pinned memory."""
-        kept = {name: getattr(self.args, name) for name in WORKER_OPTIONS}
-        if isinstance(dataset, ResidentDataset):
-            for name, value in WORKER_OPTIONS.items():
-                setattr(self.args, name, value)
-        try:
-            yield
-        finally:
-            for name, value in kept.items():
-                setattr(self.args, name, value)
+        return replaced(self.args, **(WORKER_OPTIONS if isinstance(dataset, ResidentDataset) else {}))
 
     def get_train_dataloader(self):
         with self._without_workers(self.train_dataset):
@@ -87,8 +55,12 @@ class EvaluationMixin:
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
-        """As the parent's, but images are not mixed, and its workers end with it."""
-        with self._unmixed(), self._passing_workers(), self._without_workers(test_dataset):
+        """As the parent's, but images are not mixed, and its workers, which are used once, end with it."""
+        with (
+            self._unmixed(),
+            replaced(self.args, dataloader_persistent_workers=False),
+            self._without_workers(test_dataset),
+        ):
             return super().get_test_dataloader(test_dataset)
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
@@ -119,7 +91,7 @@ class EvaluationMixin:
         one_dataset = not isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
         if self.teacher is not None and self.measure_both and one_dataset:
             other = "student" if self._evaluated == "teacher" else "teacher"
-            with self._evaluating(other):
+            with replaced(self, _evaluated=other):
                 output = self.evaluation_loop(
                     self.get_eval_dataloader(eval_dataset),
                     f"Evaluation of the {other}",
@@ -128,6 +100,8 @@ class EvaluationMixin:
             others = {name: value for name, value in output.metrics.items() if "preparation" not in name}
             self.log(others)
             metrics.update(others)
+        if self.is_in_train and eval_dataset is None:
+            require_measured(self.args.metric_for_best_model, metrics)
         return metrics
 
     @contextmanager
@@ -140,3 +114,17 @@ class EvaluationMixin:
             yield
         finally:
             model.load_state_dict(best)
+
+
+def require_measured(chosen: str | None, metrics: dict[str, float]):
+    """Raise `ValueError` if what chooses the best model is not among the metrics; transformers has a `KeyError`.
+
+    Args:
+        chosen (`str`, *optional*): `metric_for_best_model`, with or without `eval_`.
+        metrics (`dict[str, float]`): of an evaluation in training.
+    """
+    if chosen is not None and f"eval_{chosen.removeprefix('eval_')}" not in metrics:
+        raise ValueError(
+            f"`metric_for_best_model={chosen}` is not measured. There are {', '.join(sorted(metrics))}. Name one of "
+            "them, or return it from `compute_metrics`."
+        )

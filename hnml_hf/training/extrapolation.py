@@ -5,7 +5,7 @@ from the past (Popov 1980) with the optimizer's momentum in place of the last gr
 """
 
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch.nn.utils import get_total_norm
@@ -69,3 +69,21 @@ def extrapolated(directions: Mapping[torch.Tensor, torch.Tensor], *, distance: f
         yield
     finally:
         torch._foreach_copy_(parameters, originals)
+
+
+def extrapolated_step(
+    args, optimizer: torch.optim.Optimizer, *, meta_weight: float, step: int
+) -> AbstractContextManager:
+    """[`extrapolated`] by as much as the options of a run ask for.
+
+    Args:
+        args ([`HNMLTrainingArguments`]): `extrapolation` in optimizer steps, and the peak learning rate.
+        optimizer (`torch.optim.Optimizer`): whose momentum is followed.
+        meta_weight (`float`): the share of it, in [0, 1].
+        step (`int`): of training, from 0.
+    """
+    distance = meta_weight * args.extrapolation * args.learning_rate
+    # where it may be asked for later, the first steps show whether the optimizer can serve
+    if not distance and not (args.extrapolation and step <= 1):
+        return nullcontext()
+    return extrapolated(running_directions(optimizer), distance=distance, normalized=args.extrapolation_normalized)

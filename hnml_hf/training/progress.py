@@ -9,7 +9,8 @@ import time
 from contextlib import contextmanager
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 
 TRAINING_FIGURES = {  # entry of the log: what it is called, and how it is written
@@ -156,3 +157,13 @@ class Progress(TrainerCallback):
         if self.training_bar is not None:
             self.training_bar.close()
             self.training_bar = None
+
+
+def show_progress(trainer, *, evaluated: str) -> Progress:
+    """Put [`Progress`] in the place of what transformers prints; `evaluated` is `teacher` or `student`."""
+    args = trainer.args
+    trainer.remove_callback(PrinterCallback if args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+    images = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    display = Progress(images_per_step=images, evaluated=evaluated)
+    trainer.add_callback(display)
+    return display

@@ -141,10 +141,11 @@ class RecordingTrainer(HNMLTrainer):
     def record(self, epochs: int, samples: int):
         self.said = np.zeros((epochs, samples, NUM_LABELS), np.float16)
 
-    def _watch(self, terms, monitors, inputs):
+    def objective_step(self, model, pixel_values, *, inputs, active_terms):
+        terms, monitors = super().objective_step(model, pixel_values, inputs=inputs, active_terms=active_terms)
         epoch, index = int(self.state.epoch or 0), inputs["index"].cpu().numpy()
         self.said[epoch, index] = monitors["logits"].detach().float().softmax(-1).cpu().numpy()
-        super()._watch(terms, monitors, inputs)
+        return terms, monitors
 
 
 def load_images(setting: Setting, data_root: Path, *, pretrained: bool) -> MemoryImages:

@@ -409,7 +409,7 @@ def test_an_overflow_of_float16_is_left_to_its_scaler(tiny_dataset, tmp_path, mo
 def test_nothing_is_computed_for_an_extrapolation_that_is_not_taken(tiny_dataset, tmp_path, monkeypatch):
     """After the first steps, which show whether the optimizer keeps a running gradient."""
     calls = []
-    monkeypatch.setattr("hnml_hf.training.trainer.running_directions", lambda optimizer: calls.append(optimizer) or {})
+    monkeypatch.setattr("hnml_hf.training.extrapolation.running_directions", lambda optimizer: calls.append(optimizer) or {})
     trainer = build_trainer(tmp_path, tiny_dataset, max_steps=4)
     trainer.meta_weight = lambda: 0.0
     trainer.train()
@@ -436,10 +436,10 @@ def test_second_order_through_attention(tiny_dataset, tmp_path):
     assert np.isfinite(trainer.state.log_history[0]["consistency"])
 
 
-def test_the_meta_weight_scales_both_levels(tiny_dataset, tmp_path):
-    trainer = build_trainer(tmp_path, tiny_dataset, consistency_weight=3.0, mask_weight=2.0)
-    assert trainer.term_weights(0.0) == {"base": 1}
-    assert trainer.term_weights(0.5) == {"base": 1, "consistency": 1.5, "mask_guided": 1}
+def test_the_meta_weight_scales_both_levels(tmp_path):
+    args = arguments(tmp_path, consistency_weight=3.0, mask_weight=2.0)
+    assert args.term_weights(0.0) == {"base": 1}
+    assert args.term_weights(0.5) == {"base": 1, "consistency": 1.5, "mask_guided": 1}
 
 
 def test_draws_follow_from_seed_step_and_samples():

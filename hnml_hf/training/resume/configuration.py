@@ -6,10 +6,29 @@ import re
 from ..args import HNMLTrainingArguments
 
 
-def fixed_of_method(trainer) -> dict:
-    """What the state of teacher, memory, monitor and records is made of or belongs to; JSON values."""
+# options of transformers that make batches, or that belong to what comes back with the state (the optimizer, the best
+# figure so far), where another value is lost
+FIXED_OPTIONS = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last", "train_sampling_strategy"),
+    *("seed", "data_seed", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("metric_for_best_model", "greater_is_better"),
+)
+# those that take effect from here on; the learning rate by [`ResumableTrainer`]
+FREE_OPTIONS = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps"),
+    *("activation_checkpointing", "torch_compile_backend", "torch_compile_mode", "full_determinism", "eval_delay"),
+    *("max_grad_norm", "bf16", "fp16", "tf32", "torch_compile", "ignore_data_skip", "eval_strategy", "eval_steps"),
+)
+
+
+def fixed_configuration(trainer) -> dict:
+    """What a run that goes on must have in common with the one that it continues: what its batches, and the state of
+    optimizer, teacher, memory, monitor and records, are made of or belong to; JSON values."""
     args, data = trainer.args, trainer.train_dataset
+    options = args.to_dict()
     return {
+        "processes": args.world_size,
+        **{name: options.get(name) for name in FIXED_OPTIONS},
         "objective": args.objective,
         "targets": trainer.targets,
         "monitor_fraction": 0.0 if trainer.monitor is None else trainer.monitor.fraction,
@@ -23,11 +42,12 @@ def fixed_of_method(trainer) -> dict:
     }
 
 
-def changeable_of_method(trainer) -> dict:
-    """What else the course of a run depends on; JSON values."""
+def changeable_configuration(trainer) -> dict:
+    """What else its course depends on, and may be changed for the rest of it; JSON values."""
     options, data = trainer.args.to_dict(), trainer.train_dataset
-    own = HNMLTrainingArguments.__annotations__.keys() - trainer.fixed_configuration().keys()
+    own = HNMLTrainingArguments.__annotations__.keys() - fixed_configuration(trainer).keys()
     return {
+        **{name: options.get(name) for name in FREE_OPTIONS},
         **{name: options[name] for name in sorted(own)},
         "batch_norm_frozen": trainer.model.batch_norm_frozen,
         "model_args": trainer.model.config.model_args,

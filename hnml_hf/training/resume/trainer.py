@@ -5,14 +5,11 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler, SkipBatchSampler
 from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -22,28 +19,15 @@ from ...common.finite import require_finite_weights
 from ..callbacks import CheckpointedCallback
 from ..distributed import any_process, on_first_process, require_same_on_all_processes, tensor_digests
 from . import files as checkpoints
+from .configuration import changeable_configuration, fixed_configuration
 from .files import UNFINISHED_FOLDER, CheckpointError
+from .loading import guarded_workers, set_sampler_epoch
 from .signals import StopSignals, TrainingInterrupted
 
 
 logger = logging.get_logger(__name__)
 
 LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loaded at the end
-
-# options of transformers that make batches, or that belong to what comes back with the state (the optimizer, the best
-# figure so far), where another value is lost
-FIXED_OPTIONS = (
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last", "train_sampling_strategy"),
-    *("seed", "data_seed", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    *("metric_for_best_model", "greater_is_better"),
-)
-# those that take effect from here on; the learning rate by [`ResumableTrainer`]
-FREE_OPTIONS = (
-    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps"),
-    *("activation_checkpointing", "torch_compile_backend", "torch_compile_mode", "full_determinism", "eval_delay"),
-    *("max_grad_norm", "bf16", "fp16", "tf32", "torch_compile", "ignore_data_skip", "eval_strategy", "eval_steps"),
-)
-
 
 OF_EACH_PROCESS = ("local_rank", "logging_dir", "hub_token")  # options that processes need not have in common
 
@@ -52,9 +36,8 @@ class ResumableTrainer(Trainer):
     """Checkpoints that are complete or not there, resumed exactly; SIGTERM and SIGINT finish the step and save.
 
     One run at a time may train in an output folder. All processes resume from the checkpoint that the first one found.
-    What a run has learned beside its weights is in its callbacks ([`CheckpointedCallback`]). A subclass says by
-    `fixed_configuration` and `changeable_configuration` what must not change between runs, and what not
-    without notice.
+    What a run has learned beside its weights is in its callbacks ([`CheckpointedCallback`]). What must not change
+    between runs, and what not without notice, is in `configuration.py`.
     """
 
     def __init__(self, model, args, **kwargs):
@@ -64,16 +47,6 @@ class ResumableTrainer(Trainer):
         self.stop_asked = False  # the same on all processes
         self._resumed_from: str | None = None
         self.add_callback(SaveWhenTheEpochIsOver(self))
-
-    def fixed_configuration(self) -> dict:
-        """What a run that goes on must have in common with the one that it continues; JSON values."""
-        options = self.args.to_dict()
-        return {"processes": self.args.world_size, **{name: options.get(name) for name in FIXED_OPTIONS}}
-
-    def changeable_configuration(self) -> dict:
-        """What else its course depends on, and may be changed for the rest of it; JSON values."""
-        options = self.args.to_dict()
-        return {name: options.get(name) for name in FREE_OPTIONS}
 
     def on_first_process(self, function: Callable, *arguments):
         """Call it on the first process alone; its result, or its error, reaches all of them."""
@@ -89,8 +62,8 @@ class ResumableTrainer(Trainer):
                 is writing to the output folder.
             TrainingInterrupted: after SIGTERM or SIGINT, when the checkpoint is written. Runs that save none
                 (`save_strategy="no"`) leave both signals alone.
-            ValueError: the checkpoint belongs to a run with another `fixed_configuration`. What differs in
-                `changeable_configuration` is named in a warning, and takes effect.
+            ValueError: the checkpoint belongs to a run with another [`fixed_configuration`]. What differs
+                in [`changeable_configuration`] is named in a warning, and takes effect.
         """
         if self.args.world_size > 1 and self.train_dataset is not None:
             require_same_on_all_processes(self._started_with())
@@ -100,6 +73,8 @@ class ResumableTrainer(Trainer):
             if self.state.global_step:  # trained before: what was seen then is no part of this run
                 for part in self.parts:
                     part.reset()
+            if start is not None:  # the run was evaluated when it started
+                held.enter_context(replaced(self.args, eval_on_start=False))
             if self.args.save_strategy != "no":
                 held.enter_context(self.signals)
             output = super().train(start, trial, ignore_keys_for_eval)
@@ -112,8 +87,8 @@ class ResumableTrainer(Trainer):
         digests = tensor_digests(self.model.state_dict()).tolist()
         return {
             **{name: value for name, value in options.items() if name not in OF_EACH_PROCESS},
-            **self.fixed_configuration(),
-            **self.changeable_configuration(),
+            **fixed_configuration(self),
+            **changeable_configuration(self),
             "weights at the start": hash(tuple(digests)),
         }
 
@@ -133,7 +108,7 @@ class ResumableTrainer(Trainer):
         held.enter_context(checkpoints.run_lock(folder))
         start = checkpoints.resolve(resume_from_checkpoint, folder)
         if start is not None:
-            checkpoints.require_same_run(start, self.fixed_configuration(), self.changeable_configuration())
+            checkpoints.require_same_run(start, fixed_configuration(self), changeable_configuration(self))
         others = [path.name for path in checkpoints.checkpoints(folder) if str(path) != start]
         if start is None and others:
             logger.warning(
@@ -151,25 +126,6 @@ class ResumableTrainer(Trainer):
                 "`--dataloader_drop_last`."
             )
         return guarded_workers(loader, self.args.seed)
-
-    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
-        if skip_scheduler and self._resumed_from is not None:  # `eval_on_start`, of a run that started before
-            return {}
-        with self._metric_is_measured():
-            return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-
-    def _determine_best_metric(self, metrics, trial):
-        with self._metric_is_measured():
-            return super()._determine_best_metric(metrics, trial)
-
-    @contextmanager
-    def _metric_is_measured(self):
-        try:
-            yield
-        except KeyError as error:
-            if "metric_for_best_model" not in str(error):
-                raise
-            raise ValueError(str(error.args[0])) from error  # a user's mistake, and its message says what there is
 
     def get_eval_dataloader(self, eval_dataset=None):
         return guarded_workers(super().get_eval_dataloader(eval_dataset), self.args.seed)
@@ -227,8 +183,8 @@ class ResumableTrainer(Trainer):
         self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))  # again: it names the best checkpoint
         checkpoints.seal(
             unfinished,
-            self.fixed_configuration(),
-            self.changeable_configuration(),
+            fixed_configuration(self),
+            changeable_configuration(self),
             order=checkpoints.next_order(folder),
         )
         checkpoints.publish(unfinished, checkpoint)
@@ -404,49 +360,3 @@ def replaced(options, **values):
     finally:
         for name, value in before.items():
             setattr(options, name, value)
-
-
-def guarded_workers(loader, seed: int):
-    """The loader, whose workers do not hear the signals of its process group, and which has a generator of its own.
-
-    An iterator draws the seed of its workers when it is made, and a resumed run makes more of them: out of the global
-    generator, every draw after it (dropout, drop path) would be another one.
-    """
-    inner = loader.base_dataloader  # accelerate's wrapper reads its attributes there, but does not set them there
-    if getattr(inner.worker_init_fn, "func", None) is not leave_process_group:
-        inner.worker_init_fn = partial(leave_process_group, inner.worker_init_fn)
-        inner.generator = torch.Generator().manual_seed(seed)
-    return loader
-
-
-def leave_process_group(initialize: Callable | None, worker: int):
-    """Start of a loader worker, before its own one.
-
-    A signal to the process group, as a terminal and some launchers send it, must not take the data away from the step
-    that is to be finished. PyTorch ends a worker by SIGTERM, and it notices by itself that its parent is gone.
-    """
-    if os.name == "posix":
-        os.setpgrp()
-    if initialize is not None:
-        initialize(worker)
-
-
-def set_sampler_epoch(dataloader, epoch: int):
-    """Tell the sampler which epoch's order to draw.
-
-    accelerate tells it the epoch, or the dataset, but not always both: over several processes the dataset is left out,
-    and after a resume inside an epoch the one or the other, so that augmentation or order are those of another epoch.
-
-    Raises:
-        ValueError: if the order does not follow from seed and epoch, so that no resume could repeat it.
-    """
-    batches = dataloader.batch_sampler
-    while isinstance(batches, (BatchSamplerShard, SkipBatchSampler)):
-        batches = batches.batch_sampler
-    if isinstance(batches.sampler, SeedableRandomSampler):
-        batches.sampler.set_epoch(epoch)
-    elif not isinstance(batches.sampler, SequentialSampler):
-        raise ValueError(
-            f"The order of samples comes from a `{type(batches.sampler).__name__}`, which no resume can repeat. Leave "
-            "`accelerator_config` at its defaults, and `train_sampling_strategy` at `random` or `sequential`."
-        )
