@@ -160,7 +160,7 @@ class Progress(TrainerCallback):
 
 
 def show_progress(trainer, *, evaluated: str) -> Progress:
-    """Put [`Progress`] in the place of what transformers prints; `evaluated` is `teacher` or `student`."""
+    """Let [`Progress`] print, not transformers; `evaluated` is `teacher` or `student`."""
     args = trainer.args
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
     images = args.train_batch_size * args.gradient_accumulation_steps * args.world_size

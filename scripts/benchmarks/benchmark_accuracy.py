@@ -36,6 +36,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from figures import drawing, save
 from provenance import provenance
 
 
@@ -53,6 +54,7 @@ KEPT_CURVES = {name: name for name in ("label_agreement", "memorized", "meta_wei
     for split in ("validation", "test")
     for model in ("", "_student", "_teacher")
 }
+STORED_CURVES = ("epoch", "test", "validation", "memorized", "meta_weight")  # what tables and figures are made of
 RENAMED = (  # in records of earlier versions: methods, options and curves
     ("look-ahead", "extrapolation"),
     ("constant rate", "constant learning rate"),
@@ -151,8 +153,22 @@ def finished(path: Path) -> dict[str, dict]:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        records[record["cell"]] = record
+        records[record["cell"]] = record | {"curve": by_epoch(record.get("curve", []))}
     return records
+
+
+def by_name(curve: list[dict]) -> dict[str, list]:
+    """A curve as it is stored: the values of all epochs by their name, None where an epoch has none."""
+    names = [name for name in STORED_CURVES if any(name in entry for entry in curve)]
+    return {name: [entry.get(name) for entry in curve] for name in names}
+
+
+def by_epoch(curve: dict[str, list] | list[dict]) -> list[dict]:
+    """The other way; records of earlier versions have a curve by epoch already."""
+    if isinstance(curve, list):
+        return curve
+    entries = (dict(zip(curve, values, strict=True)) for values in zip(*curve.values(), strict=True))
+    return [{name: value for name, value in entry.items() if value is not None} for entry in entries]
 
 
 def same_options(command: str, other: str) -> bool:
@@ -164,8 +180,9 @@ def same_options(command: str, other: str) -> bool:
 def append(path: Path, record: dict):
     """Add a line to the records, on a line of its own even if the last one was cut off."""
     cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
+    stored = record | {"curve": by_name(record.get("curve", []))}
     with open(path, "a", encoding="utf-8") as file:
-        file.write("\n" * cut_off + json.dumps(record) + "\n")
+        file.write("\n" * cut_off + json.dumps(stored, separators=(",", ":")) + "\n")
 
 
 def device() -> str:
@@ -359,20 +376,13 @@ def table(records: list[dict]) -> str:
 
 def plot(records: list[dict], path: Path):
     """Per noise: accuracy and fit of wrong labels over the epochs, and accuracy over cost."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise SystemExit("--plot needs matplotlib: pip install 'hnml_hf[benchmark]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.lines
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     groups = grouped(records)
     noises = list(dict.fromkeys(noise for noise, *_ in groups))
     figure, panels = pyplot.subplots(
         len(noises), 3, figsize=(15, 4 * len(noises)), layout="constrained", squeeze=False
     )
-    palette = [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
+    palette = [pyplot.get_cmap("tab20")(i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
     looks = itertools.cycle((colour, *form) for form in (("-", "o"), ("--", "s"), (":", "^")) for colour in palette)
     styles = {}
     for (noise, backbone, method), group in groups.items():
@@ -395,11 +405,11 @@ def plot(records: list[dict], path: Path):
     for panel in panels.flat:  # of wrong labels there is nothing to show where no label is wrong
         panel.set_visible(not all(math.isnan(y) for line in panel.get_lines() for y in line.get_ydata()))
     keys = [
-        matplotlib.lines.Line2D([], [], color=colour, linestyle=line, marker=marker, label=label)
+        pyplot.Line2D([], [], color=colour, linestyle=line, marker=marker, label=label)
         for label, (colour, line, marker) in styles.items()
     ]
-    figure.legend(handles=keys, loc="outside lower center", ncols=4)
-    figure.savefig(path)
+    figure.legend(handles=keys, loc="outside lower center", ncols=3)
+    save(figure, path)
 
 
 def add_parser(subparsers):

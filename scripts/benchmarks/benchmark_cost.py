@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from benchmark_steps import CASES, BareLoop, add_step_options, build_trainers, one_step, origin
+from figures import drawing, save
 from transformers import Trainer
 
 from hnml_hf import HNMLTrainer
@@ -119,13 +120,7 @@ def table(rows: list[dict]) -> str:
 
 def plot(result: dict, path: str):
     """Bars of wall time, FLOPs and memory for each case."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise SystemExit("--plot needs matplotlib: pip install 'hnml_hf[benchmark]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     rows = result["rows"][::-1]
     time_key = "processor_ratio" if "processor_ratio" in rows[0] else "wall_ratio"
     bars = {"time": time_key, "FLOPs": "flops_ratio", "memory": "memory_ratio"}
@@ -138,7 +133,7 @@ def plot(result: dict, path: str):
     axes.set_xlabel("cross-entropy steps")
     axes.set_title(f"{rows[0]['backbone']} at {rows[0]['image_size']} pixels, {result['hardware']}", fontsize=9)
     axes.legend()
-    figure.savefig(path)
+    save(figure, path)
     pyplot.close(figure)
 
 

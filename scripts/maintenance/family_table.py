@@ -280,6 +280,12 @@ Where a remark counts unused parameters, training on several devices needs `--dd
 """
 
 
+def as_lines(results: dict) -> str:
+    """JSON with a line for each row."""
+    rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in results["rows"])
+    return f'{{"versions":{json.dumps(results["versions"])},"rows":[\n{rows}\n]}}\n'
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="Markdown file to write.")
@@ -318,7 +324,7 @@ def main():
         )
         gc.collect()
         if options.json:
-            options.json.write_text(json.dumps(results, indent=1) + "\n")
+            options.json.write_text(as_lines(results))
     results["rows"].sort(key=lambda row: (row["family"], row["architecture"]))
     if options.output:
         options.output.write_text(render(results))

@@ -1,6 +1,7 @@
 """A suite is a grid of runs; what is finished is kept, whatever happens, and the table is arithmetic."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -257,12 +258,22 @@ def test_one_tiny_run_from_end_to_end(script, write, tmp_path, capsys):
     benchmark.main(["accuracy", "--suite", str(suite), "--work_dir", str(work), "--output", str(table)])
     (line,) = (work / "runs.jsonl").read_text().splitlines()
     found = json.loads(line)
-    assert found["cell"] == "half, CE, seed 3" and 0 <= found["last"] <= 1 and len(found["curve"]) == 2
+    assert found["cell"] == "half, CE, seed 3" and 0 <= found["last"] <= 1 and len(found["curve"]["test"]) == 2
     assert {"last_teacher", "best", "auroc", "cost_ce", "commit", "hardware", "versions", "command"} <= set(found)
     assert str(tmp_path) not in found["command"] and table.read_text().startswith("| noise | method |")
     capsys.readouterr()
     benchmark.main(["accuracy", "--suite", str(suite), "--work_dir", str(work)])
     assert "1 runs, 1 of them finished before" in capsys.readouterr().out
+
+
+def test_a_curve_is_stored_by_name_and_read_by_epoch(script, tmp_path):
+    curve = [{"epoch": 1, "test": 0.1, "test_student": 0.5}, {"epoch": 2, "test": 0.2, "validation": 0.3}]
+    script.append(tmp_path / "runs.jsonl", record("new", last=0.2, curve=curve))
+    (tmp_path / "old.jsonl").write_text(json.dumps(record("old", last=0.2, curve=curve)) + "\n")
+    stored = json.loads((tmp_path / "runs.jsonl").read_text())["curve"]
+    assert stored == {"epoch": [1, 2], "test": [0.1, 0.2], "validation": [None, 0.3]}
+    (new,), (old,) = (script.finished(tmp_path / name).values() for name in ("runs.jsonl", "old.jsonl"))
+    assert new["curve"] == [{"epoch": 1, "test": 0.1}, curve[1]] and old["curve"] == curve
 
 
 # -- the plot ---------------------------------------------------------------------------------------------------------
@@ -281,3 +292,5 @@ def test_no_two_methods_look_alike_and_no_panel_is_empty(script, tmp_path):
     visible = {panel.get_title(): panel.get_visible() for panel in figure.axes}
     assert visible["half: wrong labels that are fitted"] and not visible["none: wrong labels that are fitted"]
     pyplot.close(figure)
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert "method 0</text>" in drawn and "-0 " not in drawn and not re.search(r' [dxy]="[^"]*\d\.\d\d', drawn)

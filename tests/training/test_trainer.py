@@ -409,7 +409,9 @@ def test_an_overflow_of_float16_is_left_to_its_scaler(tiny_dataset, tmp_path, mo
 def test_nothing_is_computed_for_an_extrapolation_that_is_not_taken(tiny_dataset, tmp_path, monkeypatch):
     """After the first steps, which show whether the optimizer keeps a running gradient."""
     calls = []
-    monkeypatch.setattr("hnml_hf.training.extrapolation.running_directions", lambda optimizer: calls.append(optimizer) or {})
+    monkeypatch.setattr(
+        "hnml_hf.training.extrapolation.running_directions", lambda optimizer: calls.append(optimizer) or {}
+    )
     trainer = build_trainer(tmp_path, tiny_dataset, max_steps=4)
     trainer.meta_weight = lambda: 0.0
     trainer.train()
