@@ -46,6 +46,8 @@ TITLES = {
     "HNMLTrainingArguments": "method and training",
 }
 
+WITH_RECIPES, OWN_DATA = ("train", "probe"), "own_folder"  # commands that take one, and the one for DATA of the user
+
 _SOURCE = ("dataset", "dataset_config", "data_dir", "image_column", "label_column", "clean_label_column")
 _RUN = ("output_dir", "seed", "per_device_eval_batch_size", "dataloader_num_workers", "use_cpu")
 # what `--help` shows of commands that have many more options; `--help-all` shows all
@@ -389,9 +391,31 @@ def describe(command: str) -> str:
 def print_help(command: str, *, everything: bool = False):
     """Print the options that a command's users need, or all of them."""
     common = None if everything else COMMON.get(command)
-    create_parser(command, names=common).print_help()
+    parser = create_parser(command, names=common)
+    if command in WITH_RECIPES:
+        _add_defaults_of_own_data(parser)
+    parser.print_help()
     if common is not None:
         print(f"\n`hnml {command} --help-all` lists all options.")
+
+
+def _add_defaults_of_own_data(parser: argparse.ArgumentParser):
+    """Say in the help which options have another default for DATA of the user, and where it is from."""
+    import yaml  # not for a typo
+
+    own = yaml.safe_load(find_recipe(OWN_DATA).read_text(encoding="utf-8"))
+    for action in parser._actions:
+        if (
+            action.dest in own
+            and action.dest != "dataset"
+            and action.option_strings
+            and action.help != argparse.SUPPRESS
+        ):
+            value = str(own[action.dest])
+            value = value.lower() if isinstance(own[action.dest], bool) else value
+            without = "" if action.default in (None, False) else "; without a recipe %(default)s"
+            action.help = f"{action.help} (default for your own DATA: {value}, from the recipe {OWN_DATA}{without})"
+            action.default = argparse.SUPPRESS if not without else action.default
 
 
 def answer_help(command: str, words: list[str]):

@@ -127,6 +127,13 @@ def print_table(title: str, metrics: dict):
     print("\n".join(["", title, *lines, ""]))
 
 
+def loss_in_words(args: HNMLTrainingArguments, targets: str) -> str:
+    """The objective, and what else its loss allows for."""
+    more = ["loss corrected for symmetric noise"] if args.symmetric_correction else []
+    more += {"posterior": ["targets of the judge"], "refreshed": ["targets judged again each epoch"]}.get(targets, [])
+    return ", ".join([args.objective, *more])
+
+
 def accuracy_estimate(
     metrics: dict, data_args: DataArguments, held_out: int, table, num_labels: int
 ) -> dict[str, str]:
@@ -370,6 +377,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
     metrics = {
         "dataset": Path(data_args.dataset).name,
         "objective": args.objective,
+        "symmetric_correction": args.symmetric_correction,
         "seed": args.seed,
         "num_processes": args.world_size,
         "commit": commit(),
@@ -389,6 +397,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
     bad = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
     if bad:
         raise NonFiniteError(f"`{bad[0]}` is not finite. Lower `--learning_rate`.")
+    loss = loss_in_words(args, trainer.targets)
     if trainer.is_world_process_zero():
         save_probe_dynamics(args.output_dir, crossed)
         trainer.save_metrics("all", metrics, combined=False)
@@ -406,7 +415,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
                 output_dir=args.output_dir,
                 cross_validated=crossed,
                 curves=trainer.state.log_history,
-                provenance=f"{model.config.architecture}, objective {args.objective}, {epochs:.3g} epochs, seed "
+                provenance=f"{model.config.architecture}, objective {loss}, {epochs:.3g} epochs, seed "
                 f"{args.seed}. The model was trained on the labels it judges"
                 + (
                     "."
@@ -418,7 +427,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
             trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {table.attrs['estimate']}"
             metrics |= accuracy_estimate(metrics, data_args, len(held_out.get("validation", ())), table, len(names))
             trainer.card_facts |= {name: metrics[name] for name in ("accuracy_estimate",) if name in metrics}
-        print_table(f"Saved to {args.output_dir}", metrics)
+        print_table(f"Saved to {args.output_dir}", metrics | {"objective": loss})
     publish(trainer, model_args, data_args, data, argv)
 
 

@@ -140,6 +140,16 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(command, unbuffered):
     assert errors == b"" and started.wait() in (0, cli.PIPE_CLOSED)  # argparse says nothing of a reader that is gone
 
 
+def test_help_says_what_own_data_get_and_where_it_is_from(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "train", "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "or of a folder that has one. (default for your own DATA: true, from the recipe own_folder; without" in shown
+    )
+    assert "images or paths. --label" in shown and "own DATA: imagefolder" not in shown  # DATA says which
+
+
 def test_a_broken_pipe_of_something_else_is_an_error(capsys):
     with pytest.raises(BrokenPipeError, match="of a worker"), cli.quiet_pipes():
         raise BrokenPipeError("of a worker")

@@ -216,3 +216,16 @@ def test_what_is_pushed_is_what_was_measured(tmp_path, monkeypatch):
     expected, last = weights(f"out/checkpoint-{step}/teacher"), weights("out/last")
     assert sent.keys() == expected.keys() and all(torch.equal(value, expected[name]) for name, value in sent.items())
     assert any(not torch.equal(value, last[name]) for name, value in sent.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "targets", "words"),
+    [
+        ({"objective": "ce"}, "given", "ce"),
+        ({"objective": "ce", "symmetric_correction": True}, "given", "ce, loss corrected for symmetric noise"),
+        ({"objective": "hnml"}, "refreshed", "hnml, targets judged again each epoch"),
+    ],
+)
+def test_the_summary_says_what_the_loss_allows_for(options, targets, words):
+    args = SimpleNamespace(**{"symmetric_correction": False, **options})
+    assert load_script("train").loss_in_words(args, targets) == words

@@ -37,15 +37,15 @@ def read_rows(path: str | os.PathLike) -> tuple[pa.Table, dict]:
     with pq.ParquetFile(path) as file:  # `read_table` would import pandas
         content = file.schema_arrow
         table = file.read(columns=[name for name in (*NEEDED, *REASONS) if name in content.names])
-    rank = numbers(table, "rank")
+    rank = numbers(table["rank"])
     if not (rank[1:] > rank[:-1]).all():
         table = table.take(np.argsort(rank, kind="stable"))
     return table.combine_chunks(), json.loads(content.metadata[b"noise_audit"])
 
 
-def numbers(table: pa.Table, name: str) -> np.ndarray:
+def numbers(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """A column of numbers, none of them missing; `to_numpy` would import pandas, which takes longer than the rest."""
-    return np.from_dlpack(table[name].combine_chunks())
+    return np.from_dlpack(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ class ReviewQueue:
     ):
         self.rows, self.class_names = rows, class_names
         self.index, self.label, self.suggested, self.score = (
-            numbers(rows, name) for name in ("index", "label", "suggested_label", "noise_score")
+            numbers(rows[name]) for name in ("index", "label", "suggested_label", "noise_score")
         )
         known = "times_seen" in rows.column_names
-        self.seen = numbers(rows, "times_seen") > 0 if known else np.ones(len(self.index), bool)
+        self.seen = numbers(rows["times_seen"]) > 0 if known else np.ones(len(self.index), bool)
         self.root = root.rstrip("/") + "/" if root else ""
         self._by_index = order_of_ids(self.index)
         self.before = np.zeros(len(self.index), bool)
@@ -203,7 +203,11 @@ class ReviewQueue:
         if query.suggested is not None:
             keep &= self.suggested == query.suggested
         if query.text:
-            keep &= pc.match_substring(self.rows["path"], query.text, ignore_case=True).to_numpy(zero_copy_only=False)
+            named = np.zeros(len(self), bool)
+            named[numbers(pc.indices_nonzero(pc.match_substring(self.rows["path"], query.text, ignore_case=True)))] = (
+                True
+            )
+            keep &= named
         if query.folder:
             codes, names = self.folders
             keep &= codes == (names.index(query.folder) if query.folder in names else -1)
@@ -238,10 +242,10 @@ class ReviewQueue:
     def folders(self) -> tuple[np.ndarray, list[str]]:
         """Code of each row's folder, and their names relative to the root."""
         folders = pc.replace_substring_regex(self.rows["path"], r"/?[^/]*$", "")
-        encoded = folders.combine_chunks().dictionary_encode()
+        encoded = folders.combine_chunks().dictionary_encode(null_encoding="encode")
         encoded = encoded if isinstance(encoded, pa.DictionaryArray) else encoded.chunk(0)
-        names = [self.relative(name + "/").rstrip("/") for name in encoded.dictionary.to_pylist()]
-        return encoded.indices.to_numpy(zero_copy_only=False), names
+        names = [self.relative(f"{name or ''}/").rstrip("/") for name in encoded.dictionary.to_pylist()]
+        return numbers(encoded.indices), names
 
     def relative(self, path: str) -> str:
         return path.removeprefix(self.root)
@@ -283,7 +287,8 @@ class ReviewQueue:
 
     def items(self, rows: np.ndarray) -> list[dict]:
         """What a card shows."""
-        part = self.rows.take(rows).to_pylist()
+        parts = [self.rows.slice(row, 1) for row in rows.tolist()]  # `take` would import pandas
+        part = pa.concat_tables(parts).to_pylist() if parts else []
         return [self._item(int(row), facts) for row, facts in zip(rows, part, strict=True)]
 
     def _item(self, row: int, facts: dict) -> dict:
@@ -444,7 +449,7 @@ def estimate_rate(strata: Strata, state: np.ndarray) -> dict:
 def summary_columns(rows: pa.Table) -> dict[str, np.ndarray]:
     """What the charts of the report are drawn from."""
     wanted = ("label", "suggested_label", "noise_score", "times_seen")
-    return {name: numbers(rows, name) for name in wanted if name in rows.column_names}
+    return {name: numbers(rows[name]) for name in wanted if name in rows.column_names}
 
 
 def common_folder(rows: pa.Table) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from reports import make_table
 from reviews import make_run
 
 from hnml_hf.audit.review.queue import (
@@ -171,3 +172,10 @@ def test_a_table_in_another_order_is_sorted(tmp_path, table):
 def test_ids_are_sorted(ids):
     ids = np.array(ids, np.int64)
     np.testing.assert_array_equal(order_of_ids(ids), np.argsort(ids))
+
+
+def test_folders_of_paths_that_are_missing():
+    table = make_table(3)
+    rows = pa.Table.from_pandas(table.assign(path=["photos/cat/1.png", None, "2.png"]))
+    codes, names = ReviewQueue(rows, list(table.attrs["class_names"]), root="photos").folders
+    assert [names[code] for code in codes] == ["cat", "", ""]

@@ -370,7 +370,8 @@ def test_a_review_starts_without_what_takes_seconds_to_import(tmp_path):
     code = (
         "import sys\n"
         "from hnml_hf.audit.review.server import open_review\n"
-        f"assert '<main' in open_review({str(tmp_path / 'run')!r}).page\n"
+        f"review = open_review({str(tmp_path / 'run')!r})\n"
+        "assert '<main' in review.page and review.rows({'group': 'folder', 'text': '00'})['items']\n"
         "print({'pandas', 'scipy', 'sklearn', 'torch', 'datasets', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
