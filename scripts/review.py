@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None):
     progress = review.queue.progress()
     print(f"{progress['decided']:,} of {progress['issues']:,} label issues are decided.")
     print(f"Annotations: {review.log.path}")
-    threading.Thread(target=prepare, args=[review], daemon=True).start()
+    threading.Thread(target=prepare, args=[review]).start()  # a daemon that imports as Python ends aborts it
     try:
         print(f"Review: {server.url}\nCtrl-C ends it; nothing is lost.", flush=True)
         server.serve_forever(poll_interval=0.2)
