@@ -162,7 +162,7 @@ def is_run(folder: str) -> bool:
 
 
 def checkset(audit_args: AuditArguments, data_args: DataArguments, data: DatasetDict):
-    """One pass of a frozen backbone and the judge of its features: the table, in the first of several processes."""
+    """One forward pass of a frozen backbone and the judge of its features: the table, in the first process."""
     started = time.perf_counter()
     state = launched()
     annotations = decisions(audit_args)

@@ -270,11 +270,11 @@ def judged(judge: Callable, model, rows, samples: TransformedDataset, args):
         num_workers=0 if isinstance(samples, ResidentDataset) else args.dataloader_num_workers,
         seed=args.seed,
     )
-    candidates = judgement.candidates
-    posterior = np.zeros((len(rows), candidates.shape[1]), np.float32)
-    classes = (samples.labels[:, None] + np.arange(candidates.shape[1])) % model.config.num_labels
+    top_labels = judgement.top_labels
+    posterior = np.zeros((len(rows), top_labels.shape[1]), np.float32)
+    classes = (samples.labels[:, None] + np.arange(top_labels.shape[1])) % model.config.num_labels
     posterior[:, 0] = 1
-    posterior[seen], classes[seen] = judgement.posterior, candidates
+    posterior[seen], classes[seen] = judgement.posterior, top_labels
     records = judge_records(samples.index[seen], samples.labels[seen], judgement)
     return judgement, records, add_targets(rows, posterior, classes)
 

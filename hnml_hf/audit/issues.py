@@ -152,13 +152,13 @@ def issue_table(
     """
     n, rate = len(labels), judgement.noise_rate
     rows = np.arange(n) if rows is None else rows
-    given = judgement.candidates == labels[rows][:, None]
+    given = judgement.top_labels == labels[rows][:, None]
     best = np.where(given, -1.0, judgement.posterior).argmax(1)[:, None]
     scores, odds, seen = np.full(n, rate), np.full(n, -np.inf), np.zeros(n, dtype=bool)
     scores[rows], seen[rows] = judgement.noise_scores, judgement.judged
     odds[rows] = np.where(judgement.judged, judgement.log_odds, -np.inf)
     suggested, suggested_probability, given_probability = labels.copy(), np.full(n, np.nan), np.full(n, np.nan)
-    suggested[rows] = np.take_along_axis(judgement.candidates, best, 1)[:, 0]
+    suggested[rows] = np.take_along_axis(judgement.top_labels, best, 1)[:, 0]
     suggested_probability[rows] = np.take_along_axis(judgement.posterior, best, 1)[:, 0]
     given_probability[rows] = 1 - judgement.noise_scores
     rank = np.empty(n, dtype=np.int64)
@@ -187,7 +187,7 @@ def issue_table(
     likely = (labels[:, None] + np.arange(min(LIKELY, len(names)))) % len(names)
     share = np.zeros(likely.shape, np.float32)
     share[:, 0] = 1  # of a sample that was not judged nothing is known but its label
-    top = top_targets(judgement.posterior, judgement.candidates, top_k=likely.shape[1])
+    top = top_targets(judgement.posterior, judgement.top_labels, top_k=likely.shape[1])
     likely[rows[judgement.judged]], share[rows[judgement.judged]] = (part[judgement.judged] for part in top)
     table = table.assign(**likely_columns(likely, share))
     if judgement.nearest is not None:

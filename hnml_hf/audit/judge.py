@@ -1,6 +1,6 @@
 """Which labels are wrong, from frozen features, in closed form: a cross-fitted discriminant with a noise model.
 
-Shapes: n samples, d features, k classes, f folds, c candidate classes of a sample (all k where these are few).
+Shapes: n samples, d features, k classes, f folds, c top labels of a sample (all k where these are few).
 
 A linear discriminant with a shrunken covariance (Friedman, JASA 1989) needs of each fold only counts, class sums and
 one matrix of second moments. They are summed over batches and processes; the classifier that judges a fold is solved
@@ -22,15 +22,15 @@ SHRINKAGES = (0.3, 0.6)
 ROUNDS = 2  # with posteriors instead of labels as targets, where they help
 SHARPENED = 1.5  # what the weights of highest likelihood are multiplied by
 MARGIN = 0.01  # of the range of the noise rate
-ALL_CLASSES = 256  # up to so many classes every class is a candidate of every sample
-CANDIDATES = 32  # and beyond it so many
+ALL_CLASSES = 256  # up to so many classes every class is a top label of every sample
+TOP_LABELS = 32  # and beyond it so many
 NEIGHBORS = 50
 NEIGHBOR_DIMENSIONS = 256  # principal components in which neighbours are sought
 NEIGHBOR_LIMIT = 100_000  # samples; beyond it an exact search takes longer than all the rest
 FIT_ON = 20_000  # samples that the noise model is fitted to, or 50 for each class; all are judged
 TRIPLES = 20  # samples per pair of classes from which on triples of labels tell a rate
 BATCH = 8_192  # rows that are worked on at a time
-FLOOR = 1e-4  # least share of the neighbours' votes
+FLOOR = 1e-4  # least mean posterior of the neighbours
 DOUBTLESS = -1e4  # logit of a class that cannot be, which outweighs neighbours whatever its weight
 
 
@@ -51,8 +51,8 @@ class Judgement:
     """What the features of n samples say of their labels, in the order of the rows.
 
     Args:
-        posterior (`np.ndarray` of shape `(n, c)`): float32, P(class | image, given label) of the candidates.
-        candidates (`np.ndarray` of shape `(n, c)`): which classes the columns of `posterior` are. Up to 256 classes
+        posterior (`np.ndarray` of shape `(n, c)`): float32, P(class | image, given label) of the top labels.
+        top_labels (`np.ndarray` of shape `(n, c)`): which classes the columns of `posterior` are. Up to 256 classes
             column i is class i.
         log_odds (`np.ndarray` of shape `(n,)`): of "the given label is wrong".
         judged (`np.ndarray` of shape `(n,)`, bool): false where no other fold knows the class; the estimated rate is
@@ -72,7 +72,7 @@ class Judgement:
     """
 
     posterior: np.ndarray
-    candidates: np.ndarray
+    top_labels: np.ndarray
     log_odds: np.ndarray
     judged: np.ndarray
     noise_rate: float
@@ -94,7 +94,7 @@ class Judgement:
     def predicted_labels(self) -> np.ndarray:
         """The most probable class of each sample, given its label too, of shape `(n,)`."""
         best = self.posterior.argmax(1)[:, None]
-        return np.take_along_axis(self.candidates, best, 1)[:, 0].astype(np.int64)
+        return np.take_along_axis(self.top_labels, best, 1)[:, 0].astype(np.int64)
 
 
 def judge_labels(
@@ -127,7 +127,7 @@ def judge_labels(
     harms where classes are confusable; it is done if it makes the labels of a fold that has no part in it more
     probable by two standard errors.
 
-    The votes of a sample's neighbours (cosine, principal components), v_ic = the mean of P(c | y_j, h_j) over its
+    The posteriors of a sample's neighbours (cosine, principal components), v_ic = the mean of P(c | y_j, h_j) over its
     nearest, are added to the logits as log v_ic with a weight of their own. The likeliest weights are too small where
     mistakes follow the image, as human ones do, since these look like doubt; they are multiplied by 1.5, by
     measurement on several noises (docs/audit.md), and T is estimated again.
@@ -139,13 +139,13 @@ def judge_labels(
         num_labels (`int`): k, at least 2.
         folds (`int`): f, at least 2.
         seed (`int`): of the folds.
-        groups (`np.ndarray` of shape `(n,)`, *optional*): samples of one group are kept in one fold, and do not vote
-            for each other. Default: samples of exactly the same features.
-        weights (`np.ndarray` of shape `(n,)`, *optional*): how far each label is believed, in [0, 1]; a sample of
-            weight 0 is judged, but teaches nothing.
+        groups (`np.ndarray` of shape `(n,)`, *optional*): samples of one group are kept in one fold, and are no
+            neighbours of each other. Default: samples of exactly the same features.
+        weights (`np.ndarray` of shape `(n,)`, *optional*): the confidence in each label, in [0, 1]; a sample of
+            weight 0 is judged, but no other by it.
         known (`np.ndarray` of shape `(n,)`, *optional*): true classes as people have decided them, -1 where they have
-            not. They are taught instead of the labels, tell how labels are mistaken, and are their own posterior.
-        neighbors (`int`): how many vote; 0 leaves them out, as more than 100,000 samples do.
+            not. They are trained on instead of the labels, tell how labels are mistaken, and are their own posterior.
+        neighbors (`int`): how many of each sample; 0 leaves them out, as more than 100,000 samples do.
         device (`torch.device` or `str`, *optional*): where to compute. Default: a GPU if there is one.
 
     Returns:
@@ -163,11 +163,11 @@ def judge_labels(
     labels = np.asarray(labels, dtype=np.int64)
     known = np.full(len(labels), -1) if known is None else np.array(known, dtype=np.int64)
     _check(features, labels, num_labels, folds, known)
-    taught = np.where(known >= 0, known, labels)
+    trained_on = np.where(known >= 0, known, labels)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     groups = identical_rows(features) if groups is None else np.unique(groups, return_inverse=True)[1]
-    fold = assign_folds(taught, groups, folds=folds, seed=seed)
-    judged = _known_elsewhere(taught, fold, weights, num_labels) | (known >= 0)
+    fold = assign_folds(trained_on, groups, folds=folds, seed=seed)
+    judged = _known_elsewhere(trained_on, fold, weights, num_labels) | (known >= 0)
     if not judged.any():
         raise ValueError(
             f"No class has two different samples ({len(labels)} samples, {num_labels} classes), so no label can be "
@@ -176,7 +176,7 @@ def judge_labels(
 
     given = torch.from_numpy(labels)
     statistics = FoldStatistics.of_labels(
-        features, torch.from_numpy(taught), fold, num_labels, weights=weights, device=device
+        features, torch.from_numpy(trained_on), fold, num_labels, weights=weights, device=device
     )
     chosen = _sample(judged, num_labels, seed)
     data = _Data(features, given, torch.from_numpy(known), fold, weights, num_labels, chosen)
@@ -190,32 +190,32 @@ def judge_labels(
         rounds = ROUNDS
         for _ in range(rounds):
             judge = data.next_round(judge, shrinkage)
-    model, candidates, evidence = judge.model, judge.candidates, [judge.logits]
+    model, top_labels, evidence = judge.model, judge.top_labels, [judge.logits]
     temperature = float(model.weights[0])
-    posterior, clustered_rate = model.posterior(evidence, candidates, given), 0.0
+    posterior, clustered_rate = model.posterior(evidence, top_labels, given), 0.0
     nearest = similarities = None
     if neighbors and len(labels) <= NEIGHBOR_LIMIT:
         nearest, similarities = nearest_neighbors(statistics.project(features), groups, neighbors)
-        evidence.append(neighbor_votes(nearest, posterior, candidates, num_labels))
+        evidence.append(neighbor_posteriors(nearest, posterior, top_labels, num_labels))
         if len(labels) >= TRIPLES * num_labels**2:
             clustered_rate = rate_of_triples(given, nearest, num_labels)
 
-    fitted_on = [part[chosen] for part in evidence], candidates[chosen], given[chosen], num_labels
+    fitted_on = [part[chosen] for part in evidence], top_labels[chosen], given[chosen], num_labels
     model = NoiseModel.fit(*fitted_on)
     rates = {}
     for factor in (3.0, SHARPENED):
         sharpened = NoiseModel.fit(*fitted_on, weights=factor * model.weights)
-        posterior = sharpened.posterior(evidence, candidates, given)
-        log_odds = _log_odds(posterior, candidates, given)
+        posterior = sharpened.posterior(evidence, top_labels, given)
+        log_odds = _log_odds(posterior, top_labels, given)
         rates[factor] = float(torch.sigmoid(log_odds[judged]).mean())
-    likeliest = _log_odds(model.posterior(evidence, candidates, given), candidates, given)
+    likeliest = _log_odds(model.posterior(evidence, top_labels, given), top_labels, given)
     rate, low = rates[SHARPENED], float(torch.sigmoid(likeliest[judged]).mean())
-    _say_only_the_rate(posterior, log_odds, candidates, given, ~judged, rate)
-    final = statistics.with_targets(features, posterior, candidates, fold, weights=weights)
-    spread, classes = _spread(posterior, candidates, num_labels)
+    _say_only_the_rate(posterior, log_odds, top_labels, given, ~judged, rate)
+    final = statistics.with_targets(features, posterior, top_labels, fold, weights=weights)
+    spread, classes = _spread(posterior, top_labels, num_labels)
     return Judgement(
         posterior=spread.float().cpu().numpy(),
-        candidates=classes.cpu().numpy(),
+        top_labels=classes.cpu().numpy(),
         log_odds=log_odds.cpu().numpy(),
         judged=judged,
         noise_rate=rate,
@@ -247,18 +247,18 @@ class _Data:
 
     def discriminate(self, statistics: "FoldStatistics", shrinkage: float, rows=None) -> "_Judge":
         """Logits of some rows, `chosen` ones, or of all, and their noise model."""
-        logits, candidates = statistics.solve(shrinkage).candidate_logits(
+        logits, top_labels = statistics.solve(shrinkage).top_logits(
             self.features, self.labels, self.fold, rows=rows, known=self.known
         )
         part = self.chosen if rows is None else slice(None)
-        model = NoiseModel.fit([logits[part]], candidates[part], self.labels[self.chosen], self.num_labels)
-        return _Judge(model, logits, candidates, statistics)
+        model = NoiseModel.fit([logits[part]], top_labels[part], self.labels[self.chosen], self.num_labels)
+        return _Judge(model, logits, top_labels, statistics)
 
     def next_round(self, judge: "_Judge", shrinkage: float) -> "_Judge":
         """The same with its posteriors as targets instead of the labels."""
-        posterior = judge.model.posterior([judge.logits], judge.candidates, self.labels)
+        posterior = judge.model.posterior([judge.logits], judge.top_labels, self.labels)
         return self.discriminate(
-            judge.statistics.with_targets(self.features, posterior, judge.candidates, self.fold, weights=self.weights),
+            judge.statistics.with_targets(self.features, posterior, judge.top_labels, self.fold, weights=self.weights),
             shrinkage,
         )
 
@@ -273,11 +273,11 @@ class _Data:
 
 @dataclass(frozen=True)
 class _Judge:
-    """Discriminants of some folds: the noise model of their logits, these and their candidates `(n, c)`."""
+    """Discriminants of some folds: the noise model of their logits, these and their top labels `(n, c)`."""
 
     model: "NoiseModel"
     logits: torch.Tensor
-    candidates: torch.Tensor
+    top_labels: torch.Tensor
     statistics: "FoldStatistics"
 
 
@@ -294,8 +294,8 @@ def _rounds_help(data: _Data, statistics: "FoldStatistics", shrinkage: float) ->
     for number in range(ROUNDS + 1):
         if number in (0, ROUNDS):
             whole = judge.statistics.solve_all(shrinkage)
-            logits, candidates = whole.candidate_logits(data.features, data.labels, alone, rows=rows, known=data.known)
-            found.append(judge.model.log_likelihood([logits], candidates, data.labels[rows]))
+            logits, top_labels = whole.top_logits(data.features, data.labels, alone, rows=rows, known=data.known)
+            found.append(judge.model.log_likelihood([logits], top_labels, data.labels[rows]))
         if number < ROUNDS:
             judge = rest.next_round(judge, shrinkage)
     gain = (found[1] - found[0]).double()
@@ -358,13 +358,13 @@ class FoldStatistics:
                 moments[number] += ((weight[part == number, None] * there).T @ there).double()
         return cls(counts, sums, moments, shift)
 
-    def with_targets(self, features, posterior, candidates, fold: np.ndarray, *, weights=None) -> "FoldStatistics":
+    def with_targets(self, features, posterior, top_labels, fold: np.ndarray, *, weights=None) -> "FoldStatistics":
         """The same moments with counts and class sums of soft targets."""
         device, num_labels = self.counts.device, self.counts.shape[1]
         counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
         for rows, batch in _batches(features, device, _rows_at_a_time(num_labels)):
             targets = torch.zeros(len(batch), num_labels, device=device)
-            targets.scatter_(1, candidates[rows].to(device), posterior[rows].float().to(device))
+            targets.scatter_(1, top_labels[rows].to(device), posterior[rows].float().to(device))
             if weights is not None:
                 targets *= torch.as_tensor(weights[rows], dtype=torch.float32, device=device)[:, None]
             part, batch = torch.from_numpy(fold[rows]).to(device), batch - self.shift.float()
@@ -442,17 +442,17 @@ class Discriminants:
         self.bias = bias - self.weight @ statistics.mean
         self.shift = statistics.shift.float()
 
-    def candidate_logits(self, features, labels, fold, rows=None, known=None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of each sample's candidates, and these, both of shape `(n, c)`, in the order of the rows.
+    def top_logits(self, features, labels, fold, rows=None, known=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of each sample's top labels, and these, both of shape `(n, c)`, in the order of the rows.
 
-        Candidates are the likeliest classes, the given one and the known one, in ascending order. A known class
+        Top labels are the likeliest classes, the given one and the known one, in ascending order. A known class
         (`known` of shape `(n,)`, -1 where there is none) is beyond doubt.
         """
         num_labels, device = self.weight.shape[1], self.weight.device
         rows = np.arange(len(labels)) if rows is None else rows
-        wanted = min(num_labels, CANDIDATES)
+        wanted = min(num_labels, TOP_LABELS)
         logits = torch.empty(len(rows), wanted)
-        candidates = torch.arange(wanted).expand(len(rows), wanted).clone()
+        top_labels = torch.arange(wanted).expand(len(rows), wanted).clone()
         weight, bias = self.weight.float(), self.bias.float()
         step = _rows_at_a_time(num_labels)
         for start in range(0, len(rows), step):
@@ -473,10 +473,10 @@ class Discriminants:
             if wanted < num_labels:
                 lifted = scores.scatter(1, torch.stack([labels[there].to(device), sure], 1), torch.inf)
                 some = lifted.topk(wanted, dim=1).indices.sort(dim=1).values
-                candidates[place], logits[place] = some.cpu(), scores.gather(1, some).cpu()
+                top_labels[place], logits[place] = some.cpu(), scores.gather(1, some).cpu()
             else:
                 logits[place] = scores.cpu()
-        return logits, candidates
+        return logits, top_labels
 
 
 # -- noise ------------------------------------------------------------------------------------------------------------
@@ -500,13 +500,13 @@ class NoiseModel:
 
     @classmethod
     def fit(
-        cls, evidence: Sequence[torch.Tensor], candidates, labels, num_labels, *, weights=None, iterations: int = 100
+        cls, evidence: Sequence[torch.Tensor], top_labels, labels, num_labels, *, weights=None, iterations: int = 100
     ) -> "NoiseModel":
         """Each class has one sure sample besides those given; weights take a Newton step per iteration.
 
         Args:
             evidence: m logits of shape `(n, c)`.
-            candidates (`torch.Tensor` of shape `(n, c)`), labels (`torch.Tensor` of shape `(n,)`).
+            top_labels (`torch.Tensor` of shape `(n, c)`), labels (`torch.Tensor` of shape `(n,)`).
             num_labels (`int`): k.
             weights (`torch.Tensor` of shape `(m,)`, *optional*): fixed ones; default: those of highest likelihood.
             iterations (`int`): at most.
@@ -514,14 +514,14 @@ class NoiseModel:
         fixed = weights is not None
         k, stack = num_labels, torch.stack(list(evidence))
         sure = torch.arange(k) * (k + 1)
-        cells, at = torch.cat([(candidates * k + labels[:, None]).flatten(), sure]).unique(return_inverse=True)
-        at, sure = at[:-k].view(candidates.shape), at[-k:]
+        cells, at = torch.cat([(top_labels * k + labels[:, None]).flatten(), sure]).unique(return_inverse=True)
+        at, sure = at[:-k].view(top_labels.shape), at[-k:]
         values = torch.full((len(cells),), 0.3 / (k - 1))
         values[sure] = 0.7
         offsets, weights = torch.zeros(k), weights if fixed else torch.full((len(stack),), 0.4)
-        flat, likelihood = candidates.flatten(), -torch.inf
+        flat, likelihood = top_labels.flatten(), -torch.inf
         for _ in range(iterations):
-            prior = _prior(stack, weights, offsets, candidates)
+            prior = _prior(stack, weights, offsets, top_labels)
             joint = prior * values[at]
             total = joint.sum(1, keepdim=True).clamp(min=1e-30)
             resolved = joint / total
@@ -540,26 +540,26 @@ class NoiseModel:
                 break
         return cls(weights, offsets, cells, values, k, likelihood)
 
-    def posterior(self, evidence: Sequence[torch.Tensor], candidates, labels) -> torch.Tensor:
-        """P(c | y) of the candidates, of shape `(n, c)`."""
+    def posterior(self, evidence: Sequence[torch.Tensor], top_labels, labels) -> torch.Tensor:
+        """P(c | y) of the top labels, of shape `(n, c)`."""
         parts = []
-        for prior, joint in self._joint(evidence, candidates, labels):
+        for prior, joint in self._joint(evidence, top_labels, labels):
             total = joint.sum(1, keepdim=True)
             parts.append(torch.where(total > 0, joint / total.clamp(min=1e-30), prior))
         return torch.cat(parts)
 
-    def log_likelihood(self, evidence: Sequence[torch.Tensor], candidates, labels) -> torch.Tensor:
+    def log_likelihood(self, evidence: Sequence[torch.Tensor], top_labels, labels) -> torch.Tensor:
         """Log P(y) of each sample, of shape `(n,)`, not below that of one in a billion."""
-        joints = self._joint(evidence, candidates, labels)
+        joints = self._joint(evidence, top_labels, labels)
         return torch.cat([joint.sum(1).clamp(min=1e-9).log() for _, joint in joints])
 
-    def _joint(self, evidence, candidates, labels) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """P(c) and P(c, y) of the candidates, batch by batch."""
+    def _joint(self, evidence, top_labels, labels) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """P(c) and P(c, y) of the top labels, batch by batch."""
         for start in range(0, len(labels), BATCH):
             rows = slice(start, start + BATCH)
             stack = torch.stack([part[rows] for part in evidence])
-            prior = _prior(stack, self.weights, self.offsets, candidates[rows])
-            wanted = candidates[rows] * self.num_labels + labels[rows, None]
+            prior = _prior(stack, self.weights, self.offsets, top_labels[rows])
+            wanted = top_labels[rows] * self.num_labels + labels[rows, None]
             at = torch.searchsorted(self.cells, wanted).clamp(max=len(self.cells) - 1)
             yield prior, prior * torch.where(self.cells[at] == wanted, self.values[at], 0)
 
@@ -570,8 +570,8 @@ class NoiseModel:
         return matrix.view(self.num_labels, self.num_labels).numpy()
 
 
-def _prior(stack, weights, offsets, candidates) -> torch.Tensor:
-    logits = torch.tensordot(weights, stack, dims=1) + offsets[candidates]
+def _prior(stack, weights, offsets, top_labels) -> torch.Tensor:
+    logits = torch.tensordot(weights, stack, dims=1) + offsets[top_labels]
     return logits.softmax(1)
 
 
@@ -633,16 +633,16 @@ def rate_of_triples(labels: torch.Tensor, nearest: torch.Tensor, num_labels: int
     return float(1 - (prior * matrix.diagonal()).sum())
 
 
-def neighbor_votes(nearest, posterior, candidates, num_labels) -> torch.Tensor:
-    """Log of the mean posterior of each sample's neighbours on its candidates, of shape `(n, c)`."""
-    votes = torch.empty(posterior.shape)
+def neighbor_posteriors(nearest, posterior, top_labels, num_labels) -> torch.Tensor:
+    """Log of the mean posterior of each sample's neighbours on its top labels, of shape `(n, c)`."""
+    means = torch.empty(posterior.shape)
     for rows in torch.arange(len(nearest)).split(2_048):
         near = nearest[rows].clamp(min=0)
         weight = (nearest[rows] >= 0).float() / (nearest[rows] >= 0).sum(1, keepdim=True).clamp(min=1)
         share = torch.zeros(len(rows), num_labels)
-        share.scatter_add_(1, candidates[near].flatten(1), (posterior[near] * weight[..., None]).flatten(1))
-        votes[rows] = share.gather(1, candidates[rows])
-    return (votes + FLOOR).log()
+        share.scatter_add_(1, top_labels[near].flatten(1), (posterior[near] * weight[..., None]).flatten(1))
+        means[rows] = share.gather(1, top_labels[rows])
+    return (means + FLOOR).log()
 
 
 # -- small parts ------------------------------------------------------------------------------------------------------
@@ -699,29 +699,29 @@ def _sample(judged: np.ndarray, num_labels: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(rows, wanted, replace=False))
 
 
-def _log_odds(posterior, candidates, labels) -> torch.Tensor:
+def _log_odds(posterior, top_labels, labels) -> torch.Tensor:
     """Of "wrong", of shape `(n,)`, batch by batch: in float64 all would be most of the memory."""
     parts = []
-    for batch, classes, label in zip(*(part.split(BATCH) for part in (posterior, candidates, labels)), strict=True):
+    for batch, classes, label in zip(*(part.split(BATCH) for part in (posterior, top_labels, labels)), strict=True):
         given = classes == label[:, None]
         right, wrong = (batch.double().mul(where).sum(1).clamp(min=1e-300).log() for where in (given, ~given))
         parts.append((wrong - right).clamp(-700, 700))
     return torch.cat(parts)
 
 
-def _say_only_the_rate(posterior, log_odds, candidates, labels, rows: np.ndarray, rate: float):
+def _say_only_the_rate(posterior, log_odds, top_labels, labels, rows: np.ndarray, rate: float):
     """Of the samples `(n,)` whose class no other fold knows, in place."""
     rows = torch.from_numpy(np.flatnonzero(rows))
-    given = candidates[rows] == labels[rows, None]
+    given = top_labels[rows] == labels[rows, None]
     others = posterior[rows].masked_fill(given, 0)
     others = others / others.sum(1, keepdim=True).clamp(min=1e-30)
     posterior[rows] = torch.where(given, 1 - rate, rate * others)
     log_odds[rows] = float(np.log(max(rate, 1e-300)) - np.log(max(1 - rate, 1e-300)))
 
 
-def _spread(posterior, candidates, num_labels) -> tuple[torch.Tensor, torch.Tensor]:
-    """Posterior and candidates of all classes, where these are few."""
-    if candidates.shape[1] == num_labels or num_labels > ALL_CLASSES:
-        return posterior, candidates
-    spread = torch.zeros(len(posterior), num_labels).scatter_(1, candidates, posterior)
+def _spread(posterior, top_labels, num_labels) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior and top labels of all classes, where these are few."""
+    if top_labels.shape[1] == num_labels or num_labels > ALL_CLASSES:
+        return posterior, top_labels
+    spread = torch.zeros(len(posterior), num_labels).scatter_(1, top_labels, posterior)
     return spread, torch.arange(num_labels).expand(len(posterior), num_labels)

@@ -37,7 +37,7 @@ def start_from_judge(model, dataset: Dataset, **options) -> Judgement:
         dataset (`TransformedDataset`): n samples, with the evaluation transform. Labels that no loss may see must not
             be among them.
         options: `weights` (`np.ndarray` of shape `(n,)`), the confidence in each label; `batch_size` and
-            `num_workers` (`int`) of the pass, see [`pooled_features`]; `seed` (`int`) of the folds.
+            `num_workers` (`int`) of the forward pass, see [`pooled_features`]; `seed` (`int`) of the folds.
 
     Raises:
         ValueError: as [`judge_labels`] and [`set_head`].
@@ -67,9 +67,9 @@ def judge_records(index: np.ndarray, labels: np.ndarray, judgement: Judgement) -
         structured `np.ndarray` of shape `(n,)`, ordered by `index`.
     """
     num_labels = len(judgement.transition_matrix)
-    transition_matrix = judgement.transition_matrix[judgement.candidates, labels[:, None]]
+    transition_matrix = judgement.transition_matrix[judgement.top_labels, labels[:, None]]
     without_label = judgement.posterior / np.maximum(transition_matrix, 1e-12)
     probabilities = np.zeros((len(labels), num_labels))
-    np.put_along_axis(probabilities, judgement.candidates, without_label, 1)
+    np.put_along_axis(probabilities, judgement.top_labels, without_label, 1)
     probabilities /= probabilities.sum(1, keepdims=True)
     return score_predictions(index, labels, probabilities, seen=judgement.judged, held_out=True)

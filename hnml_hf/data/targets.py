@@ -11,20 +11,20 @@ TOLERANCE = 1e-3  # by which the probabilities of a sample may miss 1
 
 
 def top_targets(
-    posterior: np.ndarray, candidates: np.ndarray | None = None, *, top_k: int = TOP_K
+    posterior: np.ndarray, top_labels: np.ndarray | None = None, *, top_k: int = TOP_K
 ) -> tuple[np.ndarray, np.ndarray]:
     """The likeliest classes of each sample, the likeliest first, and their probabilities, which sum to 1.
 
     Args:
-        posterior (`np.ndarray` of shape `(n, c)`): probability of each candidate.
-        candidates (`np.ndarray` of shape `(n, c)`, *optional*): their classes. Default: column i is class i.
+        posterior (`np.ndarray` of shape `(n, c)`): probability of each class that is named.
+        top_labels (`np.ndarray` of shape `(n, c)`, *optional*): which classes these are. Default: column i is class i.
         top_k (`int`): number of classes kept, t = min(top_k, c).
 
     Returns:
         `np.ndarray` of shape `(n, t)`, int64; and `np.ndarray` of shape `(n, t)`, float32.
     """
     order = np.argsort(-posterior, axis=1, kind="stable")[:, :top_k]
-    classes = order if candidates is None else np.take_along_axis(candidates, order, 1)
+    classes = order if top_labels is None else np.take_along_axis(top_labels, order, 1)
     kept = np.take_along_axis(posterior, order, 1)
     return classes.astype(np.int64), (kept / kept.sum(1, keepdims=True)).astype(np.float32)
 
@@ -51,7 +51,7 @@ def mean_targets(
 
 
 def add_targets(
-    dataset: Dataset, posterior: np.ndarray, candidates: np.ndarray | None = None, *, top_k: int = TOP_K
+    dataset: Dataset, posterior: np.ndarray, top_labels: np.ndarray | None = None, *, top_k: int = TOP_K
 ) -> Dataset:
     """Put soft targets into a dataset, as the columns `target_classes` and `target_probabilities`.
 
@@ -60,9 +60,9 @@ def add_targets(
 
     Args:
         dataset (`datasets.Dataset`): n rows, with the four features of this package.
-        posterior (`np.ndarray` of shape `(n, c)`): probability of each candidate to be the true class, for example of
+        posterior (`np.ndarray` of shape `(n, c)`): probability of each class to be the true one, for example of
             [`judge_labels`]; rows sum to 1.
-        candidates (`np.ndarray` of shape `(n, c)`, *optional*): their classes. Default: column i is class i.
+        top_labels (`np.ndarray` of shape `(n, c)`, *optional*): which classes these are. Default: column i is class i.
         top_k (`int`): classes kept for each sample.
 
     Raises:
@@ -74,7 +74,7 @@ def add_targets(
     if len(bad):
         raise ValueError(f"Row {bad[0]} of the targets holds {posterior[bad[0]]}; probabilities sum to 1.")
     dataset = dataset.remove_columns([name for name in (CLASSES, PROBABILITIES) if name in dataset.column_names])
-    classes, probabilities = top_targets(posterior, candidates, top_k=top_k)
+    classes, probabilities = top_targets(posterior, top_labels, top_k=top_k)
     if "audit_action" in dataset.column_names:
         values = dataset.select_columns(["audit_action", "label"]).with_format("numpy")[:]
         decided = np.isin(values["audit_action"], ["annotated", "marked"])  # the second of an earlier version

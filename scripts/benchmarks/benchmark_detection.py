@@ -2,9 +2,10 @@
 
     python scripts/benchmarks/benchmark.py detection --data_root data --output docs/results/detection.json
 
-One pass of an EfficientNet-lite0 (`--data_root`/weights, or from the Hub), kept in `--cache_dir`. cleanlab gets the
-predictions of a logistic regression in 5-fold cross-validation on the standardised features (C = 0.001); its seconds
-are those of that fit, the judge's those of all it does. On a busy machine compare the seconds of the processor.
+One forward pass of an EfficientNet-lite0 (`--data_root`/weights, or from the Hub), kept in `--cache_dir`. cleanlab
+gets the predictions of a logistic regression in 5-fold cross-validation on the standardised features (C = 0.001); its
+seconds are those of that fit, the judge's those of all it does. On a busy machine compare the seconds of the
+processor.
 """
 
 import argparse
@@ -46,7 +47,7 @@ DATASETS = {
 def load(name: str, data_root: Path, rows: int | None):
     """A dataset with given and true labels, or its first rows."""
     folder, label, size, noise = DATASETS[name]
-    # one pass for all labels of a folder: what is audited is its images
+    # one forward pass for all labels of a folder: what is audited is its images
     data = load_noisy_dataset(str(data_root / folder), label_column=label, clean_label_column="label")["train"]
     if rows is not None:
         data = data.select(range(min(rows, len(data))))

@@ -12,7 +12,7 @@ from hnml_hf.audit.judge import (
     identical_rows,
     judge_labels,
     nearest_neighbors,
-    neighbor_votes,
+    neighbor_posteriors,
 )
 
 
@@ -45,8 +45,8 @@ def test_each_fold_is_judged_by_scikit_learns_discriminant_of_the_other_folds(sh
     features, labels = clusters()
     fold = assign_folds(labels, np.arange(len(labels)), folds=3, seed=0)
     solved = statistics_of(features, labels, fold).solve(shrinkage)
-    logits, candidates = solved.candidate_logits(features, torch.from_numpy(labels), fold)
-    assert (candidates.numpy() == np.arange(K)).all()
+    logits, top_labels = solved.top_logits(features, torch.from_numpy(labels), fold)
+    assert (top_labels.numpy() == np.arange(K)).all()
     scaled = StandardScaler().fit_transform(features.astype(np.float64))
     for number in range(3):
         there = fold == number
@@ -61,7 +61,7 @@ def test_the_cross_fit_equals_refits_without_the_fold():
     features, labels = clusters(200)
     fold = assign_folds(labels, np.arange(len(labels)), folds=4, seed=0)
     whole = statistics_of(features, labels, fold).solve(0.3)
-    logits, _ = whole.candidate_logits(features, torch.from_numpy(labels), fold)
+    logits, _ = whole.top_logits(features, torch.from_numpy(labels), fold)
     for number in range(4):
         rest = fold != number
         alone = statistics_of(features[rest], labels[rest], np.zeros(rest.sum(), dtype=int))
@@ -102,22 +102,22 @@ def test_no_label_is_judged_by_itself():
     logits = []
     for labels in (true, changed):
         solved = statistics_of(features, labels, fold, k=2).solve(0.3)
-        logits.append(solved.candidate_logits(features, torch.from_numpy(labels), fold)[0])
+        logits.append(solved.top_logits(features, torch.from_numpy(labels), fold)[0])
     same = torch.from_numpy(fold == fold[0])
     assert torch.equal(logits[0][same], logits[1][same])
     assert not torch.equal(logits[0][~same], logits[1][~same])
     assert before.posterior.shape == (400, 2)
 
 
-def test_many_classes_have_candidates_and_few_have_all():
+def test_many_classes_have_top_labels_and_few_have_all():
     features, true = clusters(1500, k=300, d=40, spread=0.3)
     given = flipped(true, 0.2, k=300)
     judgement = judge_labels(features, given, num_labels=300, neighbors=5)
-    assert judgement.posterior.shape == judgement.candidates.shape == (1500, 32)
-    assert (judgement.candidates == given[:, None]).any(1).all()
+    assert judgement.posterior.shape == judgement.top_labels.shape == (1500, 32)
+    assert (judgement.top_labels == given[:, None]).any(1).all()
     assert roc_auc_score(given != true, judgement.log_odds) > 0.9
     few = judge_labels(*clusters(300, k=40), num_labels=40)
-    assert few.posterior.shape == (300, 40) and (few.candidates == np.arange(40)).all()
+    assert few.posterior.shape == (300, 40) and (few.top_labels == np.arange(40)).all()
 
 
 def test_of_a_class_with_one_sample_only_the_rate_is_said():
@@ -144,7 +144,7 @@ def test_a_sample_without_weight_is_judged_and_teaches_nothing():
     torch.testing.assert_close(kept.mean + kept.shift, alone.mean + alone.shift, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("k", [K, 50])  # with all classes as candidates and with some
+@pytest.mark.parametrize("k", [K, 50])  # with all classes as top_labels and with some
 def test_what_people_have_decided_is_beyond_doubt_and_is_learned_from(k):
     features, true = clusters(1000, k=k, d=40, spread=3.0)
     given = flipped(true, 0.4, k=k)
@@ -172,15 +172,15 @@ def test_folds_are_stratified_and_keep_groups_together():
     assert identical_rows(rows).tolist() == [0, 1, 0]
 
 
-def test_neighbours_of_the_same_group_do_not_vote():
+def test_samples_of_one_group_are_no_neighbours():
     vectors = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.9, 0.1], [0.0, 1.0]]), dim=1)
     nearest, cosines = nearest_neighbors(vectors, np.array([0, 0, 1, 2]), 2)
     torch.testing.assert_close(cosines[0], vectors[[2, 3]] @ vectors[0])
     assert nearest.tolist() == [[2, 3], [2, 3], [1, 0], [2, 1]]
     posterior = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.2, 0.8], [0.0, 1.0]])
-    votes = neighbor_votes(nearest, posterior, torch.arange(2).expand(4, 2), 2).exp() - 1e-4
-    torch.testing.assert_close(votes[0], torch.tensor([0.1, 0.9]))  # of rows 2 and 3
-    torch.testing.assert_close(votes[2], torch.tensor([0.75, 0.25]))  # of rows 1 and 0
+    means = neighbor_posteriors(nearest, posterior, torch.arange(2).expand(4, 2), 2).exp() - 1e-4
+    torch.testing.assert_close(means[0], torch.tensor([0.1, 0.9]))  # of rows 2 and 3
+    torch.testing.assert_close(means[2], torch.tensor([0.75, 0.25]))  # of rows 1 and 0
     few, cosines = nearest_neighbors(vectors, np.array([0, 0, 0, 2]), 2)
     assert few.tolist()[0] == [3, -1] and cosines[0, 1] == -1
 

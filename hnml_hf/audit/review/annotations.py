@@ -1,4 +1,4 @@
-"""What people say of given labels: files of annotations, several opinions merged, and the labels that follow."""
+"""What people say of given labels: files of annotations, several of them merged, and the labels that follow."""
 
 from __future__ import annotations
 
@@ -193,17 +193,17 @@ def _cell(value: object) -> str:
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\n\r') else text
 
 
-# -- several opinions -------------------------------------------------------------------------------------------------
+# -- several people ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Several opinions as one.
+    """The annotations of several people as one.
 
     Args:
         annotations (`pd.DataFrame`): by `index`: `annotation`, `new_label`, `new_label_name` and `annotator`. Where
-            two annotators believe in different classes, `unsure`; a firm opinion goes before `unsure`.
-        disagreements (`pd.DataFrame`): by `index`, a column per annotator with the class that they believe in.
+            two annotators name different classes, `unsure`; a class goes before `unsure`.
+        disagreements (`pd.DataFrame`): by `index`, a column per annotator with the class that they name.
         kappa (`dict[tuple[str, str], tuple[float, int]]`): Cohen's kappa of each two annotators, and the number of
             samples that both have annotated.
     """
@@ -232,8 +232,8 @@ def merge_annotations(frames: Sequence[pd.DataFrame]) -> Merged:
     if len(twice):
         first = twice.iloc[0]
         raise ValueError(f"Sample id {first['index']} is annotated twice by `{first['annotator']}`, differently.")
-    believed = rows["new_label_name"].where(rows["annotation"] != "unsure", "unsure")
-    opinions = rows.assign(believed=believed).pivot(index="index", columns="annotator", values="believed")
+    named = rows["new_label_name"].where(rows["annotation"] != "unsure", "unsure")
+    by_annotator = rows.assign(named=named).pivot(index="index", columns="annotator", values="named")
     firm = rows[rows["annotation"] != "unsure"]
     classes = firm.groupby("index")["new_label_name"].nunique()
     split = classes.index[classes > 1]
@@ -242,9 +242,10 @@ def merge_annotations(frames: Sequence[pd.DataFrame]) -> Merged:
     who = rows.groupby("index")["annotator"].agg(lambda names: " ".join(sorted(names)))
     merged["annotator"] = who.reindex(merged.index)
     kappa = {
-        (a, b): _kappa(opinions[[a, b]].dropna().to_numpy().T) for a, b in combinations(list(opinions.columns), 2)
+        (a, b): _kappa(by_annotator[[a, b]].dropna().to_numpy().T)
+        for a, b in combinations(list(by_annotator.columns), 2)
     }
-    return Merged(merged.sort_index(), opinions.loc[split].fillna(""), kappa)
+    return Merged(merged.sort_index(), by_annotator.loc[split].fillna(""), kappa)
 
 
 def _kappa(pair: np.ndarray) -> tuple[float, int]:
