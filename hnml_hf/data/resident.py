@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn import functional as F
 
 from .transforms import SMALL_IMAGE, TransformedDataset, data_config
 
@@ -110,7 +111,7 @@ class BatchTransform:
     """A view of whole batches, as a transform of [`create_transforms`] is one of single images.
 
     Args:
-        kind (`str`): `center`, the evaluation's crop; `shift`, by up to an eighth of the side, with black borders, or
+        kind (`str`): `center`, the evaluation's crop; `shift`, by up to an eighth of the side, with mirrored borders, or
             `crop`, a part of random area and aspect ratio, both mirrored every other time.
         size (`tuple[int, int]`), mean, std (`tuple[float, ...]`), interpolation (`str`), crop_pct (`float`), crop_mode
             (`str`): of timm's data config.
@@ -137,6 +138,8 @@ class BatchTransform:
         height, width = images.shape[2:]
         flip = torch.zeros_like(draws[:, 2], dtype=torch.bool) if self.kind == "center" else draws[:, 2] < 0.5
         boxes = {"center": self._center, "shift": shift_boxes, "crop": crop_boxes}[self.kind](draws, height, width)
+        if self.kind == "shift":
+            images, boxes = mirror_borders(images, boxes)
         pixels = resample(images, boxes, flip, self.size, self.interpolation) / 255
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (pixels - mean) / std
@@ -163,6 +166,13 @@ def shift_boxes(draws: torch.Tensor, height: int, width: int) -> torch.Tensor:
     reach = draws.new_tensor([width // 8, height // 8])
     offsets = (draws[:, :2] * (2 * reach + 1)).floor() - reach
     return torch.cat([offsets, offsets + draws.new_tensor([width, height])], 1)
+
+
+def mirror_borders(images: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images `(b, c, h, w)` with an eighth of each side mirrored around them, and where `boxes` lie in those."""
+    down, across = images.shape[2] // 8, images.shape[3] // 8
+    padded = F.pad(images.float(), (across, across, down, down), mode="reflect")
+    return padded, boxes + boxes.new_tensor([across, down, across, down])
 
 
 def crop_boxes(draws: torch.Tensor, height: int, width: int) -> torch.Tensor:

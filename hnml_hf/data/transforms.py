@@ -15,7 +15,7 @@ import timm.data
 import torch
 from datasets import Dataset, Image
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import MaybeToTensor
+from timm.data.transforms import MaybeToTensor, str_to_interp_mode
 from torchvision import transforms
 from transformers import CLIPImageProcessor
 
@@ -155,7 +155,9 @@ def create_transforms(pretrained_cfg: dict, *, augmentation: str = "standard") -
         re_prob=0.25 if randaugment else 0.0,
     )
     size = config["input_size"][-1]
-    shift = transforms.Compose([transforms.Resize((size, size)), transforms.RandomCrop(size, padding=size // 8)])
+    # as the evaluation resizes, and with mirrored borders: a pretrained backbone never saw black ones
+    resize = transforms.Resize((size, size), str_to_interp_mode(config["interpolation"]))
+    shift = transforms.Compose([resize, transforms.RandomCrop(size, padding=size // 8, padding_mode="reflect")])
     if augmentation == "shift" or size <= SMALL_IMAGE:
         training.transforms[0] = shift
     else:

@@ -65,17 +65,15 @@ def test_the_evaluation_view_is_that_of_single_images(photo, size):
         assert_close(one, evaluation(photo), atol=0.03, rtol=0)  # 255 levels are 4.4 units here
 
 
-def test_a_shift_moves_whole_pixels_and_leaves_black():
+def test_a_shift_moves_whole_pixels_and_mirrors_the_border():
     image = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).expand(1, 3, 8, 8)
     view = BatchTransform("shift", size=(8, 8), **PLAIN)
     # reach 1: draws of 0, 1/2 and nearly 1 are offsets of -1, 0 and 1; the third draw mirrors below 1/2
     moved = view(image, torch.tensor([[0.0, 0.5, 0.9, 0, 0]]))[0, 0] * 255
-    expected = torch.zeros(8, 8)
-    expected[:, 1:] = image[0, 0, :, :-1]
+    expected = torch.cat([image[0, 0, :, 1:2], image[0, 0, :, :-1]], 1).float()
     assert_close(moved, expected)
     mirrored = view(image, torch.tensor([[0.5, 0.99, 0.1, 0, 0]]))[0, 0] * 255
-    expected = torch.zeros(8, 8)
-    expected[:-1] = image[0, 0, 1:].flip(1)
+    expected = torch.cat([image[0, 0, 1:], image[0, 0, 6:7]]).flip(1).float()
     assert_close(mirrored, expected)
 
 

@@ -200,6 +200,19 @@ def test_unknown_augmentation():
         create_transforms(SMALL, augmentation="wild")
 
 
+def test_a_shift_shows_nothing_that_the_evaluation_does_not():
+    """Of one colour all over, no border; of stripes, the evaluation's interpolation."""
+    white = PILImage.new("RGB", (32, 32), "white")
+    stripes = PILImage.fromarray(np.tile(np.repeat([0, 255], 16).astype(np.uint8)[:, None, None], (1, 32, 3)))
+    for interpolation in ("bilinear", "bicubic"):
+        config = {**LARGE, "interpolation": interpolation, "crop_pct": 1.0}
+        training, evaluation = create_transforms(config, augmentation="shift")
+        for _ in range(10):
+            torch.testing.assert_close(training(white), evaluation(white))
+        seen = {round(float(v), 3) for v in training(stripes)[0].unique()}
+        assert seen <= {round(float(v), 3) for v in evaluation(stripes)[0].unique()}
+
+
 @pytest.mark.parametrize("augmentation", ["none", "standard"])
 def test_strong_view_moves_nothing(augmentation):
     """A square of one colour on another: whatever becomes of the two colours, it stays where it is."""
