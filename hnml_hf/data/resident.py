@@ -111,8 +111,8 @@ class BatchTransform:
     """A view of whole batches, as a transform of [`create_transforms`] is one of single images.
 
     Args:
-        kind (`str`): `center`, the evaluation's crop; `shift`, by up to an eighth of the side, with mirrored borders, or
-            `crop`, a part of random area and aspect ratio, both mirrored every other time.
+        kind (`str`): `center`, the evaluation's crop; `shift`, by up to an eighth of the side, with mirrored borders,
+            or `crop`, a part of random area and aspect ratio, both mirrored every other time.
         size (`tuple[int, int]`), mean, std (`tuple[float, ...]`), interpolation (`str`), crop_pct (`float`), crop_mode
             (`str`): of timm's data config.
     """
