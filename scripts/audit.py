@@ -331,6 +331,8 @@ def audit(audit_args: AuditArguments, data_args: DataArguments, clean_folder: Pa
     low, high = table.attrs["noise_rate_interval"]
     folder = Path(audit_args.output_dir, "_audit")
     print(f"Estimated noise: {table.attrs['noise_rate']:.1%} of {len(table):,} labels ({low:.1%} to {high:.1%})")
+    if table.attrs["caution"]:
+        print(f"Warning: {table.attrs['caution']}")
     print(f"Scores: {folder / 'noise_scores.parquet'}\nReport: {folder / 'report.html'}")
     if audit_args.export:
         for path in export_audit(table, dataset, folder / "exports", audit_args.export):

@@ -336,8 +336,8 @@ def parse_arguments(argv: list[str], command: str = "train"):
             print(f"Recipe: {recipe} (`--recipe` takes another)", file=sys.stderr)
     try:
         model_args, data_args, args, _ = parse_all(parser, argv)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(name_place(str(error), places, argv)) from error
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise ValueError(name_place(plain_message(error), places, argv)) from error
     if given.data is not None:
         settle_dataset(parser, given)
         data_args.dataset = given.data

@@ -123,12 +123,14 @@ def name_place(message: str, places: Mapping[str, str], words: Sequence[str]) ->
     """An error of the options, with the place in the recipe of the first one that it names and that comes from there.
 
     Args:
-        message: that names options as `name` or `name=value` between backticks, or as `--name`.
+        message: that names options as `name` or `name=value` between backticks, as `--name`, or, where that is no
+            word of English, bare.
         places: of [`apply_recipe`].
         words: of the command line, which goes before a recipe.
     """
     given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
-    for name in re.findall(r"(?:`|--)(\w+)", message):
+    bare = [name for name in re.findall(r"\w+", message) if re.search(r"[_\d]", name)]  # no word of a sentence
+    for name in [*re.findall(r"(?:`|--)(\w+)", message), *bare]:
         if name in places and not {name, f"no_{name}"} & given:
             return f"{places[name]}: {' '.join(message.split())}"
     return message

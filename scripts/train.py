@@ -175,6 +175,8 @@ def write_audit(model, data_args: DataArguments, dataset, transform, records, *,
     low, high = table.attrs["noise_rate_interval"]
     estimate = f"{table.attrs['noise_rate']:.1%} ({low:.1%} to {high:.1%})"
     print(f"Wrong labels: {estimate}, see {folder / 'report.html'}")
+    if table.attrs["caution"]:
+        print(f"Warning: {table.attrs['caution']}")
     table.attrs["estimate"] = estimate
     return table
 

@@ -1,5 +1,6 @@
 """Which labels of a dataset are probably wrong, without training: features of a frozen backbone, and their judge."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,9 +17,12 @@ from ..data.targets import top_targets
 from .features import BACKBONE, Features, extract_features, load_backbone
 from .findings import neighbor_columns
 from .judge import Judgement, identical_rows, judge_labels
+from .noise_model import doubt_of_rate
 from .review.annotations import annotated_labels, apply_annotations
 from .table import FORMAT, _shared, image_paths, likely_columns
 
+
+logger = logging.getLogger(__name__)
 
 LIKELY = 5  # classes of each sample whose probability the table keeps
 DENSE = 1_000  # classes up to which the summary holds the transition matrix as a list
@@ -84,6 +88,8 @@ def find_label_issues(
             device=device,
         )
         table = judge_dataset(dataset, extracted, seed=seed, device=device)
+    if table.attrs["caution"]:
+        logger.warning(table.attrs["caution"])
     return table.sort_values("rank")
 
 
@@ -207,6 +213,7 @@ def issue_table(
         "transition_matrix": _shared(matrix) if len(names) > DENSE else matrix.tolist(),
         "transition_matrix_interval": None,
         "inverse_temperature": judgement.inverse_temperature,
+        "caution": doubt_of_rate(judgement.agreement, labels[rows], judgement.confidence),
         "dataset_fingerprint": labels_fingerprint(index, labels, len(names)),
         **facts,
     }

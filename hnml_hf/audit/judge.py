@@ -66,6 +66,9 @@ class Judgement:
         shrinkage (`float`): g of the discriminant.
         rounds (`int`): how often posteriors took the place of the labels.
         inverse_temperature (`float`): of its logits.
+        agreement (`float`): share of the given labels that the discriminants of the other folds predict.
+        confidence (`float`): mean probability of an image's most probable class without its label; what these
+            discriminants are estimated to get right.
         nearest (`np.ndarray` of shape `(n, m)`, *optional*): int32, rows of the most similar samples of other groups,
             the most similar first; -1 where there are too few. None where none were sought.
         similarities (`np.ndarray` of shape `(n, m)`, *optional*): float32, their cosines.
@@ -82,6 +85,8 @@ class Judgement:
     shrinkage: float
     rounds: int
     inverse_temperature: float
+    agreement: float
+    confidence: float
     nearest: np.ndarray | None = None
     similarities: np.ndarray | None = None
 
@@ -183,6 +188,7 @@ def judge_labels(
     tried = {shrinkage: data.discriminate(statistics, shrinkage, rows=chosen) for shrinkage in SHRINKAGES}
     shrinkage = max(tried, key=lambda value: tried[value].model.likelihood)
     judge, rounds = tried.pop(shrinkage), 0
+    agreement, confidence = judge.skill(given[chosen], torch.from_numpy(known[chosen] < 0))
     if len(chosen) < len(labels):
         judge = data.discriminate(statistics, shrinkage)
     enough = len(statistics.counts) > 2 and len(labels) <= NEIGHBOR_LIMIT
@@ -228,6 +234,8 @@ def judge_labels(
         shrinkage=shrinkage,
         rounds=rounds,
         inverse_temperature=temperature,
+        agreement=agreement,
+        confidence=confidence,
         nearest=None if nearest is None else nearest.int().numpy(),
         similarities=None if similarities is None else similarities.numpy(),
     )
@@ -279,6 +287,13 @@ class _Judge:
     logits: torch.Tensor
     top_labels: torch.Tensor
     statistics: "FoldStatistics"
+
+    def skill(self, labels: torch.Tensor, asked: torch.Tensor) -> tuple[float, float]:
+        """Agreement with labels and mean confidence, of the rows `asked` (mask of shape `(n,)`) if there are any."""
+        asked = asked if asked.any() else torch.ones_like(asked)
+        prior = _prior(self.logits[asked][None], self.model.weights, self.model.offsets, self.top_labels[asked])
+        predicted = self.top_labels[asked].gather(1, self.logits[asked].argmax(1, keepdim=True))[:, 0]
+        return float((predicted == labels[asked]).float().mean()), float(prior.max(1).values.mean())
 
 
 def _rounds_help(data: _Data, statistics: "FoldStatistics", shrinkage: float) -> bool:

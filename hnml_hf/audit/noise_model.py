@@ -13,6 +13,8 @@ from .dynamics import DECAY
 
 SIGNIFICANT_GAP = 2.0  # standard errors by which the gap must differ from none
 SHARPEST = 20.0  # exponent at which a probability is as good as 0 or 1
+LEAST_SKILL = 0.1  # agreement beyond a constant prediction, as a share of what is possible
+LEAST_KNOWLEDGE = 0.5  # confidence beyond guessing, likewise
 FIT_ON = 50_000  # samples that the transition matrix is estimated on; all are scored
 FEWEST_HELD_OUT = 100  # labels that no loss saw, for the noise rate to be estimated on them alone
 DRAWN_FOR = 3_000  # samples whose predictions are drawn again to find the inverse temperature
@@ -33,6 +35,37 @@ def gap_error(first: float, first_seen: float, second: float, second_seen: float
         smoothed = (share * seen + 2) / (seen + 4)
         variance += smoothed * (1 - smoothed) / (seen + 4)
     return variance**0.5
+
+
+def doubt_of_rate(agreement: float, labels: np.ndarray, confidence: float | None = None) -> str | None:
+    """Why a noise rate tells nothing, in words; None where nothing speaks against it.
+
+    A rate is the part of the disagreement with given labels that is not the predictor's own. Where predictions agree
+    hardly more often than a constant one, nearly all labels may be wrong, or the predictor may know nothing: labels
+    alone cannot tell these apart. The same holds where the noise model itself takes the predictor for one that is
+    wrong about more than half of what guessing leaves.
+
+    Args:
+        agreement (`float`): share of the labels that are predicted, by predictions that have not seen them.
+        labels (`np.ndarray` of shape `(n,)`): these labels.
+        confidence (`float`, *optional*): mean probability of the most probable class without the label, as the noise
+            model that was fitted to the labels has it.
+    """
+    counts = np.bincount(labels)
+    constant, guess = counts.max() / len(labels), 1 / np.count_nonzero(counts)
+    if agreement - constant < LEAST_SKILL * (1 - constant):
+        return (
+            f"The noise rate cannot be trusted: predictions agree with {agreement:.0%} of the labels, and the most "
+            f"frequent class is {constant:.0%} of them. Either most labels are wrong, or what predicts them knows "
+            "nothing of the classes: random weights, images unlike those of the pretraining, or a training too short."
+        )
+    if confidence is not None and confidence - guess < LEAST_KNOWLEDGE * (1 - guess):
+        return (
+            f"The noise rate cannot be trusted: the features are estimated to tell the class of only {confidence:.0%} "
+            "of the images, so that most doubt about a label is no sign of a mistake. Take a backbone that was "
+            "pretrained on images like these, or larger images."
+        )
+    return None
 
 
 @dataclass(frozen=True)

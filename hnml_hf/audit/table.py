@@ -17,7 +17,7 @@ from ..common.atomic import atomic_write
 from ..common.finite import NonFiniteError
 from ..data.schema import column, labels_fingerprint
 from .dynamics import AUDIT_FOLDER
-from .noise_model import estimate_noise
+from .noise_model import FEWEST_HELD_OUT, doubt_of_rate, estimate_noise
 
 
 TABLE_FILE, SUMMARY_FILE, MATRIX_FILE = "noise_scores.parquet", "summary.json", "transition_matrix.npy"
@@ -63,10 +63,11 @@ def noise_scores(
         suggested_name, noise_score` in [0, 1], `rank` (1 = most probably wrong) and the parts `given_probability,
         suggested_probability, margin, foreground_agreement` (nan without a mask level), `times_seen,
         first_epoch_learned, last_epoch_learned` (-1 = never), in the order of `index`. Its `attrs` hold the summary:
-        `noise_rate` and `noise_rate_interval` (95 %), `transition_matrix` with `[i, j] = P(given j | true i)` and its
-        interval `(low, high)`, `class_names`, `dataset_fingerprint` and each of `facts`. With more than 1,000 classes
-        the matrix is a read-only array of float32 instead of a list, and its interval `None`. A sample that was never
-        seen has the estimated rate as its score.
+        `noise_rate` and `noise_rate_interval` (95 %), `caution` (why the rate tells nothing, or `None`),
+        `transition_matrix` with `[i, j] = P(given j | true i)` and its interval `(low, high)`, `class_names`,
+        `dataset_fingerprint` and each of `facts`. With more than 1,000 classes the matrix is a read-only array of
+        float32 instead of a list, and its interval `None`. A sample that was never seen has the estimated rate as its
+        score.
 
     Raises:
         ValueError: if no sample was seen, ids are not unique, a label is none of the classes, or `cross_validated` is
@@ -122,10 +123,18 @@ def noise_scores(
         "transition_matrix": _shared(matrix.astype(np.float32)) if interval is None else matrix.tolist(),
         "transition_matrix_interval": None if interval is None else interval.tolist(),
         "inverse_temperature": estimate.inverse_temperature,
+        "caution": _caution(records[seen], cross_validated),
         "dataset_fingerprint": labels_fingerprint(records["index"], labels, num_labels),
         **facts,
     }
     return table
+
+
+def _caution(records: np.ndarray, cross_validated: np.ndarray | None) -> str | None:
+    """Whether the noise rate tells anything, by predictions of labels that were not learned, if there are enough."""
+    unlearned = records[records["held_out"]] if cross_validated is None else cross_validated
+    asked = unlearned if len(unlearned) >= FEWEST_HELD_OUT else records
+    return doubt_of_rate(float((asked["margin"] > 0).mean()), asked["label"].astype(np.int64))
 
 
 def _check_records(records: np.ndarray, labels: np.ndarray, num_labels: int):

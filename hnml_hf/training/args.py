@@ -1,7 +1,7 @@
 """Options of [`HNMLTrainer`]."""
 
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from transformers import TrainingArguments
@@ -18,20 +18,34 @@ DEFAULT_META_LR = {"head": 20.0, "full": 0.2}  # `head` by prototypes, `full` of
 DEFAULT_EXTRAPOLATION = 40  # steps, of `hnml`; see docs/ablations.md
 SYNTHETIC_OBJECTIVES = ("hnml_synthetic", "mlnt")
 HNML_OBJECTIVES = ("hnml", "hnml_synthetic")
+WITHOUT_MOMENTS = ("sgd", "adagrad", "rmsprop", "adafactor")  # optimizers that have none of Adam's options
 TEACHER_OBJECTIVES = ("hnml", "hnml_synthetic", "mlnt", "mean_teacher")
 
-# option: the runs that look at it; those that are not here matter to all
+# option: the runs that look at it, and the option that decides; those that are not here matter to all
 APPLIES = {
-    "gce_q": lambda args: args.objective == "gce",
-    "elr_weight": lambda args: args.objective == "elr",
-    "elr_decay": lambda args: args.objective == "elr" or args.teacher_source == "memory",
-    "extrapolation_normalized": lambda args: bool(args.extrapolation),
+    "gce_q": (lambda args: args.objective == "gce", "objective"),
+    "elr_weight": (lambda args: args.objective == "elr", "objective"),
+    "elr_decay": (lambda args: args.objective == "elr" or args.teacher_source == "memory", "objective"),
+    "extrapolation_normalized": (lambda args: bool(args.extrapolation), "extrapolation"),
     **dict.fromkeys(
         ("meta_scope", "second_order", "meta_lr", "num_meta_draws", "perturb_ratio", "num_neighbors"),
-        lambda args: args.objective in SYNTHETIC_OBJECTIVES,
+        (lambda args: args.objective in SYNTHETIC_OBJECTIVES, "objective"),
     ),
-    **dict.fromkeys(("consistency_weight", "teacher_source"), lambda args: args.objective in TEACHER_OBJECTIVES),
-    **dict.fromkeys(("mask_weight", "monitor_fraction"), lambda args: args.objective in HNML_OBJECTIVES),
+    **dict.fromkeys(
+        ("consistency_weight", "teacher_source"), (lambda args: args.objective in TEACHER_OBJECTIVES, "objective")
+    ),
+    **dict.fromkeys(
+        ("mask_weight", "monitor_fraction"), (lambda args: args.objective in HNML_OBJECTIVES, "objective")
+    ),
+    # of transformers
+    **dict.fromkeys(
+        ("adam_beta1", "adam_beta2", "adam_epsilon"), (lambda args: args.optim not in WITHOUT_MOMENTS, "optim")
+    ),
+    "eval_steps": (lambda args: args.eval_strategy == "steps", "eval_strategy"),
+    "eval_delay": (lambda args: args.eval_strategy != "no", "eval_strategy"),
+    "save_steps": (lambda args: args.save_strategy == "steps", "save_strategy"),
+    "logging_steps": (lambda args: "steps" in (args.logging_strategy, args.eval_strategy), "logging_strategy"),
+    "dataloader_persistent_workers": (lambda args: args.dataloader_num_workers > 0, "dataloader_num_workers"),
 }
 
 
@@ -259,15 +273,22 @@ class HNMLTrainingArguments(TrainingArguments):
         self._check_trackers()
         if without_effect and self.process_index == 0:
             logger.warning(
-                f"Without effect in this run, which has `objective={self.objective}`: "
-                f"{', '.join(f'`{name}`' for name in without_effect)}."
+                "Without effect in this run: "
+                + "; ".join(
+                    f"{', '.join(f'`{name}`' for name in names)}, since `{option}={getattr(value, 'value', value)}`"
+                    for (option, value), names in without_effect.items()
+                )
+                + "."
             )
 
-    def _without_effect(self) -> list[str]:
-        """Options of the method that differ from their defaults, and that this run does not look at."""
+    def _without_effect(self) -> dict[tuple[str, Any], list[str]]:
+        """Options that differ from their defaults, and that this run does not look at, by the option that decides."""
         defaults = {option.name: option.default for option in fields(self)}
-        unused = [name for name, applies in APPLIES.items() if not applies(self)]
-        return [name for name in unused if getattr(self, name) != defaults[name]]
+        found: dict[tuple[str, Any], list[str]] = {}
+        for name, (applies, decides) in APPLIES.items():
+            if getattr(self, name) != defaults[name] and not applies(self):
+                found.setdefault((decides, getattr(self, decides)), []).append(name)
+        return found
 
     def _check_trackers(self):
         """Say before training that a tracker's package is missing; transformers would, with a traceback."""

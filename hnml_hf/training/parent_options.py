@@ -18,6 +18,7 @@ from accelerate.utils import DynamoBackend, str_to_bool
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
 from transformers.utils.logging import log_levels
 
 
@@ -84,6 +85,8 @@ COUNT, SHARE, SEED = whole(1), used(lambda value: 0 <= value < 1, "at least 0 an
 LIMIT = between(0)
 RATE = (LIMIT.holds, LIMIT.wanted)
 INTERVAL = above(0)  # below 1 it is a share of all steps
+OPTIMIZERS = [name.value for name in OptimizerNames]
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # as accelerate reads them
 
 PARENT_OPTIONS = {
     "output_dir": used(),
@@ -94,11 +97,17 @@ PARENT_OPTIONS = {
     ),
     "learning_rate": changed("0.05 by default, for SGD from random weights.", *RATE),
     "lr_scheduler_type": changed("Cosine by default."),
-    "lr_scheduler_kwargs": used(),
+    "lr_scheduler_kwargs": used(
+        lambda value: isinstance(value, dict) or value.lstrip().startswith("{"), "a mapping of its arguments"
+    ),
     "warmup_steps": LIMIT,
     "warmup_ratio": used(lambda value: 0 <= value <= 1, "between 0 and 1"),
-    "optim": changed("SGD by default."),
-    "optim_args": changed("Momentum 0.9 by default."),
+    "optim": changed("SGD by default.", OPTIMIZERS.__contains__, f"one of {', '.join(OPTIMIZERS)}"),
+    "optim_args": changed(
+        "Momentum 0.9 by default.",
+        lambda value: all("=" in pair for pair in value.split(",")) or not value,
+        "pairs `name=value` with commas between them",
+    ),
     "optim_target_modules": refused(
         "no optimizer that it is for (GaLore, APOLLO) keeps a running gradient per weight"
     ),
@@ -185,7 +194,11 @@ PARENT_OPTIONS = {
     "seed": SEED,
     "data_seed": SEED,
     "use_cpu": used(),
-    "accelerator_config": changed("Only `non_blocking` can be set."),
+    "accelerator_config": changed(
+        "Only `non_blocking` can be set.",
+        lambda value: not isinstance(value, str) or value.lstrip().startswith("{") or os.path.isfile(value),
+        "a mapping, or a JSON file that is there",
+    ),
     "parallelism_config": refused(SHARDED),
     "dataloader_drop_last": used(),
     "dataloader_num_workers": whole(0),
@@ -242,6 +255,11 @@ def check_parent_options(args: TrainingArguments):
     )
     if unknown:
         raise ValueError(f"`accelerator_config={given}`: there is no `{unknown[0]}`. Only `non_blocking` can be set.")
+    if args.ddp_backend is not None and not _one_of_several_processes():
+        raise ValueError(
+            f"`ddp_backend={args.ddp_backend}` is how several processes talk, and this one is alone. Start them by "
+            "`accelerate launch --multi_gpu --num_processes 2 -m hnml_hf train ...`, or leave it out."
+        )
     if args.do_eval and args.eval_strategy == IntervalStrategy.NO:
         raise ValueError("`do_eval` does nothing by itself; say when to evaluate by `eval_strategy`, or leave it out.")
     if args.load_best_model_at_end and args.eval_strategy == IntervalStrategy.NO:
@@ -249,6 +267,10 @@ def check_parent_options(args: TrainingArguments):
     measured = args.eval_strategy != IntervalStrategy.NO and args.metric_for_best_model is not None
     if args.save_strategy == SaveStrategy.BEST and not measured:
         raise ValueError("`save_strategy=best` saves nothing without `eval_strategy` and `metric_for_best_model`.")
+
+
+def _one_of_several_processes() -> bool:
+    return "LOCAL_RANK" in os.environ or any(os.environ.get(name, "1") != "1" for name in WORLD_SIZES)
 
 
 def _holds(entry: ParentOption, value) -> bool:

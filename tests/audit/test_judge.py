@@ -14,6 +14,7 @@ from hnml_hf.audit.judge import (
     nearest_neighbors,
     neighbor_posteriors,
 )
+from hnml_hf.audit.noise_model import doubt_of_rate
 
 
 K, D = 4, 12
@@ -211,3 +212,28 @@ def test_bad_input_is_named(change, message):
     features, labels = clusters(300)
     with pytest.raises(ValueError, match=message):
         judge_labels(**{"features": features, "labels": labels, "num_labels": K, **change})
+
+
+@pytest.mark.parametrize(
+    ("spread", "rate", "said"),
+    [
+        (0.5, 0.0, None),
+        (0.5, 0.5, None),
+        (0.5, 0.75, "most labels are wrong, or"),  # of 4 classes: the labels are drawn anew
+        (100.0, 0.0, "most labels are wrong, or"),  # features that know nothing
+        (2.5, 0.0, "estimated to tell the class of only"),
+    ],
+)
+def test_a_rate_that_nothing_tells_is_said(spread, rate, said):
+    features, true = clusters(1200, spread=spread)
+    labels = flipped(true, rate)
+    judgement = judge_labels(features, labels, num_labels=K)
+    caution = doubt_of_rate(judgement.agreement, labels, judgement.confidence)
+    assert caution is None if said is None else said in caution
+
+
+def test_agreement_and_confidence_are_of_labels_that_nobody_has_decided():
+    features, true = clusters(600, spread=100.0)
+    known = np.where(np.arange(600) < 300, true, -1)
+    judgement = judge_labels(features, true, num_labels=K, known=known)
+    assert judgement.agreement < 0.4 and judgement.confidence < 0.6

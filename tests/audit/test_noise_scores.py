@@ -134,6 +134,21 @@ def test_rate_matrix_and_scores_are_right_without_being_told_a_rate(rate, pair):
         assert ours > 0.85 and ours >= roc_auc_score(wrong, margin) - 0.01
 
 
+@pytest.mark.parametrize("held_out", [0.0, 0.1])
+def test_a_run_that_has_learned_nothing_yet_says_that_its_rate_tells_nothing(held_out, tmp_path):
+    names = list("abcde")
+    records, _, labels = simulate(0.3, held_out=held_out)
+    assert noise_scores(records, names).attrs["caution"] is None
+    dynamics = TrainingDynamics(records["index"], labels, 5, held_out=records["held_out"])
+    soft = np.random.default_rng(1).dirichlet(np.full(5, 50.0), len(labels))
+    soft[~records["held_out"]] += held_out * np.eye(5)[labels[~records["held_out"]]]  # memorized, which does not count
+    dynamics.update(dynamics.ids, soft / soft.sum(1, keepdims=True), epoch=0)
+    table = noise_scores(dynamics.records, names)
+    assert "The noise rate cannot be trusted: predictions agree with" in table.attrs["caution"]
+    page = render_report(table, table.attrs, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert table.attrs["caution"] in page
+
+
 def test_the_channel_beats_the_margin_where_one_class_is_renamed():
     """Half of class 0 is called 1: the channel learns that a 1 may be a 0, the margin does not know."""
     records, clean, labels = simulate(0.4, pair=True, seed=1)

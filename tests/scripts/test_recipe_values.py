@@ -4,7 +4,7 @@ import json
 
 import pytest
 from options import from_json, parse_arguments
-from recipe import expand_home
+from recipe import expand_home, name_place
 
 
 START = "dataset: quickstart\nbackbone: resnet10t\noutput_dir: out\n"
@@ -152,6 +152,16 @@ def test_a_mistake_is_one_line_with_its_place(parse, tmp_path, text, line, messa
         parse(text)
     found = str(error.value)
     assert found.startswith(f"{tmp_path / 'mine.yaml'}:{line}: {message}") and "\n" not in found
+
+
+def test_an_error_of_transformers_that_names_an_option_bare_has_its_place():
+    places, message = (
+        {"bf16": "mine.yaml:3", "seed": "mine.yaml:4"},
+        "Your setup doesn't support bf16/gpu, nor a seed.",
+    )
+    assert name_place(message, places, ["--seed", "1"]) == f"mine.yaml:3: {message}"
+    assert name_place(message, places, ["--bf16"]) == message  # `seed` is a word of English
+    assert name_place(f"`seed=1`: {message}", places, []).startswith("mine.yaml:4: ")
 
 
 def test_the_command_line_is_not_the_recipes_fault(parse):

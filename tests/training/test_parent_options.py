@@ -93,6 +93,11 @@ def test_what_is_refused_is_refused_with_its_reason(name, tmp_path):
         ({"accelerator_config": {"dispatch_batches": True}}, "`dispatch_batches=True` is not available"),
         ({"accelerator_config": {"split_batches": True}}, "`split_batches=True` is not available"),
         ({"fp16": True}, "`fp16` needs a GPU"),
+        ({"ddp_backend": "gloo"}, "`ddp_backend=gloo` is how several processes talk, and this one is alone. Start"),
+        ({"optim": "adam"}, "`optim='adam'` cannot work: it must be one of adamw_torch, .*sgd"),
+        ({"optim_args": "0.9"}, "`optim_args='0.9'` cannot work: it must be pairs `name=value`"),
+        ({"lr_scheduler_kwargs": "2"}, "`lr_scheduler_kwargs='2'` cannot work: it must be a mapping"),
+        ({"accelerator_config": "5"}, "`accelerator_config='5'` cannot work: it must be a mapping, or a JSON file"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "`lr_scheduler_type=warmup_stable_decay` .* cannot be made"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "`lr_scheduler_type=cosine_with_min_lr` .* cannot be made"),
         ({"lr_scheduler_kwargs": {"cycles": 2}}, "`lr_scheduler_kwargs=.*cycles.* cannot be made"),
@@ -119,7 +124,7 @@ def test_what_is_refused_is_refused_with_its_reason(name, tmp_path):
         ({"optim": "galore_adamw"}, "`optim=galore_adamw` .* cannot be made"),
         ({"optim_args": "momentum=lots"}, "`optim_args='momentum=lots'` cannot be made"),
         ({"optim_args": "impetus=0.9"}, "`optim_args='impetus=0.9'` cannot be made"),
-        ({"optim_args": "momentum"}, "`optim_args='momentum'` cannot be made"),
+        ({"optim_args": "momentum"}, "`optim_args='momentum'` cannot work: it must be pairs"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused(options, message, tmp_path):

@@ -554,6 +554,25 @@ def test_options_without_effect_are_named(options, named, tmp_path, caplog):
     warnings = [text for text in caplog.messages if text.startswith("Without effect")]
     assert len(warnings) == bool(named) and all(f"`{name}`" in warnings[0] for name in named)
     assert sum(text.count("`") for text in warnings) == 2 * (len(named) + 1) * bool(named)
+    assert all(f", since `{decides}=" in warnings[0] for decides in (["objective"] if named else []))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"eval_strategy": "epoch", "eval_steps": 5}, "`eval_steps`, since `eval_strategy=epoch`"),
+        ({"save_strategy": "epoch", "save_steps": 5}, "`save_steps`, since `save_strategy=epoch`"),
+        ({"eval_strategy": "no", "eval_delay": 2}, "`eval_delay`, since `eval_strategy=no`"),
+        ({"dataloader_persistent_workers": True}, "`dataloader_persistent_workers`, since `dataloader_num_workers=0`"),
+        ({"adam_beta1": 0.8}, "`adam_beta1`, since `optim=sgd`"),
+        ({"adam_beta1": 0.8, "optim": "adamw_torch", "optim_args": None}, None),
+        ({"eval_strategy": "steps", "eval_steps": 5, "logging_strategy": "epoch", "logging_steps": 5}, None),
+    ],
+)
+def test_options_of_transformers_without_effect_are_named(options, said, tmp_path, caplog):
+    arguments(tmp_path, **{"num_neighbors": 10, "per_device_train_batch_size": 12, **options})
+    warnings = [text for text in caplog.messages if text.startswith("Without effect")]
+    assert warnings == ([] if said is None else [f"Without effect in this run: {said}."])
 
 
 def test_evaluation_never_mixes_images(tiny_dataset, tmp_path):

@@ -134,6 +134,7 @@ def render_page(
         source=summary.get("source") or "",
         percent=_percent,
         rate=summary["noise_rate"],
+        caution=summary.get("caution"),  # audits of earlier versions have none
         low=low,
         high=high,
         num_samples=num_samples,
