@@ -1,6 +1,6 @@
 """HNML, hierarchical noise-tolerant meta-learning with noisy labels: timm backbones on the Hugging Face Trainer.
 
-Here is what most users need; all else is imported from its module, as `hnml_hf.audit.probe`. The folders: `data`
+Here is what most users need; all else is imported from its module, as `hnml_hf.audit.start`. The folders: `data`
 (datasets), `noise` (synthetic noise), `modeling` (the classifier), `objectives` (losses), `training` (the Trainer),
 `audit` (which labels are wrong), `hub` (publishing), `common` (what all of them use).
 

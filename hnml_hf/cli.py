@@ -22,14 +22,13 @@ from typing import Any, TextIO
 
 
 PACKAGE = Path(__file__).parent
-COMMANDS = ("audit", "check", "review", "clean", "train", "probe", "predict", "evaluate", "export")
+COMMANDS = ("audit", "check", "review", "clean", "train", "predict", "evaluate", "export")
 IN_SOURCES = {"benchmark": "benchmarks/benchmark.py"}  # commands that a wheel does not have
 
 # where a command's options are written: files of scripts/ that call `add_argument`, and dataclasses
-ADDED = {command: f"{command}.py" for command in COMMANDS} | {"train": "options.py", "probe": "options.py"}
+ADDED = {command: f"{command}.py" for command in COMMANDS} | {"train": "options.py"}
 DATACLASSES = {
     "train": ("ModelArguments", "DataArguments", "HNMLTrainingArguments"),
-    "probe": ("ModelArguments", "DataArguments", "HNMLTrainingArguments"),
     "evaluate": ("SourceArguments",),
     "predict": ("SourceArguments",),
     "audit": ("AuditArguments", "DataArguments"),
@@ -46,7 +45,7 @@ TITLES = {
     "HNMLTrainingArguments": "method and training",
 }
 
-WITH_RECIPES, OWN_DATA = ("train", "probe"), "own_folder"  # commands that take one, and the one for DATA of the user
+WITH_RECIPES, OWN_DATA = ("train",), "own_folder"  # commands that take one, and the one for DATA of the user
 
 _SOURCE = ("dataset", "dataset_config", "data_dir", "image_column", "label_column", "clean_label_column")
 _RUN = ("output_dir", "seed", "per_device_eval_batch_size", "dataloader_num_workers", "use_cpu")
@@ -58,11 +57,6 @@ COMMON = {
         *("validation_fraction", "noise", "noise_rate", "exclude", "augmentation", "cache_images"),
         *("objective", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
         *("learning_rate", "bf16", "resume_from_checkpoint", "push_to_hub", *_RUN),
-    ),
-    "probe": (
-        *("data", "recipe", "backbone", "pretrained", "image_size", "model_args", "channels_last"),
-        *_SOURCE,
-        *("validation_fraction", "noise", "noise_rate", "exclude", "audit", *_RUN),
     ),
     "audit": (
         *("data", "backbone", "pretrained", "image_size", "num_workers", "cache_dir", "check", "annotations"),
@@ -113,12 +107,13 @@ RETIRED = {  # options of earlier versions: what took their place
     "noise_output": _IN_NOISE % '"output": "labels.json"',
     "noise_manifest": 'it is the key `file` of `noise` now: `--noise \'{"file": "labels.json"}\'`',
     "gauge_fraction": "it is `--monitor_fraction` now",
+    "start_from_probe": "it is `--start_from_judge`, a classifier that needs no held-out labels",
     "forward_correction": "it is `--symmetric_correction` now",
     "quarantine": "it is `--exclude` now",
     "quarantine_output": "it is `--exclude_output` now",
     "max_suspects": "it is `--max_issues` now",
 }
-RENAMED = {"audit_data": "check"}  # commands of earlier versions
+RENAMED = {"audit_data": "check", "probe": "audit"}  # commands of earlier versions
 
 INSIDE = {  # what has its place in another option: how to write it there, on the command line and in a recipe
     "lr_scheduler_kwargs": ("--lr_scheduler_kwargs '{\"%s\": ...}'", "min_lr min_lr_rate num_cycles power lr_end"),
@@ -367,7 +362,7 @@ def create_parser(command: str, *, names: Collection[str] | None = None) -> argp
                 continue
             facts |= {"nargs": option.nargs, "type": option.convert, "choices": option.choices}
             spellings = [option.name]
-            if "_" in key and command in ("train", "probe", "audit"):  # HfArgumentParser takes these as well
+            if "_" in key and command in ("train", "audit"):  # HfArgumentParser takes these as well
                 spellings.append(f"--{key.replace('_', '-')}")
             group.add_argument(*spellings, **facts)
             if option.has_twin:

@@ -1,4 +1,4 @@
-"""The options that train, probe and audit share, and what is made of them: data and a model."""
+"""The options that train and audit share, and what is made of them: data and a model."""
 
 import argparse
 import json
@@ -80,13 +80,6 @@ class ModelArguments:
         metadata={
             "help": "Start from pretrained weights: `true`, timm's from the Hub, or the path of a safetensors file "
             "with timm's names, or of a folder that has one."
-        },
-    )
-    start_from_probe: bool = field(
-        default=False,
-        metadata={
-            "help": "Fit a linear classifier on the frozen features of the pretrained weights first, as "
-            "scripts/probe.py does, and train from there."
         },
     )
     start_from_judge: bool = field(

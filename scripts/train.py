@@ -48,7 +48,6 @@ from hnml_hf import (
     create_transforms,
 )
 from hnml_hf.audit.dynamics import save_probe_dynamics
-from hnml_hf.audit.probe import start_from_probe
 from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
 from hnml_hf.common.atomic import atomic_write
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
@@ -310,12 +309,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
     prepared = partial(prepare, data_args=data_args, pretrained_cfg=model.config.pretrained_cfg, seed=args.seed)
 
     judgement = crossed = judge_again = None
-    if model_args.start_from_judge and model_args.start_from_probe:
-        raise ValueError("`start_from_judge` and `start_from_probe` both set the head: give one of them.")
-    if (model_args.start_from_judge or model_args.start_from_probe) and not model_args.pretrained:
+    if model_args.start_from_judge and not model_args.pretrained:
         raise ValueError(
-            "`start_from_judge` and `start_from_probe` need pretrained features: give `--pretrained true` or "
-            "`--pretrained FILE`."
+            "`start_from_judge` needs pretrained features: give `--pretrained true` or `--pretrained FILE`."
         )
     if model_args.start_from_judge:
         plain = prepared(data["train"], pixels.get("train"), training=False)
@@ -331,31 +327,6 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
     held_out = {
         split: prepared(rows, pixels.get(split), training=False) for split, rows in data.items() if split != "train"
     }
-
-    if model_args.start_from_probe:
-        if "validation" not in data:
-            raise ValueError(
-                "`start_from_probe` needs held-out labels to choose by: give a split `validation` or "
-                "`--validation_fraction 0.1`."
-            )
-        monitor, rows = create_monitor(args, len(train_set)), data["train"]
-        if monitor is not None:  # what it holds out, no loss may see
-            train_set.hold_out(monitor.fraction, seed=args.seed)
-            rows = rows.select(np.flatnonzero(~train_set.held_out))
-        probe, crossed = start_from_probe(
-            model.to(args.device),
-            TransformedDataset(rows, views[1], max_pixels=data_args.max_pixels),
-            held_out["validation"],
-            batch_size=args.per_device_eval_batch_size,
-            num_workers=args.dataloader_num_workers,
-            seed=args.seed,
-            cross_validate=data_args.audit or args.symmetric_correction,
-        )
-        if args.process_index == 0:
-            print(
-                "Training starts from a linear probe that agrees with "
-                f"{probe.accuracies[probe.strength]:.1%} of the held-out labels"
-            )
 
     mixup = data_args.mixup_alpha
     trainer = HNMLTrainer(
@@ -422,8 +393,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
                 + (
                     "."
                     if crossed is None
-                    else "; the probe that it started from was cross-validated, gives the noise rate and has half "
-                    "a say."
+                    else "; the judge that it started from has not seen the labels that it judged, gives the noise "
+                    "rate and has half a say."
                 ),
             )
             trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {table.attrs['estimate']}"

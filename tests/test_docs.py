@@ -73,11 +73,11 @@ def parse(command: str, monkeypatch):
     options = [word for word in options if word is not None]
     name = Path(script).stem
     module = load_script(name)
-    if name in ("train", "probe"):
+    if name == "train":
         cpu = ["--use_cpu", "true"] if options else []  # bf16 asks for a GPU otherwise
         module.parse_arguments([*options, *cpu])
     elif name == "audit":
-        module.parse_arguments([re.sub("^outputs/(photos|probe)$", "outputs/quickstart", word) for word in options])
+        module.parse_arguments([re.sub("^outputs/photos$", "outputs/quickstart", word) for word in options])
     else:
 
         def then_stop(read):

@@ -330,7 +330,7 @@ def save_run_dynamics(run: str | os.PathLike, records: np.ndarray):
 
     Args:
         run (`str` or `Path`): the `output_dir`.
-        records (structured `np.ndarray` of shape `(n,)`): of [`TrainingDynamics`] or [`cross_validate_probe`].
+        records (structured `np.ndarray` of shape `(n,)`): of [`TrainingDynamics`] or [`judge_records`].
     """
     save_dynamics(Path(run) / AUDIT_FOLDER / DYNAMICS_FILE, records)
 
@@ -353,7 +353,7 @@ def save_probe_dynamics(run: str | os.PathLike, records: np.ndarray | None):
 
     Args:
         run (`str` or `Path`): the `output_dir`.
-        records (structured `np.ndarray` of shape `(m,)`): of [`cross_validate_probe`]; None takes away those that an
+        records (structured `np.ndarray` of shape `(m,)`): of [`judge_records`]; None takes away those that an
             earlier run left.
     """
     path = Path(run) / AUDIT_FOLDER / PROBE_FILE

@@ -132,7 +132,7 @@ def estimate_noise(
         records (structured `np.ndarray` of shape `(n,)`): of [`TrainingDynamics`], each seen at least once.
         num_labels (`int`): k.
         cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of samples of the same dataset, by
-            models that did not learn their labels ([`cross_validate_probe`]); fewer than 100 are left out.
+            models that did not learn their labels ([`judge_records`]); fewer than 100 are left out.
         seed (`int`): of the resampling behind the intervals.
     """
     dynamics = SampleDynamics(records, num_labels)

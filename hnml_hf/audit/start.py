@@ -1,13 +1,58 @@
 """The start of training on a pretrained backbone: its features judge the labels, and give the head."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
 from torch.utils.data import Dataset
 
+from ..data.collate import collate_images
+from ..modeling.forward import ask, run_over
 from .dynamics import score_predictions
-from .judge import Judgement, judge_labels
-from .probe import pooled_features, set_head
+from .judge import Head, Judgement, judge_labels
+
+
+def pooled_features(
+    model, dataset: Dataset, *, batch_size: int = 64, num_workers: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the last linear layer of a frozen model sees of each sample, and the given labels.
+
+    Args:
+        model: a [`TimmCAMForImageClassification`]; evaluation mode is put on for the pass.
+        dataset (`TransformedDataset`): of n samples, with the evaluation transform.
+        batch_size (`int`): images in a forward pass.
+        num_workers (`int`): processes that load images.
+
+    Returns:
+        `np.ndarray` of shape `(n, d)`, float32: 4 n d bytes, 8 GB for a million images and ResNet-50; and
+        `np.ndarray` of shape `(n,)`, int64.
+    """
+    features, labels = [], []
+    backbone, loading = partial(ask, model, of="the backbone"), {"batch_size": batch_size, "num_workers": num_workers}
+    for batch, output in run_over(backbone, dataset, collate_images, desc="features", **loading):
+        features.append(output.features.float().cpu())
+        labels.append(batch["labels"])
+    return torch.cat(features).numpy(), torch.cat(labels).numpy()
+
+
+@torch.no_grad()
+def set_head(classifiers: Sequence[torch.nn.Module], head: Head):
+    """Put a linear classifier into the last layer of a model.
+
+    Args:
+        classifiers (`Sequence[torch.nn.Module]`): `model.classifiers`; all get the same weights (timm averages them).
+        head ([`Head`]): of the features that this layer sees.
+
+    Raises:
+        ValueError: if a layer has no bias to hold the head's.
+    """
+    for classifier in classifiers:
+        if classifier.bias is None:
+            raise ValueError("The last linear layer of this backbone has no bias, which the judge's classifier needs.")
+        classifier.weight.copy_(head.weight.view_as(classifier.weight))
+        classifier.bias.copy_(head.bias)
 
 
 def judge_by_model(

@@ -53,8 +53,8 @@ def noise_scores(
     Args:
         records (structured `np.ndarray` of shape `(n,)`): of [`TrainingDynamics`].
         class_names (`Sequence[str]`): k names in id order.
-        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`cross_validate_probe`], for the
-            probe that the run started from: rate and matrix are taken from it, and it has half a say in the scores.
+        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`judge_records`], by the
+            judge that the run started from: rate and matrix are taken from it, and it has half a say in the scores.
         seed (`int`): of the resampling behind the intervals.
         facts: further entries of the summary, as `source` and `provenance`.
 
@@ -161,7 +161,7 @@ def _check_same_labels(records: np.ndarray, cross_validated: np.ndarray):
     if cross_validated.dtype != records.dtype or not same.all():
         raise ValueError(
             "The cross-validated predictions are of other samples, labels or classes than those that the run saw. "
-            "Give those of the probe that it started from, or none."
+            "Give those of the judge that it started from, or none."
         )
 
 

@@ -140,7 +140,7 @@ class HNMLTrainingArguments(TrainingArguments):
         metadata={
             "help": "Correct the loss for symmetric noise (Patrini et al., CVPR 2017). The noise rate is estimated "
             "from the training dynamics after each epoch, from the second one on, or by cross-validation of "
-            "the probe that the run starts from (ours)."
+            "the judge that the run starts from (ours)."
         },
     )
     monitor_fraction: float | None = field(

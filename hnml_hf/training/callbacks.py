@@ -308,11 +308,11 @@ def create_recorder(trainer, *, mixes: bool) -> DynamicsRecorder | None:
 
 class NoiseRate(CheckpointedCallback):
     """The share of wrong labels for the symmetric correction: estimated from the run's own records after each epoch,
-    or once by the cross-validation of the probe that the run started from.
+    or once by the judge that the run started from.
 
     Args:
         trainer ([`HNMLTrainer`]): with `dynamics`.
-        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`cross_validate_probe`].
+        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`judge_records`].
     """
 
     def __init__(self, trainer, cross_validated=None):

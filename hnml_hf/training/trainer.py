@@ -42,7 +42,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         model ([`TimmCAMForImageClassification`]): the student.
         args ([`HNMLTrainingArguments`]): the options.
         train_dataset ([`TransformedDataset`], *optional*): needed for training.
-        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`cross_validate_probe`]. Then
+        cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`judge_records`]. Then
             `symmetric_correction` has its noise rate from there, from the first step on.
         judge_again (`Callable`, *optional*): from a network to the soft targets of the training set, see
             [`RefreshedTargets`]; `targets=refreshed` needs it.

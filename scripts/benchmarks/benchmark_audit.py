@@ -4,8 +4,8 @@ cleanlab gets 5-fold cross-validated predictions and, in another row, those of o
 
     python scripts/benchmarks/benchmark.py audit --data_root data --output docs/results/audit_benchmark.json
 
-All runs on a dataset have one backbone, batch size and number of epochs. `probe` trains no network: it is a
-cross-validated linear probe of a pretrained EfficientNet-lite0 (`--data_root`/weights, or from the Hub). Every run
+All runs on a dataset have one backbone, batch size and number of epochs. `judge` trains no network: it
+judges by the last layer of a pretrained EfficientNet-lite0 (`--data_root`/weights, or from the Hub). Every run
 leaves its predictions in `--work_dir`; a second call trains only what is missing there.
 """
 
@@ -34,7 +34,7 @@ from hnml_hf import (
     load_noisy_dataset,
     noise_scores,
 )
-from hnml_hf.audit.probe import start_from_probe
+from hnml_hf.audit.start import judge_records, start_from_judge
 from hnml_hf.training.provenance import commit
 
 
@@ -53,7 +53,7 @@ class Setting:
     source: dict | tuple[str, str] | None
     size: int
     epochs: int
-    pretrained: bool = False  # fine-tuning that starts from the probe; else a narrow ResNet from random weights
+    pretrained: bool = False  # fine-tuning that starts from the judge; else a narrow ResNet from random weights
 
     def options(self) -> dict:
         if self.pretrained:  # those of scripts/recipes/imagenette_noisy.yaml
@@ -183,16 +183,12 @@ def pretrained_model(size: int, data_root: Path) -> TimmCAMForImageClassificatio
     return model
 
 
-def probe(model, images: MemoryImages, seed: int) -> dict:
-    """Give a model the head of its linear probe, whose strength a tenth of the labels chooses; the records of its
-    cross-validation are of the rest."""
+def judge(model, images: MemoryImages, seed: int) -> dict:
+    """Give a model the head of the judge of its last layer's features; the records of what this says of each label."""
     start = time.perf_counter()
-    order = np.random.default_rng(seed).permutation(len(images))
-    held_out, rest = np.sort(order[: len(order) // 10]), np.sort(order[len(order) // 10 :])
-    parts = (images.select(rows, augmented=False) for rows in (rest, held_out))
-    fitted, records = start_from_probe(model, *parts, seed=seed, cross_validate=True)
-    wall = time.perf_counter() - start
-    return {"records": records, "wall": wall, "strength": fitted.strength, "rows": rest, "commit": commit()}
+    plain = images.select(np.arange(len(images)), augmented=False)
+    records = judge_records(plain.index, plain.labels, start_from_judge(model, plain, seed=seed))
+    return {"records": records, "wall": time.perf_counter() - start, "commit": commit()}
 
 
 def train(
@@ -206,7 +202,7 @@ def train(
 ) -> dict:
     """One run; with `held_out` its predictions there, without it those on the training images."""
     images.generator.manual_seed(seed)
-    before = probe(model, images, seed) if setting.pretrained else None
+    before = judge(model, images, seed) if setting.pretrained else None
     args = HNMLTrainingArguments(
         output_dir=str(output_dir),
         objective=objective,
@@ -239,11 +235,11 @@ def train(
     return result if before is None else {**result, "cross_validated": before["records"]}
 
 
-RUNS = ("hnml", "ce", "probe", *(f"fold{fold}" for fold in range(FOLDS)))
+RUNS = ("hnml", "ce", "judge", *(f"fold{fold}" for fold in range(FOLDS)))
 
 
 def runs(name: str, data_root: Path, work_dir: Path, wanted: Sequence[str], seed: int) -> tuple[MemoryImages, dict]:
-    """The images, and HNML, cross-entropy, probe and folds, each trained once; what is not wanted is used if it is
+    """The images, and HNML, cross-entropy, judge and folds, each trained once; what is not wanted is used if it is
     there."""
     setting, found, short = DATASETS[name], {}, name.replace(" ", "_").replace("%", "percent").replace(",", "")
     images = load_images(setting, data_root, pretrained=setting.pretrained)
@@ -255,9 +251,9 @@ def runs(name: str, data_root: Path, work_dir: Path, wanted: Sequence[str], seed
         if not path.exists():
             print(f"{name}: {run}, seed {seed}", flush=True)
             torch.manual_seed(seed)
-            if run == "probe":
+            if run == "judge":
                 enlarged = load_images(setting, data_root, pretrained=True)
-                result = probe(pretrained_model(enlarged.size, data_root), enlarged, seed)
+                result = judge(pretrained_model(enlarged.size, data_root), enlarged, seed)
             else:
                 held_out = order[int(run[4:]) :: FOLDS] if run.startswith("fold") else None
                 kept = images if held_out is None else images.select(np.setdiff1d(np.arange(len(images)), held_out))
@@ -322,22 +318,21 @@ def compare(images: MemoryImages, found: dict[str, dict]) -> list[dict]:
         rows[-1]["estimated_rate_interval"] = [round(bound, 4) for bound in table.attrs["noise_rate_interval"]]
 
     predictions = {}
-    if "probe" in found:
-        said = found["probe"]
-        judged, table = said["rows"], noise_scores(said["records"], CLASSES)
-        score, rank, crossed = np.zeros(len(images)), np.zeros(len(images)), np.ones((len(images), NUM_LABELS))
-        score[judged], rank[judged] = table["noise_score"], -table["rank"]
+    if "judge" in found:
+        said = found["judge"]
+        table, crossed = noise_scores(said["records"], CLASSES), np.ones((len(images), NUM_LABELS))
+        score, rank = table["noise_score"].to_numpy(), -table["rank"].to_numpy()
         asked = np.concatenate([said["records"]["label"][:, None], said["records"]["top_labels"]], axis=1)
         answers = np.concatenate([said["records"]["given"][:, None], said["records"]["top_probabilities"]], axis=1)
-        crossed[judged[:, None], asked] = answers
+        crossed[everyone[:, None], asked] = answers
         same_backbone = "cross_validated" in found.get("ce", {})
         cost = (
             float(said["wall"] / found["ce"]["wall"]) if same_backbone else None
         )  # of wall time, not of forward passes
         rate = table.attrs["noise_rate"]
-        add("hnml_hf, cross-validated probe", "probe", rank, cost, probability=score, rate=rate, judged=judged)
+        add("hnml_hf, judge", "judge", rank, cost, probability=score, rate=rate)
         rows[-1]["estimated_rate_interval"] = [round(bound, 4) for bound in table.attrs["noise_rate_interval"]]
-        predictions["cross-validated probe"] = ("probe", crossed, cost, judged)
+        predictions["judge"] = ("judge", crossed, cost, everyone)
     folds = [run for run in found if run.startswith("fold")]
     crossed, held_out = np.ones((len(images), NUM_LABELS)), everyone[:0]
     if folds:
@@ -407,8 +402,8 @@ def settings(threads: int) -> dict:
     return {
         "backbone": "resnet10t, channels 32 64 96 128, stem 16, output stride 8 (32 on images of 64 pixels)",
         "optimizer": "SGD 0.05, momentum 0.9, weight decay 5e-4, cosine, batch 64",
-        "pretrained": f"{PRETRAINED}; training starts from the probe, with the options of recipe imagenette_noisy, "
-        "full weight; the probe's cost is one of wall time",
+        "pretrained": f"{PRETRAINED}; training starts from the judge, with the options of recipe imagenette_noisy, "
+        "full weight; the judge's cost is one of wall time",
         "epochs": {name: setting.epochs for name, setting in DATASETS.items()},
         **provenance(threads=threads),
         "cleanlab": version("cleanlab"),

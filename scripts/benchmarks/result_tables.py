@@ -250,30 +250,6 @@ def audit_scorers() -> str:
     return markdown(["scorer", "cost", *(AUDITED[name] for name in noisy)], rows)
 
 
-def probe_audits() -> str:
-    """What `scripts/probe.py` says of the labels of Imagenette."""
-    header = [
-        "pixels",
-        "truly wrong",
-        "estimated (95 %)",
-        "AUROC",
-        "precision at n",
-        "of those at 0.5 wrong",
-        "found at 0.5",
-    ]
-    rows = []
-    for run in json.loads((RESULTS / "linear-probe.json").read_text(encoding="utf-8"))["audits"]["runs"]:
-        true, rate, low, high = (
-            100 * value for value in (run["true_rate"], run["estimated_rate"], *run["estimated_rate_interval"])
-        )
-        rows.append(
-            [str(run["image_size"]), f"{true:.1f} %", f"{rate:.1f} % ({low:.0f} to {high:.0f})"]
-            + [f"{run[key]:.3f}" for key in ("auroc", "precision_at_n")]
-            + [f"{100 * run[key]:.0f} %" for key in ("precision", "recall")]
-        )
-    return markdown(header, rows)
-
-
 CPU = {
     "human 40 %": "human, 40 %",
     "symmetric 50 %": "symmetric, 50 %",
@@ -318,7 +294,6 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/audit.md": {
         "AUDIT_RATES": audit_rates,
         "AUDIT_SCORERS": audit_scorers,
-        "PROBE_AUDITS": probe_audits,
     },
     "docs/ablations.md": {
         "AUGMENTED": augmented,

@@ -30,7 +30,7 @@ from hnml_hf import (
     collate_images,
     create_transforms,
 )
-from hnml_hf.audit.probe import start_from_probe
+from hnml_hf.audit.start import start_from_judge
 from hnml_hf.training.callbacks import RanksAgree
 from hnml_hf.training.distributed import RanksDifferError
 
@@ -197,14 +197,15 @@ class Drift(TrainerCallback):
             model.class_weights.data[0, 0] += 1e-3
 
 
-def probe_heads(rank: int) -> dict[str, list]:
-    """The probe that each rank fits, on a half of the samples that is its own, and the head that it then has."""
+def judge_heads(rank: int) -> dict[str, list]:
+    """Whose samples are judged, where each rank has a half that is its own, and the head that it then has."""
     model, (transform, _) = make_model(VIT), create_transforms(make_model(VIT).config.pretrained_cfg)
     half = TransformedDataset(make_dataset().select(range(16 * rank, 16 * rank + 16)), transform)
-    probe, _ = start_from_probe(model, half, half)
+    judgement = start_from_judge(model, half)
     (head,) = model.classifiers
     return {
-        name: gather(value.detach()[None]).tolist() for name, value in (("fitted", probe.bias), ("head", head.bias))
+        name: gather(value.detach()[None]).tolist()
+        for name, value in (("judged", judgement.head.bias), ("head", head.bias))
     }
 
 
@@ -263,7 +264,7 @@ def main(output: Path, accumulation: int):
         trainer.train()
         trainer.evaluate(trainer.train_dataset)
         facts["rank_equality"]["batch norm without a teacher, when evaluated"] = same_on_all_ranks(trainer)
-        facts["probes"] = probe_heads(trainer.args.process_index)
+        facts["judges"] = judge_heads(trainer.args.process_index)
         trainer = make_trainer(VIT, {**CASES["momentum"], "max_steps": 8})
         trainer.add_callback(Drift())
         trainer.add_callback(RanksAgree(trainer, every=2))

@@ -177,10 +177,10 @@ def test_every_rank_draws_its_own_synthetic_labels(one_process, two_processes):
     assert facts["draws"] == one_process[1]["draws"]
 
 
-def test_all_ranks_start_from_the_probe_of_the_first(two_processes):
-    probes = two_processes[1]["probes"]
-    first, other = probes["fitted"]
-    assert first != other and probes["head"] == [first, first]
+def test_all_ranks_start_from_the_judge_of_the_first(two_processes):
+    judges = two_processes[1]["judges"]
+    first, other = judges["judged"]
+    assert first == other and judges["head"] == [first, first]
 
 
 def test_a_rank_that_drifts_stops_the_run_at_the_next_check(two_processes):

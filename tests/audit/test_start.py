@@ -1,0 +1,137 @@
+"""Training starts from the judge: its classifier is the head of an ordinary model, and what it says is kept."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import load_script
+from safetensors.torch import load_file
+
+from hnml_hf import (
+    TimmCAMForImageClassification,
+    TransformedDataset,
+    create_transforms,
+    judge_labels,
+    load_audit,
+    load_noisy_dataset,
+)
+from hnml_hf.audit.dynamics import probe_dynamics, run_dynamics
+from hnml_hf.audit.start import judge_by_model, judge_records, pooled_features, set_head, start_from_judge
+
+
+RESNET = ["--backbone", "test_resnet", "--image_size", "64", "--pretrained", "weights"]
+SHORT = [*"--max_steps 2 --save_strategy no --report_to none --use_cpu true".split(), "--output_dir", "run"]
+
+
+def save_small_quickstart(every: int) -> list[str]:
+    """A part of the quickstart in `data`; the options that load it."""
+    data = load_noisy_dataset("quickstart")
+    data["train"], data["test"] = (
+        data[split].select(range(0, len(data[split]), every)) for split in ("train", "test")
+    )
+    data.save_to_disk("data")
+    return ["--dataset", "data", "--clean_label_column", "clean_label", "--index_column", "index"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, with weights of ten classes."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    TimmCAMForImageClassification.from_timm("test_resnet", num_labels=10, image_size=64).save_pretrained("weights")
+    return tmp_path
+
+
+def test_training_starts_from_the_head_of_the_judge(folder, capfd):
+    """With a rate of zero the run ends as the judge's classifier."""
+    start = ["--start_from_judge", "true", "--learning_rate", "0", "--freeze_batch_norm", "true"]
+    options = [*save_small_quickstart(10), *RESNET, *SHORT, *start, "--monitor_fraction", "0", "--audit", "false"]
+    load_script("train").main(options)
+    assert "Training starts from the judge of 400 labels: " in capfd.readouterr().out
+    model = TimmCAMForImageClassification.from_pretrained("weights")
+    _, transform = create_transforms(model.config.pretrained_cfg)
+    rows = load_noisy_dataset("data", clean_label_column="clean_label", index_column="index")["train"]
+    judgement = judge_by_model(model, TransformedDataset(rows, transform), seed=42)
+    run = load_file("run/model.safetensors")
+    torch.testing.assert_close(run["fc.weight"], judgement.head.weight, rtol=1e-4, atol=1e-5)
+    before = load_file("weights/model.safetensors")
+    assert all(torch.equal(run[name], before[name]) for name in before if not name.startswith("fc."))
+
+
+def test_a_start_without_pretrained_features_is_refused(folder, capfd):
+    options = [*save_small_quickstart(40), *RESNET[:-2], *SHORT, "--start_from_judge", "true"]
+    with pytest.raises(SystemExit) as error:
+        load_script("train").main(options)
+    assert "`start_from_judge` needs pretrained features" in str(error.value) + capfd.readouterr().err
+
+
+def test_the_judge_does_not_see_what_the_monitor_holds_out(folder, monkeypatch):
+    """Else the monitor, and the audit after it, would find those labels learned as well as the others."""
+    train, seen = load_script("train"), []
+
+    def spying(model, dataset, **options):
+        seen.extend(dataset.dataset.index[dataset.indices])
+        return start_from_judge(model, dataset, **options)
+
+    monkeypatch.setattr(train, "start_from_judge", spying)
+    train.main([*save_small_quickstart(5), *RESNET, *SHORT, "--start_from_judge", "true"])
+    records = run_dynamics("run")
+    assert probe_dynamics("run")["index"].tolist() == sorted(seen)
+    held_out = records["index"][records["held_out"]]
+    assert len(held_out) > 40 and len(seen) + len(held_out) == len(records)
+    assert not np.isin(held_out, seen).any()
+
+
+def test_the_rate_of_a_run_is_that_of_the_judge_before_it(folder):
+    """In the audit, in one that is made again from the files, and in the correction of the loss."""
+    options = [*save_small_quickstart(10), *RESNET, *SHORT, "--monitor_fraction", "0"]
+    train = load_script("train").main
+    train([*options, "--start_from_judge", "true"])
+    audit = load_audit("run")
+    assert "the judge that it started from" in audit.attrs["provenance"]
+    rate = pytest.approx(audit.attrs["noise_rate"])
+    assert audit["noise_score"].mean() == rate
+    load_script("audit").main(["--run", "run"])
+    assert load_audit("run").attrs["noise_rate"] == rate
+    corrected = ["--targets", "given", "--symmetric_correction", "true", "--logging_steps", "1", "--audit", "false"]
+    train([*options, "--start_from_judge", "true", *corrected])
+    log = json.loads(Path("run", "trainer_state.json").read_text("utf-8"))["log_history"]
+    assert [entry["noise_rate"] for entry in log if "noise_rate" in entry] == [rate, rate]
+    train(options)
+    assert probe_dynamics("run") is None and load_audit("run").attrs["noise_rate"] != rate
+
+
+def test_the_judges_classifier_is_the_head_of_an_ordinary_model(tiny_dataset, tmp_path):
+    torch.manual_seed(0)
+    model = TimmCAMForImageClassification.from_timm("test_resnet", num_labels=3, image_size=64)
+    _, transform = create_transforms(model.config.pretrained_cfg)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    dataset = TransformedDataset(tiny_dataset, transform)
+    features, labels = pooled_features(model, dataset, batch_size=20)
+    assert features.shape == (48, model.class_weights.shape[1]) and labels.tolist() == tiny_dataset["label"]
+    head = judge_labels(features, labels, num_labels=3).head
+    set_head(model.classifiers, head)
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert sorted(changed) == ["timm_model.fc.bias", "timm_model.fc.weight"]
+    model.save_pretrained(tmp_path)
+    again = TimmCAMForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        logits = again(torch.stack([dataset[row]["pixel_values"] for row in range(48)])).logits
+    torch.testing.assert_close(logits, torch.from_numpy(features) @ head.weight.T + head.bias, atol=1e-4, rtol=1e-4)
+
+
+def test_records_hold_what_the_judge_says_without_the_label():
+    """P(c | h) is proportional to P(c | h, y) / T[c, y], so that a label is no evidence for itself."""
+    random = np.random.default_rng(0)
+    clean = np.arange(300) % 3
+    features = (np.eye(5)[clean] * 4 + random.normal(size=(300, 5))).astype(np.float32)
+    labels = np.where(random.random(300) < 0.3, (clean + 1) % 3, clean)
+    judgement = judge_labels(features, labels, num_labels=3)
+    records = judge_records(np.arange(300)[::-1].copy(), labels, judgement)
+    assert records["index"].tolist() == list(range(300)) and records["held_out"].all()
+    transition = judgement.transition_matrix[judgement.top_labels, labels[:, None]]
+    without = judgement.posterior / transition
+    given = np.take_along_axis(without / without.sum(1, keepdims=True), labels[:, None], 1)[:, 0]
+    np.testing.assert_allclose(records["given"][::-1], given, atol=0.01)  # cells of T near 0
