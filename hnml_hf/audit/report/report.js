@@ -4,6 +4,7 @@
   const $ = (id) => document.getElementById(id);
   const names = data.classes, SIZE = 24, BULK = 0.9;
   const number = (n) => n.toLocaleString("en");
+  const counted = (n, noun) => `${number(n)} ${noun}${n === 1 ? "" : "s"}`;
   const state = { items: [], total: 0, start: 0, focus: 0, anchor: null, map: 0, groups: {}, progress: {}, undo: [] };
   const storage = {
     key: "hnml-review:" + data.id,
@@ -261,8 +262,8 @@
     $("empty").hidden = state.items.length > 0;
     const done = p.issues && p.decided + (p.elsewhere || 0) === p.issues && $("status").value === "open";
     $("empty").textContent = !done ? "Nothing matches these filters."
-      : p.elsewhere ? `All ${number(p.decided)} label issues of this file are decided; \`hnml review\` shows the others.`
-      : `All ${number(p.issues)} label issues are decided.`;
+      : p.elsewhere ? `All label issues of this file (${number(p.decided)}) are decided; \`hnml review\` shows the others.`
+      : `All label issues (${number(p.issues)}) are decided.`;
     $("page").value = Math.floor(state.start / SIZE) + 1;
     $("pages").textContent = number(pages);
     $("previous").disabled = state.start === 0;
@@ -347,13 +348,13 @@
       $("saved").textContent = data.served ? `keeping ${waiting.length}` : "";
       try {
         const count = one.undoes ? await source.undo(one.undoes) : one.query ? await source.bulk(one.query, one.annotation, one.batch) : await source.annotate(one.entries, one.batch);
-        if (!one.undoes) { state.undo.push(one.batch); if (one.query) toast(`${number(count)} samples: ${one.annotation}`); }
+        if (!one.undoes) { state.undo.push(one.batch); if (one.query) toast(`${counted(count, "sample")}: ${one.annotation}`); }
         else toast("Undone");
         if ($("warning").dataset.offline) { delete $("warning").dataset.offline; warn(""); }
       } catch (error) {
         if (!error.refused) { // the server is away: nothing is lost, and nothing pretends to be kept
           $("warning").dataset.offline = "1";
-          warn(`The server does not answer: ${waiting.length} annotations wait in this browser. Start \`hnml review\` again with the same port, and open its address here.`);
+          warn(`The server does not answer: ${counted(waiting.length, "annotation")} kept in this browser. Start \`hnml review\` again with the same port, and open its address here.`);
           $("saved").textContent = `${waiting.length} not kept yet`;
           retry = setTimeout(() => { delivering = false; deliver(); }, 1500);
           return;
@@ -592,8 +593,8 @@
       else entries.push({ index, annotation, new_label: names.indexOf(name), new_label_name: name, label_name: given || null });
     }
     if (entries.length) send({ entries, batch: id() });
-    warn(refused.length ? `${refused.length} of ${rows.length} rows are of another run and were left out: sample ${refused.slice(0, 5).join(", ")}.` : "");
-    toast(`${number(entries.length)} annotations imported`);
+    warn(refused.length ? `Of another run and left out: ${number(refused.length)} of ${counted(rows.length, "row")}, sample ${refused.slice(0, 5).join(", ")}.` : "");
+    toast(`${counted(entries.length, "annotation")} imported`);
   }
   $("download").addEventListener("click", () => {
     const own = source.csv !== null;

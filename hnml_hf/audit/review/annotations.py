@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...common.atomic import atomic_write
+from ...common.words import counted
 from ..exchange import Samples, read_cvat, read_fiftyone_csv, read_json
 
 
@@ -94,7 +95,7 @@ def _new_label(row, verdict, given, suggested, names, ids, where) -> tuple[int, 
         label = ids.get(name, NEW_CLASS) if name else suggested
         return label, name or names[suggested]
     if not 0 <= label < len(names):
-        raise ValueError(f"{where}: `new_label` {label} is none of the {len(names)} classes.")
+        raise ValueError(f"{where}: `new_label` {label} is none of the {counted(len(names), 'class')}.")
     if name and name != names[label]:
         raise ValueError(
             f"{where}: `new_label` {label} is `{names[label]}`, but `new_label_name` says `{name}`. Empty the one "
