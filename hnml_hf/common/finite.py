@@ -44,4 +44,4 @@ def require_finite_weights(weights: Mapping[str, torch.Tensor], *, of: str, advi
     `advice` as in [`require_finite_outputs`]."""
     bad = [name for name, value in weights.items() if not value.isfinite().all()]
     if bad:
-        raise NonFiniteError(f"{counted(len(bad), 'tensor')} of {of} are not finite, first `{bad[0]}`. {advice}")
+        raise NonFiniteError(f"{counted(len(bad), 'tensor', 'are')} not finite in {of}, first `{bad[0]}`. {advice}")
