@@ -39,7 +39,7 @@
     let entries = storage.get("", {}); // sample id -> {annotation, label, name}
     items.forEach((item, row) => (item.row = row));
     const keep = () => storage.set("", entries);
-    const opinions = (item) => (entries[item.id] ? [{ ...entries[item.id], by: "" }] : []);
+    const annotationsOf = (item) => (entries[item.id] ? [{ ...entries[item.id], by: "" }] : []);
     function orderOf(name, rows) {
       if (name === "index") return rows.sort((a, b) => a.id - b.id);
       if (name !== "informative") return rows;
@@ -84,7 +84,7 @@
       query(q, start) {
         const rows = view(q), groups = {};
         start = Math.max(0, Math.min(start, Math.floor((rows.length - 1) / SIZE) * SIZE));
-        const page = rows.slice(start, start + SIZE).map((item) => ({ ...item, opinions: opinions(item) }));
+        const page = rows.slice(start, start + SIZE).map((item) => ({ ...item, annotations: annotationsOf(item) }));
         if (q.group) {
           for (const item of page) groups[(item.group = groupOf[q.group](item))] = { count: 0, wrong: 0 };
           for (const item of rows) {
@@ -206,7 +206,7 @@
   function says(item) {
     return make("div", { class: "says" }, make("span", { class: "g" }, names[item.given]), make("i", {}, "→"), make("span", { class: "s" }, names[item.suggested]));
   }
-  const entryOf = (item) => pendingOf(item.id) || item.opinions.find((one) => !data.served || one.by === annotator());
+  const entryOf = (item) => pendingOf(item.id) || item.annotations.find((one) => !data.served || one.by === annotator());
   function card(item) {
     const node = make("li", { class: "card", tabindex: "-1", "data-id": item.id });
     const frame = picture(item, pixels());
@@ -220,7 +220,7 @@
     node.setAttribute("aria-label", `Sample ${item.id}. Given ${names[item.given]}, suggested ${names[item.suggested]}. Probably wrong: ${item.certainty}. ${why}`);
     node.append(frame, make("div", { class: "body" },
       make("div", {}, says(item), make("div", { class: "why" }, why)),
-      make("div", { class: "opinions", hidden: "" }),
+      make("div", { class: "annotations", hidden: "" }),
       ...(item.path ? [make("div", { class: "path" }, item.path)] : []),
       verdict, make("label", { class: "fix" }, make("span", {}, "True class"), fix, new_class)));
     return node;
@@ -234,7 +234,7 @@
     for (const button of node.querySelectorAll("[data-set]")) button.setAttribute("aria-pressed", String(Boolean(entry) && button.dataset.set === entry.annotation));
     const fix = node.querySelector(".fix input");
     if (fix && document.activeElement !== fix) fix.value = entry && entry.annotation === "wrong" ? entry.name : "";
-    const others = node.querySelector(".opinions"), said = item.opinions.filter((one) => one.by && one.by !== annotator());
+    const others = node.querySelector(".annotations"), said = item.annotations.filter((one) => one.by && one.by !== annotator());
     if (others) {
       others.hidden = !said.length && !item.before;
       others.textContent = (item.before ? "Decided in an earlier round. " : "") + said.map((one) => `${one.by}: ${one.annotation}${one.annotation === "wrong" ? ", " + one.name : ""}`).join(" · ");

@@ -44,7 +44,7 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
 
     Returns:
         `pd.DataFrame`: a row per sample and annotator: `index`, `annotation`, `new_label` (id of the class that the
-        annotator believes in; -1: a class of another name, or unsure), `new_label_name` and `annotator`.
+        annotator names; -1: a class of another name, or unsure), `new_label_name` and `annotator`.
 
     Raises:
         ValueError: naming file and line, on ids that were not scored, another given label than the one that was
@@ -84,7 +84,7 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
 
 
 def _new_label(row, verdict, given, suggested, names, ids, where) -> tuple[int, str]:
-    """Id and name of the class that a row believes in."""
+    """Id and name of the class that a row names."""
     if verdict == "right":
         return given, names[given]
     if verdict == "unsure":

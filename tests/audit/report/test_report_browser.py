@@ -369,7 +369,7 @@ def test_every_key_is_on_the_disk(browser, served, tmp_path):
     assert browser.get_log("browser") == []
 
 
-def test_another_reviewer_is_seen_and_asked_for_an_own_opinion(browser, served, tmp_path):
+def test_another_reviewer_is_seen_and_asked_for_an_annotation(browser, served, tmp_path):
     table, server = served
     order = ids(table)
     with serving(tmp_path / "run", annotator="bo") as other:
@@ -378,7 +378,7 @@ def test_another_reviewer_is_seen_and_asked_for_an_own_opinion(browser, served, 
     wait_for(lambda: order[0] not in shown_ids(browser))  # asked for every three seconds
     choose(browser, "status", "mine")
     wait_for(lambda: order[0] in shown_ids(browser))
-    assert "bo: right" in browser.find_element(By.CSS_SELECTOR, ".card .opinions").text
+    assert "bo: right" in browser.find_element(By.CSS_SELECTOR, ".card .annotations").text
     press(browser, "w")
     wait_for(lambda: saved(browser) and "1 disputed" in text(browser, "count"))
 
