@@ -49,6 +49,7 @@ from hnml_hf.audit.review import merge_annotations, read_annotations
 from hnml_hf.audit.run import write_report
 from hnml_hf.cli import HelpFormatter, answer_help
 from hnml_hf.common.atomic import atomic_write, new_folder
+from hnml_hf.common.words import counted
 from hnml_hf.data.checks import format_report, save_report
 from hnml_hf.training.resume.files import run_lock
 
@@ -202,15 +203,18 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
     write_report(audit_args.output_dir, table, data["train"], **how)
     waiting, forward = features.seconds["waiting"], features.seconds["forward"]
     unreadable = int((~features.readable).sum())
-    print(f"Rows: {len(table):,}" + (f", of which {unreadable:,} images cannot be read" if unreadable else ""))
+    print(
+        f"Rows: {len(table):,}" + (f", of which {counted(unreadable, 'image')} cannot be read" if unreadable else "")
+    )
     print(f"Classes most often given for another:{_pairs(table)}")
     for kind, listed in findings(table).items():
         if len(listed):
             where = Path(audit_args.output_dir, "_audit", f"{kind}.jsonl")
-            print(f"Also: {len(listed):,} {FINDINGS[kind]}, see {where}")
+            print(f"Also {FINDINGS[kind]}: {len(listed):,}, see {where}")
     print(
         f"Seconds: {waiting:.0f} waiting for images, {forward:.0f} in the backbone "
-        f"({features.computed:,} images; {features.values.nbytes / 1e6:,.0f} MB of features in {features.folder}), "
+        f"({counted(features.computed, 'image')}; {features.values.nbytes / 1e6:,.0f} MB of features in "
+        f"{features.folder}), "
         f"{judged - passed:.0f} judging, {time.perf_counter() - judged:.0f} for the report, "
         f"{time.perf_counter() - started:.0f} in all"
     )
@@ -330,7 +334,9 @@ def audit(audit_args: AuditArguments, data_args: DataArguments, clean_folder: Pa
             return
     low, high = table.attrs["noise_rate_interval"]
     folder = Path(audit_args.output_dir, "_audit")
-    print(f"Estimated noise: {table.attrs['noise_rate']:.1%} of {len(table):,} labels ({low:.1%} to {high:.1%})")
+    print(
+        f"Estimated noise: {table.attrs['noise_rate']:.1%} of {counted(len(table), 'label')} ({low:.1%} to {high:.1%})"
+    )
     if table.attrs["caution"]:
         print(f"Warning: {table.attrs['caution']}")
     print(f"Scores: {folder / 'noise_scores.parquet'}\nReport: {folder / 'report.html'}")
@@ -344,7 +350,10 @@ def audit(audit_args: AuditArguments, data_args: DataArguments, clean_folder: Pa
         )
         cleaned.save_to_disk(clean_folder)
         changed = sum(a != b for a, b in zip(cleaned["label"], cleaned["original_label"], strict=True))
-        print(f"Cleaned: {len(cleaned):,} of {len(dataset):,} rows, {changed:,} relabelled: {audit_args.clean_output}")
+        print(
+            f"Cleaned: {len(cleaned):,} of {counted(len(dataset), 'row')}, {changed:,} relabelled: "
+            f"{audit_args.clean_output}"
+        )
 
 
 if __name__ == "__main__":

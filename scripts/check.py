@@ -20,6 +20,7 @@ from options import add_source_options, command_words, read_dataset, settle_data
 import hnml_hf
 from hnml_hf import check_dataset
 from hnml_hf.cli import HelpFormatter
+from hnml_hf.common.words import counted
 
 
 checks = hnml_hf.data.checks
@@ -100,7 +101,7 @@ def check(arguments: argparse.Namespace) -> int:
         checks.save_report(arguments.output, report)
     if arguments.exclude_output:
         rows = checks.save_exclusions(arguments.exclude_output, report)
-        print(f"\n{rows} rows to leave out, in {arguments.exclude_output}")
+        print(f"\n{counted(rows, 'row')} to leave out, in {arguments.exclude_output}")
     return DEFECTS if report["num_defects"] else CLEAN
 
 

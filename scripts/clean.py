@@ -36,6 +36,7 @@ from hnml_hf.audit.review.lineage import gone_before, lineage_of_rows
 from hnml_hf.audit.review.log import LOG_FILE
 from hnml_hf.audit.table import likely_classes
 from hnml_hf.common.atomic import new_folder
+from hnml_hf.common.words import counted
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -64,9 +65,9 @@ def gather_annotations(paths: list[str], run: str, table) -> Merged | None:
 def report_agreement(merged: Merged):
     for (first, second), (kappa, count) in merged.kappa.items():
         if count:
-            print(f"Agreement of {first} and {second}: Cohen's kappa {kappa:.2f} on {count:,} samples")
+            print(f"Agreement of {first} and {second}: Cohen's kappa {kappa:.2f} on {counted(count, 'sample')}")
     if len(merged.disagreements):
-        print(f"They disagree on {len(merged.disagreements):,} samples, whose labels stay as they are:")
+        print(f"They disagree on {counted(len(merged.disagreements), 'sample')}, where nothing changes:")
         for index, row in merged.disagreements.head(10).iterrows():
             print(f"  {index}: " + ", ".join(f"{who}: {said}" for who, said in row.items() if said))
 
@@ -113,7 +114,7 @@ def clean(options, folder: Path | None) -> Counter:
     if len(unread):
         names = [str(path or index) for path, index in zip(unread["path"], unread["index"], strict=True)][:LISTED]
         print(
-            f"{len(unread):,} rows were not judged, and stay as they are: {', '.join(names)}"
+            f"{counted(len(unread), 'row', 'were')} not judged, and nothing changes there: {', '.join(names)}"
             f"{' and others' if len(unread) > len(names) else ''}. `hnml check` says which images cannot be read."
         )
     if options.how == "posterior" and likely_classes(table) is None:

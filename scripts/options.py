@@ -35,6 +35,7 @@ from hnml_hf.cli import (
     quiet_pipes,
     refuse_retired,
 )
+from hnml_hf.common.words import counted
 from hnml_hf.data.checks import apply_exclusions, load_exclusions
 from hnml_hf.data.load import DATASET_NAMES
 from hnml_hf.data.noise_file import apply_noise_file, load_noise_file, save_noise_file
@@ -449,8 +450,9 @@ def load_data(data_args: DataArguments) -> DatasetDict:
     if data_args.validation_fraction and "validation" in data:
         raise ValueError(
             f"`--validation_fraction {data_args.validation_fraction}` would hold out a part of the training data, but "
-            f"there is a split `validation` of {len(data['validation'])} rows already. Give `--validation_fraction 0` "
-            'to use that, or leave it out by `--splits`, as in \'{"train": "train", "test": "test"}\'.'
+            f"there is a split `validation` of {counted(len(data['validation']), 'row')} already. Give "
+            "`--validation_fraction 0` to use that, or leave it out by `--splits`, as in "
+            '\'{"train": "train", "test": "test"}\'.'
         )
     data["train"] = add_noise_options(data["train"], noise, max_pixels=data_args.max_pixels)
     if data_args.exclude:

@@ -31,6 +31,7 @@ import hnml_hf
 from hnml_hf import TransformedDataset, UnreadableImageError, open_image, predict
 from hnml_hf.audit.export import escape_formula
 from hnml_hf.cli import HelpFormatter
+from hnml_hf.common.words import counted
 from hnml_hf.data.files import is_image, walk
 from hnml_hf.inference import NotAnImageError
 from hnml_hf.training.resume.files import run_lock
@@ -167,7 +168,8 @@ def predict_all(options: argparse.Namespace):
         print(text, end="")
     if len(rows) < len(names) and not options.skip_unreadable:
         raise SystemExit(
-            f"error: {len(names) - len(rows)} of {len(names)} images could not be read; the others are written. With "
+            f"error: {len(names) - len(rows)} of {counted(len(names), 'image')} could not be read; the others are "
+            f"written. With "
             "--skip_unreadable that is no error."
         )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from hnml_hf.audit.review.server import MAX_ENTRIES, PORT, ReviewServer, open_review
 from hnml_hf.cli import plain_message, quiet_pipes
+from hnml_hf.common.words import counted
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -128,13 +129,13 @@ def main(argv: list[str] | None = None):
             maps=images.maps if has_model else None,
         )
         for path in options.imports:
-            print(f"{path}: {take_in(review, options.run, path):,} annotations")
+            print(f"{path}: {counted(take_in(review, options.run, path), 'annotation')}")
         server = ReviewServer(review, port=options.port)
     except (ValueError, OSError) as error:
         used = " Another review may use this port: give --port." if "in use" in str(error) else ""
         raise SystemExit(f"error: {plain_message(error)}{used}") from error
     progress = review.queue.progress()
-    print(f"{progress['decided']:,} of {progress['issues']:,} label issues are decided.")
+    print(f"{progress['decided']:,} of {counted(progress['issues'], 'label issue')} decided.")
     print(f"Annotations: {review.log.path}")
     threading.Thread(target=prepare, args=[review]).start()  # a daemon that imports as Python ends aborts it
     try:

@@ -50,6 +50,7 @@ from hnml_hf import (
 from hnml_hf.audit.dynamics import save_probe_dynamics
 from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
 from hnml_hf.common.atomic import atomic_write
+from hnml_hf.common.words import counted
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
 from hnml_hf.data.splits import held_out_labels
 from hnml_hf.data.targets import add_targets, targets_of
@@ -443,7 +444,8 @@ def run(argv: list[str]):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if args.dataloader_num_workers > cores:
         logging.getLogger("hnml_hf.scripts").warning(
-            f"{args.dataloader_num_workers} workers share {cores} cores; as many as cores are faster."
+            f"{counted(args.dataloader_num_workers, 'worker', 'share')} {counted(cores, 'core')}; as many as cores "
+            f"are faster."
         )
     transformers.utils.logging.disable_progress_bar()  # of single files; training keeps its own
     check_metric(args, eval_test=data_args.eval_test, eval_both=data_args.eval_both)

@@ -1,3 +1,4 @@
+import gc
 import logging
 import os
 
@@ -6,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import datasets
+import hypothesis  # noqa: F401 (it asks the garbage collector for referrers, before `gc.freeze`)
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,16 @@ torch.set_num_threads(1)
 datasets.disable_progress_bars()
 
 NUM_CLASSES = 3
+
+
+def pytest_collection_finish():
+    """All modules are imported and stay: the garbage collector, which every training calls, may pass them over."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

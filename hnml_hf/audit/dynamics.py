@@ -8,6 +8,7 @@ import numpy as np
 from numpy.lib.recfunctions import rename_fields
 
 from ..common.atomic import atomic_write, mapped_array
+from ..common.words import counted
 
 
 TOP_LABELS = 9  # labels that are followed beside the given one; with up to ten classes that is all of them
@@ -100,12 +101,15 @@ class TrainingDynamics:
         twins = np.flatnonzero(np.diff(index[order]) == 0)
         if len(twins):
             raise ValueError(
-                f"Sample id {index[order][twins[0]]} occurs more than once ({len(index)} rows have "
-                f"{len(index) - len(twins)} ids). What is learned of a sample is kept by `index`: make ids unique."
+                f"Sample id {index[order][twins[0]]} occurs more than once ({counted(len(index), 'row', 'have')} "
+                f"{counted(len(index) - len(twins), 'id')}). What is learned of a sample is kept by `index`: make "
+                f"ids unique."
             )
         if len(labels) and not (0 <= labels.min() and labels.max() < num_labels):
             bad = order[(labels[order] < 0) | (labels[order] >= num_labels)][0]
-            raise ValueError(f"Sample {index[bad]} has label {labels[bad]}, but there are {num_labels} classes.")
+            raise ValueError(
+                f"Sample {index[bad]} has label {labels[bad]}, but there are {counted(num_labels, 'class')}."
+            )
         self.num_labels = num_labels
         kind = dynamics_dtype(num_labels)
         if path is not None and len(index) * kind.itemsize > in_memory:

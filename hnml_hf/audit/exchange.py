@@ -19,6 +19,7 @@ from xml.parsers import expat
 from PIL import Image, UnidentifiedImageError
 
 from ..common.atomic import atomic_write
+from ..common.words import counted
 from ..data.files import is_plain
 
 
@@ -169,7 +170,7 @@ def _choices(annotation: Any, where: str) -> list[str]:
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{where}: no annotation of Label Studio ({type(error).__name__}: {error}).") from error
     if len(names) > 1:
-        raise ValueError(f"{where}: {len(names)} classes of one image: {', '.join(map(str, names[:5]))}.")
+        raise ValueError(f"{where}: {counted(len(names), 'class')} of one image: {', '.join(map(str, names[:5]))}.")
     return [str(name) for name in names]
 
 

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from datasets import Dataset, Image
 from torch import nn
 
+from ..common.words import counted
 from ..data.collate import collate_readable
 from ..data.decoding import MAX_PIXELS, UNREADABLE, decode, read_stored
 from ..data.transforms import create_transforms
@@ -187,7 +188,9 @@ def extract_features(
     state.wait_for_everyone()
     readable = np.array(done == DONE)
     if not readable.any():
-        raise ValueError(f"None of the {len(dataset):,} images can be read. `hnml check` says why, file by file.")
+        raise ValueError(
+            f"None of the {counted(len(dataset), 'image')} can be read. `hnml check` says why, file by file."
+        )
     groups = np.unique(_as_keys(content), return_inverse=True)[1]
     return Features(
         np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False),

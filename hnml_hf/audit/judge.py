@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..common.words import counted
+
 
 SHRINKAGES = (0.3, 0.6)
 ROUNDS = 2  # with posteriors instead of labels as targets, where they help
@@ -175,7 +177,8 @@ def judge_labels(
     judged = _known_elsewhere(trained_on, fold, weights, num_labels) | (known >= 0)
     if not judged.any():
         raise ValueError(
-            f"No class has two different samples ({len(labels)} samples, {num_labels} classes), so no label can be "
+            f"No class has two different samples ({counted(len(labels), 'sample')}, "
+            f"{counted(num_labels, 'class')}), so no label can be "
             "judged by others of its class. Give more samples."
         )
 
@@ -672,10 +675,11 @@ def _check(features, labels: np.ndarray, num_labels: int, folds: int, known: np.
         raise ValueError(f"`num_labels` and `folds` must be at least 2; given {num_labels} and {folds}.")
     bad = np.flatnonzero((labels < 0) | (labels >= num_labels))
     if len(bad):
-        raise ValueError(f"Row {bad[0]} has label {labels[bad[0]]}, but there are {num_labels} classes.")
+        raise ValueError(f"Row {bad[0]} has label {labels[bad[0]]}, but there are {counted(num_labels, 'class')}.")
     if known.shape != labels.shape or (known < -1).any() or (known >= num_labels).any():
         raise ValueError(
-            f"`known` must hold a class in [0, {num_labels}) or -1 for each of the {len(labels)} samples; given the "
+            f"`known` must hold a class in [0, {num_labels}) or -1 for each of the "
+            f"{counted(len(labels), 'sample')}; given the "
             f"shape {known.shape}, values from {known.min(initial=0)} to {known.max(initial=0)}."
         )
     for start in range(0, len(features), BATCH):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from datasets import ClassLabel, DatasetDict
 
+from ..common.words import counted
 from ..data.custom.columns import ColumnOptions
 from ..data.custom.tables import find_tables, table_suffix
 from ..data.files import is_image, walk
@@ -105,7 +106,9 @@ def read_source(run: str | os.PathLike) -> Source:
 def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
     """What a plan changes, in lines: how many rows of each action, the changes by class, and the first of them."""
     counts = plan["label_action"].value_counts()
-    lines = [f"{len(plan):,} rows were scored: " + ", ".join(f"{n:,} {name}" for name, n in counts.items())]
+    lines = [
+        f"{counted(len(plan), 'row', 'were')} scored: " + ", ".join(f"{n:,} {name}" for name, n in counts.items())
+    ]
     said = plan["annotation"][plan["annotation"] != ""].value_counts()
     if len(said):
         lines.append("Annotations: " + ", ".join(f"{n:,} {name}" for name, n in said.items()))
@@ -113,12 +116,12 @@ def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
     pairs = changed.groupby(["before", "after"]).size().sort_values(ascending=False, kind="stable")
     lines += [f"{count:>8,}  {before} -> {after}" for (before, after), count in pairs.head(listed).items()]
     if len(pairs) > listed:
-        lines.append(f"          and {len(pairs) - listed:,} other pairs")
+        lines.append(f"          and {counted(len(pairs) - listed, 'other pair')}")
     for row in changed.head(listed).to_dict("records"):
         action = "" if row["label_action"] == "dropped" else f" ({row['label_action']})"
         lines.append(f"  {row['path'] or row['index']}: {row['before']} -> {row['after']}{action}")
     if len(changed) > listed:
-        lines.append(f"  and {len(changed) - listed:,} other rows")
+        lines.append(f"  and {counted(len(changed) - listed, 'other row')}")
     return lines
 
 

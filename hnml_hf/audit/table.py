@@ -15,6 +15,7 @@ from datasets import Dataset, Image
 
 from ..common.atomic import atomic_write
 from ..common.finite import NonFiniteError
+from ..common.words import counted
 from ..data.schema import column, labels_fingerprint
 from .dynamics import AUDIT_FOLDER
 from .noise_model import FEWEST_HELD_OUT, doubt_of_rate, estimate_noise
@@ -151,7 +152,8 @@ def _check_records(records: np.ndarray, labels: np.ndarray, num_labels: int):
     bad = (labels < 0) | (labels >= num_labels)
     if bad.any():
         raise ValueError(
-            f"Sample {records['index'][bad][0]} has label {labels[bad][0]}, but the model knows {num_labels} classes."
+            f"Sample {records['index'][bad][0]} has label {labels[bad][0]}, but the model knows "
+            f"{counted(num_labels, 'class')}."
         )
 
 
@@ -272,7 +274,7 @@ def check_unchanged(table: pd.DataFrame, dataset: Dataset):
         there = pd.Series(labels, index=index)
         there = there[there.index.isin(scored.index)]
         changed = int((there != scored.reindex(there.index)).sum())
-        what = f"{lost} scored rows are gone, {len(index) - len(there)} are new, {changed} have another label"
+        what = f"scored rows that are gone: {lost}, new ones: {len(index) - len(there)}, other labels: {changed}"
     raise ValueError(
         f"The dataset has changed since it was scored: {what}. Load it as the run did (columns, noise, seed, split), "
         "or score it anew."

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from .words import counted
+
 
 WHERE_TO_LOOK = "Look at its weights, and at `mean` and `std` in its `config.json`."
 
@@ -32,7 +34,8 @@ def require_finite_outputs(outputs: torch.Tensor | np.ndarray, *, of: str, advic
     finite = torch.as_tensor(outputs).flatten(1).isfinite().all(1)
     if not finite.all():
         raise NonFiniteError(
-            f"The outputs of {of} are not finite for {int((~finite).sum())} of {len(finite)} images. {advice}"
+            f"The outputs of {of} are not finite for {int((~finite).sum())} of {counted(len(finite), 'image')}. "
+            f"{advice}"
         )
 
 
@@ -41,4 +44,4 @@ def require_finite_weights(weights: Mapping[str, torch.Tensor], *, of: str, advi
     `advice` as in [`require_finite_outputs`]."""
     bad = [name for name, value in weights.items() if not value.isfinite().all()]
     if bad:
-        raise NonFiniteError(f"{len(bad)} tensors of {of} are not finite, first `{bad[0]}`. {advice}")
+        raise NonFiniteError(f"{counted(len(bad), 'tensor', 'are')} not finite in {of}, first `{bad[0]}`. {advice}")

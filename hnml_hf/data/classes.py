@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..common.words import counted
 from .files import as_name, first_few
 
 
@@ -30,7 +31,8 @@ def align_classes(model_names: Sequence[str], names: Sequence[str]) -> np.ndarra
         return np.arange(len(names))
     if unknown:
         raise ValueError(
-            f"The model does not know {len(unknown)} of the dataset's {len(names)} classes: {first_few(unknown)}. "
+            f"The model does not know {len(unknown)} of the dataset's {counted(len(names), 'class')}: "
+            f"{first_few(unknown)}. "
             f"Its own {len(model_names)} are {first_few(model_names)}. Rename the classes, or take a model trained on "
             "them."
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from ..common.words import counted
 from .schema import COLUMNS, UNKNOWN, column, labels_fingerprint
 
 
@@ -58,8 +59,9 @@ def apply_noise_file(dataset: Dataset, drawn: NoiseFile) -> Dataset:
     if found != drawn.dataset_fingerprint:
         raise ValueError(
             f"The noise file was drawn for another dataset: its fingerprint is {drawn.dataset_fingerprint} "
-            f"({len(drawn.index)} rows, {drawn.num_classes} classes), this one's is {found} "
-            f"({len(dataset)} rows, {dataset.features['label'].num_classes} classes). Ids and true labels must agree: "
+            f"({counted(len(drawn.index), 'row')}, {counted(drawn.num_classes, 'class')}), this one's is {found} "
+            f"({counted(len(dataset), 'row')}, {dataset.features['label'].num_classes} classes). Ids and true "
+            f"labels must agree: "
             "apply it to the whole training set, before any split or subset, or draw new noise."
         )
     # ids and true labels agree, so every id is found
@@ -153,7 +155,8 @@ def clean_labels(dataset: Dataset) -> np.ndarray:
     wrong = int(((known != UNKNOWN) & (known != labels)).sum())
     if wrong:
         raise ValueError(
-            f"`label` differs from `clean_label` in {wrong} of {len(labels)} rows: these labels are noisy already, "
+            f"`label` differs from `clean_label` in {wrong} of {counted(len(labels), 'row')}: these labels are "
+            f"noisy already, "
             "and synthetic noise starts from true ones. Load the dataset with the column of its true labels as "
             "`label_column`, or train on the noise it has."
         )

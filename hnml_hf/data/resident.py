@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from torch.nn import functional as F
 
+from ..common.words import counted
 from .transforms import SMALL_IMAGE, TransformedDataset, data_config
 
 
@@ -271,7 +272,7 @@ class ResidentDataset(TransformedDataset):
     def __init__(self, dataset: Dataset, images: torch.Tensor, transform: BatchTransform, *, seed: int = 0):
         super().__init__(dataset, transform, seed=seed)  # type: ignore[arg-type]  # a view of whole batches
         if len(images) != len(dataset):
-            raise ValueError(f"There are {len(images)} images for {len(dataset)} rows.")
+            raise ValueError(f"There are {counted(len(images), 'image')} for {counted(len(dataset), 'row')}.")
         self.pixels = images
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:  # type: ignore[override]

@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 from sklearn.model_selection import train_test_split
 
+from ..common.words import counted
 from .schema import column
 
 
@@ -73,8 +74,9 @@ def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[D
     num_validation = int(np.ceil(fraction * len(divisible)))
     if min(num_validation, len(divisible) - num_validation) < max(num_classes, 1):
         raise ValueError(
-            f"`fraction={fraction}` of {len(divisible)} rows gives {num_validation} validation and "
-            f"{len(divisible) - num_validation} training rows, but there are {num_classes} classes with two or "
+            f"`fraction={fraction}` of {counted(len(divisible), 'row')} gives {num_validation} validation and "
+            f"{counted(len(divisible) - num_validation, 'training row')}, but there are "
+            f"{counted(num_classes, 'class')} with two or "
             "more images, and each part needs a row for each of them. Choose another `fraction` or add data."
         )
     _, validation = train_test_split(divisible, test_size=fraction, random_state=seed, stratify=labels[divisible])
@@ -121,7 +123,7 @@ def class_balanced(
     quota = per_class if per_class is not None else num_samples // num_classes
     if quota < 1:
         raise ValueError(
-            f"`class_balanced` needs at least one row for each of the {num_classes} classes; got {quota}."
+            f"`class_balanced` needs at least one row for each of the {counted(num_classes, 'class')}; got {quota}."
         )
     labels = column(dataset, "label")
     generator = np.random.default_rng(seed)

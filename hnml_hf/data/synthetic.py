@@ -18,6 +18,7 @@ from datasets import Dataset
 from PIL import Image
 
 from .. import noise
+from ..common.words import counted
 from .decoding import MAX_PIXELS, decode
 from .noise_file import NoiseFile, apply_noise_file, clean_labels, unique_index
 from .schema import UNKNOWN, column, labels_fingerprint
@@ -225,7 +226,8 @@ def _check_options(kind: str, num_classes: int, **options) -> dict:
         needed = 10 if scheme == "cifar10" else 100
         if num_classes != needed:
             raise ValueError(
-                f"The scheme {scheme} is a table of {needed} classes, the dataset has {num_classes}. Write the flips "
+                f"The scheme {scheme} is a table of {counted(needed, 'class')}, the dataset has {num_classes}. "
+                f"Write the flips "
                 'of your classes as a transition matrix and use `kind="matrix"`.'
             )
     settings = {name: options[name] for name in belongs}
@@ -234,7 +236,8 @@ def _check_options(kind: str, num_classes: int, **options) -> dict:
         matrix = noise.check_transition_matrix(matrix) if torch.is_tensor(matrix) else load_transition_matrix(matrix)
         if len(matrix) != num_classes:
             raise ValueError(
-                f"The transition matrix has {len(matrix)} rows, the dataset has {num_classes} classes; it needs one "
+                f"The transition matrix has {counted(len(matrix), 'row')}, the dataset has "
+                f"{counted(num_classes, 'class')}; it needs one "
                 "row for each class, in id order."
             )
         settings["transition_matrix"] = matrix.tolist()

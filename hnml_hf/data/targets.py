@@ -4,6 +4,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from ..common.words import counted
+
 
 CLASSES, PROBABILITIES = "target_classes", "target_probabilities"
 TOP_K = 10  # classes kept for each sample
@@ -69,7 +71,9 @@ def add_targets(
         ValueError: if rows are missing, or are no probabilities.
     """
     if len(posterior) != len(dataset):
-        raise ValueError(f"There are targets for {len(posterior)} rows, but the dataset has {len(dataset)}.")
+        raise ValueError(
+            f"There are targets for {counted(len(posterior), 'row')}, but the dataset has {len(dataset)}."
+        )
     bad = np.flatnonzero(~((posterior >= 0).all(1) & (np.abs(posterior.sum(1) - 1) <= TOLERANCE)))
     if len(bad):
         raise ValueError(f"Row {bad[0]} of the targets holds {posterior[bad[0]]}; probabilities sum to 1.")

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
 from ..common.atomic import atomic_write
+from ..common.words import counted
 from ..data.schema import UNKNOWN, noise_rate
 from .curves import epochs_of, training_curves
 
@@ -123,7 +124,7 @@ def noise_statement(noise: str | None, labels, clean_labels, estimate: str | Non
     rate = noise_rate(labels, clean_labels)
     if rate is not None:
         known = int((clean_labels != UNKNOWN).sum())
-        parts.append(f"{rate:.1%} of the {known} labels with a known true label are wrong")
+        parts.append(f"{rate:.1%} of the {counted(known, 'label')} with a known true label are wrong")
     parts += [plain(estimate, 200)] if estimate else []
     return "; ".join(parts) or "not known: the data do not say which labels are wrong"
 

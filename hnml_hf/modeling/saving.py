@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from ..common.answers import without_retries
 from ..common.finite import require_finite_weights
+from ..common.words import counted
 from .hub_client import upload_files
 
 
@@ -83,7 +84,7 @@ def _label_problem(config: dict) -> str | None:
         return "a name is no text"
     count = config.get("num_classes", config.get("num_labels"))
     if names is not None and count not in (None, len(names)):
-        return f"there are {len(names)} label names for {count} classes"
+        return f"there are {counted(len(names), 'label name')} for {counted(count, 'class')}"
     if names and len(names) < IMAGENET_CLASSES:  # ImageNet's own names repeat
         twice = sorted({str(name) for name in names if names.count(name) > 1})
         return f"several classes are called {', '.join(twice[:5])}" if twice else None
@@ -149,7 +150,9 @@ class SavedModelMixin(Wrapped):
             )
         require_finite_weights(model.state_dict(), of=f"`{source}`", advice="Train it again, or take another.")
         if mismatched:
-            logger.warning(f"The head of `{source}` is replaced by a fresh one for {model.config.num_labels} classes.")
+            logger.warning(
+                f"The head of `{source}` is replaced by a fresh one for {counted(model.config.num_labels, 'class')}."
+            )
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, state_dict=None, push_to_hub: bool = False, **kwargs):

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TimmWrapperConfig
 from transformers.utils import logging
 
+from ..common.words import counted
 from .hub_client import download_weights
 from .saving import WEIGHTS_FILE, check_safetensors
 
@@ -107,7 +108,8 @@ def pretrained_state(architecture: str, config: TimmWrapperConfig, weights: bool
     )
     if head_size != config.num_labels:
         logger.info(
-            f"The pretrained head of `{architecture}` is replaced by a fresh one for {config.num_labels} classes."
+            f"The pretrained head of `{architecture}` is replaced by a fresh one for "
+            f"{counted(config.num_labels, 'class')}."
         )
     return source.state_dict()
 

@@ -5,6 +5,8 @@ from collections.abc import Collection
 import numpy as np
 from transformers.utils import logging
 
+from ..common.words import counted
+
 
 logger = logging.get_logger(__name__)
 
@@ -23,7 +25,8 @@ def check_arguments(args, *, model_init=None, **others):
         )
     if args.n_gpu > 1:
         logger.warning(
-            f"{args.n_gpu} GPUs are visible and this is one process: it uses the first. For all of them: "
+            f"{counted(args.n_gpu, 'GPU', 'are')} visible and this is one process: it uses the first. For all of "
+            f"them: "
             f"`accelerate launch --multi_gpu --num_processes {args.n_gpu} scripts/train.py ...`."
         )
         args._n_gpu = 1  # else transformers would cut the batch up and leave its labels whole (DataParallel)
@@ -68,7 +71,8 @@ def check_training_data(dataset, num_labels: int):
         raise ValueError(f"The soft targets name classes that the model does not have: it has {num_labels}.")
     if (labels == labels[0]).all():
         raise ValueError(
-            f"All {len(dataset)} training samples have the one label {labels[0]}; there is nothing to learn. "
+            f"All {counted(len(dataset), 'training sample', 'have')} the one label {labels[0]}; there is nothing to "
+            f"learn. "
             "Check `--label_column`."
         )
 
@@ -95,7 +99,9 @@ def check_sample_weights(dataset, *, mixes: bool, objective: str, provided: Coll
             "confidence in a label, from 0 to 1."
         )
     if not dataset.weights.any():
-        raise ValueError(f"All {len(dataset)} training samples have weight 0; there is nothing to learn.")
+        raise ValueError(
+            f"All {counted(len(dataset), 'training sample', 'have')} weight 0; there is nothing to learn."
+        )
 
 
 def check_symmetric_correction(args, dataset, *, mixes: bool, provided: Collection[str]):

@@ -7,6 +7,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 
+from ..common.words import counted
+
 
 class RanksDifferError(RuntimeError):
     """The processes of one run hold different weights. What was trained since the last check is not to be trusted."""
@@ -90,7 +92,8 @@ def check_ranks_agree(names: list[str], digests: torch.Tensor, *, step: int):
     tensors = [names[i] for i in different.any(0).nonzero().flatten().tolist()]
     raise RanksDifferError(
         f"After step {step} the weights of process {', '.join(map(str, ranks))} differ from those of process 0 in "
-        f"{len(tensors)} of {len(names)} tensors, first `{tensors[0]}`. Training was stopped. Something changed "
+        f"{len(tensors)} of {counted(len(names), 'tensor')}, first `{tensors[0]}`. Training was stopped. Something "
+        f"changed "
         "weights on one process only, or ran outside the wrapped model's forward; resume from a checkpoint."
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..common.atomic import mapped_array
+from ..common.words import counted
 
 
 DENSE_BYTES = 256 * 2**20  # from here on a memory of all classes is too much to ask without being told
@@ -48,7 +49,9 @@ def create_memory(
 def _sorted_ids(index: np.ndarray) -> np.ndarray:
     ids = np.unique(index)
     if len(ids) != len(index):
-        raise ValueError(f"{len(index)} samples have only {len(ids)} distinct values of `index`; ids must be unique.")
+        raise ValueError(
+            f"{counted(len(index), 'sample', 'have')} only {len(ids)} distinct values of `index`; ids must be unique."
+        )
     return ids
 
 

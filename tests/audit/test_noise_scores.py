@@ -90,9 +90,9 @@ def test_the_rate_of_many_samples_is_read_from_some_and_from_all_held_out(monkey
     records, clean, labels = simulate(0.3, memorized=0.6, held_out=0.15)
     whole = estimate_noise_rate(records, 5)
     monkeypatch.setattr("hnml_hf.audit.noise_model.FIT_ON", 600)
-    seen, opinions = [], noise_estimate.SampleDynamics
+    seen, original = [], noise_estimate.SampleDynamics
     monkeypatch.setattr(
-        noise_estimate, "SampleDynamics", lambda records, k: seen.append(len(records)) or opinions(records, k)
+        noise_estimate, "SampleDynamics", lambda records, k: seen.append(len(records)) or original(records, k)
     )
     assert abs(estimate_noise_rate(records, 5) - whole) < 0.03
     assert 900 < seen[0] < 1000  # 450 held out, and about 510 others

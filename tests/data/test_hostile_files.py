@@ -325,7 +325,8 @@ def test_the_option_of_the_scripts_has_the_same_limit():
 
 
 def test_a_frozen_backbone_waits_for_no_pipe_either(photos):
-    images = _Images(one_row(path=str(photos / "a/pipe.png")), np.asarray, np.arange(1), photos, MAX_PIXELS)
+    row, kept = one_row(path=str(photos / "a/pipe.png")), np.zeros(0, "V16")
+    images = _Images(row, np.asarray, np.arange(1), photos, MAX_PIXELS, kept)
     images.content, images.done = np.zeros((1, 2), np.uint64), np.zeros(1, np.uint8)
-    ((row, _, state, pixels),) = images.__getitems__([0])
-    assert (row, state, pixels) == (0, UNREADABLE_IMAGE, None)
+    (sample,) = images.__getitems__([0])
+    assert (sample["row"], sample["state"], sample["pixel_values"]) == (0, UNREADABLE_IMAGE, None)

@@ -7,6 +7,8 @@ itself at its kill (place, count, rank, signal), by an error when another proces
 finishing. With a fault there is one attempt.
 """
 
+import atexit
+import gc
 import json
 import math
 import os
@@ -223,6 +225,9 @@ def run_until_killed(folder: Path, options: dict, kill: list | None, processes: 
 
 def main(folder: Path, runs: dict):
     torch.set_num_threads(1)
+    gc.collect()
+    atexit.register(gc.unfreeze)
+    gc.freeze()  # what is imported stays: the collector, which every training calls, may pass it over
     report = {}
     for name, run in runs.items():
         target, options, processes = folder / name, run.get("options", {}), run.get("processes", 1)

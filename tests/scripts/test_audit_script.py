@@ -136,7 +136,7 @@ def test_options_that_are_given_go_before_those_of_the_run(scripts, tiny_dataset
 
 def test_a_dataset_that_has_changed_is_refused(run, scripts, tiny_dataset, tmp_path):
     tiny_dataset.select(range(40)).save_to_disk(tmp_path / "less")
-    with pytest.raises(SystemExit, match="has changed since it was scored: 8 scored rows are gone"):
+    with pytest.raises(SystemExit, match="has changed since it was scored: scored rows that are gone: 8,"):
         scripts[1](["--run", str(run / "out"), "--dataset", str(tmp_path / "less"), "--output_dir", str(tmp_path)])
 
 

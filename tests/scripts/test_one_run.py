@@ -205,5 +205,5 @@ def test_a_run_whose_model_overflows_is_not_audited_again_in_silence(data, tmp_p
 def test_weights_that_are_not_finite_start_no_run(saved, tmp_path):
     model = shutil.copytree(saved, tmp_path / "model")
     spoil_weights(model)
-    with pytest.raises(NonFiniteError, match="1 tensors of the weights of .* are not finite, first `.*fc.weight`"):
+    with pytest.raises(NonFiniteError, match="1 tensor is not finite in the weights of .*, first `.*fc.weight`"):
         type(build_model()).from_timm("test_resnet", num_labels=3, image_size=32, output_stride=8, pretrained=model)

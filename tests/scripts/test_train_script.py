@@ -186,7 +186,8 @@ def test_the_best_model_is_chosen_beside_curves_of_the_test_set(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     options = "--dataset quickstart --backbone test_resnet --image_size 64 --audit false --use_cpu true --max_steps 2 "
     options += "--validation_fraction 0.1 --eval_strategy steps --eval_steps 1 --save_strategy steps --save_steps 1 "
-    options += "--load_best_model_at_end true --eval_test true --metric_for_best_model accuracy --output_dir run"
+    options += "--load_best_model_at_end true --eval_test true --metric_for_best_model accuracy --output_dir run "
+    options += "--class_balanced_samples 200 --per_device_eval_batch_size 250 --eval_both false"
     train.main(options.split())
     state, key = json.loads(Path("run", "trainer_state.json").read_text()), "eval_validation_accuracy"
     scores = [entry[key] for entry in state["log_history"] if key in entry]

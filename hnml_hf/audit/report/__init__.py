@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
 from ...common.atomic import atomic_write
+from ...common.words import counted
 from ..findings import FINDINGS, probably_wrong
 
 
@@ -94,7 +95,10 @@ def render_report(
         ValueError: if there is more evidence than there are samples.
     """
     if len(evidence) > len(table):
-        raise ValueError(f"{len(evidence)} label issues come with evidence, but the table has {len(table)} rows.")
+        raise ValueError(
+            f"{counted(len(evidence), 'label issue', 'come')} with evidence, but the table has "
+            f"{counted(len(table), 'row')}."
+        )
     table = table.sort_values("rank", kind="stable")
     payload = _payload(table, summary, evidence, set(decided), max_bytes)
     expected = sum(item["score"] for item in payload["items"] if item["issue"])
@@ -313,11 +317,11 @@ def _histogram(score: np.ndarray) -> dict:
     top, width, bars = max(counts.max(initial=0), 1), 600 / BINS, []
     for number, count in enumerate(counts):
         height = 128 * math.sqrt(count / top)
-        title = f"{edges[number]:.3f} to {edges[number + 1]:.3f}: {count:,} samples"
+        title = f"{edges[number]:.3f} to {edges[number + 1]:.3f}: {counted(count, 'sample')}"
         x, y = 30 + width * number + 1, 140 - height
         bars.append({"x": f"{x:.1f}", "y": f"{y:.1f}", "w": f"{width - 2:.1f}", "h": f"{height:.1f}", "title": title})
     below, above = int((score < 0.1).sum()), int((score >= 0.9).sum())
-    return {"bars": bars, "text": f"{below:,} samples below 0.1, {above:,} at 0.9 or above"}
+    return {"bars": bars, "text": f"{counted(below, 'sample')} below 0.1, {above:,} at 0.9 or above"}
 
 
 def _curves(history: Sequence[Mapping]) -> dict | None:

@@ -4,6 +4,7 @@
   const $ = (id) => document.getElementById(id);
   const names = data.classes, SIZE = 24, BULK = 0.9;
   const number = (n) => n.toLocaleString("en");
+  const counted = (n, noun) => `${number(n)} ${noun}${n === 1 ? "" : "s"}`;
   const state = { items: [], total: 0, start: 0, focus: 0, anchor: null, map: 0, groups: {}, progress: {}, undo: [] };
   const storage = {
     key: "hnml-review:" + data.id,
@@ -38,7 +39,7 @@
     let entries = storage.get("", {}); // sample id -> {annotation, label, name}
     items.forEach((item, row) => (item.row = row));
     const keep = () => storage.set("", entries);
-    const opinions = (item) => (entries[item.id] ? [{ ...entries[item.id], by: "" }] : []);
+    const annotationsOf = (item) => (entries[item.id] ? [{ ...entries[item.id], by: "" }] : []);
     function orderOf(name, rows) {
       if (name === "index") return rows.sort((a, b) => a.id - b.id);
       if (name !== "informative") return rows;
@@ -83,7 +84,7 @@
       query(q, start) {
         const rows = view(q), groups = {};
         start = Math.max(0, Math.min(start, Math.floor((rows.length - 1) / SIZE) * SIZE));
-        const page = rows.slice(start, start + SIZE).map((item) => ({ ...item, opinions: opinions(item) }));
+        const page = rows.slice(start, start + SIZE).map((item) => ({ ...item, annotations: annotationsOf(item) }));
         if (q.group) {
           for (const item of page) groups[(item.group = groupOf[q.group](item))] = { count: 0, wrong: 0 };
           for (const item of rows) {
@@ -205,7 +206,7 @@
   function says(item) {
     return make("div", { class: "says" }, make("span", { class: "g" }, names[item.given]), make("i", {}, "→"), make("span", { class: "s" }, names[item.suggested]));
   }
-  const entryOf = (item) => pendingOf(item.id) || item.opinions.find((one) => !data.served || one.by === annotator());
+  const entryOf = (item) => pendingOf(item.id) || item.annotations.find((one) => !data.served || one.by === annotator());
   function card(item) {
     const node = make("li", { class: "card", tabindex: "-1", "data-id": item.id });
     const frame = picture(item, pixels());
@@ -219,7 +220,7 @@
     node.setAttribute("aria-label", `Sample ${item.id}. Given ${names[item.given]}, suggested ${names[item.suggested]}. Probably wrong: ${item.certainty}. ${why}`);
     node.append(frame, make("div", { class: "body" },
       make("div", {}, says(item), make("div", { class: "why" }, why)),
-      make("div", { class: "opinions", hidden: "" }),
+      make("div", { class: "annotations", hidden: "" }),
       ...(item.path ? [make("div", { class: "path" }, item.path)] : []),
       verdict, make("label", { class: "fix" }, make("span", {}, "True class"), fix, new_class)));
     return node;
@@ -233,7 +234,7 @@
     for (const button of node.querySelectorAll("[data-set]")) button.setAttribute("aria-pressed", String(Boolean(entry) && button.dataset.set === entry.annotation));
     const fix = node.querySelector(".fix input");
     if (fix && document.activeElement !== fix) fix.value = entry && entry.annotation === "wrong" ? entry.name : "";
-    const others = node.querySelector(".opinions"), said = item.opinions.filter((one) => one.by && one.by !== annotator());
+    const others = node.querySelector(".annotations"), said = item.annotations.filter((one) => one.by && one.by !== annotator());
     if (others) {
       others.hidden = !said.length && !item.before;
       others.textContent = (item.before ? "Decided in an earlier round. " : "") + said.map((one) => `${one.by}: ${one.annotation}${one.annotation === "wrong" ? ", " + one.name : ""}`).join(" · ");
@@ -261,8 +262,8 @@
     $("empty").hidden = state.items.length > 0;
     const done = p.issues && p.decided + (p.elsewhere || 0) === p.issues && $("status").value === "open";
     $("empty").textContent = !done ? "Nothing matches these filters."
-      : p.elsewhere ? `All ${number(p.decided)} label issues of this file are decided; \`hnml review\` shows the others.`
-      : `All ${number(p.issues)} label issues are decided.`;
+      : p.elsewhere ? `All label issues of this file (${number(p.decided)}) are decided; \`hnml review\` shows the others.`
+      : `All label issues (${number(p.issues)}) are decided.`;
     $("page").value = Math.floor(state.start / SIZE) + 1;
     $("pages").textContent = number(pages);
     $("previous").disabled = state.start === 0;
@@ -347,13 +348,13 @@
       $("saved").textContent = data.served ? `keeping ${waiting.length}` : "";
       try {
         const count = one.undoes ? await source.undo(one.undoes) : one.query ? await source.bulk(one.query, one.annotation, one.batch) : await source.annotate(one.entries, one.batch);
-        if (!one.undoes) { state.undo.push(one.batch); if (one.query) toast(`${number(count)} samples: ${one.annotation}`); }
+        if (!one.undoes) { state.undo.push(one.batch); if (one.query) toast(`${counted(count, "sample")}: ${one.annotation}`); }
         else toast("Undone");
         if ($("warning").dataset.offline) { delete $("warning").dataset.offline; warn(""); }
       } catch (error) {
         if (!error.refused) { // the server is away: nothing is lost, and nothing pretends to be kept
           $("warning").dataset.offline = "1";
-          warn(`The server does not answer: ${waiting.length} annotations wait in this browser. Start \`hnml review\` again with the same port, and open its address here.`);
+          warn(`The server does not answer: ${counted(waiting.length, "annotation")} kept in this browser. Start \`hnml review\` again with the same port, and open its address here.`);
           $("saved").textContent = `${waiting.length} not kept yet`;
           retry = setTimeout(() => { delivering = false; deliver(); }, 1500);
           return;
@@ -592,8 +593,8 @@
       else entries.push({ index, annotation, new_label: names.indexOf(name), new_label_name: name, label_name: given || null });
     }
     if (entries.length) send({ entries, batch: id() });
-    warn(refused.length ? `${refused.length} of ${rows.length} rows are of another run and were left out: sample ${refused.slice(0, 5).join(", ")}.` : "");
-    toast(`${number(entries.length)} annotations imported`);
+    warn(refused.length ? `Of another run and left out: ${number(refused.length)} of ${counted(rows.length, "row")}, sample ${refused.slice(0, 5).join(", ")}.` : "");
+    toast(`${counted(entries.length, "annotation")} imported`);
   }
   $("download").addEventListener("click", () => {
     const own = source.csv !== null;

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...common.atomic import atomic_write
+from ...common.words import counted
 from ..exchange import Samples, read_cvat, read_fiftyone_csv, read_json
 
 
@@ -43,7 +44,7 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
 
     Returns:
         `pd.DataFrame`: a row per sample and annotator: `index`, `annotation`, `new_label` (id of the class that the
-        annotator believes in; -1: a class of another name, or unsure), `new_label_name` and `annotator`.
+        annotator names; -1: a class of another name, or unsure), `new_label_name` and `annotator`.
 
     Raises:
         ValueError: naming file and line, on ids that were not scored, another given label than the one that was
@@ -83,7 +84,7 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
 
 
 def _new_label(row, verdict, given, suggested, names, ids, where) -> tuple[int, str]:
-    """Id and name of the class that a row believes in."""
+    """Id and name of the class that a row names."""
     if verdict == "right":
         return given, names[given]
     if verdict == "unsure":
@@ -94,7 +95,7 @@ def _new_label(row, verdict, given, suggested, names, ids, where) -> tuple[int, 
         label = ids.get(name, NEW_CLASS) if name else suggested
         return label, name or names[suggested]
     if not 0 <= label < len(names):
-        raise ValueError(f"{where}: `new_label` {label} is none of the {len(names)} classes.")
+        raise ValueError(f"{where}: `new_label` {label} is none of the {counted(len(names), 'class')}.")
     if name and name != names[label]:
         raise ValueError(
             f"{where}: `new_label` {label} is `{names[label]}`, but `new_label_name` says `{name}`. Empty the one "

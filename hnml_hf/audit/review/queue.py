@@ -55,7 +55,7 @@ class Query:
     Args:
         scope (`str`): `issues` (probably wrong) or `all`.
         status (`str`): `open` (decided by nobody), `mine` (not decided by this annotator), `any`, one of the
-            annotations, `split` (two annotators believe in different classes) or `before` (decided before this
+            annotations, `split` (two annotators name different classes) or `before` (decided before this
             audit).
         given, suggested (`int`, *optional*): class ids.
         folder, text (`str`): the folder of a file, and a part of its path in any case.
@@ -121,7 +121,7 @@ class ReviewQueue:
         self.issue = (self.score >= issue_score) & self.seen & ~self.before
         self.state = np.zeros(len(self.index), np.int8)
         self.split: set[int] = set()
-        self.opinions: dict[int, dict[str, dict]] = {}
+        self.annotations: dict[int, dict[str, dict]] = {}
         self._mine: dict[str, np.ndarray] = {}
         self._lock = threading.RLock()
         self._orders: dict[tuple[str, str], np.ndarray] = {}
@@ -151,19 +151,19 @@ class ReviewQueue:
         with self._lock:
             for entry in entries:
                 row = int(self.find(np.array([entry["index"]], np.int64))[0])
-                opinions = self.opinions.setdefault(row, {})
+                by_annotator = self.annotations.setdefault(row, {})
                 mine = self._mine.setdefault(entry["annotator"], np.zeros(len(self), bool))
                 if entry["annotation"] is None:
-                    opinions.pop(entry["annotator"], None)
+                    by_annotator.pop(entry["annotator"], None)
                 else:
-                    opinions[entry["annotator"]] = dict(entry)
+                    by_annotator[entry["annotator"]] = dict(entry)
                 mine[row] = entry["annotation"] is not None
-                firm = [one for one in opinions.values() if one["annotation"] != "unsure"]
-                (self.split.add if len({believed_class(one) for one in firm}) > 1 else self.split.discard)(row)
-                last = (firm or list(opinions.values()) or [{"annotation": ""}])[-1]
+                firm = [one for one in by_annotator.values() if one["annotation"] != "unsure"]
+                (self.split.add if len({named_class(one) for one in firm}) > 1 else self.split.discard)(row)
+                last = (firm or list(by_annotator.values()) or [{"annotation": ""}])[-1]
                 self.state[row] = STATUS.index(last["annotation"])
-                if not opinions:
-                    del self.opinions[row]
+                if not by_annotator:
+                    del self.annotations[row]
 
     # -- views ----------------------------------------------------------------------------------------------------
 
@@ -304,7 +304,7 @@ class ReviewQueue:
             "path": path,
             "folder": os.path.dirname(path),
             "before": bool(self.before[row]),
-            "opinions": [short_entry(entry) for entry in self.opinions.get(row, {}).values()],
+            "annotations": [short_entry(entry) for entry in self.annotations.get(row, {}).values()],
         }
 
     def progress(self) -> dict:
@@ -325,7 +325,7 @@ class ReviewQueue:
         return estimate_rate(self.strata, self.state)
 
 
-def believed_class(entry: Mapping) -> str:
+def named_class(entry: Mapping) -> str:
     return "given" if entry["annotation"] == "right" else entry.get("new_label_name") or ""
 
 

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 from PIL import Image
 
+from ...common.words import counted
 from ..dynamics import AUDIT_FOLDER
 from ..report import Evidence, encode_picture, map_values, picture_uri, render_page, script_hash
 from .annotations import ANNOTATIONS, annotations_csv
@@ -144,7 +145,9 @@ class Review:
         """One annotation for all rows of a view."""
         rows = self.queue.view(query, annotator)
         if len(rows) > MAX_ENTRIES:
-            raise Refused(400, f"{len(rows):,} rows at once are more than {MAX_ENTRIES:,}: filter them first.")
+            raise Refused(
+                400, f"{counted(len(rows), 'row')} at once are more than {MAX_ENTRIES:,}: filter them first."
+            )
         queue, names = self.queue, self.queue.class_names
         label = queue.suggested if annotation == "wrong" else queue.label
         known = annotation != "unsure"
@@ -172,7 +175,7 @@ class Review:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise Refused(400, "`entries` must be a list of objects.")
         if len(entries) > MAX_ENTRIES:
-            raise Refused(413, f"{len(entries):,} annotations at once are more than {MAX_ENTRIES:,}.")
+            raise Refused(413, f"{counted(len(entries), 'annotation')} at once are more than {MAX_ENTRIES:,}.")
         ids = [entry.get("index") for entry in entries]
         if not all(type(index) is int and abs(index) < 2**62 for index in ids):
             raise Refused(400, "`index` must be a sample id.")

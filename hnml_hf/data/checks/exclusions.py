@@ -8,6 +8,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from ...common.atomic import atomic_write
+from ...common.words import counted
 from ..schema import column
 from .images import IMAGE_DEFECTS
 from .report import LABEL_DEFECTS
@@ -113,12 +114,14 @@ def apply_exclusions(dataset: DatasetDict, exclusions: dict[str, dict[int, str]]
         absent = np.setdiff1d(listed, index)
         if len(absent):
             raise ValueError(
-                f"{len(absent)} of {len(listed)} ids of the exclusion list are not in the split {split!r}, the first "
+                f"{len(absent)} of {counted(len(listed), 'id')} of the exclusion list are not in the split "
+                f"{split!r}, the first "
                 f"is {absent[0]}. Was the list made for another dataset or another version of it?"
             )
         keep = np.flatnonzero(~np.isin(index, listed))
         if not len(keep):
             raise ValueError(f"The exclusion list leaves no row of the split {split!r}.")
         kept[split] = dataset[split].select(keep)
-        logger.warning("Exclusion list: %d of %d rows of %r are left out.", len(index) - len(keep), len(index), split)
+        left_out = len(index) - len(keep)
+        logger.warning(f"Exclusion list: {left_out:,} of {counted(len(index), 'row')} of {split!r} left out.")
     return kept

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 
+from ...common.words import counted
 from ..files import as_name, file_names, first_few, folder_names, is_hidden, is_image, is_plain, walk
 from ..published.builder import NoisyLabelBuilder, NoisyLabelConfig, ParquetImages, Rows
 from ..schema import noisy_features
@@ -85,7 +86,8 @@ def _check_index(parts: Sequence[Rows], split: str) -> None:
     if (counts > 1).any():
         files = first_few(dict.fromkeys(rows.source for rows in parts))
         raise ValueError(
-            f"{split}: the index {values[counts > 1][0]} is that of {counts.max()} rows of {files}. {NO_INDEX}"
+            f"{split}: the index {values[counts > 1][0]} is that of {counted(counts.max(), 'row')} of {files}. "
+            f"{NO_INDEX}"
         )
 
 

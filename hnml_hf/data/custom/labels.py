@@ -12,6 +12,7 @@ from decimal import Decimal
 
 import numpy as np
 
+from ...common.words import counted
 from ..files import as_name, first_few, is_plain
 from ..schema import UNKNOWN, DataError
 from .columns import NO_COLUMN, RawSplit
@@ -187,7 +188,7 @@ def _encode(value: object, raw: RawSplit, row: int, role: str, classes: Classes,
         return ids[str(label)]
     if classes.numbers or isinstance(label, str):
         raise DataError(
-            f"{raw.where(row)}: {what} {label!r} of {split} is none of the {len(classes.names)} classes: "
+            f"{raw.where(row)}: {what} {label!r} of {split} is none of the {counted(len(classes.names), 'class')}: "
             f"{first_few(classes.names)}. {BY_NAMES} gives all of them." + _or_leave_out(split)
         )
     if classes.reordered:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...common.words import counted
 from ..files import file_names, folder_names, image_names
 from ..schema import UNKNOWN
 from .builder import NoisyLabelBuilder, NoisyLabelConfig, Rows, encode_png
@@ -103,7 +104,7 @@ or
         if len(wrong):
             raise ValueError(
                 f"{path}: record {wrong[0]}: label {labels[wrong[0]]} is out of range, expected 0..9 as a big-endian "
-                f"integer ({len(wrong):,} of {len(labels):,} records)."
+                f"integer ({len(wrong):,} of {counted(len(labels), 'record')})."
             )
         return self._rows(BinaryImages(path), labels, path, clean=clean)
 
@@ -127,5 +128,7 @@ or
             names += [f"{name}/{image}" for image in images]
             labels += [int(name)] * len(images)
         if not names:
-            raise FileNotFoundError(f"No image in {folder} ({len(file_names(folder))} other files).\n{self.help()}")
+            raise FileNotFoundError(
+                f"No image in {folder} ({counted(len(file_names(folder)), 'other file')}).\n{self.help()}"
+            )
         return self._rows(names, np.array(labels, dtype=np.int64), folder, clean=clean)

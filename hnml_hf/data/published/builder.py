@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import DatasetDict
 
+from ...common.words import counted
 from ..files import first_few, missing_files
 from ..schema import DataError, noisy_features
 
@@ -135,7 +136,7 @@ def read_parquet(path: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
         if not pa.types.is_integer(values.type) or values.null_count:
             raise ValueError(
                 f"{path}: column `{name}` must hold integers in every row, got {values.type} with "
-                f"{values.null_count} empty rows."
+                f"{counted(values.null_count, 'empty row')}."
             )
         arrays[name] = values.to_numpy().astype(np.int64)
     return arrays
@@ -226,7 +227,8 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
         """Compare a count with the published one unless the tree is `partial`."""
         if published is not None and found != published and not self.config.partial:
             raise ValueError(
-                f"{what}: found {found:,} rows, the published size is {published:,}. The lists are incomplete or of "
+                f"{what}: found {counted(found, 'row')}, the published size is {published:,}. The lists are "
+                f"incomplete or of "
                 "another version; pass `partial=True` if a part of the dataset is intended."
             )
 
@@ -236,7 +238,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
         if not len(found):
             return rows
         names = first_few(rows.images[row] for row in found)
-        text = f"{rows.where(int(found[0]))}: {what}: {len(found):,} of {len(bad):,} rows, first: {names}"
+        text = f"{rows.where(int(found[0]))}: {what}: {len(found):,} of {counted(len(bad), 'row')}, first: {names}"
         if self.config.on_missing == "error":
             raise ValueError(f"{text}. Restore them, or pass `on_missing='skip'` to leave these rows out.")
         logger.warning("%s; left out.", text)
@@ -314,7 +316,7 @@ def keep_on_disk(dataset: datasets.Dataset, source: str, on_missing: str) -> dat
     if not len(missing):
         return dataset
     text = (
-        f"{source} row {missing[0]}: no such image: {len(missing):,} of {len(dataset):,} rows, first: "
+        f"{source} row {missing[0]}: no such image: {len(missing):,} of {counted(len(dataset), 'row')}, first: "
         f"{first_few(local[row] for row in missing)}"
     )
     if on_missing == "error":

@@ -11,6 +11,7 @@ from pickletools import genops
 import numpy as np
 import torch
 
+from ...common.words import counted
 from .builder import encode_png
 
 
@@ -93,7 +94,9 @@ def read_human_labels(path: str | os.PathLike, config: str) -> tuple[np.ndarray,
             raise ValueError(f"{path}: `{name}` must hold integers 0..{num_classes - 1}, got {values.dtype} values.")
         labels.append(values.astype(np.int64))
     if len(labels[0]) != len(labels[1]):
-        raise ValueError(f"{path}: {len(labels[0])} clean labels, but {len(labels[1])} human labels.")
+        raise ValueError(
+            f"{path}: {counted(len(labels[0]), 'clean label')}, but {counted(len(labels[1]), 'human label')}."
+        )
     return labels[0], labels[1]
 
 
@@ -109,7 +112,9 @@ def read_batch(path: str, fine: bool) -> tuple[np.ndarray, np.ndarray]:
     labels, pixels = _read_binary(path, fine) if path.endswith(".bin") else _read_python(path, fine)
     num_classes = 100 if fine else 10
     if len(labels) == 0 or pixels.size != len(labels) * 3 * SIDE * SIDE:
-        raise ValueError(f"{path}: {len(labels):,} labels and {pixels.size:,} pixel values do not fit together.")
+        raise ValueError(
+            f"{path}: {counted(len(labels), 'label')} and {pixels.size:,} pixel values do not fit together."
+        )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"{path}: label {labels.max()} is out of range, expected 0..{num_classes - 1}.")
     return labels, pixels.reshape(-1, 3, SIDE, SIDE)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from datasets import ClassLabel, Dataset, Features
 
+from ...common.words import counted
 from ..files import as_name, file_names, first_few
 from ..schema import assemble, column
 from .builder import NoisyLabelBuilder, NoisyLabelConfig, ParquetImages, Rows, open_parquet, read_parquet
@@ -48,7 +49,8 @@ def official_order(labels: np.ndarray, official: np.ndarray) -> np.ndarray:
     """
     if len(labels) != len(official):
         raise ValueError(
-            f"The image source has {len(labels):,} rows, the label file {len(official):,}: labels cannot be attached. "
+            f"The image source has {counted(len(labels), 'row')}, the label file {len(official):,}: labels cannot "
+            f"be attached. "
             "A subset needs a column `index` with the official position."
         )
     if np.array_equal(labels, official):
@@ -158,11 +160,12 @@ def _pick(names: list[str], candidates: tuple[str, ...], what: str) -> str:
 def _check_order(clean_labels: np.ndarray, official: np.ndarray, order: np.ndarray, path: str) -> None:
     """The clean labels of a source with official positions must be those of the label file."""
     if order.min(initial=0) < 0 or order.max(initial=0) >= len(official):
-        raise ValueError(f"{path}: has {len(official):,} labels, but `index` goes to {order.max():,}.")
+        raise ValueError(f"{path}: has {counted(len(official), 'label')}, but `index` goes to {order.max():,}.")
     differ = np.flatnonzero(clean_labels != official[order])
     if len(differ):
         raise ValueError(
-            f"{path}: the clean label differs from that of the images in {len(differ):,} of {len(order):,} rows, "
+            f"{path}: the clean label differs from that of the images in {len(differ):,} of "
+            f"{counted(len(order), 'row')}, "
             f"first at index {order[differ[0]]}: the column `index` is not the official position."
         )
 
@@ -313,7 +316,9 @@ and one of
             source.images.append(ParquetImages(path, _pick(names, IMAGE_COLUMNS, f"{path}: image")))
         for name, parts in source.columns.items():
             if len(parts) != len(paths):
-                raise ValueError(f"`{name}` is a column of {len(parts)} of the {len(paths)} files {', '.join(paths)}.")
+                raise ValueError(
+                    f"`{name}` is a column of {len(parts)} of the {counted(len(paths), 'file')} {', '.join(paths)}."
+                )
         self._check(source, split)
         return source
 

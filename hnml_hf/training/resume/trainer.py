@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ...common.finite import require_finite_weights
+from ...common.words import counted
 from ..callbacks import CheckpointedCallback
 from ..distributed import any_process, on_first_process, require_same_on_all_processes, tensor_digests
 from . import files as checkpoints
@@ -99,7 +100,8 @@ class ResumableTrainer(Trainer):
         if self.stop_asked:
             name = self.signals.received.name if self.signals.received else "A stop of another process"
             raise TrainingInterrupted(
-                f"{name}: all {self.state.global_step} steps are done, their results are not written. Go on by "
+                f"{name}: all {counted(self.state.global_step, 'step', 'are')} done, their results are not written. "
+                f"Go on by "
                 "`--resume_from_checkpoint true`."
             )
 
@@ -121,7 +123,8 @@ class ResumableTrainer(Trainer):
         loader = super().get_train_dataloader()
         if not len(loader):
             raise ValueError(
-                f"{len(self.train_dataset)} training images give {self.args.world_size} process(es) no batch of "
+                f"{counted(len(self.train_dataset), 'training image', 'give')} {self.args.world_size} process(es) "
+                f"no batch of "
                 f"{self.args.per_device_train_batch_size}. Lower `--per_device_train_batch_size`, or leave out "
                 "`--dataloader_drop_last`."
             )

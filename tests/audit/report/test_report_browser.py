@@ -252,7 +252,7 @@ def test_annotations_are_imported_and_those_of_another_run_are_named(browser, re
     assert downloaded(browser)[1] == rows
     (tmp_path / "other.csv").write_text(f"index,annotation,new_label\n5,right,\n{report['index'][9]},right,\n")
     browser.find_element(By.ID, "file").send_keys(str(tmp_path / "other.csv"))
-    wait_for(lambda: "1 of 2 rows are of another run" in text(browser, "warning"))
+    wait_for(lambda: "Of another run and left out: 1 of 2 rows" in text(browser, "warning"))
     assert "3 of 52 decided" in text(browser, "count")
 
 
@@ -369,7 +369,7 @@ def test_every_key_is_on_the_disk(browser, served, tmp_path):
     assert browser.get_log("browser") == []
 
 
-def test_another_reviewer_is_seen_and_asked_for_an_own_opinion(browser, served, tmp_path):
+def test_another_reviewer_is_seen_and_asked_for_an_annotation(browser, served, tmp_path):
     table, server = served
     order = ids(table)
     with serving(tmp_path / "run", annotator="bo") as other:
@@ -378,7 +378,7 @@ def test_another_reviewer_is_seen_and_asked_for_an_own_opinion(browser, served, 
     wait_for(lambda: order[0] not in shown_ids(browser))  # asked for every three seconds
     choose(browser, "status", "mine")
     wait_for(lambda: order[0] in shown_ids(browser))
-    assert "bo: right" in browser.find_element(By.CSS_SELECTOR, ".card .opinions").text
+    assert "bo: right" in browser.find_element(By.CSS_SELECTOR, ".card .annotations").text
     press(browser, "w")
     wait_for(lambda: saved(browser) and "1 disputed" in text(browser, "count"))
 
@@ -423,7 +423,7 @@ def test_a_server_that_is_killed_in_the_middle_loses_no_key(browser, tmp_path):
         process.kill()
         process.wait()
         press(browser, "r", "r", "r")
-        wait_for(lambda: "3 annotations wait in this browser" in text(browser, "warning"))
+        wait_for(lambda: "3 annotations kept in this browser" in text(browser, "warning"))
         assert len(read_annotations(log_of(tmp_path), table)) == 2
         process.stdout.close()
         process, url, _ = start_review(run, "--port", url.split(":")[2].split("/")[0], "--annotator", "anna")

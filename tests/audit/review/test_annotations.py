@@ -100,9 +100,9 @@ def test_two_people_are_merged_and_their_agreement_is_reported(table, tmp_path):
     assert merged.disagreements.index.tolist() == [at[1]]
     assert merged.disagreements.loc[at[1]].tolist() == [given[1], other[1]]
     kappa, count = merged.kappa["anna", "bo"]
-    opinions = [[given[0], given[1], "unsure", other[3]], [given[0], other[1], given[2], other[3]]]
-    observed = np.mean([a == b for a, b in zip(*opinions, strict=True)])
-    chance = sum(opinions[0].count(name) * opinions[1].count(name) for name in {*opinions[0], *opinions[1]}) / 16
+    named = [[given[0], given[1], "unsure", other[3]], [given[0], other[1], given[2], other[3]]]
+    observed = np.mean([a == b for a, b in zip(*named, strict=True)])
+    chance = sum(named[0].count(name) * named[1].count(name) for name in {*named[0], *named[1]}) / 16
     assert count == 4 and kappa == pytest.approx((observed - chance) / (1 - chance))
 
 

@@ -391,7 +391,7 @@ def test_exclusions_round_trip(tmp_path, caplog):
     assert kept["train"]["index"][:] == [15, 16]
     assert kept["test"]["index"][:] == [10, 11, 12]
     assert len(splits["train"]) == 7
-    assert "5 of 7 rows of 'train' are left out" in caplog.text
+    assert "5 of 7 rows of 'train' left out" in caplog.text
     assert list(found(check(kept))) == ["class_sets"]  # class 0 has no row left in train
 
 

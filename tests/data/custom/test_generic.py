@@ -129,7 +129,7 @@ def test_label_names_give_the_ids(images, load):
         load(str(root), label_names="dog")
     with pytest.raises(ValueError, match="label_names` must be different names"):
         load(str(root), label_names=["dog", "dog"])
-    with pytest.raises(ValueError, match="train.csv:3: label 'cat' of train is none of the 1 classes: dog"):
+    with pytest.raises(ValueError, match="train.csv:3: label 'cat' of train is none of the 1 class: dog"):
         load(str(root), label_names=["dog"])
 
 
@@ -329,7 +329,7 @@ def test_missing_image_can_be_skipped(images, load, caplog):
     assert "(train) row 1: no such image: 1 of 3 rows, first: " in caplog.text and "img/none.jpg" in caplog.text
     assert column(dataset, "index").tolist() == [0, 2]
     write_table(root / "train.csv", ["image", "label"], [("img/none.jpg", 0)])
-    with pytest.raises(ValueError, match="row 0: no such image: 1 of 1 rows, .*No row is left"):
+    with pytest.raises(ValueError, match="row 0: no such image: 1 of 1 row, .*No row is left"):
         load(str(root), on_missing="skip")
 
 

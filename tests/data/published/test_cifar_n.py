@@ -135,7 +135,7 @@ def test_subset_needs_and_proves_its_index(cifar):
     assert column(dataset, "label").tolist() == cifar.human["worse_label"][rows].tolist()
     wrong = rows[:1] - 1 if cifar.clean[89] != cifar.clean[90] else rows[:1] - 2
     images = image_set(cifar, rows[:1], label=cifar.clean[rows[:1]], index=wrong)
-    with pytest.raises(ValueError, match="the clean label differs .* in 1 of 1 rows"):
+    with pytest.raises(ValueError, match="the clean label differs .* in 1 of 1 row"):
         attach_human_labels(images, labels_file, "cifar10n-worse")
     with pytest.raises(ValueError, match="has 100 labels, but `index` goes to 100"):
         images = image_set(cifar, rows[:1], label=cifar.clean[rows[:1]], index=[100])

@@ -569,7 +569,7 @@ def test_weights_that_are_not_finite_are_not_saved(tiny_dataset, tmp_path):
             trainer.model.class_weights.data[0, 0] = torch.inf
 
     trainer.add_callback(Watch(on_step_end=spoil))
-    with pytest.raises(NonFiniteError, match="1 tensors of the model after step 4 are not finite, .*fc.weight"):
+    with pytest.raises(NonFiniteError, match="1 tensor is not finite in the model after step 4, .*fc.weight"):
         trainer.train()
     assert steps(tmp_path) == [2]
 
