@@ -1,10 +1,13 @@
 """What a review costs: label issues decided by keyboard in a real browser, with kills in between, and a million rows.
 
     python scripts/benchmarks/benchmark_review.py --output docs/results/review.json
+    python scripts/benchmarks/benchmark_review.py --against ../earlier --output docs/results/review.json
     python scripts/benchmarks/benchmark_review.py --screenshots docs/images
 
 Needs selenium and Debian's `chromium` and `chromium-driver`. Pictures are those of the quickstart (Fashion-MNIST).
 Every figure includes selenium's own time for each key, some 10 ms; a person's time to look is not measured.
+`--against` measures the first page of an earlier checkout and of this one by turns, for a machine that others use too,
+and adds that to the file.
 """
 
 import argparse
@@ -31,7 +34,7 @@ from hnml_hf.audit.table import FORMAT, write_audit
 
 
 PORT = 8651
-REVIEW = Path(__file__).parents[1] / "review.py"
+ROOT = Path(__file__).parents[2]
 ARGUMENTS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage"),
     *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -103,10 +106,11 @@ def decided_run(folder: Path, count: int) -> pd.DataFrame:
 class Server:
     """`scripts/review.py` in a process of its own, and the seconds until it printed its address."""
 
-    def __init__(self, run: Path, port: int = PORT):
+    def __init__(self, run: Path, port: int = PORT, tree: Path = ROOT):
         start = time.perf_counter()
-        command = [sys.executable, REVIEW, run, "--port", str(port), "--annotator", "benchmark"]
-        self.process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, tree / "scripts/review.py", run, "--port", str(port), "--annotator", "benchmark"]
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        self.process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, env=environment)
         for line in self.process.stdout:
             if line.startswith("Review: "):
                 self.url = line.split()[1]
@@ -245,14 +249,51 @@ def keyboard(folder: Path, count: int) -> dict:
     }
 
 
-def million(folder: Path, n: int) -> dict:
-    """Start, first page and other pages of a review of n rows in 100 classes and 1,000 folders."""
+def large_run(folder: Path, n: int) -> np.random.Generator:
+    """A run of n rows in 100 classes and 1,000 folders, without images."""
     generator = np.random.default_rng(0)
     names = [f"class {number:02}" for number in range(100)]
     labels, suggested = generator.integers(0, 100, n), generator.integers(0, 100, n)
     score = generator.beta(0.2, 1.0, n)
     paths = [f"/photos/train/folder {row % 1000:03}/{row:07}.jpg" for row in range(n)]
     write_audit(folder / "run" / "_audit", make_table(n, names, labels, suggested, score, paths))
+    return generator
+
+
+def first_pages(folder: Path, n: int, earlier: Path, times: int = 8) -> dict:
+    """Seconds from the start of the process to the first rows, and of the first page by folder, of two checkouts."""
+    large_run(folder, n)
+    found: dict[str, list] = {"earlier": [], "now": []}
+    for _ in range(times):
+        for name, tree in (("earlier", earlier), ("now", ROOT)):
+            start = time.perf_counter()
+            server = Server(folder / "run", tree=tree)
+            token, connection = server.url.split("/")[3], HTTPConnection("127.0.0.1", PORT)
+            took = []
+            for path in ("", "rows?size=24", "rows?size=24&group=folder"):
+                if "group" in path:
+                    took.append(time.perf_counter() - start)
+                    time.sleep(1)  # somebody looks at the first page
+                    start = time.perf_counter()
+                connection.request("GET", f"/{token}/{path}")
+                connection.getresponse().read()
+            found[name].append((took[0], time.perf_counter() - start))
+            connection.close()
+            server.kill()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=earlier, capture_output=True, text=True, check=True)
+    result: dict = {"rows": n, "times": times, "earlier_commit": commit.stdout.strip()}
+    for name, seconds in found.items():
+        for what, values in zip(("first_page", "first_by_folder"), np.array(seconds).T, strict=True):
+            result.setdefault(f"seconds_to_{what}", {})[name] = {
+                "best": round(float(values.min()), 2),
+                "median": round(float(np.median(values)), 2),
+            }
+    return result
+
+
+def million(folder: Path, n: int) -> dict:
+    """Start, first page and other pages of a review of n rows."""
+    generator = large_run(folder, n)
     server = Server(folder / "run")
     token = server.url.split("/")[3]
     connection = HTTPConnection("127.0.0.1", PORT)
@@ -369,6 +410,7 @@ def main():
     parser.add_argument("--issues", type=int, default=1000, help="Label issues decided by keyboard.")
     parser.add_argument("--rows", type=int, default=1_000_000, help="Rows of the large review.")
     parser.add_argument("--output", type=Path, help="JSON file for the figures.")
+    parser.add_argument("--against", type=Path, help="An earlier checkout, and nothing else is measured.")
     parser.add_argument("--screenshots", type=Path, help="Folder for screenshots, and nothing else is done.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -377,15 +419,26 @@ def main():
             screenshots(folder, options.screenshots)
             return
         busy = os.getloadavg()[0]
+        if options.against:
+            compared = first_pages(folder / "large", options.rows, options.against.absolute())
+            loads = {"at the start": round(busy, 1), "at the end": round(os.getloadavg()[0], 1)}
+            compared["provenance"] = {**provenance(threads=1), "load_average": loads}
+            known = json.loads(options.output.read_text(encoding="utf-8")) if options.output else {}
+            write({**known, "against": compared}, options.output)
+            return
         result = {"keyboard": keyboard(folder / "keyboard", options.issues)}
         print(json.dumps(result), flush=True)
         result["large"] = million(folder / "large", options.rows)
         loads = {"at the start": round(busy, 1), "at the end": round(os.getloadavg()[0], 1)}
         result["provenance"] = {**provenance(threads=1), "load_average": loads}
+    write(result, options.output)
+
+
+def write(result: dict, output: Path | None):
     text = json.dumps(result, indent=1)
     print(text)
-    if options.output:
-        options.output.write_text(text + "\n", encoding="utf-8")
+    if output:
+        output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -261,7 +261,9 @@
     const p = state.progress, pages = Math.max(1, Math.ceil(state.total / SIZE));
     $("empty").hidden = state.items.length > 0;
     const done = p.issues && p.decided + (p.elsewhere || 0) === p.issues && $("status").value === "open";
-    $("empty").textContent = !done ? "Nothing matches these filters."
+    const none = !p.issues && $("scope").value === "issues" && $("status").value === "open";
+    $("empty").textContent = none ? "No label is probably wrong. The filters have all rows."
+      : !done ? "Nothing matches these filters."
       : p.elsewhere ? `All label issues of this file (${number(p.decided)}) are decided; \`hnml review\` shows the others.`
       : `All label issues (${number(p.issues)}) are decided.`;
     $("page").value = Math.floor(state.start / SIZE) + 1;

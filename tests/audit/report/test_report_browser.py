@@ -464,3 +464,17 @@ def test_what_the_server_says_of_a_bad_import_is_shown(browser, served, tmp_path
     wait_for(lambda: "Sample 5 is not in this audit" in text(browser, "warning"))
     assert isinstance(served[0], pd.DataFrame)
     browser.get_log("browser")
+
+
+def test_a_report_without_issues_says_so_and_shows_all_rows(tmp_path, browser):
+    table = make_table(9)
+    table["noise_score"] = table["noise_score"] / 4
+    table.attrs["dataset_fingerprint"] = os.urandom(8).hex()
+    path = render_report(table, table.attrs, tmp_path / "report.html", evidence=make_evidence(9))
+    browser.get(path.as_uri())
+    assert text(browser, "empty") == "No label is probably wrong. The filters have all rows."
+    assert text(browser, "count").startswith("0 of 0 decided")
+    browser.execute_script(
+        "const s = document.getElementById('scope'); s.value = 'all'; s.dispatchEvent(new Event('change'))"
+    )
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".card img")) == 9
