@@ -106,7 +106,7 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_FOLDERS, "__version__"})
 
 
 class _RegisterBackbones(MetaPathFinder):

@@ -78,7 +78,7 @@ ADVICE = {  # what to give instead of a file that is not there
 
 _CONSTANT = "it is a constant of the objective now; leave it out"
 _NO_GAIN = "it brought nothing and was taken out (docs/ablations.md); leave it out"
-_IN_NOISE = 'it is a key of the mapping `noise` now, as in `--noise \'{"kind": "symmetric", "rate": 0.4, %s}\'`'
+_IN_NOISE = "it is a key of `noise` now: `noise: {kind: ..., %s}` in a recipe, JSON on the command line"
 RETIRED = {  # options of earlier versions: what took their place
     "weights": "give the path to `--pretrained`",
     "inner_direction": "`momentum` is objective `hnml`, `synthetic` is objective `hnml_synthetic`",
@@ -98,14 +98,15 @@ RETIRED = {  # options of earlier versions: what took their place
     "rank_sync_steps": "add the callback `hnml_hf.training.callbacks.RanksAgree` to the trainer",
     "allow_uncompiled": "train without `--torch_compile` where it fails",
     "cutmix_alpha": "use `--mixup_alpha`",
-    "noise_draw": _IN_NOISE % '"draw": "exact"',
-    "noise_include_true": _IN_NOISE % '"include_true": true',
-    "noise_scheme": _IN_NOISE % '"scheme": "cifar10"',
-    "noise_matrix": _IN_NOISE % '"matrix": "matrix.csv"',
-    "noise_pixel_scaling": _IN_NOISE % '"pixel_scaling": "unit"',
-    "noise_image_size": _IN_NOISE % '"image_size": 32',
-    "noise_output": _IN_NOISE % '"output": "labels.json"',
+    "noise_draw": _IN_NOISE % "draw: exact",
+    "noise_include_true": _IN_NOISE % "include_true: true",
+    "noise_scheme": _IN_NOISE % "scheme: cifar10",
+    "noise_matrix": _IN_NOISE % "matrix: matrix.csv",
+    "noise_pixel_scaling": _IN_NOISE % "pixel_scaling: unit",
+    "noise_image_size": _IN_NOISE % "image_size: 32",
+    "noise_output": _IN_NOISE % "output: labels.json",
     "noise_manifest": 'it is the key `file` of `noise` now: `--noise \'{"file": "labels.json"}\'`',
+    "target_temperature": _NO_GAIN,
     "gauge_fraction": "it is `--monitor_fraction` now",
     "start_from_probe": "it is `--start_from_judge`, a classifier that needs no held-out labels",
     "forward_correction": "it is `--symmetric_correction` now",
@@ -281,10 +282,8 @@ def _dataclass_options(path: Path, name: str) -> dict[str, Option]:
             continue
         kind = _kind(node.annotation)
         is_bool = kind in ("bool", "bool | None")
-        default, metadata = (
-            _literal(facts.get("default")),
-            _literal(facts.get("metadata"), {}),
-        )  # without what is computed
+        # without what is computed
+        default, metadata = _literal(facts.get("default")), _literal(facts.get("metadata"), {})
         takes_none = kind == "bool" or (is_bool and default is not None)
         options[node.target.id] = Option(
             name=f"--{node.target.id}",

@@ -41,7 +41,7 @@ from hnml_hf import (
     load_audit,
     score_model,
 )
-from hnml_hf.audit.dynamics import dynamics_file, probe_dynamics, run_dynamics
+from hnml_hf.audit.dynamics import dynamics_file, judge_dynamics, run_dynamics
 from hnml_hf.audit.features import extract_features, launched, load_backbone
 from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import judge_dataset, worst_pairs
@@ -295,7 +295,7 @@ def audit_classifier(audit_args: AuditArguments, data_args: DataArguments, datas
         dataset,
         transform=transform,
         model=model if has_maps else None,
-        cross_validated=probe_dynamics(audit_args.run) if audit_args.run else None,
+        cross_validated=judge_dynamics(audit_args.run) if audit_args.run else None,
         **crop,
         max_issues=audit_args.max_issues,
         batch_size=batch_size,

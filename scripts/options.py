@@ -1,6 +1,7 @@
 """The options that train and audit share, and what is made of them: data and a model."""
 
 import argparse
+import difflib
 import json
 import logging
 import os
@@ -335,6 +336,10 @@ def parse_arguments(argv: list[str], command: str = "train"):
     if given.data is not None:
         settle_dataset(parser, given)
         data_args.dataset = given.data
+    try:
+        noise_options(data_args)
+    except ValueError as error:
+        raise ValueError(name_place(str(error), places, argv)) from error
     if data_args.dataset is None:
         parser.error(f"recipe {recipe} names no dataset: give one, as in `hnml {command} DATA --recipe {recipe}`")
     if model_args.backbone is None:
@@ -410,6 +415,11 @@ def noise_options(data_args: DataArguments) -> dict | None:
         raise ValueError(
             f"`noise` is {json.dumps(noise)}; it takes `kind` and, optionally, "
             f"{', '.join(f'`{name}`' for name in [*NOISE_KEYS][1:])} and `output`; or `file` alone."
+            + "".join(
+                f" Did you mean `{close[0]}` by `{name}`?"
+                for name in sorted(unknown)
+                if (close := difflib.get_close_matches(name, NOISE_KEYS, n=1))
+            )
         )
     given = {} if data_args.noise_rate is None else {"rate": data_args.noise_rate}
     return {"seed": data_args.noise_seed, **noise, **given} if "kind" in noise else noise

@@ -101,12 +101,13 @@ def apply_recipe(parser: HfArgumentParser, path: Path) -> dict[str, str]:
     """
     hints = {name: hint for kind in parser.dataclass_types for name, hint in get_type_hints(kind).items()}
     actions = {action.dest: action for action in parser._actions if action.dest in hints and action.nargs != 0}
-    places = {}
+    places, retired = {}, []
     for key, node in _pairs(_compose(path), path):
         name = key.value.replace("-", "_")
         action, where = actions.get(name), _at(path, key)
         if action is None and name in RETIRED:
-            raise ValueError(f"{where}: no option `{key.value}` any more: {RETIRED[name]}")
+            retired.append(f"{where}: no option `{key.value}` any more: {RETIRED[name]}")
+            continue
         if action is None and name == "recipe":
             raise ValueError(f"{where}: no option `recipe`: a recipe names no other one; put its options here.")
         if action is None:
@@ -116,6 +117,8 @@ def apply_recipe(parser: HfArgumentParser, path: Path) -> dict[str, str]:
             places[name] = where
             parser.set_defaults(**{action.dest: _value(node, action, hints[action.dest], path)})
             action.required = False
+    if retired:
+        raise ValueError("\n".join(retired))
     return places
 
 

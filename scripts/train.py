@@ -47,7 +47,7 @@ from hnml_hf import (
     create_image_processor,
     create_transforms,
 )
-from hnml_hf.audit.dynamics import save_probe_dynamics
+from hnml_hf.audit.dynamics import save_judge_dynamics
 from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
 from hnml_hf.common.atomic import atomic_write
 from hnml_hf.common.words import counted
@@ -373,7 +373,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         raise NonFiniteError(f"`{bad[0]}` is not finite. Lower `--learning_rate`.")
     loss = loss_in_words(args, trainer.targets)
     if trainer.is_world_process_zero():
-        save_probe_dynamics(args.output_dir, crossed)
+        save_judge_dynamics(args.output_dir, crossed)
         trainer.save_metrics("all", metrics, combined=False)
         trainer.save_state()
         if data_args.audit and trainer.dynamics is None:

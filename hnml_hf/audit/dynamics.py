@@ -17,9 +17,12 @@ IN_MEMORY = 256 * 2**20  # bytes; a larger table lives in a mapped file
 NEVER = -1
 AUDIT_FOLDER = "_audit"  # of a run, in its `output_dir`
 DYNAMICS_FILE = "training_dynamics.npy"
-PROBE_FILE = "probe_dynamics.npy"  # the same from the cross-validated probe that a run started from
+JUDGE_FILE = "judge_dynamics.npy"  # what the judge that a run started from said of the samples
 # names in files of earlier versions
-OLD_FILES = {DYNAMICS_FILE: "sample_statistics.npy", PROBE_FILE: "probe_statistics.npy"}
+OLD_FILES = {
+    DYNAMICS_FILE: ["sample_statistics.npy"],
+    JUDGE_FILE: ["probe_dynamics.npy", "probe_statistics.npy"],
+}
 OLD_FIELDS = {
     "candidates": "top_probabilities",
     "candidate_labels": "top_labels",
@@ -305,8 +308,7 @@ def read_dynamics(path: str | os.PathLike) -> np.ndarray:
 def dynamics_file(run: str | os.PathLike, name: str = DYNAMICS_FILE) -> Path:
     """Where a run keeps its training dynamics, or where one of an earlier version did; it need not be there."""
     path = Path(run) / AUDIT_FOLDER / name
-    old = path.with_name(OLD_FILES[name])
-    return old if old.is_file() and not path.is_file() else path
+    return next((found for found in map(path.with_name, [name, *OLD_FILES[name]]) if found.is_file()), path)
 
 
 def run_dynamics(run: str | os.PathLike) -> np.ndarray:
@@ -329,18 +331,8 @@ def run_dynamics(run: str | os.PathLike) -> np.ndarray:
     return read_dynamics(path)
 
 
-def save_run_dynamics(run: str | os.PathLike, records: np.ndarray):
-    """Leave records where [`run_dynamics`] finds them.
-
-    Args:
-        run (`str` or `Path`): the `output_dir`.
-        records (structured `np.ndarray` of shape `(n,)`): of [`TrainingDynamics`] or [`judge_records`].
-    """
-    save_dynamics(Path(run) / AUDIT_FOLDER / DYNAMICS_FILE, records)
-
-
-def probe_dynamics(run: str | os.PathLike) -> np.ndarray | None:
-    """What the cross-validated linear probe that a run started from said of the samples, or None without one.
+def judge_dynamics(run: str | os.PathLike) -> np.ndarray | None:
+    """What the judge that a run started from said of the samples, or None without one.
 
     Args:
         run (`str` or `Path`): the `output_dir`.
@@ -348,21 +340,21 @@ def probe_dynamics(run: str | os.PathLike) -> np.ndarray | None:
     Raises:
         ValueError: if the file holds something else.
     """
-    path = dynamics_file(run, PROBE_FILE)
+    path = dynamics_file(run, JUDGE_FILE)
     return read_dynamics(path) if path.is_file() else None
 
 
-def save_probe_dynamics(run: str | os.PathLike, records: np.ndarray | None):
-    """Leave records where [`probe_dynamics`] finds them.
+def save_judge_dynamics(run: str | os.PathLike, records: np.ndarray | None):
+    """Leave records where [`judge_dynamics`] finds them.
 
     Args:
         run (`str` or `Path`): the `output_dir`.
         records (structured `np.ndarray` of shape `(m,)`): of [`judge_records`]; None takes away those that an
             earlier run left.
     """
-    path = Path(run) / AUDIT_FOLDER / PROBE_FILE
+    path = Path(run) / AUDIT_FOLDER / JUDGE_FILE
     if records is None:
-        for name in (PROBE_FILE, OLD_FILES[PROBE_FILE]):
+        for name in (JUDGE_FILE, *OLD_FILES[JUDGE_FILE]):
             path.with_name(name).unlink(missing_ok=True)
     else:
         save_dynamics(path, records)

@@ -1,6 +1,6 @@
 """Label issues for annotation tools, and what people have decided there: Label Studio, CVAT, FiftyOne.
 
-Writers get the rows to look at, most suspect first, and where their images are; readers yield rows as
+Writers get the rows to look at, most probably wrong first, and where their images are; readers yield rows as
 [`~hnml_hf.audit.review.read_annotations`] takes them. A sample is found again by its id where the tool keeps it, else
 by the path of its image.
 """

@@ -66,7 +66,7 @@ def export_audit(
 
 
 def _to_look_at(table: pd.DataFrame, images: Mapping[int, str]) -> pd.DataFrame:
-    """The label issues, most suspect first, whose images are there."""
+    """The label issues, most probably wrong first, whose images are there."""
     there = table[table["index"].isin(images.keys())].sort_values("rank")
     likely = probably_wrong(there)
     return there[likely] if likely.any() else there.head(FEWEST)

@@ -2,6 +2,8 @@
 
 Shapes: b batch size, d feature size, n number of samples, k number of classes, s number of pixel values of an image.
 `transition_matrix[i, j] = P(noisy = j | clean = i)`: rows sum to 1 (cleanlab's `noise_matrix` is the transpose).
+Read `transitions.py`, then `draws.py`, which draws from them. To add a kind of noise, write its function here and a
+branch of `draw_noise` in `../data/synthetic.py` (docs/extending.md).
 All random numbers are drawn on the CPU, so that a seed gives the same labels whatever the device of the tensors.
 """
 

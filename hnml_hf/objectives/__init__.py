@@ -13,8 +13,9 @@ An objective is a function `objective(student, labels, *, ...) -> (terms, monito
   `sample_weights` says the confidence in each label (None = all alike), `noise_rate` which share of them is wrong
   (None = do not ask). All others are fields of [`HNMLTrainingArguments`] of the same name.
 
-To add one, write a file, and name it in `OBJECTIVES` and in the choices of `objective` in `../training/args.py`, where
-its options are fields too (docs/extending.md).
+Read `cross_entropy.py`, then `hnml.py`; the files beside them are its parts and the baselines. To add one, write a
+file, and name it in `OBJECTIVES` and in the choices of `objective` in `../training/args.py`, where its options are
+fields too (docs/extending.md).
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""[`PublishingMixin`]: what a trainer sends to the Hub is the list `hub.PUBLISHED`, whenever it sends."""
+"""[`PublishingMixin`]: what a trainer sends to the Hub, whenever it does, is the list `PUBLISHED` of `hub/upload.py`."""
 
 import json
 import os
@@ -45,7 +45,7 @@ class PublishingMixin:
     def create_model_card(self, model_name=None, license=None, tags=None, finetuned_from=None, dataset=None, **facts):
         """Write the card of this run into `output_dir`. What is given is kept for later cards of this trainer.
 
-        `facts`: `noise`, `command` and `split` of [`~model_card.generate_model_card`].
+        `facts`: `noise`, `command` and `split` of [`~hnml_hf.hub.model_card.generate_model_card`].
         """
         given = {
             "model_name": model_name,

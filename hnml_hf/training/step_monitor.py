@@ -15,7 +15,7 @@ class StepMonitor:
     def __init__(self):
         self._figures: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
-        self._suspects = self._losses
+        self._checked = self._losses
 
     def watch(self, index: torch.Tensor, terms: dict[str, torch.Tensor], figures: dict[str, torch.Tensor]):
         """Take one batch in.
@@ -35,21 +35,21 @@ class StepMonitor:
     def non_finite(self, gradient_norm: torch.Tensor) -> torch.Tensor:
         """Whether a loss was not finite since the last call, or gradients with this norm are not. Shape `()`, bool."""
         flags = [term.isfinite().all() for _, terms in self._losses for term in terms.values()]
-        self._suspects, self._losses = self._losses, []
+        self._checked, self._losses = self._losses, []
         return ~torch.stack([*flags, gradient_norm.isfinite()]).all()
 
     def non_finite_terms(self) -> str:
         """Terms and samples that were not finite at the last look, "" if it was no loss."""
         return " and ".join(
             f"`{name}` of the samples with index {index[~term.isfinite()].tolist()}"
-            for index, terms in self._suspects
+            for index, terms in self._checked
             for name, term in terms.items()
             if not term.isfinite().all()
         )
 
     def samples(self) -> list[int]:
         """Index of the samples at the last look."""
-        return torch.cat([index for index, _ in self._suspects]).tolist()
+        return torch.cat([index for index, _ in self._checked]).tolist()
 
     def state(self) -> dict[str, list[float]]:
         """The figures that `averages` has not taken yet."""

@@ -19,11 +19,11 @@ from hnml_hf.audit.dynamics import (
     OLD_FIELDS,
     TOP_LABELS,
     TrainingDynamics,
-    probe_dynamics,
+    judge_dynamics,
     read_dynamics,
     run_dynamics,
-    save_probe_dynamics,
-    save_run_dynamics,
+    save_dynamics,
+    save_judge_dynamics,
 )
 
 
@@ -281,9 +281,11 @@ def test_files_of_earlier_versions_are_read(dynamics, tmp_path):
     (tmp_path / "_audit").mkdir()
     np.save(tmp_path / "_audit" / "sample_statistics.npy", rename_fields(dynamics.records, old))
     np.save(tmp_path / "_audit" / "probe_statistics.npy", rename_fields(dynamics.records, old))
-    for read in (run_dynamics, probe_dynamics):
+    for read in (run_dynamics, judge_dynamics):
         assert np.array_equal(read(tmp_path), dynamics.records)
-    save_run_dynamics(tmp_path, TrainingDynamics(np.arange(2), np.arange(2), 3).records)
+    save_dynamics(
+        tmp_path / "_audit" / "training_dynamics.npy", TrainingDynamics(np.arange(2), np.arange(2), 3).records
+    )
     assert len(run_dynamics(tmp_path)) == 2  # the new one goes first
-    save_probe_dynamics(tmp_path, None)
-    assert probe_dynamics(tmp_path) is None
+    save_judge_dynamics(tmp_path, None)
+    assert judge_dynamics(tmp_path) is None

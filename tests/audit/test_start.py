@@ -17,7 +17,7 @@ from hnml_hf import (
     load_audit,
     load_noisy_dataset,
 )
-from hnml_hf.audit.dynamics import probe_dynamics, run_dynamics
+from hnml_hf.audit.dynamics import judge_dynamics, run_dynamics
 from hnml_hf.audit.start import judge_by_model, judge_records, pooled_features, set_head, start_from_judge
 
 
@@ -78,7 +78,7 @@ def test_the_judge_does_not_see_what_the_monitor_holds_out(folder, monkeypatch):
     monkeypatch.setattr(train, "start_from_judge", spying)
     train.main([*save_small_quickstart(5), *RESNET, *SHORT, "--start_from_judge", "true"])
     records = run_dynamics("run")
-    assert probe_dynamics("run")["index"].tolist() == sorted(seen)
+    assert judge_dynamics("run")["index"].tolist() == sorted(seen)
     held_out = records["index"][records["held_out"]]
     assert len(held_out) > 40 and len(seen) + len(held_out) == len(records)
     assert not np.isin(held_out, seen).any()
@@ -100,7 +100,7 @@ def test_the_rate_of_a_run_is_that_of_the_judge_before_it(folder):
     log = json.loads(Path("run", "trainer_state.json").read_text("utf-8"))["log_history"]
     assert [entry["noise_rate"] for entry in log if "noise_rate" in entry] == [rate, rate]
     train(options)
-    assert probe_dynamics("run") is None and load_audit("run").attrs["noise_rate"] != rate
+    assert judge_dynamics("run") is None and load_audit("run").attrs["noise_rate"] != rate
 
 
 def test_the_judges_classifier_is_the_head_of_an_ordinary_model(tiny_dataset, tmp_path):

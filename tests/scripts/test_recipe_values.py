@@ -1,11 +1,19 @@
 """A recipe means what it says: values by the parser's own types; a mistake is one line with file and number."""
 
 import json
+import re
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
-from options import from_json, parse_arguments
+from options import DataArguments, ModelArguments, from_json, parse_arguments
 from recipe import expand_home, name_place
 
+from hnml_hf import HNMLTrainingArguments
+from hnml_hf.cli import RETIRED
+
+
+ROOT = Path(__file__).parents[2]
 
 START = "dataset: quickstart\nbackbone: resnet10t\noutput_dir: out\n"
 
@@ -211,3 +219,25 @@ def test_json_of_another_kind(option, text, message):
 def test_pretrained_weights_by_the_words_of_yaml(tmp_path, written, value):
     (tmp_path / "mine.yaml").write_text(f"{START}\npretrained: {written}\n")
     assert parse_arguments(["--recipe", str(tmp_path / "mine.yaml")])[0].pretrained is value
+
+
+def test_every_retired_option_of_a_recipe_is_named_at_once(parse):
+    with pytest.raises(ValueError, match="no option") as error:
+        parse("noise: symmetric\nnoise_draw: exact\ngauge_fraction: 0.1\n")
+    first, second = str(error.value).splitlines()
+    assert "mine.yaml:5: no option `noise_draw` any more" in first and "noise: {kind: ..., draw: exact}" in first
+    assert "mine.yaml:6: no option `gauge_fraction` any more: it is `--monitor_fraction` now" in second
+
+
+def test_a_wrong_key_of_noise_has_its_place_before_anything_is_read(parse):
+    with pytest.raises(ValueError, match="mine.yaml:5: .*Did you mean `rate` by `rte`"):
+        parse("use_cpu: true\nnoise: {kind: symmetric, rte: 0.3}\n")
+
+
+def test_the_commands_of_the_records_have_options_that_exist_or_are_named():
+    """So that whoever repeats an old figure is told what took an option's place."""
+    known = {*RETIRED, "recipe"}
+    known |= {field.name for kind in (ModelArguments, DataArguments, HNMLTrainingArguments) for field in fields(kind)}
+    text = [path.read_text("utf-8") for path in (ROOT / "docs" / "results").glob("*.jsonl")]
+    asked = {name for page in text for name in re.findall(r" --(\w+) ", page)}
+    assert "learning_rate" in asked and not asked - known

@@ -56,7 +56,7 @@ class ResumableTrainer(Trainer):
     # -- a run --------------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-        """As in transformers, with `resume_from_checkpoint` as in [`~checkpoint.resolve`].
+        """As in transformers, with `resume_from_checkpoint` as in [`~hnml_hf.training.resume.files.resolve`].
 
         Raises:
             CheckpointError: nothing complete to resume from, a checkpoint that cannot be written, or another run that
