@@ -156,8 +156,7 @@ def create_prediction_memory(model, args, dataset) -> PredictionMemory | None:
 
 
 class RefreshedTargets(CheckpointedCallback):
-    """Soft targets that are judged again after every epoch but the last: the mean of the first judgement, by features
-    that no label has touched, and the newest, by those of the evaluated network.
+    """Soft targets that are judged again after every epoch but the last, by features of the evaluated network.
 
     Args:
         trainer ([`HNMLTrainer`]): with `evaluated_model`.
@@ -186,7 +185,7 @@ class RefreshedTargets(CheckpointedCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         if state.global_step < state.max_steps:
             newest = self.trainer.on_first_process(self.judge_again, self.trainer.evaluated_model())
-            self._take(mean_targets(self.trainer.train_dataset.targets, newest))
+            self._take(newest)
             self.trainer.cost.meter.forward_passes(len(self.ids) / args.per_device_train_batch_size)
 
     def save(self, folder):
