@@ -31,27 +31,6 @@ def top_targets(
     return classes.astype(np.int64), (kept / kept.sum(1, keepdims=True)).astype(np.float32)
 
 
-def mean_targets(
-    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of two distributions of each sample, as many of its likeliest classes as the longer one has.
-
-    Args:
-        one, other (`tuple[np.ndarray, np.ndarray]`): classes and probabilities, as [`top_targets`] gives them.
-
-    Returns:
-        the same of their mean.
-    """
-    classes = np.concatenate([one[0], other[0]], axis=1)
-    probabilities = np.concatenate([one[1], other[1]], axis=1) / 2
-    order = np.argsort(classes, axis=1, kind="stable")
-    classes, probabilities = (np.take_along_axis(values, order, 1) for values in (classes, probabilities))
-    again = classes[:, 1:] == classes[:, :-1]
-    probabilities[:, :-1] += np.where(again, probabilities[:, 1:], 0)
-    probabilities[:, 1:][again] = -1  # so that it is not kept: no class may be there twice
-    return top_targets(probabilities, classes, top_k=max(one[0].shape[1], other[0].shape[1]))
-
-
 def add_targets(
     dataset: Dataset, posterior: np.ndarray, top_labels: np.ndarray | None = None, *, top_k: int = TOP_K
 ) -> Dataset:

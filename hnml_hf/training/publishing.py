@@ -1,4 +1,4 @@
-"""[`PublishingMixin`]: what a trainer sends to the Hub, whenever it does, is the list `PUBLISHED` of `hub/upload.py`."""
+"""[`PublishingMixin`]: what a trainer sends to the Hub, whenever it does, is `PUBLISHED` of `hub/upload.py`."""
 
 import json
 import os

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from hnml_hf import TransformedDataset, collate_images, create_transforms
 from hnml_hf.data.resident import ResidentDataset, create_batch_transforms, stack_images
-from hnml_hf.data.targets import add_targets, mean_targets, targets_of, top_targets
+from hnml_hf.data.targets import add_targets, targets_of, top_targets
 
 
 CONFIG = {"input_size": (3, 32, 32), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -22,17 +22,6 @@ def test_the_likeliest_classes_are_kept_and_sum_to_one():
     assert classes.tolist() == [[1, 3], [2, 0]]  # of equals the first
     assert top_targets(np.array([[0.2, 0.8]]), np.array([[7, 3]]))[0].tolist() == [[3, 7]]
     assert_close(probabilities, np.array([[5 / 9, 4 / 9], [6 / 11, 5 / 11]], np.float32))
-
-
-def test_the_mean_of_two_targets_has_no_class_twice():
-    """Of 0.6 and 0.4 for the classes 2 and 5, and all of 5; and of 1 and 9 alone, and 9 and 1."""
-    one = np.array([[2, 5], [1, 9]]), np.array([[0.6, 0.4], [1.0, 0.0]], np.float32)
-    other = np.array([[5, 7], [9, 1]]), np.array([[1.0, 0.0], [0.75, 0.25]], np.float32)
-    classes, probabilities = mean_targets(one, other)
-    assert classes.tolist() == [[5, 2], [1, 9]]
-    assert_close(probabilities, np.array([[0.7, 0.3], [0.625, 0.375]], np.float32))
-    wider = mean_targets(one, (np.array([[0, 2, 5], [3, 1, 9]]), np.array([[1, 0, 0], [0.5, 0.5, 0]], np.float32)))
-    assert wider[0].tolist() == [[0, 2, 5], [1, 3, 9]] and wider[1][0].tolist() == pytest.approx([0.5, 0.3, 0.2])
 
 
 @pytest.mark.parametrize("resident", [False, True])

@@ -1,4 +1,4 @@
-"""Soft targets that are judged again after an epoch: the mean with the first ones, cost, and an exact resume."""
+"""Soft targets that are judged again after an epoch: the newest count, their cost, and an exact resume."""
 
 import json
 
@@ -50,14 +50,14 @@ def with_targets(tiny_dataset):
     return add_targets(shuffled, posterior(0))
 
 
-def test_targets_are_the_mean_of_the_first_and_the_newest(with_targets, tmp_path):
+def test_targets_are_those_of_the_newest_judgement(with_targets, tmp_path):
     judge = Judge()
     trainer = build(tmp_path, with_targets, judge, eval_teacher=True)
     trainer.train()
     assert judge.asked == [trainer.teacher.network] * 2  # not after the last epoch
     rows = [7, 30, 2]
     index = torch.as_tensor(trainer.train_dataset.index[rows])
-    expected = (posterior(0) + posterior(2))[rows] / 2
+    expected = posterior(2)[rows]
     assert_close(dense_targets(*trainer.refreshed[index], 3), torch.from_numpy(expected))
 
     seen = []
