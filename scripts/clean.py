@@ -4,7 +4,7 @@
     python scripts/clean.py outputs/photos --annotations anna.csv bo.csv --how drop --output_dir cleaned
     python scripts/clean.py outputs/photos --output_format csv --output_dir cleaned
 
-Annotations go before scores; without --annotations those of `scripts/review.py` count. Where two people disagree, the
+Annotations go before scores; without --annotations those of `hnml review` count. Where two people disagree, the
 label stays as it is, and the sample is listed in `disagreements.csv`. `lineage.csv` in the output accounts for every
 row, and tells the next audit what people have decided.
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from options import add_source_options, command_words, load_model, plain_errors, read_dataset, settle_dataset
+from options import add_source_options, chosen_split, command_words, load_model, plain_errors, read_dataset, settle_dataset
 from torch.nn import functional as F
 from transformers import EvalPrediction
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("data", nargs="?", help="A folder of images, a table, a known dataset or a Hub id.")
     parser.add_argument("--revision", default="main", help="Commit or branch of the repository.")
     add_source_options(parser)
-    parser.add_argument("--split", default="test", help="Which split to measure.")
+    parser.add_argument("--split", help="Which split to measure; default: `test`, or the only one.")
     parser.add_argument("--batch_size", type=int, default=64, help="Images in a forward pass.")
     parser.add_argument("--num_workers", type=int, default=0, help="Processes that load images.")
     parser.add_argument("--device", help="Default: a GPU if there is one.")
@@ -60,8 +60,7 @@ def main(argv: list[str] | None = None):
     transformers.utils.logging.disable_progress_bar()
     model = load_model(options)
     data = read_dataset(options)
-    if options.split not in data:
-        raise SystemExit(f"No split `{options.split}`; there are {', '.join(f'`{name}`' for name in data)}.")
+    options.split = chosen_split(data, options.split)
     names = data[options.split].features["label"].names
     transform = create_transforms(model.config.pretrained_cfg)[1]
     rows = TransformedDataset(data[options.split], transform, max_pixels=options.max_pixels)

@@ -376,6 +376,15 @@ def read_dataset(options: argparse.Namespace | DataArguments, **more) -> Dataset
     )
 
 
+def chosen_split(data: DatasetDict, asked: str | None) -> str:
+    """The split of `--split`; without it `test`, or the only one."""
+    split = asked or ("test" if len(data) > 1 else next(iter(data)))
+    if split not in data:
+        there = ", ".join(f"`{name}`" for name in data)
+        raise SystemExit(f"error: no split `{split}`; there are {there}: name one by --split")
+    return split
+
+
 def load_model(options: argparse.Namespace) -> TimmCAMForImageClassification:
     """The model of `options.model`, a folder or a repository on the Hub, whose names have a slash."""
     if "/" not in options.model and not os.path.exists(options.model):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from options import add_source_options, command_words, load_model, plain_errors, read_dataset
+from options import add_source_options, chosen_split, command_words, load_model, plain_errors, read_dataset
 from PIL import Image
 from tqdm import tqdm
 
@@ -116,9 +116,7 @@ def predict_all(options: argparse.Namespace):
 
     if options.dataset:
         data = read_dataset(options, labels=False)
-        split = options.split or ("test" if "test" in data else next(iter(data)))
-        if split not in data or (options.split is None and split != "test" and len(data) > 1):
-            raise SystemExit(f"No split `{options.split or 'test'}`; there are {', '.join(f'`{n}`' for n in data)}.")
+        split = chosen_split(data, options.split)
         names = [str(index) for index in data[split]["index"]]
         stored = TransformedDataset(data[split], lambda image: image, max_pixels=options.max_pixels)
         source = readable(range(len(stored)), lambda row: stored[row]["pixel_values"])

@@ -5,7 +5,7 @@
     python scripts/review.py outputs/quickstart --import label_studio.json
 
 Open the address that it prints; it holds a token, and answers on this machine alone. Annotations go to
-`_audit/annotations.jsonl` of the run, for `scripts/clean.py`. Several people may review at once.
+`_audit/annotations.jsonl` of the run, for `hnml clean`. Several people may review at once.
 """
 
 import argparse

@@ -343,5 +343,5 @@ def test_images_of_a_test_folder_alone(saved, flowers, tmp_path, monkeypatch):
     shutil.rmtree(flowers / "test")
     script("predict").main([*arguments, str(flowers)])
     assert len(output.read_text().splitlines()) == 4
-    with pytest.raises(SystemExit, match="No split `test`; there are `train`"):
+    with pytest.raises(SystemExit, match="no split `test`; there are `train`: name one by --split"):
         script("predict").main([*arguments, str(flowers), "--split", "test"])

@@ -217,7 +217,7 @@ def generate_model_card(
         license=license or "unknown",
         datasets=[hub_id] if hub_id else None,
         base_model=start if is_hub_id(start) else None,
-        metrics=["accuracy"] if rows else None,
+        metrics=["accuracy"] if rows and not dirty else None,
         model_name=title,
         eval_results=[
             EvalResult(
@@ -231,7 +231,7 @@ def generate_model_card(
                 metric_value=round(results[f"eval_{key}"], 6),
             )
             for key in ("accuracy", "top5_accuracy")
-            if f"eval_{key}" in results
+            if f"eval_{key}" in results and not dirty  # agreement with noisy labels is no accuracy
         ]
         or None,
     )

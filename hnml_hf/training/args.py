@@ -65,7 +65,7 @@ class HNMLTrainingArguments(TrainingArguments):
     objective: Literal["hnml", "hnml_synthetic", "mlnt", "ce", "gce", "elr", "mean_teacher"] = field(
         default="hnml",
         metadata={
-            "help": "What to minimise: `hnml`, `hnml_synthetic` (with MLNT's virtual step), or one of the "
+            "help": "What to minimize: `hnml`, `hnml_synthetic` (with MLNT's virtual step), or one of the "
             "baselines in the same trainer."
         },
     )

@@ -59,7 +59,7 @@ def by_noise(key: str, suite: str, noises: dict[str, str], methods: Sequence[str
 
 def by_method(groups: Sequence[tuple[str, list[dict]]]) -> str:
     """A row per method, all figures of one noise."""
-    header = ["", "seeds", "last", "best", "student, last", "memorised", "AUROC", "cost"]
+    header = ["", "seeds", "last", "best", "student, last", "memorized", "AUROC", "cost"]
     rows = []
     for name, found in groups:
         accuracies = [figure(found, key) for key in ("last", "best", "last_student", "memorized")]
@@ -138,7 +138,7 @@ def finetuned_on_a_cpu() -> str:
         by_epoch = [mean_spread([record["curve"][epoch]["test"] for record in found]) for epoch in (0, 1)]
         measured = [figure(found, "auroc", False), figure(found, "memorized"), cost(found)]
         rows.append([method, str(len(found)), *by_epoch, *measured])
-    return markdown(["", "seeds", "epoch 1", "epoch 2", "AUROC", "memorised", "cost"], rows)
+    return markdown(["", "seeds", "epoch 1", "epoch 2", "AUROC", "memorized", "cost"], rows)
 
 
 def short() -> str:
@@ -188,7 +188,7 @@ def imagenette_judge() -> str:
 
 def pretrained() -> str:
     """Single runs of a pretrained backbone, with the estimate of the noise rate that each ends with."""
-    header = ["wrong labels", "", "last", "best", "student, last", "memorised", "AUROC", "estimated rate (95 %)"]
+    header = ["wrong labels", "", "last", "best", "student, last", "memorized", "AUROC", "estimated rate (95 %)"]
     rows = []
     for record in records("imagenette"):
         if record["method"].endswith(OWN_PROBE):

@@ -193,12 +193,15 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
         prefix = f"{name}/" if name else ""
         found, others = list_images(folder)
         tables = [f"{folder}/{other}" for other in others if os.path.basename(other) in METADATA]
-        others = [other for other in others if os.path.basename(other) not in METADATA]
+        others = [other for other in others if os.path.basename(other) not in (*METADATA, "lineage.csv")]  # of a clean copy
         if name:  # a table above the split folders says what is in them
             tables += [f"{root}/{table}" for table in METADATA if os.path.isfile(f"{root}/{table}")]
         if others:
             logger.warning(
-                "%s: %d files are no images by their suffix, first: %s.", folder, len(others), first_few(others)
+                "%s: %s without the suffix of an image, first: %s.",
+                folder,
+                counted(len(others), "file"),
+                first_few(others),
             )
         if not self.config.labels:
             images = [f"{prefix}{image}" for image in found]

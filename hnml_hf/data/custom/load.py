@@ -213,7 +213,7 @@ def _images(
         if len(known) < len(paths):
             raise ValueError(
                 f"{where}: column `{column}` holds images, no paths, and `data_dir` says where paths start; got "
-                f"{os.fspath(data_dir)!r}. Leave it out, or name a column with paths by `image_column`."
+                f"{os.fspath(data_dir)!r}. Leave it out, or name a column with paths by `--image_column`."
             )
         return Dataset.from_dict({"image": _below(data_dir, known, where)})
     for row, path in enumerate(paths):

@@ -564,7 +564,7 @@ def test_image_folder_counts_what_it_leaves_out(folder, load, caplog, pictures):
     with caplog.at_level(logging.WARNING):
         dataset = load("imagefolder", data_dir=folder)
     assert "1 images are in no class folder, left out, first: loose.png" in caplog.text
-    assert "1 files are no images by their suffix, first: 2/notes.txt" in caplog.text
+    assert "1 file without the suffix of an image, first: 2/notes.txt" in caplog.text
     assert "class folders without an image: empty." in caplog.text and "thumbnails" not in caplog.text
     assert column(dataset["train"], "label").tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
 
