@@ -15,7 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from options import add_source_options, chosen_split, command_words, load_model, plain_errors, read_dataset, settle_dataset
+from options import (
+    add_source_options,
+    chosen_split,
+    command_words,
+    load_model,
+    plain_errors,
+    read_dataset,
+    settle_dataset,
+)
 from torch.nn import functional as F
 from transformers import EvalPrediction
 

@@ -193,7 +193,8 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
         prefix = f"{name}/" if name else ""
         found, others = list_images(folder)
         tables = [f"{folder}/{other}" for other in others if os.path.basename(other) in METADATA]
-        others = [other for other in others if os.path.basename(other) not in (*METADATA, "lineage.csv")]  # of a clean copy
+        expected = (*METADATA, "lineage.csv")  # which `hnml clean` leaves beside the images
+        others = [other for other in others if os.path.basename(other) not in expected]
         if name:  # a table above the split folders says what is in them
             tables += [f"{root}/{table}" for table in METADATA if os.path.isfile(f"{root}/{table}")]
         if others:
