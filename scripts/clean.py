@@ -122,6 +122,8 @@ def clean(options, folder: Path | None) -> Counter:
     if folder is None:
         return Counter()
     actions = write_output(options, source, plan, table, folder)
+    if (options.output_format or source.format) == "csv":
+        print(f"The images stay where they are: with the new table give `--data_dir {source.images_root(plan)}`.")
     if merged is not None and len(merged.disagreements):
         merged.disagreements.to_csv(folder / "disagreements.csv")
     return actions

@@ -156,7 +156,7 @@ def _annotate(plan: pd.DataFrame, annotations: pd.DataFrame, names: list[str]):
     if len(unknown):
         found = ", ".join(f"`{name}` ({count})" for name, count in unknown.items())
         raise ValueError(
-            f"Annotations name classes that the dataset does not have: {found}. Add them by `add_classes`, or mend "
+            f"Annotations name classes that the dataset does not have: {found}. Add them by `--add_classes`, or mend "
             f"the annotations. It has {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
         )
     at = pd.Series(np.arange(len(plan)), index=plan["index"])

@@ -57,6 +57,12 @@ class Source:
         named = self.dataset in DATASET_NAMES and self.dataset != "imagefolder"  # goes before a folder of that name
         return folder if plain and not named else None
 
+    def images_root(self, plan: pd.DataFrame) -> str:
+        """The folder that the paths of a table which [`write_csv`] writes are relative to."""
+        if not self.tables:
+            return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in plan["path"]])
+        return os.path.abspath(os.path.expanduser(self.data_dir or os.path.dirname(self.tables[0])))
+
     @property
     def tables(self) -> list[str]:
         """CSV or TSV tables of the training data, in their order; empty where there are none."""
@@ -334,7 +340,7 @@ def write_csv(
     if source.tables:
         _correct_tables(plan, source, folder, facts, extra, actions, others)
     else:
-        _table_of_images(plan, folder, facts, extra, actions)
+        _table_of_images(plan, source, folder, facts, extra, actions)
     write_lineage(folder, [*lineage_rows(plan), *source_rows(others), *gone])
     return actions
 
@@ -425,18 +431,20 @@ def _check_has_paths(plan: pd.DataFrame):
         )
 
 
-def _table_of_images(plan, folder, facts, extra, actions):
+def _table_of_images(plan, source, folder, facts, extra, actions):
     _check_has_paths(plan)
+    root = source.images_root(plan)
     with open(folder / "train.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file_name", "label", "index", *ADDED, *extra])
-        root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in plan["path"]])
         for index, fact in facts.items():
             actions[fact["label_action"]] += 1
             if fact["label_action"] != "dropped":
                 name = os.path.relpath(os.path.abspath(fact["path"]), root)
-                more = [_more(name, fact, plan) for name in extra]
-                writer.writerow([escape_formula(name), fact["label_name"], index, *_added(fact, {}), *more])
+                if escape_formula(name) != name:  # a spreadsheet would compute it; as a path it stays the same
+                    name = os.path.join(os.curdir, name)
+                more = [_more(column, fact, plan) for column in extra]
+                writer.writerow([name, fact["label_name"], index, *_added(fact, {}), *more])
 
 
 # -- datasets ---------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_annotations_go_before_scores(table, tmp_path):
 
 def test_a_class_that_does_not_exist_is_offered(table, tmp_path):
     _, said = annotate(tmp_path, table, {0: "zebra", 1: "zebra", 2: "yak"})
-    with pytest.raises(ValueError, match=r"does not have: `zebra` \(2\), `yak` \(1\). Add them by `add_classes`"):
+    with pytest.raises(ValueError, match=r"does not have: `zebra` \(2\), `yak` \(1\). Add them by `--add_classes`"):
         plan_cleaning(table, annotations=said)
     plan = plan_cleaning(table, annotations=said, add_classes=["zebra", "yak"])
     assert plan["label"][[0, 1, 2]].tolist() == [3, 3, 4] and plan.attrs["class_names"] == [*NAMES, "zebra", "yak"]
@@ -295,8 +295,22 @@ def test_a_folder_as_a_table(table, tmp_path):
     write_csv(plan, read_source(tmp_path / "run"), tmp_path / "out")
     rows = read_csv(tmp_path / "out" / "train.csv")
     assert len(rows) == 30 and rows[0]["label"] == plan["label_name"][0]
-    loaded = load_noisy_dataset(str(tmp_path / "out" / "train.csv"), data_dir=str(tmp_path / "photos" / "train"))
+    root = read_source(tmp_path / "run").images_root(plan)
+    assert root == str(tmp_path / "photos" / "train")
+    loaded = load_noisy_dataset(str(tmp_path / "out" / "train.csv"), data_dir=root)
     assert loaded["train"]["index"][:] == table["index"].tolist()
+
+
+def test_a_path_that_a_spreadsheet_would_compute_is_found_again(table, tmp_path):
+    (tmp_path / "photos" / "train" / "cat").rename(tmp_path / "photos" / "train" / "=cat")
+    table["path"] = [path.replace("/train/cat/", "/train/=cat/") for path in table["path"]]
+    plan, source = plan_cleaning(table, how="weight"), read_source(tmp_path / "run")
+    write_csv(plan, source, tmp_path / "out")
+    names = [row["file_name"] for row in read_csv(tmp_path / "out" / "train.csv")]
+    assert sum(name.startswith("./=cat/") for name in names) == sum("/=cat/" in path for path in table["path"]) > 5
+    assert not any(name[0] in "=+-@'" for name in names)
+    root = source.images_root(plan)
+    assert len(load_noisy_dataset(str(tmp_path / "out" / "train.csv"), data_dir=root)["train"]) == 30
 
 
 # -- Arrow and parquet ------------------------------------------------------------------------------------------------

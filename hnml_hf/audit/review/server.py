@@ -199,6 +199,8 @@ class Review:
         name: Any = {"right": given, "wrong": entry.get("new_label_name")}.get(verdict or "", "")
         if verdict == "wrong" and (not isinstance(name, str) or not 0 < len(name) <= 200 or "\0" in name):
             raise Refused(400, "A wrong label needs the name of the true class, `new_label_name`.")
+        if any("\ud800" <= letter <= "\udfff" for letter in name):  # half of a letter, which no file can hold
+            raise Refused(400, "The name of the class is no text: it holds a lone surrogate.")
         return {
             "index": entry["index"],
             "annotation": verdict,
@@ -266,10 +268,10 @@ def parse_query(words: Any) -> Query:
             if name in values:
                 values[name] = _integer(values[name], name)
         if "least" in values:
-            values["least"] = float(values["least"])
+            values["least"] = _number(values["least"], "least")
         for name in ("folder", "text"):
-            if len(values.setdefault(name, "")) > 1000:
-                raise Refused(400, f"`{name}` is too long.")
+            if not isinstance(values.setdefault(name, ""), str) or len(values[name]) > 1000:
+                raise Refused(400, f"`{name}` must be a text of at most 1,000 characters.")
         return Query(**values)
     except (TypeError, ValueError) as error:
         raise Refused(400, str(error)) from None
@@ -279,6 +281,13 @@ def _integer(value: object, name: str) -> int:
     if isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"\d{1,18}", value, re.ASCII)):
         return int(value)
     raise Refused(400, f"`{name}` must be a number.")
+
+
+def _number(value: object, name: str) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]  # what is none raises
+    except (TypeError, ValueError):
+        raise Refused(400, f"`{name}` must be a number.") from None
 
 
 def _annotator(name: object) -> str:

@@ -280,6 +280,10 @@ def test_bodies_that_are_refused(server, table):
     for annotator in ("", "x" * 41, "a/b", "<b>", "a\nb", 5, None):
         assert annotate(server, [entry(table, 0)], annotator=annotator)[0] == 400
     assert annotate(server, [entry(table, 0, "wrong", "x" * 201)])[0] == 400
+    assert annotate(server, [entry(table, 0, "wrong", "half a letter: \ud800")])[0] == 400
+    for query in ({"text": 5}, {"folder": ["x"]}, {"least": "x"}, {"least": []}, {"given": "x"}):
+        body = {"query": query, "annotation": "wrong", "batch": "ab" * 6}
+        assert ask(server, f"/{server.token}/bulk", body)[0] == 400, query
     for body in ({"query": [], "annotation": "wrong"}, {"query": {}, "annotation": None}, {"annotation": "wrong"}):
         assert ask(server, f"/{server.token}/bulk", {**body, "batch": "ab" * 6})[0] == 400
     assert ask(server, f"/{server.token}/rows", {})[0] == 404 and ask(server, f"{where}?x=1", {})[0] == 404
