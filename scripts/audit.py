@@ -24,9 +24,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 import transformers
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from options import DataArguments, load_data, parse_all, plain_errors, saved_data_arguments
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
 
@@ -46,7 +48,9 @@ from hnml_hf.audit.features import extract_features, launched, load_backbone
 from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import judge_dataset, worst_pairs
 from hnml_hf.audit.review import merge_annotations, read_annotations
+from hnml_hf.audit.review.lineage import decided_before
 from hnml_hf.audit.run import write_report
+from hnml_hf.audit.table import image_paths
 from hnml_hf.cli import HelpFormatter, answer_help
 from hnml_hf.common.atomic import atomic_write, new_folder
 from hnml_hf.common.words import counted
@@ -166,7 +170,7 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
     """One forward pass of a frozen backbone and the judge of its features: the table, in the first process."""
     started = time.perf_counter()
     state = launched()
-    annotations = decisions(audit_args)
+    annotations = decisions(audit_args, data_args, data["train"])
     found = {}
     if audit_args.check and state.is_main_process:
         found["check"] = check(data, audit_args.output_dir, max_pixels=data_args.max_pixels)
@@ -221,12 +225,17 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
     return table
 
 
-def decisions(audit_args: AuditArguments):
-    """What people have decided of the labels of an earlier audit, by sample id; None without."""
+def decisions(audit_args: AuditArguments, data_args: DataArguments, rows: Dataset):
+    """What people have decided of labels, by sample id: in earlier rounds of a dataset that was cleaned, and in the
+    annotations of an earlier audit, which go first; None without."""
+    names, order = rows.features["label"].names, np.argsort(rows["index"], kind="stable")
+    index, labels = (np.asarray(rows[name])[order].tolist() for name in ("index", "label"))
+    earlier = decided_before(asdict(data_args), index, image_paths(rows), [names[label] for label in labels])
     if not audit_args.annotations:
-        return None
+        return earlier
     before = load_audit(audit_args.output_dir)
-    return merge_annotations([read_annotations(path, before) for path in audit_args.annotations]).annotations
+    said = merge_annotations([read_annotations(path, before) for path in audit_args.annotations]).annotations
+    return said if earlier is None else pd.concat([said, earlier[~earlier.index.isin(said.index)]])
 
 
 def check(data: DatasetDict, output_dir: str, *, max_pixels: int) -> dict:

@@ -84,7 +84,7 @@ def _label_problem(config: dict) -> str | None:
         return "a name is no text"
     count = config.get("num_classes", config.get("num_labels"))
     if names is not None and count not in (None, len(names)):
-        return f"there are {counted(len(names), 'label name')} for {counted(count, 'class')}"
+        return f"it has {counted(len(names), 'label name')} for {counted(count, 'class')}"
     if names and len(names) < IMAGENET_CLASSES:  # ImageNet's own names repeat
         twice = sorted({str(name) for name in names if names.count(name) > 1})
         return f"several classes are called {', '.join(twice[:5])}" if twice else None

@@ -292,3 +292,5 @@ if __name__ == "__main__":
         (folder / "facts.json").write_text(json.dumps(run_cases(folder, steps, sys.argv[3].split(","))))
     else:
         main(folder, steps)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # its threads would outlive the interpreter, and abort it

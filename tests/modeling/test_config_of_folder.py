@@ -28,8 +28,8 @@ MAPS = {"label_names": None, "id2label": {"0": "cat", "1": "dog"}, "label2id": {
     ("changes", "words"),
     [
         ({"label_names": ["cat", "cat"]}, "several classes are called cat"),
-        ({"label_names": ["cat"]}, "there are 1 label names for 2 classes"),
-        ({"label_names": ["cat", "dog", "cow"]}, "there are 3 label names for 2 classes"),
+        ({"label_names": ["cat"]}, "it has 1 label name for 2 classes"),
+        ({"label_names": ["cat", "dog", "cow"]}, "it has 3 label names for 2 classes"),
         ({"label_names": ["cat", ["dog"]]}, "a name is no text"),
         ({"label_names": "cats"}, "`label_names` must be a list"),
         ({"label_names": ["dog", "cat"], "id2label": MAPS["id2label"]}, "`label_names` and `id2label` differ"),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import audit
 import benchmark_audit
+import clean
 import numpy as np
 import pandas as pd
 import pytest
@@ -320,6 +321,27 @@ def test_an_audit_goes_on_from_what_people_have_decided(run, scripts, weights, t
     with pytest.raises(SystemExit):
         scripts[1]([str(run / "out"), "--annotations", str(marks)])
     assert "`hnml clean` applies" in capsys.readouterr().err
+
+
+def test_a_second_round_knows_what_people_decided_in_the_first(run, scripts, weights, tmp_path):
+    """Of the corrected copy: what they confirmed and what they corrected is right now, and judged by nobody."""
+    line = ["--backbone", "test_resnet", "--pretrained", str(weights), "--image_size", "64", "--num_workers", "0"]
+    scripts[1]([str(run / "data"), *line, "--output_dir", str(tmp_path / "one")])
+    table = load_audit(tmp_path / "one")
+    first, second, third = table["index"][:3]
+    true = next(name for name in table.attrs["class_names"] if name != table["label_name"][1])
+    marks = tmp_path / "marks.csv"
+    marks.write_text(
+        f"index,annotation,new_label,new_label_name\n{first},right,,\n{second},wrong,,{true}\n{third},unsure,,\n"
+    )
+    copy = str(tmp_path / "copy")
+    clean.main([str(tmp_path / "one"), "--annotations", str(marks), "--output_dir", copy])
+    scripts[1]([copy, *line, "--output_dir", str(tmp_path / "two")])
+    again = load_audit(tmp_path / "two").set_index("index")
+    assert again.loc[second, "label_name"] == true
+    assert again.loc[[first, second], "noise_score"].tolist() == [0, 0]
+    assert again.loc[[first, second, third], "annotation"].tolist() == ["right", "right", ""]
+    assert (again["annotation"] != "").sum() == 2
 
 
 def test_a_folder_of_a_run_is_scored_as_one(run, scripts, tmp_path):

@@ -1,8 +1,7 @@
 """The accuracy behind an agreement with noisy labels: by hand, and on recorded runs whose true accuracy is known."""
 
-import json
-
 import pytest
+from benchmark_accuracy import finished
 from commands import ROOT
 
 from hnml_hf.training.metrics import estimate_accuracy
@@ -37,7 +36,7 @@ def test_the_range_holds_the_accuracy_of_the_recorded_runs():
     """Every run that was measured on clean test images and on 1,000 noisy held-out labels, at its last epoch."""
     inside = total = 0
     for path in sorted((ROOT / "docs" / "results").glob("accuracy-*.runs.jsonl")):
-        for record in map(json.loads, path.read_text().splitlines()):
+        for record in finished(path).values():
             last = (record.get("curve") or [{}])[-1]
             if record["noise"] in RATES and {"validation", "test"} <= set(last):
                 rate = RATES[record["noise"]]

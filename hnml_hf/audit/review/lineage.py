@@ -47,9 +47,11 @@ def write_lineage(folder: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
 def find_lineage(run: str | os.PathLike) -> Path | None:
     """The lineage of the dataset that a run was trained on, if an audit has cleaned it."""
     saved = Path(run) / AUDIT_FOLDER / "dataset.json"
-    if not saved.is_file():
-        return None
-    options = json.loads(saved.read_text(encoding="utf-8"))
+    return lineage_beside(json.loads(saved.read_text(encoding="utf-8"))) if saved.is_file() else None
+
+
+def lineage_beside(options: Mapping) -> Path | None:
+    """The lineage of the dataset that `dataset` and `data_dir` name, if an audit has cleaned it."""
     for name in ("data_dir", "dataset"):
         place = Path(os.path.expanduser(options.get(name) or ""))
         for folder in (place, place.parent):
@@ -83,7 +85,36 @@ def lineage_of_rows(run: str | os.PathLike, index: Iterable[int], paths: Iterabl
 
     A sample is found by the path of its image, and by its id where the image is part of the dataset.
     """
-    found = find_lineage(run)
+    return _rows_of(find_lineage(run), index, paths)
+
+
+def decided_before(
+    options: Mapping, index: Iterable[int], paths: Iterable[str], label_names: Iterable[str]
+) -> pd.DataFrame | None:
+    """Labels that people have decided in earlier rounds and that are still the given ones: right by now.
+
+    Args:
+        options: where the dataset is, as in [`lineage_beside`].
+        index, paths, label_names: of its samples: id, path or empty, and given class.
+
+    Returns:
+        `pd.DataFrame` as of [`~hnml_hf.audit.review.merge_annotations`], by `index`; None where nothing was decided.
+    """
+    index, label_names = list(index), list(label_names)
+    known = _rows_of(lineage_beside(options), index, paths)
+    rows = [
+        {"index": sample, "annotation": "right", "new_label_name": name, "annotator": known[sample]["annotator"]}
+        for sample, name in zip(index, label_names, strict=True)
+        if sample in known and known[sample]["annotation"] in DECIDED and known[sample]["label"] == name
+    ]
+    if not rows:
+        return None
+    import pandas as pd
+
+    return pd.DataFrame(rows).assign(new_label=-1).set_index("index")
+
+
+def _rows_of(found: Path | None, index: Iterable[int], paths: Iterable[str]) -> dict[int, dict]:
     if found is None:
         return {}
     by_path, by_id = {}, {}
