@@ -369,6 +369,7 @@ def _payload(
         "total": len(table),
         "elsewhere": {"issues": len(elsewhere), "expected": float(table["noise_score"].iloc[elsewhere].sum())},
         "items": items,
+        "maps": any("maps" in item for item in items),
     }
 
 

@@ -126,7 +126,8 @@
       const options = body ? { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) } : {};
       const answer = await fetch(path, options);
       const found = await answer.json();
-      if (!answer.ok) throw Object.assign(new Error(found.error), { refused: answer.status < 500 });
+      const moved = answer.status === 403 || answer.status === 421; // a server with another address: it judges no request of this one
+      if (!answer.ok) throw Object.assign(new Error(found.error), { moved, refused: !moved && answer.status < 500 });
       if (found.version !== undefined) version = found.version;
       if (found.stale) warn("The audit was written anew since this server was started: start it again to see the new scores. Annotations are kept.");
       return found;
@@ -175,7 +176,7 @@
       draw();
       return true;
     } catch (error) {
-      warn(error.refused ? error.message : "The server does not answer. Start `hnml review` again; what is marked below stays.");
+      warn(error.refused || error.moved ? error.message : "The server does not answer. Start `hnml review` again; what is marked below stays.");
     }
   }
   function restart() { state.focus = 0; state.anchor = null; return refresh(0); }
@@ -303,6 +304,7 @@
 
   // -- annotations
   const waiting = storage.get(":waiting", []); // batches that the server has not confirmed
+  const refused = storage.get(":refused", []); // batches that the server will not take, each with its `reason`
   const held = new Map();
   for (const one of waiting) for (const entry of one.entries || []) held.set(entry.index, entry);
   const pendingOf = (id) => { const e = held.get(id); return e && { annotation: e.annotation, label: e.new_label, name: e.new_label_name, by: annotator() }; };
@@ -334,11 +336,24 @@
     draw();
     see();
   }
+  // One batch at a time goes in and out of the browser's list: another tab of this review may keep its own there.
+  const sameBatch = (a, b) => a.batch === b.batch && a.undoes === b.undoes;
+  const stored = (one) => storage.get(":waiting", []).filter((other) => !sameBatch(one, other));
   function send(batch) {
     waiting.push(batch);
     for (const entry of batch.entries || []) held.set(entry.index, entry);
-    if (data.served) storage.set(":waiting", waiting);
+    if (data.served) storage.set(":waiting", [...stored(batch), batch]);
     deliver();
+  }
+  function release(one) {
+    for (const entry of one.entries || []) if (!waiting.some((w) => (w.entries || []).some((e) => e.index === entry.index))) held.delete(entry.index);
+  }
+  function drawRefused() {
+    if (!data.served) return;
+    const entries = refused.flatMap((one) => one.entries || []);
+    $("refused").hidden = !refused.length;
+    $("refused-download").hidden = !entries.length;
+    $("refused-download").textContent = `Download ${number(entries.length)} not taken`;
   }
   let delivering = false, retry;
   async function deliver() {
@@ -356,21 +371,29 @@
       } catch (error) {
         if (!error.refused) { // the server is away: nothing is lost, and nothing pretends to be kept
           $("warning").dataset.offline = "1";
-          warn(`The server does not answer: ${counted(waiting.length, "annotation")} kept in this browser. Start \`hnml review\` again with the same port, and open its address here.`);
+          const kept = `${counted(waiting.length, "annotation")} kept in this browser.`;
+          warn(error.moved ? `The server was started again and has another address: ${kept} Open the address that \`hnml review\` printed, in this browser.`
+            : `The server does not answer: ${kept} Start \`hnml review\` again with the same port, and open its address here.`);
           $("saved").textContent = `${waiting.length} not kept yet`;
-          retry = setTimeout(() => { delivering = false; deliver(); }, 1500);
+          if (error.moved) delivering = false; // no retry helps
+          else retry = setTimeout(() => { delivering = false; deliver(); }, 1500);
           return;
         }
+        refused.push({ ...one, reason: error.message });
+        storage.set(":refused", refused);
+        drawRefused();
+        delete $("warning").dataset.offline;
         warn(error.message);
       }
       waiting.shift();
-      if (data.served) storage.set(":waiting", waiting);
+      if (data.served) storage.set(":waiting", stored(one));
+      if (refused.some((other) => sameBatch(one, other))) release(one); // its cards come back
       if (!waiting.length && !(await refresh())) break;
-      for (const entry of one.entries || []) if (!waiting.some((w) => (w.entries || []).some((e) => e.index === entry.index))) held.delete(entry.index);
+      release(one);
     }
     delivering = false;
     $("undo").disabled = !state.undo.length;
-    $("saved").textContent = data.served ? "all on disk" : state.undo.length ? "kept in this browser" : "";
+    $("saved").textContent = refused.length ? `${counted(refused.length, "change")} not taken by the server` : data.served ? "all on disk" : state.undo.length ? "kept in this browser" : "";
     draw();
   }
   function undo() {
@@ -423,7 +446,7 @@
       const verdict = make("div", { class: "verdict" });
       for (const name of ["wrong", "right", "unsure"]) verdict.append(make("button", { type: "button", "data-set": name }, name[0].toUpperCase() + name.slice(1)));
       zoom.replaceChildren(make("div", { class: "zoom" }, frame, make("div", { class: "body" }, says(now),
-        make("div", { class: "why" }, `probably wrong: ${now.certainty}`), ...now.why.map((text) => make("div", { class: "why" }, text)), make("div", { class: "path" }, now.path || "#" + now.id), ...(data.maps !== false ? [maps] : []), verdict)));
+        make("div", { class: "why" }, `probably wrong: ${now.certainty}`), ...now.why.map((text) => make("div", { class: "why" }, text)), make("div", { class: "path" }, now.path || "#" + now.id), ...(data.maps ? [maps] : []), verdict)));
       zoom.dataset.id = now.id;
     }
     dress(zoom, now, -1);
@@ -483,11 +506,15 @@
     const text = input.value.trim(), hint = node.querySelector(".new");
     if (!item || !text) return;
     const exact = names.indexOf(text), lower = names.map((n) => n.toLowerCase());
-    const close = lower.filter((n) => n.startsWith(text.toLowerCase()));
-    const label = exact >= 0 ? exact : close.length === 1 ? lower.indexOf(close[0]) : lower.indexOf(text.toLowerCase());
+    const close = names.filter((_, n) => lower[n].startsWith(text.toLowerCase()));
+    const label = exact >= 0 ? exact : close.length === 1 ? names.indexOf(close[0]) : lower.indexOf(text.toLowerCase());
+    hint.hidden = label >= 0;
+    if (label < 0 && close.length) {
+      hint.textContent = `${number(close.length)} classes begin with “${text}”: ${close.slice(0, 5).join(", ")}${close.length > 5 ? ", …" : ""}`;
+      return;
+    }
     if (label < 0 && hint.dataset.name !== text) {
       hint.dataset.name = text;
-      hint.hidden = false;
       hint.textContent = `“${text}” is no class yet: Enter again adds it.`;
       return;
     }
@@ -536,7 +563,7 @@
       if (right.length) annotate(right, "right");
     } else if (key in moves) move(moves[key], event.shiftKey);
     else if (key === " ") { if ($("zoom").open) $("zoom").close(); else zoomIn(); }
-    else if (key === "m") cycleMaps();
+    else if (key === "m") { if (data.maps) cycleMaps(); }
     else if (key === "a") { state.anchor = 0; state.focus = Math.max(0, state.items.length - 1); draw(); }
     else if (key === "b") bulkPair();
     else if (key === "n" || key === "PageDown") turn(1);
@@ -580,30 +607,33 @@
   }
   const plain = (text) => (/^'[=+\-@\t\r]/.test(text || "") ? text.slice(1) : text || "");
   function importCsv(text) {
+    $("toast").hidden = true; // it spoke of something else
     const [header, ...rows] = parseCsv(text.replace(/^\ufeff/, ""));
     const at = Object.fromEntries((header || []).map((name, n) => [name, n]));
     const verdictAt = at.annotation ?? at.mark;
     if (at.index === undefined || verdictAt === undefined) return warn("This file has no columns `index` and `annotation`; a file of annotations comes from this page.");
-    const entries = [], refused = [];
+    const entries = [], strangers = [], unknown = [];
     for (const row of rows) {
       const index = Number(row[at.index]), annotation = row[verdictAt], item = source.known(index);
       const given = plain(row[at.label_name]), label = row[at.new_label] === "" || at.new_label === undefined ? -1 : Number(row[at.new_label]);
       const name = plain(row[at.new_label_name]) || names[label] || "";
-      const strange = (!data.served && !item) || (item && given && given !== names[item.given]) || !["wrong", "right", "unsure"].includes(annotation);
-      if (strange) refused.push(row[at.index]);
+      const strange = (!data.served && !item) || (item && given && given !== names[item.given]);
+      if (!["wrong", "right", "unsure"].includes(annotation)) unknown.push(`“${annotation ?? ""}” of sample ${row[at.index]}`);
+      else if (strange) strangers.push(row[at.index]);
       else if (item) entries.push(entryFor(item, annotation, names.includes(name) ? names.indexOf(name) : name ? -1 : item.suggested, name || names[item.suggested]));
       else entries.push({ index, annotation, new_label: names.indexOf(name), new_label_name: name, label_name: given || null });
     }
     if (entries.length) send({ entries, batch: id() });
-    warn(refused.length ? `Of another run and left out: ${number(refused.length)} of ${counted(rows.length, "row")}, sample ${refused.slice(0, 5).join(", ")}.` : "");
+    const out = (what, list) => (list.length ? [`${what} and left out: ${number(list.length)} of ${counted(rows.length, "row")}, ${list.slice(0, 5).join(", ")}.`] : []);
+    warn([...out("Of another run", strangers.map((index) => "sample " + index)), ...out("Neither wrong, right nor unsure", unknown)].join(" "));
     toast(`${counted(entries.length, "annotation")} imported`);
   }
-  $("download").addEventListener("click", () => {
-    const own = source.csv !== null;
-    const link = make("a", { download: "annotations.csv", href: own ? URL.createObjectURL(new Blob([source.csv()], { type: "text/csv" })) : "annotations.csv" });
+  function save(file, text) {
+    const link = make("a", { download: file, href: text === null ? file : URL.createObjectURL(new Blob([text], { type: "text/csv" })) });
     link.click();
-    if (own) setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  });
+    if (text !== null) setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+  $("download").addEventListener("click", () => save("annotations.csv", source.csv && source.csv()));
   $("import").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", async () => { if ($("file").files[0]) importCsv(await $("file").files[0].text()); $("file").value = ""; });
 
@@ -653,7 +683,14 @@
   if (data.served) {
     $("annotator").value = storage.get(":annotator", data.annotator);
     $("annotator").addEventListener("change", () => { storage.set(":annotator", annotator()); restart(); });
+    $("refused-download").addEventListener("click", () => {
+      const columns = [...fields, "reason"];
+      const rows = refused.flatMap((one) => (one.entries || []).map((entry) => ({ ...entry, annotator: annotator(), reason: one.reason })));
+      save("not_taken.csv", [columns, ...rows.map((row) => columns.map((name) => row[name]))].map((row) => row.map(cell).join(",") + "\r\n").join(""));
+    });
+    $("refused-forget").addEventListener("click", () => { refused.length = 0; storage.set(":refused", refused); drawRefused(); warn(""); deliver(); });
+    drawRefused();
   }
   source.listen(() => refresh());
-  restart().then(() => { if (waiting.length) deliver(); });
+  restart().then(() => { if (waiting.length || refused.length) deliver(); });
 })();

@@ -433,7 +433,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(400, "This is no address.") from None
         head, _, path = parts.path.removeprefix("/").partition("/")
         if not secrets.compare_digest(head.encode(), self.server.token.encode()):
-            raise Refused(404, "There is nothing here: open the address that `hnml review` has printed.")
+            raise Refused(403, "There is nothing here: open the address that `hnml review` has printed.")
         if any(len(values) > 1 for values in words.values()):
             raise Refused(400, "A word of the address is there twice.")
         return path, {name: values[0] for name, values in words.items()}

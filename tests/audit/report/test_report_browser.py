@@ -160,6 +160,38 @@ def test_digits_typing_and_a_new_class(browser, report):
     assert found["new_label_name"].tolist()[2:] == ["zebra", other] or len(found) == 4
 
 
+def test_an_ambiguous_beginning_of_a_class_makes_no_class(browser, tmp_path):
+    table = make_table(9, ("cat", "Cow", "crab"))
+    table["noise_score"] = 0.9
+    table["label"], table["label_name"] = 0, "cat"
+    table.attrs["dataset_fingerprint"] = os.urandom(8).hex()
+    evidence = [Evidence(shown.image) for shown in make_evidence(9)]
+    browser.get(render_report(table, table.attrs, tmp_path / "report.html", evidence=evidence).as_uri())
+    press(browser, Keys.ENTER, "c", Keys.ENTER, Keys.ENTER)
+    hint = browser.find_element(By.CSS_SELECTOR, ".card .new")
+    assert hint.text == "3 classes begin with “c”: cat, Cow, crab"
+    assert "0 of 9 decided" in text(browser, "count")
+    press(browser, "o", Keys.ENTER)
+    wait_for(lambda: "1 of 9 decided" in text(browser, "count"))
+    (row,) = downloaded(browser)[1].values()
+    assert (row["annotation"], row["new_label_name"]) == ("wrong", "Cow")
+
+
+def test_a_report_without_maps_offers_none(browser, tmp_path):
+    table = make_table(9)
+    table["noise_score"] = 0.9
+    table.attrs["dataset_fingerprint"] = os.urandom(8).hex()
+    evidence = [Evidence(shown.image) for shown in make_evidence(9)]
+    browser.get(render_report(table, table.attrs, tmp_path / "report.html", evidence=evidence).as_uri())
+    assert "zoom" in browser.find_element(By.CSS_SELECTOR, ".tools").text
+    assert " maps" not in browser.find_element(By.CSS_SELECTOR, ".tools").text
+    press(browser, " ", "m")
+    assert browser.find_element(By.ID, "zoom").is_displayed()
+    assert browser.find_elements(By.CSS_SELECTOR, "[data-map]") == []
+    assert not browser.find_element(By.ID, "toast").is_displayed()
+    press(browser, Keys.ESCAPE)
+
+
 def test_ranges_pages_and_pairs_are_decided_together(browser, report):
     order = ids(report)
     chord(browser, Keys.SHIFT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
@@ -254,6 +286,15 @@ def test_annotations_are_imported_and_those_of_another_run_are_named(browser, re
     browser.find_element(By.ID, "file").send_keys(str(tmp_path / "other.csv"))
     wait_for(lambda: "Of another run and left out: 1 of 2 rows" in text(browser, "warning"))
     assert "3 of 52 decided" in text(browser, "count")
+    (tmp_path / "words.csv").write_text(f"index,annotation,new_label\n{report['index'][10]},correct,\n")
+    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "words.csv"))
+    said = f"Neither wrong, right nor unsure and left out: 1 of 1 row, “correct” of sample {report['index'][10]}."
+    wait_for(lambda: text(browser, "warning") == said)
+    assert browser.find_element(By.ID, "toast").is_displayed()
+    (tmp_path / "no.csv").write_text("a,b\n1,2\n")
+    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "no.csv"))
+    wait_for(lambda: "no columns `index` and `annotation`" in text(browser, "warning"))
+    assert not browser.find_element(By.ID, "toast").is_displayed()
 
 
 def test_marks_of_an_earlier_version_are_imported(browser, report, tmp_path):
@@ -436,6 +477,65 @@ def test_a_server_that_is_killed_in_the_middle_loses_no_key(browser, tmp_path):
         process.kill()
         process.wait()
         process.stdout.close()
+    browser.get_log("browser")
+
+
+def test_keys_wait_for_a_server_with_another_address(browser, tmp_path):
+    """The old tab stays open while the server comes back with a new token: what waits is neither sent nor dropped."""
+    table = make_run(tmp_path, 80)
+    order, run = ids(table), tmp_path / "run"
+    process, url, _ = start_review(run, "--port", str(free_port()), "--annotator", "anna")
+    try:
+        browser.get(url)
+        wait_for(lambda: shown_ids(browser))
+        press(browser, "w")
+        wait_for(lambda: saved(browser))
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        press(browser, "r", "r")
+        wait_for(lambda: "2 annotations kept in this browser" in text(browser, "warning"))
+        process, url, _ = start_review(run, "--port", url.split(":")[2].split("/")[0], "--annotator", "anna")
+        time.sleep(3.5)  # two retries
+        assert "another address: 2 annotations kept in this browser" in text(browser, "warning")
+        press(browser, "u")
+        wait_for(lambda: text(browser, "saved") == "3 not kept yet")
+        assert len(read_annotations(log_of(tmp_path), table)) == 1
+        browser.get(url)
+        wait_for(lambda: saved(browser))
+        found = read_annotations(log_of(tmp_path), table).set_index("index")
+        assert found.loc[[int(i) for i in order[:4]], "annotation"].tolist() == ["wrong", "right", "right", "unsure"]
+    finally:
+        browser.get("about:blank")
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    browser.get_log("browser")
+
+
+def test_a_refused_change_is_kept_and_offered(browser, served, tmp_path):
+    """Nothing that the server will not take is called saved, and nothing is thrown away unasked."""
+    table, server = served
+    order = ids(table)
+    (tmp_path / "other.csv").write_text("index,annotation,new_label\n5,right,\n")
+    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "other.csv"))
+    wait_for(lambda: text(browser, "saved") == "1 change not taken by the server")
+    press(browser, "w")
+    wait_for(lambda: order[0] not in shown_ids(browser) and len(read_annotations(log_of(tmp_path), table)) == 1)
+    assert not saved(browser)
+    browser.refresh()
+    wait_for(lambda: text(browser, "refused-download") == "Download 1 not taken")
+    for old in browser.downloads.iterdir():
+        old.unlink()
+    browser.find_element(By.ID, "refused-download").click()
+    path = browser.downloads / "not_taken.csv"
+    wait_for(path.exists)
+    with open(path, newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["index"], row["annotation"]) == ("5", "right") and "Sample 5 is not in this audit" in row["reason"]
+    browser.find_element(By.ID, "refused-forget").click()
+    wait_for(lambda: saved(browser))
+    assert not browser.find_element(By.ID, "refused").is_displayed()
     browser.get_log("browser")
 
 

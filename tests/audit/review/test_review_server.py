@@ -290,6 +290,13 @@ def test_bodies_that_are_refused(server, table):
     assert get(server, "rows")["progress"]["decided"] == 0
 
 
+def test_an_address_of_an_earlier_server_is_told_from_what_is_not_there(server):
+    """The page keeps its changes at 403, which judges the address and not the change."""
+    body = {"entries": [], "batch": "ab" * 6}
+    assert ask(server, "/token-of-another/annotate", body)[0] == 403
+    assert ask(server, f"/{server.token}/x", body)[0] == 404
+
+
 def test_a_connection_that_says_nothing_holds_up_nobody(server):
     idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
     idle[0].sendall(b"POST /x HTTP/1.1\r\n")
