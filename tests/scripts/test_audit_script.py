@@ -55,7 +55,7 @@ def test_training_writes_the_audit_by_default(run):
     table = load_audit(run / "out")
     assert len(table) == 48 and (table["times_seen"] == 2).all()
     assert "test_resnet, objective hnml, 2 epochs" in table.attrs["provenance"]
-    assert '"maps"' in (run / "out" / "_audit" / "report.html").read_text(encoding="utf-8")
+    assert '"maps": true' in (run / "out" / "_audit" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_review_makes_maps_of_a_run_on_demand(run):
@@ -145,7 +145,7 @@ def test_any_timm_classifier_by_one_pass(run, scripts, tmp_path):
     scripts[1](["--model", str(run / "out"), "--dataset", str(run / "data"), "--output_dir", str(tmp_path)])
     table = load_audit(tmp_path)
     assert len(table) == 48 and (table["times_seen"] == 1).all() and "One forward pass" in table.attrs["provenance"]
-    assert '"maps"' in (tmp_path / "_audit" / "report.html").read_text(encoding="utf-8")
+    assert '"maps": true' in (tmp_path / "_audit" / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_batch_size_is_that_of_every_pass(run, scripts, tmp_path, monkeypatch):
@@ -179,7 +179,7 @@ def test_any_transformers_classifier_by_one_pass(run, scripts, tmp_path):
     scripts[1](["--model", model, "--dataset", str(run / "data"), "--output_dir", str(tmp_path / "o")])
     table = load_audit(tmp_path / "o")
     assert len(table) == 48 and table["noise_score"].between(0, 1).all()
-    assert '"maps"' not in (tmp_path / "o" / "_audit" / "report.html").read_text(encoding="utf-8")
+    assert '"maps": false' in (tmp_path / "o" / "_audit" / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_a_repetition_needs_is_written_first(tmp_path, monkeypatch):
