@@ -5,8 +5,6 @@
 Every case runs in one launch, because starting the processes takes longer than training.
 """
 
-import atexit
-import gc
 import json
 import os
 import sys
@@ -284,13 +282,11 @@ def main(output: Path, accumulation: int):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    gc.collect()
-    atexit.register(gc.unfreeze)
-    gc.freeze()  # what is imported stays: the collector, which every training calls, may pass it over
     folder, steps = Path(sys.argv[1]), int(sys.argv[2])
     if len(sys.argv) > 3 and not sys.argv[3].startswith("--"):
         (folder / "facts.json").write_text(json.dumps(run_cases(folder, steps, sys.argv[3].split(","))))
     else:
         main(folder, steps)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # its threads would outlive the interpreter, and abort it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the threads of a process group may abort an interpreter that ends in order
