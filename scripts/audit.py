@@ -207,9 +207,7 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
     write_report(audit_args.output_dir, table, data["train"], **how)
     waiting, forward = features.seconds["waiting"], features.seconds["forward"]
     unreadable = int((~features.readable).sum())
-    print(
-        f"Rows: {len(table):,}" + (f", of which {counted(unreadable, 'image')} cannot be read" if unreadable else "")
-    )
+    print(f"Rows: {len(table):,}" + (f" ({counted(unreadable, 'image')} cannot be read)" if unreadable else ""))
     print(f"Classes most often given for another:{_pairs(table)}")
     for kind, listed in findings(table).items():
         if len(listed):

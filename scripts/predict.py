@@ -167,8 +167,7 @@ def predict_all(options: argparse.Namespace):
     if len(rows) < len(names) and not options.skip_unreadable:
         raise SystemExit(
             f"error: {len(names) - len(rows)} of {counted(len(names), 'image')} could not be read; the others are "
-            f"written. With "
-            "--skip_unreadable that is no error."
+            "written. With --skip_unreadable that is no error."
         )
 
 

@@ -445,7 +445,7 @@ def run(argv: list[str]):
     if args.dataloader_num_workers > cores:
         logging.getLogger("hnml_hf.scripts").warning(
             f"{counted(args.dataloader_num_workers, 'worker', 'share')} {counted(cores, 'core')}; as many as cores "
-            f"are faster."
+            "are faster."
         )
     transformers.utils.logging.disable_progress_bar()  # of single files; training keeps its own
     check_metric(args, eval_test=data_args.eval_test, eval_both=data_args.eval_both)

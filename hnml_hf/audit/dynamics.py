@@ -106,7 +106,7 @@ class TrainingDynamics:
             raise ValueError(
                 f"Sample id {index[order][twins[0]]} occurs more than once ({counted(len(index), 'row', 'have')} "
                 f"{counted(len(index) - len(twins), 'id')}). What is learned of a sample is kept by `index`: make "
-                f"ids unique."
+                "ids unique."
             )
         if len(labels) and not (0 <= labels.min() and labels.max() < num_labels):
             bad = order[(labels[order] < 0) | (labels[order] >= num_labels)][0]

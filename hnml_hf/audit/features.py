@@ -222,7 +222,7 @@ class _KeptFeatures:
         self.places = np.concatenate(places)[first]
 
     def take(self, content: np.ndarray) -> np.ndarray:
-        """Features of images by their digests of shape `(m, 2)`, all of which must be there."""
+        """Features `(m, d)` of the images with these digests `(m, 2)`; each must be among the kept ones."""
         places = self.places[np.searchsorted(self.digests, _as_keys(content))]
         return np.stack([self.values[folder][row] for folder, row in places])
 

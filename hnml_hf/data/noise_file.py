@@ -61,8 +61,7 @@ def apply_noise_file(dataset: Dataset, drawn: NoiseFile) -> Dataset:
             f"The noise file was drawn for another dataset: its fingerprint is {drawn.dataset_fingerprint} "
             f"({counted(len(drawn.index), 'row')}, {counted(drawn.num_classes, 'class')}), this one's is {found} "
             f"({counted(len(dataset), 'row')}, {dataset.features['label'].num_classes} classes). Ids and true "
-            f"labels must agree: "
-            "apply it to the whole training set, before any split or subset, or draw new noise."
+            "labels must agree: apply it to the whole training set, before any split or subset, or draw new noise."
         )
     # ids and true labels agree, so every id is found
     positions = np.searchsorted(drawn.index, index)
@@ -156,7 +155,7 @@ def clean_labels(dataset: Dataset) -> np.ndarray:
     if wrong:
         raise ValueError(
             f"`label` differs from `clean_label` in {wrong} of {counted(len(labels), 'row')}: these labels are "
-            f"noisy already, "
+            "noisy already, "
             "and synthetic noise starts from true ones. Load the dataset with the column of its true labels as "
             "`label_column`, or train on the noise it has."
         )

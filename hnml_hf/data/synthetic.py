@@ -227,7 +227,7 @@ def _check_options(kind: str, num_classes: int, **options) -> dict:
         if num_classes != needed:
             raise ValueError(
                 f"The scheme {scheme} is a table of {counted(needed, 'class')}, the dataset has {num_classes}. "
-                f"Write the flips "
+                "Write the flips "
                 'of your classes as a transition matrix and use `kind="matrix"`.'
             )
     settings = {name: options[name] for name in belongs}

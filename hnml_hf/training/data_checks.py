@@ -26,8 +26,7 @@ def check_arguments(args, *, model_init=None, **others):
     if args.n_gpu > 1:
         logger.warning(
             f"{counted(args.n_gpu, 'GPU', 'are')} visible and this is one process: it uses the first. For all of "
-            f"them: "
-            f"`accelerate launch --multi_gpu --num_processes {args.n_gpu} scripts/train.py ...`."
+            f"them: `accelerate launch --multi_gpu --num_processes {args.n_gpu} scripts/train.py ...`."
         )
         args._n_gpu = 1  # else transformers would cut the batch up and leave its labels whole (DataParallel)
 
@@ -72,8 +71,7 @@ def check_training_data(dataset, num_labels: int):
     if (labels == labels[0]).all():
         raise ValueError(
             f"All {counted(len(dataset), 'training sample', 'have')} the one label {labels[0]}; there is nothing to "
-            f"learn. "
-            "Check `--label_column`."
+            "learn. Check `--label_column`."
         )
 
 

@@ -93,8 +93,7 @@ def check_ranks_agree(names: list[str], digests: torch.Tensor, *, step: int):
     raise RanksDifferError(
         f"After step {step} the weights of process {', '.join(map(str, ranks))} differ from those of process 0 in "
         f"{len(tensors)} of {counted(len(names), 'tensor')}, first `{tensors[0]}`. Training was stopped. Something "
-        f"changed "
-        "weights on one process only, or ran outside the wrapped model's forward; resume from a checkpoint."
+        "changed weights on one process only, or ran outside the wrapped model's forward; resume from a checkpoint."
     )
 
 

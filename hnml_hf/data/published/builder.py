@@ -228,8 +228,7 @@ class NoisyLabelBuilder(datasets.GeneratorBasedBuilder):
         if published is not None and found != published and not self.config.partial:
             raise ValueError(
                 f"{what}: found {counted(found, 'row')}, the published size is {published:,}. The lists are "
-                f"incomplete or of "
-                "another version; pass `partial=True` if a part of the dataset is intended."
+                "incomplete or of another version; pass `partial=True` if a part of the dataset is intended."
             )
 
     def drop(self, rows: Rows, bad: np.ndarray, what: str) -> Rows:

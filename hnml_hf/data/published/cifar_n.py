@@ -50,8 +50,7 @@ def official_order(labels: np.ndarray, official: np.ndarray) -> np.ndarray:
     if len(labels) != len(official):
         raise ValueError(
             f"The image source has {counted(len(labels), 'row')}, the label file {len(official):,}: labels cannot "
-            f"be attached. "
-            "A subset needs a column `index` with the official position."
+            "be attached. A subset needs a column `index` with the official position."
         )
     if np.array_equal(labels, official):
         return np.arange(len(official))

@@ -101,8 +101,7 @@ class ResumableTrainer(Trainer):
             name = self.signals.received.name if self.signals.received else "A stop of another process"
             raise TrainingInterrupted(
                 f"{name}: all {counted(self.state.global_step, 'step', 'are')} done, their results are not written. "
-                f"Go on by "
-                "`--resume_from_checkpoint true`."
+                "Go on by `--resume_from_checkpoint true`."
             )
 
     def _start(self, held: ExitStack, resume_from_checkpoint) -> str | None:
@@ -124,7 +123,7 @@ class ResumableTrainer(Trainer):
         if not len(loader):
             raise ValueError(
                 f"{counted(len(self.train_dataset), 'training image', 'give')} {self.args.world_size} process(es) "
-                f"no batch of "
+                "no batch of "
                 f"{self.args.per_device_train_batch_size}. Lower `--per_device_train_batch_size`, or leave out "
                 "`--dataloader_drop_last`."
             )

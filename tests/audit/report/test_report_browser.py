@@ -451,66 +451,72 @@ def test_maps_come_from_the_server_when_they_are_asked_for(browser, tmp_path):
     browser.get_log("browser")
 
 
+class KillableReview:
+    """`hnml review` on one port, which can be killed and started again; each start has another address."""
+
+    def __init__(self, run, browser):
+        self.run, self.browser, self.port = run, browser, str(free_port())
+        self.start()
+
+    def start(self):
+        self.process, self.url, _ = start_review(self.run, "--port", self.port, "--annotator", "anna")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.browser.get("about:blank")
+        self.kill()
+        self.browser.get_log("browser")
+
+
 def test_a_server_that_is_killed_in_the_middle_loses_no_key(browser, tmp_path):
     """Keys go on after the server's end; they wait in the browser, and reach the disk once it is back."""
     table = make_run(tmp_path, 80)
     order, run = ids(table), tmp_path / "run"
-    process, url, _ = start_review(run, "--port", str(free_port()), "--annotator", "anna")
-    try:
-        browser.get(url)
+    with KillableReview(run, browser) as review:
+        browser.get(review.url)
         wait_for(lambda: shown_ids(browser))
         press(browser, "w", "w")
         wait_for(lambda: saved(browser))
-        process.kill()
-        process.wait()
+        review.kill()
         press(browser, "r", "r", "r")
         wait_for(lambda: "3 annotations kept in this browser" in text(browser, "warning"))
         assert len(read_annotations(log_of(tmp_path), table)) == 2
-        process.stdout.close()
-        process, url, _ = start_review(run, "--port", url.split(":")[2].split("/")[0], "--annotator", "anna")
-        browser.get(url)  # another token, the same port: what waits is of this page
+        review.start()
+        browser.get(review.url)  # another token, the same port: what waits is of this page
         wait_for(lambda: saved(browser))
         found = read_annotations(log_of(tmp_path), table).set_index("index")
         assert found.loc[[int(i) for i in order[:5]], "annotation"].tolist() == ["wrong"] * 2 + ["right"] * 3
-    finally:
-        browser.get("about:blank")
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    browser.get_log("browser")
 
 
 def test_keys_wait_for_a_server_with_another_address(browser, tmp_path):
     """The old tab stays open while the server comes back with a new token: what waits is neither sent nor dropped."""
     table = make_run(tmp_path, 80)
     order, run = ids(table), tmp_path / "run"
-    process, url, _ = start_review(run, "--port", str(free_port()), "--annotator", "anna")
-    try:
-        browser.get(url)
+    with KillableReview(run, browser) as review:
+        browser.get(review.url)
         wait_for(lambda: shown_ids(browser))
         press(browser, "w")
         wait_for(lambda: saved(browser))
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        review.kill()
         press(browser, "r", "r")
         wait_for(lambda: "2 annotations kept in this browser" in text(browser, "warning"))
-        process, url, _ = start_review(run, "--port", url.split(":")[2].split("/")[0], "--annotator", "anna")
+        review.start()
         time.sleep(3.5)  # two retries
         assert "another address: 2 annotations kept in this browser" in text(browser, "warning")
         press(browser, "u")
         wait_for(lambda: text(browser, "saved") == "3 not kept yet")
         assert len(read_annotations(log_of(tmp_path), table)) == 1
-        browser.get(url)
+        browser.get(review.url)
         wait_for(lambda: saved(browser))
         found = read_annotations(log_of(tmp_path), table).set_index("index")
         assert found.loc[[int(i) for i in order[:4]], "annotation"].tolist() == ["wrong", "right", "right", "unsure"]
-    finally:
-        browser.get("about:blank")
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    browser.get_log("browser")
 
 
 def test_a_refused_change_is_kept_and_offered(browser, served, tmp_path):
