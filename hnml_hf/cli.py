@@ -76,6 +76,24 @@ ADVICE = {  # what to give instead of a file that is not there
     "run": ": give the `output_dir` of an earlier audit or training",
 }
 
+A_DATASET = "give a dataset: a folder of images, a table, a known dataset or a Hub id"
+NEEDED = {  # what a command cannot do without: one of some arguments, and how to say so
+    "audit": (("data", "dataset", "run"), "give a dataset or the folder of a finished training run"),
+    "check": (("data", "dataset"), A_DATASET),
+    "evaluate": (("data", "dataset"), A_DATASET),
+    "predict": (("inputs", "dataset"), "give image files or folders, or else --dataset"),
+    "export": (("output", "hub_model_id"), "give --output (a file) or --hub_model_id (a repository)"),
+    "clean": (("output_dir",), "give --output_dir, a new folder for the corrected dataset"),
+}
+NAMED_DATASETS = (
+    *("quickstart", "clothing1m", "webvision", "mini-webvision", "animal10n", "food101n", "imagefolder"),
+    *("cifar10", "cifar100", "cifar10n", "cifar10n-aggre", "cifar10n-rand1", "cifar10n-rand2", "cifar10n-rand3"),
+    *("cifar10n-worse", "cifar100n"),
+)
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+AUDITED = ("review", "clean")  # commands that read the scores of a run, which is one of these below it
+SCORES = ("_audit/noise_scores.parquet", "noise_scores.parquet")
+
 _CONSTANT = "it is a constant of the objective now; leave it out"
 _NO_GAIN = "it brought nothing and was taken out (docs/ablations.md); leave it out"
 _IN_NOISE = "it is a key of `noise` now: `noise: {kind: ..., %s}` in a recipe, JSON on the command line"
@@ -420,7 +438,7 @@ def answer_help(command: str, words: list[str]):
 
 
 def check_words(command: str, words: list[str]):
-    """End with one line if an option of a command line does not exist, or a path that must.
+    """End with one line if an option of a command line does not exist, or a path that must, or data are not named.
 
     What this lets pass is read again, and fully, by the script itself.
     """
@@ -435,17 +453,40 @@ def check_words(command: str, words: list[str]):
             parser.error(f"there is no option {word}{hint}")
     if getattr(given, "recipe", None):
         find_recipe(given.recipe)
+    refuse_too_little(parser, command, given)
     of_the_hub = "/" in (getattr(given, "dataset", None) or "") and not os.path.exists(given.dataset)
     for name, value in vars(given).items():
-        if name == "data_dir" and of_the_hub:  # a folder of the repository
-            continue
+        made = name in MADE.get(command, ()) or (name == "data_dir" and of_the_hub)  # a folder of the repository
         for path in value if isinstance(value, list) else [value]:
-            if not isinstance(path, str) or os.path.exists(os.path.expanduser(path)):
-                continue
-            must_be = name in PATHS and name not in MADE.get(command, ())
-            if must_be or (name in PATHS_OR_NAMES and _looks_like_a_path(path)):
+            if isinstance(path, str) and not made and (problem := missing(name, path)):
                 label = f"--{name} {path}" if f"--{name}" in parser._option_string_actions else path
-                parser.error(f"{label}: there is no such file or folder{ADVICE.get(name, '')}")
+                parser.error(f"{label}: {problem}")
+    if command in AUDITED:
+        run = Path(os.path.expanduser(given.run))
+        if run.is_dir() and not any((run / scores).is_file() for scores in SCORES):
+            parser.error(f"{run}: there are no scores of labels ({run / SCORES[0]}); `hnml audit` writes them")
+
+
+def refuse_too_little(parser: argparse.ArgumentParser, command: str, given: argparse.Namespace):
+    """End with one line if a command line lacks what the command cannot do without."""
+    names, advice = NEEDED.get(command, ((), ""))
+    if names and not any(getattr(given, name, None) for name in names):
+        parser.error(advice)
+
+
+def missing(name: str, path: str) -> str:
+    """Why nothing can be read where an option says, with advice; nothing if it is there, or may be on the Hub."""
+    if os.path.exists(os.path.expanduser(path)):
+        return ""
+    if name in PATHS or (name in PATHS_OR_NAMES and _looks_like_a_path(path)):
+        return f"there is no such file or folder{ADVICE.get(name, '')}"
+    if name == "model" and not HUB_ID.fullmatch(path):
+        return "there is no such folder; a repository on the Hub is called user/name"
+    if name in ("data", "dataset") and path not in NAMED_DATASETS and not HUB_ID.fullmatch(path):
+        close = difflib.get_close_matches(path, NAMED_DATASETS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; a dataset on the Hub is called user/name"
+        return f"there is no such file or folder, nor a known dataset of that name{hint}"
+    return ""
 
 
 def inside_of(name: str) -> str:

@@ -16,6 +16,7 @@ with the options of its dataset, each of which can be given anew, as `--data_dir
 has changed since is refused.
 """
 
+import argparse
 import json
 import logging
 import sys
@@ -51,7 +52,7 @@ from hnml_hf.audit.review import merge_annotations, read_annotations
 from hnml_hf.audit.review.lineage import decided_before
 from hnml_hf.audit.run import write_report
 from hnml_hf.audit.table import image_paths
-from hnml_hf.cli import HelpFormatter, answer_help
+from hnml_hf.cli import HelpFormatter, answer_help, refuse_too_little
 from hnml_hf.common.atomic import atomic_write, new_folder
 from hnml_hf.common.words import counted
 from hnml_hf.data.checks import format_report, save_report
@@ -131,8 +132,7 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
     audit_args, data_args, _ = parse_target(parser, argv)
     if audit_args.run and audit_args.model:
         parser.error("give --run (a finished training run) or --model (any classifier), one of them")
-    if not (audit_args.run or data_args.dataset):
-        parser.error("give a dataset or the folder of a finished training run; `hnml audit --help` shows how")
+    refuse_too_little(parser, "audit", argparse.Namespace(**vars(audit_args), **vars(data_args)))
     if audit_args.run and audit_args.check:
         parser.error("--check is of a dataset; a run has read all of its images")
     if audit_args.annotations and (audit_args.run or audit_args.model):

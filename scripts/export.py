@@ -15,7 +15,7 @@ import transformers
 from options import command_words, load_model, plain_errors
 
 from hnml_hf import export_to_onnx, push_to_hub
-from hnml_hf.cli import HelpFormatter
+from hnml_hf.cli import HelpFormatter, refuse_too_little
 from hnml_hf.hub.onnx_export import export_program
 
 
@@ -28,8 +28,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--with_cams", action="store_true", help="Also give the map of the predicted class.")
     parser.add_argument("--hub_model_id", help="Publish the folder under this name on the Hub.")
     options = parser.parse_args(command_words(argv))
-    if not (options.output or options.hub_model_id):
-        parser.error("give --output (a file) or --hub_model_id (a repository)")
+    refuse_too_little(parser, "export", options)
     if options.output and options.output.suffix not in (".onnx", ".pt2"):
         parser.error(f"--output {options.output}: the name must end in .onnx or .pt2")
     transformers.utils.logging.disable_progress_bar()

@@ -28,10 +28,12 @@ from hnml_hf import (
 )
 from hnml_hf.audit.outputs import read_options
 from hnml_hf.cli import (
+    A_DATASET,
     MEANINGS,
     HelpFormatter,
     answer_help,
     find_recipe,
+    missing,
     plain_message,
     quiet_pipes,
     refuse_retired,
@@ -289,7 +291,7 @@ def settle_dataset(parser: argparse.ArgumentParser, options: argparse.Namespace)
             parser.error(f"{options.data} and --dataset {options.dataset} are two datasets; give one of them")
         options.dataset = options.data
     if options.dataset is None:
-        parser.error("give a dataset: a folder of images, a table, a known dataset or a Hub id")
+        parser.error(A_DATASET)
 
 
 def implied_recipe(options: argparse.Namespace) -> str | None:
@@ -387,8 +389,8 @@ def chosen_split(data: DatasetDict, asked: str | None) -> str:
 
 def load_model(options: argparse.Namespace) -> TimmCAMForImageClassification:
     """The model of `options.model`, a folder or a repository on the Hub, whose names have a slash."""
-    if "/" not in options.model and not os.path.exists(options.model):
-        raise SystemExit(f"error: there is no folder {options.model}; a repository on the Hub is called user/name")
+    if problem := missing("model", options.model):
+        raise SystemExit(f"error: {options.model}: {problem}")
     return TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
 
 

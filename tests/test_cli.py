@@ -14,6 +14,7 @@ from commands import load_script
 import hnml_hf
 import hnml_hf.__main__ as entry
 from hnml_hf import cli
+from hnml_hf.data.load import DATASET_NAMES
 
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,14 @@ def call(monkeypatch, *words):
 
 def test_answers_come_before_the_heavy_imports():
     lines = ["", "--help", "--version", "train --help", "train --help-all", "trian", "evaluate --modle x"]
-    lines += ["train --data_dir nowhere --dataset imagefolder", *(f"{command} --help" for command in cli.COMMANDS)]
+    lines += [
+        "train --data_dir nowhere --dataset imagefolder",
+        "audit",
+        "audit none",
+        "train no/such/path",
+        "review none",
+    ]
+    lines += [*(f"{command} --help" for command in cli.COMMANDS)]
     done = run_python(
         "import contextlib, io, sys\n"
         "from hnml_hf.__main__ import main\n"
@@ -65,18 +73,42 @@ def test_the_command_lists_its_scripts(monkeypatch, capsys):
         ("audit_data photos", "hnml: `audit_data` is now called `check`."),
         ("train --bakbone resnet50", "there is no option --bakbone; did you mean --backbone?"),
         ("evaluate ./none quickstart", "error: ./none: there is no such file or folder"),
-        ("evaluate x --dataset rows.csv", "--dataset rows.csv: there is no such file or folder"),
-        ("predict x none.jpg", "error: none.jpg: there is no such file or folder"),
+        ("evaluate user/x --dataset rows.csv", "--dataset rows.csv: there is no such file or folder"),
+        ("predict user/x none.jpg", "error: none.jpg: there is no such file or folder"),
         ("predict --model x a.jpg", "there is no option --model any more: the model comes first"),
         ("clean run --how drop --output out", "there is no option --output any more: the folder is `--output_dir`"),
+        ("audit", "hnml audit: error: give a dataset or the folder of a finished training run"),
+        ("audit --max_issues 5", "hnml audit: error: give a dataset or the folder"),
+        ("audit no_such", "no_such: there is no such file or folder, nor a known dataset of that name; a dataset on"),
+        ("audit no_such/", "no_such/: there is no such file or folder, nor a known dataset"),
+        ("check 'my photos/cats", "'my: there is no such file or folder"),
+        ("train quickstrat", "quickstrat: there is no such file or folder, nor a known dataset of that name; did you"),
+        ("train no/such/path", "error: no/such/path: there is no such file or folder"),
+        ("check", "hnml check: error: give a dataset: a folder of images, a table"),
+        ("evaluate user/x", "hnml evaluate: error: give a dataset: a folder of images, a table"),
+        ("evaluate none quickstart", "none: there is no such folder; a repository on the Hub is called user/name"),
+        ("export none --output m.onnx", "none: there is no such folder; a repository on the Hub is called user/name"),
+        ("export user/x", "hnml export: error: give --output (a file) or --hub_model_id (a repository)"),
+        ("predict user/x", "hnml predict: error: give image files or folders, or else --dataset"),
+        ("review none", "none: there is no such file or folder: give the `output_dir` of an earlier audit"),
+        ("review .", ".: there are no scores of labels (_audit/noise_scores.parquet); `hnml audit` writes them"),
+        ("clean none --output_dir x", "none: there is no such file or folder: give the `output_dir`"),
+        ("clean . --output_dir x", ".: there are no scores of labels"),
+        ("clean .", "hnml clean: error: give --output_dir, a new folder for the corrected dataset"),
         ("train --data_dir=none", "--data_dir none: there is no such file or folder"),
         (
             "clean . --annotations none.csv --output_dir x",
             "--annotations none.csv: there is no such file or folder: give",
         ),
-        ("audit x --annotations none.csv", "--annotations none.csv: there is no such file or folder: give a file"),
+        (
+            "audit quickstart --annotations none.csv",
+            "--annotations none.csv: there is no such file or folder: give a file",
+        ),
         ("review . --import none.csv", "--import none.csv: there is no such file or folder: give a file that the"),
-        ("audit x --exclude none.jsonl", "--exclude none.jsonl: there is no such file or folder: give a list"),
+        (
+            "audit quickstart --exclude none.jsonl",
+            "--exclude none.jsonl: there is no such file or folder: give a list",
+        ),
         ("train --recipe dreams", "--recipe dreams: there is no such file, nor a recipe of that name. Known: "),
         ("train --objective magic", "argument --objective: invalid choice: 'magic'"),
         ("train --noise_rate much", "argument --noise_rate: invalid float value: 'much'"),
@@ -102,6 +134,7 @@ def test_a_mistyped_line_ends_with_one_line(line, message, monkeypatch, capsys, 
 )
 def test_a_right_line_passes(line, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "noise_scores.parquet").touch()
     command, *words = line.split()
     cli.check_words(command, words)
 
@@ -198,6 +231,10 @@ def test_the_options_read_are_those_of_the_script(command, monkeypatch):
         assert ours.type in (action.type, None), name
 
 
+def test_the_datasets_that_have_a_name_are_known():
+    assert sorted(cli.NAMED_DATASETS) == sorted(DATASET_NAMES)
+
+
 def test_the_options_that_help_shows_exist():
     for command in cli.COMMANDS:
         known = [name for options in cli.option_groups(command).values() for name in options]
@@ -251,7 +288,9 @@ def test_a_model_that_is_not_there_is_named(line, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.png").touch()
     command, *words = line.split()
-    with pytest.raises(SystemExit, match="there is no folder outputs; a repository on the Hub is called user/name"):
+    with pytest.raises(
+        SystemExit, match="outputs: there is no such folder; a repository on the Hub is called user/name"
+    ):
         load_script(command).main(words)
 
 
@@ -270,7 +309,7 @@ def test_ctrl_c_during_imports_ends_with_one_line(tmp_path):
     (tmp_path / "transformers.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)"
     )
-    code = "import sys, hnml_hf.__main__ as m; sys.argv = 'hnml export m --output m.onnx'.split(); m.main()"
+    code = "import sys, hnml_hf.__main__ as m; sys.argv = 'hnml export u/m --output m.onnx'.split(); m.main()"
     done = run_python(code, before=[str(tmp_path)])
     assert (done.returncode, done.stderr) == (130, "hnml: interrupted\n")
 
