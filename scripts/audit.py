@@ -45,7 +45,7 @@ from hnml_hf import (
     score_model,
 )
 from hnml_hf.audit.dynamics import dynamics_file, judge_dynamics, run_dynamics
-from hnml_hf.audit.features import extract_features, launched, load_backbone
+from hnml_hf.audit.features import FEATURES_FOLDER, extract_features, launched, load_backbone
 from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import judge_dataset, worst_pairs
 from hnml_hf.audit.review import merge_annotations, read_annotations
@@ -176,7 +176,7 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
         found["check"] = check(data, audit_args.output_dir, max_pixels=data_args.max_pixels)
     pretrained = True if audit_args.pretrained.lower() == "true" else audit_args.pretrained
     backbone = load_backbone(audit_args.backbone, pretrained=pretrained, image_size=audit_args.image_size)
-    cache = audit_args.cache_dir or Path(audit_args.output_dir, "_features")
+    cache = audit_args.cache_dir or Path(audit_args.output_dir, FEATURES_FOLDER)
     features = extract_features(
         data["train"],
         backbone,

@@ -93,6 +93,13 @@ class ModelArguments:
             "judge's classifier, on its targets (see `--targets`)."
         },
     )
+    judge_image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side in pixels at which the judge sees the images: the backbone's own size often tells more than "
+            "a small one, at the cost of one forward pass. Default: `--image_size`."
+        },
+    )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the input in pixels; default: the backbone's."}
     )

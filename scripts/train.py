@@ -29,7 +29,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from options import DataArguments, ModelArguments, build_model, load_data, noise_options, parse_arguments, plain_errors
+from options import (
+    DataArguments,
+    ModelArguments,
+    build_model,
+    from_json,
+    load_data,
+    noise_options,
+    parse_arguments,
+    plain_errors,
+)
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import Subset
 from torchvision.transforms.functional import to_tensor
@@ -48,10 +57,12 @@ from hnml_hf import (
     create_transforms,
 )
 from hnml_hf.audit.dynamics import save_judge_dynamics
+from hnml_hf.audit.features import FEATURES_FOLDER, load_backbone
 from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
 from hnml_hf.common.atomic import atomic_write
 from hnml_hf.common.words import counted
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
+from hnml_hf.data.schema import column
 from hnml_hf.data.splits import held_out_labels
 from hnml_hf.data.targets import add_targets, targets_of
 from hnml_hf.data.transforms import SMALL_IMAGE, create_strong_transform
@@ -247,14 +258,12 @@ def prepare(rows, pixels, *, training: bool, data_args: DataArguments, pretraine
     )
 
 
-def judged(judge: Callable, model, rows, samples: TransformedDataset, args):
+def judged(judge: Callable, rows, args):
     """Judge the training labels that losses may see.
 
     Args:
-        judge (`Callable`): [`start_from_judge`] or [`judge_by_model`].
-        model: whose features tell.
-        rows (`datasets.Dataset`), samples ([`TransformedDataset`]): all training rows, and the same with the
-            evaluation transform.
+        judge (`Callable`): from the positions `(m,)` of these rows to their [`Judgement`].
+        rows (`datasets.Dataset`): all training rows.
         args ([`HNMLTrainingArguments`]): of the run.
 
     Returns:
@@ -262,23 +271,52 @@ def judged(judge: Callable, model, rows, samples: TransformedDataset, args):
         loss sees stays its own target.
     """
     monitor, seen = create_monitor(args, len(rows)), np.arange(len(rows))
+    index, labels = column(rows, "index"), column(rows, "label")
     if monitor is not None:
-        seen = np.flatnonzero(~held_out_labels(samples.index, monitor.fraction, seed=args.seed))
-    judgement = judge(
-        model,
-        Subset(samples, seen.tolist()),
-        weights=None if samples.weights is None else samples.weights[seen],
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=0 if isinstance(samples, ResidentDataset) else args.dataloader_num_workers,
-        seed=args.seed,
-    )
-    top_labels = judgement.top_labels
+        seen = np.flatnonzero(~held_out_labels(index, monitor.fraction, seed=args.seed))
+    judgement = judge(seen)
+    num_labels, top_labels = len(judgement.transition_matrix), judgement.top_labels
     posterior = np.zeros((len(rows), top_labels.shape[1]), np.float32)
-    classes = (samples.labels[:, None] + np.arange(top_labels.shape[1])) % model.config.num_labels
+    classes = (labels[:, None] + np.arange(top_labels.shape[1])) % num_labels
     posterior[:, 0] = 1
     posterior[seen], classes[seen] = judgement.posterior, top_labels
-    records = judge_records(samples.index[seen], samples.labels[seen], judgement)
+    records = judge_records(index[seen], labels[seen], judgement)
     return judgement, records, add_targets(rows, posterior, classes)
+
+
+def judges(model, model_args: ModelArguments, rows, samples: TransformedDataset, args) -> tuple[Callable, Callable]:
+    """For [`judged`]: the judge that training starts from, and one that asks the network as it has become.
+
+    Both are functions of positions; the second one of the network first.
+    """
+    others = from_json("model_args", model_args.model_args)
+    load = partial(load_backbone, model_args.backbone, pretrained=model_args.pretrained, **others)
+    weights, resident = samples.weights, isinstance(samples, ResidentDataset)
+    reading = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
+    other_size = model_args.judge_image_size not in (None, model.input_size[-1])
+
+    def start(seen: np.ndarray):
+        return start_from_judge(
+            model,
+            rows.select(seen),
+            load(image_size=model_args.image_size),
+            judging=load(image_size=model_args.judge_image_size) if other_size else None,
+            cache_dir=Path(args.output_dir, FEATURES_FOLDER),
+            weights=None if weights is None else weights[seen],
+            seed=args.seed,
+            **reading,
+        )
+
+    def again(network, seen: np.ndarray):
+        return judge_by_model(
+            network,
+            Subset(samples, seen.tolist()),
+            weights=None if weights is None else weights[seen],
+            seed=args.seed,
+            **reading | ({"num_workers": 0} if resident else {}),
+        )
+
+    return start, again
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTrainingArguments, argv: list[str]):
@@ -314,13 +352,16 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         raise ValueError(
             "`start_from_judge` needs pretrained features: give `--pretrained true` or `--pretrained FILE`."
         )
+    if model_args.judge_image_size and not model_args.start_from_judge:
+        raise ValueError("`judge_image_size` is of the judge: give `--start_from_judge true`, or leave it out.")
     if model_args.start_from_judge:
         plain = prepared(data["train"], pixels.get("train"), training=False)
-        judgement, crossed, with_targets = judged(start_from_judge, model.to(args.device), data["train"], plain, args)
+        start, again = judges(model.to(args.device), model_args, data["train"], plain, args)
+        judgement, crossed, with_targets = judged(start, data["train"], args)
         unjudged, data["train"] = data["train"], with_targets
 
         def judge_again(network):
-            return targets_of(judged(judge_by_model, network, unjudged, plain, args)[2])
+            return targets_of(judged(partial(again, network), unjudged, args)[2])
 
         if args.process_index == 0:
             print(f"Training starts from the judge of {len(data['train'])} labels: {judgement.noise_rate:.1%} wrong")

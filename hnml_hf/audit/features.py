@@ -28,6 +28,7 @@ from ..modeling.timm_cam import TimmCAMForImageClassification
 logger = logging.getLogger(__name__)
 
 BACKBONE = "tf_efficientnet_lite0.in1k"
+FEATURES_FOLDER = "_features"  # of a run, where they are kept by default
 COMPILED_FROM = 10**8  # pixels on a CPU (2,000 images of 224), below which compilation takes longer than it saves
 NOT_DONE, DONE, UNREADABLE_IMAGE = 0, 1, 2
 FILES = ("values", "content", "done")
@@ -79,7 +80,11 @@ class FrozenBackbone(nn.Module):
 
 
 def load_backbone(
-    backbone: str = BACKBONE, *, pretrained: bool | str | os.PathLike = True, image_size: int | None = None
+    backbone: str = BACKBONE,
+    *,
+    pretrained: bool | str | os.PathLike = True,
+    image_size: int | None = None,
+    **model_args,
 ) -> FrozenBackbone:
     """A frozen timm backbone in evaluation mode; it is shown whole images.
 
@@ -87,6 +92,7 @@ def load_backbone(
         backbone (`str`): timm name.
         pretrained (`bool`, `str` or `Path`): `True` for timm's weights from the Hub, or a safetensors file or folder.
         image_size (`int`, *optional*): side in pixels; default: the backbone's own.
+        model_args: any other JSON-able argument of `timm.create_model`.
 
     Raises:
         ValueError: without weights, since random features tell nothing, and as `from_timm`.
@@ -98,6 +104,7 @@ def load_backbone(
         num_labels=2,
         pretrained=pretrained if isinstance(pretrained, bool) else os.fspath(pretrained),
         image_size=image_size,
+        **model_args,
     )
     model.config.pretrained_cfg["crop_pct"] = 1.0
     return FrozenBackbone(model).eval().requires_grad_(False)

@@ -244,6 +244,30 @@ def judge_labels(
     )
 
 
+def fit_head(
+    features: np.ndarray,
+    judgement: Judgement,
+    *,
+    num_labels: int,
+    weights: np.ndarray | None = None,
+    device: torch.device | str | None = None,
+) -> Head:
+    """The discriminant of other features of the same samples, trained on the posterior of a judgement.
+
+    Args:
+        features (`np.ndarray` of shape `(n, d)`): of samples in the order of the judgement.
+        judgement ([`Judgement`]): its shrinkage and its inverse temperature are the head's.
+        num_labels (`int`): k.
+        weights, device: see [`judge_labels`].
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    posterior, top_labels = torch.from_numpy(judgement.posterior), torch.from_numpy(judgement.top_labels)
+    likeliest, fold = torch.from_numpy(judgement.predicted_labels), np.zeros(len(features), np.int64)
+    statistics = FoldStatistics.of_labels(features, likeliest, fold, num_labels, weights=weights, device=device)
+    statistics = statistics.with_targets(features, posterior, top_labels, fold, weights=weights)
+    return statistics.head(judgement.shrinkage, judgement.inverse_temperature)
+
+
 @dataclass(frozen=True)
 class _Data:
     """What all fits of a judgement have in common; the noise model is fitted to the rows `chosen`."""

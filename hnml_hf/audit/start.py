@@ -1,17 +1,21 @@
 """The start of training on a pretrained backbone: its features judge the labels, and give the head."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
-from torch.utils.data import Dataset
+from datasets import Dataset
 
+from ..common.words import counted
 from ..data.collate import collate_images
+from ..data.schema import column
 from ..modeling.forward import ask, run_over
 from .dynamics import score_predictions
-from .judge import Head, Judgement, judge_labels
+from .features import FrozenBackbone, extract_features
+from .judge import Head, Judgement, fit_head, judge_labels
 
 
 def pooled_features(
@@ -71,28 +75,60 @@ def judge_by_model(
     )
 
 
-def start_from_judge(model, dataset: Dataset, **options) -> Judgement:
-    """Give a pretrained model the head of the judge of its features, so that fine-tuning does not begin by bending
-    good features to a random head (Kumar et al., ICLR 2022).
+def start_from_judge(
+    model,
+    dataset: Dataset,
+    backbone: FrozenBackbone,
+    *,
+    judging: FrozenBackbone | None = None,
+    cache_dir: str | os.PathLike,
+    weights: np.ndarray | None = None,
+    seed: int = 0,
+    **options,
+) -> Judgement:
+    """Judge labels as `hnml audit` does, and give a pretrained model the judge's head, so that fine-tuning does not
+    begin by bending good features to a random head (Kumar et al., ICLR 2022).
 
-    All processes must call it together; the first one judges, and all get its head and its judgement.
+    The judge may see larger images than the model is trained on: what is found there are better targets. Its head is
+    that of the model's features at the model's own size.
+
+    All processes must call it together; each sends its share of the images through the backbone, the first one
+    judges, and all get its head and its judgement.
 
     Args:
-        model: a [`TimmCAMForImageClassification`], on its device.
-        dataset (`TransformedDataset`): n samples, with the evaluation transform. Labels that no loss may see must not
-            be among them.
-        options: `weights` (`np.ndarray` of shape `(n,)`), the confidence in each label; `batch_size` and
-            `num_workers` (`int`) of the forward pass, see [`pooled_features`]; `seed` (`int`) of the folds.
+        model: a [`TimmCAMForImageClassification`], on its device, with the weights of `backbone`.
+        dataset (`datasets.Dataset`): n samples, columns `image` and `label`. Labels that no loss may see must not be
+            among them.
+        backbone ([`FrozenBackbone`]): of [`load_backbone`], at the model's image size.
+        judging ([`FrozenBackbone`], *optional*): that the judge has its features from, at another size; default:
+            the same.
+        cache_dir (`str` or `Path`): where features are kept, see [`extract_features`].
+        weights (`np.ndarray` of shape `(n,)`, *optional*): the confidence in each label.
+        seed (`int`): of the folds.
+        options: of [`extract_features`].
 
     Raises:
-        ValueError: as [`judge_labels`] and [`set_head`].
+        ValueError: if an image cannot be read, and as [`judge_labels`] and [`set_head`].
     """
-    judgement = None
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    if first:
-        judgement = judge_by_model(model, dataset, **options)
-    (judgement,) = broadcast_object_list([judgement])
-    set_head(model.classifiers, judgement.head)
+    options |= {"cache_dir": cache_dir, "device": model.device}
+    seen = at_its_size = extract_features(dataset, backbone, **options)
+    if judging is not None:
+        seen = extract_features(dataset, judging, **options)
+    if not seen.readable.all():
+        bad = np.flatnonzero(~seen.readable)
+        raise ValueError(
+            f"{counted(len(bad), 'image')} cannot be read, the first is in row {bad[0]}. `hnml check` lists them, and "
+            "`--exclude` leaves them out."
+        )
+    found = None
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        how = {"num_labels": model.config.num_labels, "weights": weights, "device": model.device}
+        labels = column(dataset, "label").astype(np.int64)
+        judgement = judge_labels(seen.values, labels, groups=seen.groups, seed=seed, **how)
+        width = model.class_weights.shape[1]
+        found = judgement, fit_head(at_its_size.values[:, :width], judgement, **how)
+    ((judgement, head),) = broadcast_object_list([found])
+    set_head(model.classifiers, head)
     for classifier in model.classifiers:
         for parameter in classifier.parameters():
             parameter.data.copy_(broadcast(parameter.data))

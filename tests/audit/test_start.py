@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -18,9 +19,12 @@ from hnml_hf import (
     load_noisy_dataset,
 )
 from hnml_hf.audit.dynamics import judge_dynamics, run_dynamics
-from hnml_hf.audit.start import judge_by_model, judge_records, pooled_features, set_head, start_from_judge
+from hnml_hf.audit.features import extract_features, load_backbone
+from hnml_hf.audit.judge import fit_head
+from hnml_hf.audit.start import judge_records, pooled_features, set_head, start_from_judge
 
 
+WIDTH = 96  # of the features of a test_resnet
 RESNET = ["--backbone", "test_resnet", "--image_size", "64", "--pretrained", "weights"]
 SHORT = [*"--max_steps 2 --save_strategy no --report_to none --use_cpu true".split(), "--output_dir", "run"]
 
@@ -33,6 +37,10 @@ def save_small_quickstart(every: int) -> list[str]:
     )
     data.save_to_disk("data")
     return ["--dataset", "data", "--clean_label_column", "clean_label", "--index_column", "index"]
+
+
+def weights_of_the_test(size: int):
+    return load_backbone("test_resnet", pretrained="weights", image_size=size)
 
 
 @pytest.fixture
@@ -50,14 +58,68 @@ def test_training_starts_from_the_head_of_the_judge(folder, capfd):
     options = [*save_small_quickstart(10), *RESNET, *SHORT, *start, "--monitor_fraction", "0", "--audit", "false"]
     load_script("train").main(options)
     assert "Training starts from the judge of 400 labels: " in capfd.readouterr().out
-    model = TimmCAMForImageClassification.from_pretrained("weights")
-    _, transform = create_transforms(model.config.pretrained_cfg)
     rows = load_noisy_dataset("data", clean_label_column="clean_label", index_column="index")["train"]
-    judgement = judge_by_model(model, TransformedDataset(rows, transform), seed=42)
+    found = extract_features(rows, weights_of_the_test(64), cache_dir="cache", num_workers=0)
+    labels, how = np.array(rows["label"]), {"num_labels": 10, "device": "cpu"}
+    judgement = judge_labels(found.values, labels, groups=found.groups, seed=42, **how)
+    head = fit_head(found.values[:, :WIDTH], judgement, **how)
     run = load_file("run/model.safetensors")
-    torch.testing.assert_close(run["fc.weight"], judgement.head.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run["fc.weight"], head.weight, rtol=1e-2, atol=2e-3)  # batches of other sizes
     before = load_file("weights/model.safetensors")
     assert all(torch.equal(run[name], before[name]) for name in before if not name.startswith("fc."))
+
+
+def test_the_judge_may_see_larger_images_than_the_network(folder, monkeypatch):
+    """Its posterior is of the features at its own size, the head of those at the network's; a second run has both."""
+    train, found, passes = load_script("train"), [], []
+
+    def spying(model, dataset, *others, **options):
+        found.append(start_from_judge(model, dataset, *others, **options))
+        return found[-1]
+
+    def counting(*given, **options):
+        passes.append(extract_features(*given, **options))
+        return passes[-1]
+
+    monkeypatch.setattr(train, "start_from_judge", spying)
+    monkeypatch.setattr("hnml_hf.audit.start.extract_features", counting)
+    start = ["--start_from_judge", "true", "--learning_rate", "0", "--freeze_batch_norm", "true"]
+    options = [*save_small_quickstart(20), *RESNET, *SHORT, *start, "--judge_image_size", "96", "--audit", "false"]
+    options += ["--monitor_fraction", "0"]
+    train.main(options)
+    rows = load_noisy_dataset("data", clean_label_column="clean_label", index_column="index")["train"]
+    values = {
+        size: extract_features(rows, weights_of_the_test(size), cache_dir="cache", num_workers=0) for size in (64, 96)
+    }
+    labels, how = np.array(rows["label"]), {"num_labels": 10, "device": "cpu"}
+    judgement = judge_labels(values[96].values, labels, groups=values[96].groups, seed=42, **how)
+    np.testing.assert_allclose(found[0].posterior, judgement.posterior, atol=1e-4)
+    head = fit_head(values[64].values[:, :WIDTH], judgement, **how)
+    run = load_file("run/model.safetensors")
+    torch.testing.assert_close(run["fc.weight"], head.weight, rtol=1e-3, atol=1e-4)
+    assert [part.computed for part in passes] == [200, 200]
+    train.main([*options, "--learning_rate", "0.1"])
+    assert [part.computed for part in passes] == [200, 200, 0, 0]
+
+
+def test_a_size_of_the_judge_needs_a_judge(folder):
+    with pytest.raises(SystemExit, match="`judge_image_size` is of the judge: give `--start_from_judge true`"):
+        load_script("train").main([*save_small_quickstart(40), *RESNET, *SHORT, "--judge_image_size", "96"])
+
+
+def test_an_image_that_cannot_be_read_is_named_before_training(folder):
+    options = save_small_quickstart(40)
+    data = datasets.load_from_disk("data")
+    stored = data["train"].cast_column("image", datasets.Image(decode=False)).to_list()
+    stored[3]["image"] = {"bytes": b"no image", "path": None}
+    features = data["train"].features
+    data["train"] = datasets.Dataset.from_list(stored, features=features)
+    data.save_to_disk("other")
+    options[1] = "other"
+    with pytest.raises(SystemExit, match="1 image cannot be read, the first is in row 3. `hnml check` lists them"):
+        load_script("train").main(
+            [*options, *RESNET, *SHORT, "--start_from_judge", "true", "--monitor_fraction", "0"]
+        )
 
 
 def test_a_start_without_pretrained_features_is_refused(folder, capfd):
@@ -71,9 +133,9 @@ def test_the_judge_does_not_see_what_the_monitor_holds_out(folder, monkeypatch):
     """Else the monitor, and the audit after it, would find those labels learned as well as the others."""
     train, seen = load_script("train"), []
 
-    def spying(model, dataset, **options):
-        seen.extend(dataset.dataset.index[dataset.indices])
-        return start_from_judge(model, dataset, **options)
+    def spying(model, dataset, *others, **options):
+        seen.extend(dataset["index"])
+        return start_from_judge(model, dataset, *others, **options)
 
     monkeypatch.setattr(train, "start_from_judge", spying)
     train.main([*save_small_quickstart(5), *RESNET, *SHORT, "--start_from_judge", "true"])

@@ -32,6 +32,8 @@ from hnml_hf import (
     collate_images,
     create_transforms,
 )
+from hnml_hf.audit.features import FrozenBackbone, extract_features
+from hnml_hf.audit.judge import fit_head
 from hnml_hf.audit.start import start_from_judge
 from hnml_hf.training.callbacks import RanksAgree
 from hnml_hf.training.distributed import RanksDifferError
@@ -200,16 +202,21 @@ class Drift(TrainerCallback):
             model.class_weights.data[0, 0] += 1e-3
 
 
-def judge_heads(rank: int) -> dict[str, list]:
-    """Whose samples are judged, where each rank has a half that is its own, and the head that it then has."""
-    model, (transform, _) = make_model(VIT), create_transforms(make_model(VIT).config.pretrained_cfg)
-    half = TransformedDataset(make_dataset().select(range(16 * rank, 16 * rank + 16)), transform)
-    judgement = start_from_judge(model, half)
-    (head,) = model.classifiers
-    return {
-        name: gather(value.detach()[None]).tolist()
-        for name, value in (("judged", judgement.head.bias), ("head", head.bias))
-    }
+def judge_heads() -> dict[str, list]:
+    """The head of the judge, the one that each rank then has, and how many images each has sent through."""
+    model, backbone, passes = make_model(VIT), FrozenBackbone(make_model(VIT)).eval(), []
+
+    def counted(*given, **options):
+        passes.append(extract_features(*given, **options))
+        return passes[-1]
+
+    with patch("hnml_hf.audit.start.extract_features", counted):
+        judgement = start_from_judge(model, make_dataset(), backbone, cache_dir=output_folder(), num_workers=0)
+    (head,), (found,) = model.classifiers, passes
+    width = model.class_weights.shape[1]
+    expected = fit_head(found.values[:, :width], judgement, num_labels=NUM_CLASSES)
+    facts = {"judged": expected.bias, "head": head.bias, "computed": torch.tensor(found.computed)}
+    return {name: gather(value.detach()[None]).tolist() for name, value in facts.items()}
 
 
 @patch.object(CostMeter, "step", lambda *args: nullcontext())  # whose cost nobody asks for
@@ -268,7 +275,7 @@ def main(output: Path, accumulation: int):
         trainer.train()
         trainer.evaluate(trainer.train_dataset)
         facts["rank_equality"]["batch norm without a teacher, when evaluated"] = same_on_all_ranks(trainer)
-        facts["judges"] = judge_heads(trainer.args.process_index)
+        facts["judges"] = judge_heads()
         trainer = make_trainer(VIT, {**CASES["momentum"], "max_steps": 8})
         trainer.add_callback(Drift())
         trainer.add_callback(RanksAgree(trainer, every=2))

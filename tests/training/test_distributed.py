@@ -177,10 +177,11 @@ def test_every_rank_draws_its_own_synthetic_labels(one_process, two_processes):
     assert facts["draws"] == one_process[1]["draws"]
 
 
-def test_all_ranks_start_from_the_judge_of_the_first(two_processes):
+def test_all_ranks_start_from_one_judge_and_share_its_forward_pass(two_processes):
     judges = two_processes[1]["judges"]
-    first, other = judges["judged"]
-    assert first == other and judges["head"] == [first, first]
+    first, other = judges["head"]
+    assert first == other == pytest.approx(judges["judged"][0])
+    assert judges["computed"] == [16, 16]
 
 
 def test_a_rank_that_drifts_stops_the_run_at_the_next_check(two_processes):
