@@ -117,9 +117,7 @@ def test_an_image_that_cannot_be_read_is_named_before_training(folder):
     data.save_to_disk("other")
     options[1] = "other"
     with pytest.raises(SystemExit, match="1 image cannot be read, the first is in row 3. `hnml check` lists them"):
-        load_script("train").main(
-            [*options, *RESNET, *SHORT, "--start_from_judge", "true", "--monitor_fraction", "0"]
-        )
+        load_script("train").main([*options, *RESNET, *SHORT, "--start_from_judge", "true", "--monitor_fraction", "0"])
 
 
 def test_a_start_without_pretrained_features_is_refused(folder, capfd):
