@@ -60,18 +60,18 @@ COMMON = {
     ),
     "audit": (
         *("data", "backbone", "pretrained", "image_size", "num_workers", "cache_dir", "check", "annotations"),
-        *("run", "model", "output_dir", "max_issues", "batch_size", "device", "export", "apply", "clean"),
-        *("threshold", "clean_output", *_SOURCE, "validation_fraction", "noise", "noise_rate", "exclude"),
+        *("run", "model", "output_dir", "max_issues", "batch_size", "device", "export"),
+        *(*_SOURCE, "validation_fraction", "noise", "noise_rate", "exclude"),
     ),
 }
 
 # options whose value is a path that must be there, and those where it is one if it looks like one
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-PATHS = ("data_dir", "run", "exclude", "apply", "inputs", "annotations", "import")
+PATHS = ("data_dir", "run", "exclude", "inputs", "annotations", "import")
 PATHS_OR_NAMES = ("dataset", "model", "data", "pretrained")
 MADE = {"review": ("annotations",)}  # and those that a command writes
 ADVICE = {  # what to give instead of a file that is not there
-    **dict.fromkeys(("annotations", "apply", "import"), ": give a file that the report or `hnml review` has saved"),
+    **dict.fromkeys(("annotations", "import"), ": give a file that the report or `hnml review` has saved"),
     "exclude": ": give a list that `hnml check DATA --exclude_output FILE` has written",
     "run": ": give the `output_dir` of an earlier audit or training",
 }
@@ -144,6 +144,12 @@ MOVED = {  # options that only one command has lost
     "predict": {"model": "the model comes first and has no option: `hnml predict MODEL IMAGES`"},
     "evaluate": {"model": "the model comes first and has no option: `hnml evaluate MODEL DATA`"},
     "export": {"model": "the model comes first and has no option: `hnml export MODEL --output FILE`"},
+    "audit": {
+        "apply": "`hnml clean RUN --annotations FILE --output_dir FOLDER` applies annotations",
+        "clean": "`hnml clean RUN --how drop --output_dir FOLDER` writes a corrected copy",
+        "clean_output": "`hnml clean RUN --output_dir FOLDER` writes a corrected copy",
+        "threshold": "`hnml clean RUN --how drop --threshold 0.9 --output_dir FOLDER` takes it",
+    },
     "clean": {"output": "the folder is `--output_dir`; `--output` names a single file"},
 }
 

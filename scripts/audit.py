@@ -6,8 +6,7 @@
     python scripts/audit.py outputs/quickstart            # a finished run: scored from what training saw, no new pass
     python scripts/audit.py --model timm/resnet50.a1_in1k --dataset imagefolder --data_dir photos --output_dir out
     python scripts/audit.py outputs/quickstart --export csv cleanlab fiftyone datumaro
-    python scripts/audit.py outputs/quickstart --apply annotations.csv --clean relabel --clean_output outputs/cleaned
-    python scripts/train.py --dataset outputs/cleaned --backbone resnet50 --output_dir outputs/second
+    python scripts/clean.py outputs/photos --how relabel --output_dir photos_cleaned  # then, a corrected copy
 
 A dataset is judged without training: one forward pass of a pretrained backbone, then a classifier in closed form that
 is never asked about a label it has seen. Features are kept in `--cache_dir`, so that a pass that was stopped goes on.
@@ -30,17 +29,15 @@ import pandas as pd
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
-from options import DataArguments, load_data, parse_all, plain_errors, saved_data_arguments
+from options import DataArguments, load_data, parse_all, plain_errors, save_data_arguments, saved_data_arguments
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
 
 from hnml_hf import (
     TimmCAMForImageClassification,
     audit_run,
     check_dataset,
-    clean_dataset,
     create_transforms,
     export_audit,
-    load_annotations,
     load_audit,
     score_model,
 )
@@ -52,8 +49,7 @@ from hnml_hf.audit.review import merge_annotations, read_annotations
 from hnml_hf.audit.review.lineage import decided_before
 from hnml_hf.audit.run import write_report
 from hnml_hf.audit.table import image_paths
-from hnml_hf.cli import HelpFormatter, answer_help, refuse_too_little
-from hnml_hf.common.atomic import atomic_write, new_folder
+from hnml_hf.cli import MOVED, HelpFormatter, answer_help, refuse_too_little
 from hnml_hf.common.words import counted
 from hnml_hf.data.checks import format_report, save_report
 from hnml_hf.training.resume.files import run_lock
@@ -99,16 +95,6 @@ class AuditArguments:
         default_factory=list,
         metadata={"help": "Files for other tools: csv, cleanlab, fiftyone, datumaro, label_studio, cvat."},
     )
-    apply: str | None = field(
-        default=None, metadata={"help": "CSV of annotations that was downloaded from the report."}
-    )
-    clean: str | None = field(
-        default=None, metadata={"help": "What to do with labels that are probably wrong: drop, relabel or weight."}
-    )
-    threshold: float = field(default=0.5, metadata={"help": "Score from which a label counts as wrong, in [0, 1]."})
-    clean_output: str | None = field(
-        default=None, metadata={"help": "Folder for the dataset that --apply or --clean make."}
-    )
 
 
 def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
@@ -139,10 +125,6 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
         parser.error("--annotations are for the judge of a dataset; `hnml clean` applies those of any audit")
     if audit_args.model and not (data_args.dataset and audit_args.output_dir):
         parser.error("--model needs --dataset and --output_dir")
-    if (audit_args.apply or audit_args.clean) and not audit_args.clean_output:
-        parser.error("--apply and --clean make a dataset: say where with --clean_output")
-    if audit_args.clean_output and not (audit_args.apply or audit_args.clean):
-        parser.error("--clean_output needs --clean or --apply, which say what becomes of the labels")
     if audit_args.run:
         saved = Path(audit_args.run, "_audit", "dataset.json")
         run_dynamics(audit_args.run)  # the clearer error, if this is no run
@@ -158,7 +140,7 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
 
 def parse_target(parser: HfArgumentParser, argv: list[str]) -> tuple[AuditArguments, DataArguments, tuple[str | None]]:
     """The options, and the dataset or run that comes without the name of an option."""
-    audit_args, data_args, rest = parse_all(parser, argv)
+    audit_args, data_args, rest = parse_all(parser, argv, MOVED["audit"])
     return audit_args, data_args, (rest.data,)
 
 
@@ -201,8 +183,7 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
         **found,
     )
     judged = time.perf_counter()
-    with atomic_write(Path(audit_args.output_dir, "_audit", "dataset.json")) as unfinished:  # a review needs it
-        unfinished.write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
+    save_data_arguments(audit_args.output_dir, data_args)
     how = {"max_issues": audit_args.max_issues, "max_pixels": data_args.max_pixels}
     write_report(audit_args.output_dir, table, data["train"], **how)
     waiting, forward = features.seconds["waiting"], features.seconds["forward"]
@@ -296,7 +277,7 @@ def audit_classifier(audit_args: AuditArguments, data_args: DataArguments, datas
             batch_size=batch_size,
             max_pixels=data_args.max_pixels,
         )
-    return audit_run(
+    table = audit_run(
         audit_args.output_dir,
         records,
         dataset,
@@ -310,6 +291,8 @@ def audit_classifier(audit_args: AuditArguments, data_args: DataArguments, datas
         source=data_args.dataset,
         **facts,
     )
+    save_data_arguments(audit_args.output_dir, data_args)
+    return table
 
 
 @plain_errors()
@@ -318,15 +301,12 @@ def main(argv: list[str] | None = None):
     transformers.utils.logging.disable_progress_bar()
     audit_args, data_args = parse_arguments(sys.argv[1:] if argv is None else argv)
     with ExitStack() as held:
-        cleaned = None
         if launched().is_main_process:
             held.enter_context(run_lock(audit_args.output_dir))
-            if audit_args.clean_output:
-                cleaned = held.enter_context(new_folder(audit_args.clean_output))
-        audit(audit_args, data_args, cleaned)
+        audit(audit_args, data_args)
 
 
-def audit(audit_args: AuditArguments, data_args: DataArguments, clean_folder: Path | None):
+def audit(audit_args: AuditArguments, data_args: DataArguments):
     """Read the data, score every label, and write what was asked for."""
     device = torch.device(audit_args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -350,17 +330,6 @@ def audit(audit_args: AuditArguments, data_args: DataArguments, clean_folder: Pa
     if audit_args.export:
         for path in export_audit(table, dataset, folder / "exports", audit_args.export):
             print(f"Export: {path}")
-    if audit_args.apply or audit_args.clean:
-        annotations = load_annotations(audit_args.apply, table) if audit_args.apply else None
-        cleaned = clean_dataset(
-            dataset, table, how=audit_args.clean, threshold=audit_args.threshold, annotations=annotations
-        )
-        cleaned.save_to_disk(clean_folder)
-        changed = sum(a != b for a, b in zip(cleaned["label"], cleaned["original_label"], strict=True))
-        print(
-            f"Cleaned: {len(cleaned):,} of {counted(len(dataset), 'row')}, {changed:,} relabelled: "
-            f"{audit_args.clean_output}"
-        )
 
 
 if __name__ == "__main__":

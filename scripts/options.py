@@ -6,8 +6,11 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
 
 import datasets
 import torch
@@ -38,6 +41,7 @@ from hnml_hf.cli import (
     quiet_pipes,
     refuse_retired,
 )
+from hnml_hf.common.atomic import atomic_write
 from hnml_hf.common.words import counted
 from hnml_hf.data.checks import apply_exclusions, load_exclusions
 from hnml_hf.data.load import DATASET_NAMES
@@ -262,16 +266,23 @@ def saved_data_arguments(run: str) -> DataArguments:
     return DataArguments(**{name: value for name, value in options.items() if name in known})
 
 
+def save_data_arguments(run: str, data_args: DataArguments):
+    """Say in a run what it was audited on, for [`saved_data_arguments`]: a review, and another audit, need it."""
+    with atomic_write(Path(run, "_audit", "dataset.json")) as unfinished:
+        unfinished.write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
+
+
 def command_words(argv: list[str] | None) -> list[str]:
     """The words of the command line, or the given ones, with `~` as the home folder in `--option=~/file` as well."""
     return list(map(expand_home, sys.argv[1:] if argv is None else argv))
 
 
-def parse_all(parser: HfArgumentParser, argv: list[str]) -> list:
-    """The dataclasses of a parser; an option that none of them has is an error that names the likeliest ones."""
+def parse_all(parser: HfArgumentParser, argv: list[str], moved: Mapping[str, str] = MappingProxyType({})) -> list:
+    """The dataclasses of a parser; an option that none of them has is an error that names the likeliest ones, or for
+    one that the command has lost what `moved` says."""
     *parsed, unknown = parser.parse_args_into_dataclasses(command_words(argv), return_remaining_strings=True)
     if unknown:
-        refuse_retired(parser, [word.lstrip("-").partition("=")[0] for word in unknown])
+        refuse_retired(parser, [word.lstrip("-").partition("=")[0] for word in unknown], moved)
         name = unknown[0].partition("=")[0].removeprefix("--")
         parser.error(f"there is no option {unknown[0]}{likely_options(parser._actions, name)}")
     return parsed

@@ -14,7 +14,6 @@ SIGTERM or SIGINT (Ctrl-C) finishes the step, saves a checkpoint and ends with c
 After that, or any other end, the same command with `--resume_from_checkpoint auto` goes on as if it had not happened.
 """
 
-import json
 import logging
 import math
 import os
@@ -38,6 +37,7 @@ from options import (
     noise_options,
     parse_arguments,
     plain_errors,
+    save_data_arguments,
 )
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import Subset
@@ -59,7 +59,6 @@ from hnml_hf import (
 from hnml_hf.audit.dynamics import save_judge_dynamics
 from hnml_hf.audit.features import FEATURES_FOLDER, load_backbone
 from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
-from hnml_hf.common.atomic import atomic_write
 from hnml_hf.common.words import counted
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
 from hnml_hf.data.schema import column
@@ -165,10 +164,7 @@ def write_audit(model, data_args: DataArguments, dataset, transform, records, *,
     Returns:
         `pandas.DataFrame`: the table of [`audit_run`], with `attrs["estimate"]`, the estimated noise rate in words.
     """
-    with atomic_write(
-        Path(output_dir, "_audit", "dataset.json")
-    ) as unfinished:  # first: an audit may be repeated by it
-        unfinished.write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
+    save_data_arguments(output_dir, data_args)  # first: an audit may be repeated by it
     data = model.config.pretrained_cfg
     table = audit_run(
         output_dir,

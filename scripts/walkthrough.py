@@ -15,8 +15,8 @@ import shlex
 import time
 from pathlib import Path
 
-import audit
 import check
+import clean
 import evaluate
 import numpy as np
 import train
@@ -103,8 +103,8 @@ def main(argv: list[str] | None = None):
     step("Train", train.main, *source, "--exclude", exclusions, *training, "--output_dir", first)
     wrong = write_annotations(annotations, first, truth, looked_at=options.images // 4)
     print(f"   {first / '_audit' / 'report.html'}: of its first {options.images // 4} label issues {wrong} are wrong")
-    changes = ["--apply", annotations, "--clean", "relabel", "--threshold", "0.9", "--clean_output", cleaned]
-    step("Apply the annotations, and the surest scores", audit.main, "--run", first, *changes)
+    changes = ["--annotations", annotations, "--how", "relabel", "--threshold", "0.9", "--output_dir", cleaned]
+    step("Apply the annotations, and the surest scores", clean.main, first, *changes)
     step("Train again", train.main, "--dataset", cleaned, *training, "--output_dir", second)
 
     def accuracy(title: str, model: object, name: str) -> float:

@@ -95,6 +95,12 @@ def test_the_command_lists_its_scripts(monkeypatch, capsys):
         ("clean none --output_dir x", "none: there is no such file or folder: give the `output_dir`"),
         ("clean . --output_dir x", ".: there are no scores of labels"),
         ("clean .", "hnml clean: error: give --output_dir, a new folder for the corrected dataset"),
+        (
+            "audit . --clean drop",
+            "there is no option --clean any more: `hnml clean RUN --how drop --output_dir FOLDER`",
+        ),
+        ("audit . --apply a.csv", "there is no option --apply any more: `hnml clean RUN --annotations FILE"),
+        ("audit . --threshold 0.9", "there is no option --threshold any more: `hnml clean RUN --how drop"),
         ("train --data_dir=none", "--data_dir none: there is no such file or folder"),
         (
             "clean . --annotations none.csv --output_dir x",
@@ -126,7 +132,7 @@ def test_a_mistyped_line_ends_with_one_line(line, message, monkeypatch, capsys, 
     "line",
     [
         "train --backbone resnet18 --no_audit --bf16 --use-cpu true --optim_args momentum=0.9 --dataset user/name",
-        "audit --run . --export csv cleanlab --threshold 0.7",
+        "audit --run . --export csv cleanlab --max_issues 7",
         "predict user/name --top_k 2 . --top_k 3 --skip_unreadable",
         "review . --annotations made_by_it.jsonl",
         "train --dataset user/name --data_dir inside --backbone x",

@@ -93,7 +93,7 @@ def test_marks_become_a_dataset_that_training_takes(run, scripts, tmp_path):
         f"index,mark,new_label,new_label_name\r\n{wrong},wrong,{to},\r\n{right},right,0,\r\n"
     )
     where = tmp_path / "cleaned"
-    scripts[1](["--run", str(run / "out"), "--apply", str(tmp_path / "annotations.csv"), "--clean_output", str(where)])
+    clean.main([str(run / "out"), "--annotations", str(tmp_path / "annotations.csv"), "--output_dir", str(where)])
     cleaned = load_noisy_dataset(str(where))["train"].to_pandas().set_index("index")
     assert cleaned.loc[wrong, "label"] == to and len(cleaned) == 48
     scripts[0]([*TRAIN, "--dataset", str(where), "--output_dir", str(tmp_path / "second"), "--max_steps", "2"])
@@ -102,14 +102,14 @@ def test_marks_become_a_dataset_that_training_takes(run, scripts, tmp_path):
 
     (tmp_path / "annotations.csv").write_text("index,mark,new_label\n424242,wrong,0\n")
     with pytest.raises(SystemExit, match="sample id 424242 is not among the scored samples"):
-        other = ["--apply", str(tmp_path / "annotations.csv"), "--clean_output", str(tmp_path / "other")]
-        scripts[1](["--run", str(run / "out"), *other])
+        other = ["--annotations", str(tmp_path / "annotations.csv"), "--output_dir", str(tmp_path / "other")]
+        clean.main([str(run / "out"), *other])
 
 
 def test_weights_of_the_audit_reach_the_loss(run, scripts, tmp_path, caplog):
     """They are found by themselves in a cleaned dataset; `audit` then reads the second run like any other."""
     where = str(tmp_path / "weighted")
-    scripts[1](["--run", str(run / "out"), "--clean", "weight", "--clean_output", where])
+    clean.main([str(run / "out"), "--how", "weight", "--output_dir", where])
     table = load_audit(run / "out").set_index("index")
     data = load_noisy_dataset(where)["train"].to_pandas().set_index("index")
     np.testing.assert_allclose(data["weight"], 1 - table.loc[data.index, "noise_score"])
@@ -205,8 +205,8 @@ def test_options_that_do_not_fit(run, scripts, tmp_path, capsys):
         ([], "give a dataset or the folder"),
         (["--run", "a", "--model", "b"], "give --run"),
         (["--model", "b"], "give a dataset or the folder"),
-        (["--run", str(run / "out"), "--clean", "drop"], "say where with --clean_output"),
-        (["--run", str(run / "out"), "--clean_output", "c"], "--clean_output needs --clean or --apply"),
+        (["--run", str(run / "out"), "--clean", "drop"], "--clean any more: `hnml clean RUN --how drop"),
+        (["--run", str(run / "out"), "--apply", "a.csv"], "--apply any more: `hnml clean RUN --annotations FILE"),
     ):
         with pytest.raises(SystemExit):
             scripts[1](options)
