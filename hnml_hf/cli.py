@@ -154,6 +154,8 @@ MOVED = {  # options that only one command has lost
 }
 
 MEANINGS = {  # of options of transformers that mean something else here
+    "output_dir": "Folder of the run. Default: the recipe's, else `outputs/` with the names of data and objective, as "
+    "`outputs/photos_hnml`, which must not hold a run yet.",
     "resume_from_checkpoint": "Go on from a checkpoint: its folder, `true` for the newest complete one in "
     "`output_dir`, or `auto` for that one if there is any.",
     "log_level": "What is logged: debug, info, warning, error or critical.",
@@ -354,7 +356,7 @@ def option_groups(command: str) -> dict[str, dict[str, Option]]:
     groups = {"": _added_options(scripts_folder() / ADDED[command])}
     for name in DATACLASSES[command]:
         groups[TITLES[name]] = {
-            key: replace(option, help=MEANINGS.get(key, option.help))
+            key: replace(option, help=MEANINGS.get(key, option.help)) if command == "train" else option
             for key, option in _dataclass_options(_file_of(name), name).items()
         }
     return groups

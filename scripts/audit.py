@@ -29,7 +29,15 @@ import pandas as pd
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
-from options import DataArguments, load_data, parse_all, plain_errors, save_data_arguments, saved_data_arguments
+from options import (
+    DataArguments,
+    data_name,
+    load_data,
+    parse_all,
+    plain_errors,
+    save_data_arguments,
+    saved_data_arguments,
+)
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
 
 from hnml_hf import (
@@ -133,8 +141,8 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
             audit_args, data_args, _ = parse_target(parser, argv)
         elif data_args.dataset is None:
             parser.error(f"{saved} is missing, so it is not known what the run was trained on; give --dataset")
-    name = Path(data_args.data_dir if data_args.dataset == "imagefolder" else data_args.dataset).resolve().stem
-    audit_args.output_dir = audit_args.output_dir or audit_args.run or str(Path("outputs", name))
+    place = Path("outputs", data_name(data_args.dataset, data_args.data_dir))
+    audit_args.output_dir = audit_args.output_dir or audit_args.run or str(place)
     return audit_args, data_args
 
 

@@ -75,6 +75,7 @@ def plain_errors():
         raise SystemExit(f"error: {plain_message(error)}") from error
 
 
+RUN_FILES = ("model.safetensors", "config.json")  # what training leaves in its `output_dir`
 PRETRAINED = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -329,6 +330,34 @@ def implied_recipe(options: argparse.Namespace) -> str | None:
     return "own_folder"
 
 
+def cores() -> int:
+    """The cores that a process of this run may use."""
+    all_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, all_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def data_name(dataset: str, data_dir: str | None) -> str:
+    """What a folder of outputs is called by: the name of the data, without folders above it or an ending."""
+    return Path(data_dir if dataset == "imagefolder" and data_dir else dataset).resolve().stem
+
+
+def new_run_folder(options: argparse.Namespace) -> str:
+    """The `output_dir` of a run for which nobody named one: that of its data and objective.
+
+    Raises:
+        ValueError: if it holds a run already, unless this one goes on there.
+    """
+    name = data_name(options.data or options.dataset, options.data_dir)
+    folder = Path("outputs", f"{name}_{options.objective}")
+    there = any((folder / file).is_file() for file in RUN_FILES) or any(folder.glob("checkpoint-*"))
+    if there and not options.resume_from_checkpoint:
+        raise ValueError(
+            f"{folder} holds a run already: name another folder by --output_dir, or go on with that run by "
+            "--resume_from_checkpoint auto."
+        )
+    return str(folder)
+
+
 def parse_arguments(argv: list[str], command: str = "train"):
     """Options of the recipe, overridden by those of the command line."""
     answer_help(command, argv)
@@ -349,6 +378,11 @@ def parse_arguments(argv: list[str], command: str = "train"):
         places = apply_recipe(parser, find_recipe(recipe))
         if given.recipe is None and os.environ.get("RANK", "0") == "0":
             print(f"Recipe: {recipe} (`--recipe` takes another)", file=sys.stderr)
+        if "dataloader_num_workers" in places:  # of the recipe, for a machine with as many cores
+            parser.set_defaults(dataloader_num_workers=min(parser.get_default("dataloader_num_workers"), cores()))
+    with_recipe, _ = parser.parse_known_args(command_words(argv))
+    if with_recipe.output_dir is None and (with_recipe.data or with_recipe.dataset):
+        parser.set_defaults(output_dir=new_run_folder(with_recipe))
     try:
         model_args, data_args, args, _ = parse_all(parser, argv)
     except (ValueError, TypeError, ImportError, OSError) as error:

@@ -16,7 +16,6 @@ After that, or any other end, the same command with `--resume_from_checkpoint au
 
 import logging
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from options import (
     DataArguments,
     ModelArguments,
     build_model,
+    cores,
     from_json,
     load_data,
     noise_options,
@@ -435,7 +435,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
                     "rate and has half a say."
                 ),
             )
-            trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {table.attrs['estimate']}"
+            if judgement is not None:
+                low, high = judgement.noise_rate_range
+                said = f"{judgement.noise_rate:.1%} ({low:.1%} to {high:.1%})"
+                trainer.card_facts["noise_estimate"] = f"the judge of the pretrained features estimates {said}"
+            elif trainer.monitor is not None:  # without held-out labels a network that repeats labels finds none wrong
+                said = table.attrs["estimate"]
+                trainer.card_facts["noise_estimate"] = f"an audit by the model itself estimates {said}"
             metrics |= accuracy_estimate(metrics, data_args, len(held_out.get("validation", ())), table, len(names))
             trainer.card_facts |= {name: metrics[name] for name in ("accuracy_estimate",) if name in metrics}
         print_table(f"Saved to {args.output_dir}", metrics | {"objective": loss})
@@ -478,10 +484,9 @@ def run(argv: list[str]):
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("hnml_hf").setLevel(args.get_process_log_level())
     warnings.filterwarnings("ignore", message="This DataLoader will create")  # of each loader; once is enough
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if args.dataloader_num_workers > cores:
+    if args.dataloader_num_workers > cores():
         logging.getLogger("hnml_hf.scripts").warning(
-            f"{counted(args.dataloader_num_workers, 'worker', 'share')} {counted(cores, 'core')}; as many as cores "
+            f"{counted(args.dataloader_num_workers, 'worker', 'share')} {counted(cores(), 'core')}; as many as cores "
             "are faster."
         )
     transformers.utils.logging.disable_progress_bar()  # of single files; training keeps its own

@@ -236,7 +236,8 @@ def generate_model_card(
         or None,
     )
     cost = {
-        "seconds of training": results.get("train_runtime"),
+        # without a speed no step was trained, as in a run that was resumed at its end
+        "seconds of training": results.get("train_runtime") if "train_samples_per_second" in results else None,
         "images per second": results.get("train_samples_per_second"),
         "parameters": f"{parameters:,}",
         "peak memory in MiB": results.get("peak_memory_mib"),

@@ -34,6 +34,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def not_below_zero(value: float) -> float:
+    """A loss without the sign that rounding gives a zero, and an estimated share that is a little below 0 as 0."""
+    return value if value > 0 or value != value else 0.0
+
+
 def training_line(logs: dict, *, epochs: float, images_per_second: float | None, seconds_left: float) -> str:
     """An entry of the log that has a training loss, as one line.
 
@@ -43,9 +48,10 @@ def training_line(logs: dict, *, epochs: float, images_per_second: float | None,
         images_per_second, seconds_left (`float`): inf or None where that is not known yet.
     """
     figures = [f"epoch {logs.get('epoch', 0):.4g}/{epochs:.4g}"]
-    # an estimated share may be a little below 0
     figures += [
-        f"{name} {form.format(max(logs[key], 0))}" for key, (name, form) in TRAINING_FIGURES.items() if key in logs
+        f"{name} {form.format(not_below_zero(logs[key]))}"
+        for key, (name, form) in TRAINING_FIGURES.items()
+        if key in logs
     ]
     if images_per_second is not None:
         figures.append(f"{images_per_second:,.0f} images/s")
@@ -73,7 +79,7 @@ def evaluation_lines(logs: dict, *, evaluated: str) -> list[str]:
     for (split, network), figures in measured.items():
         share = "accuracy" if split == "test" else "agreement"
         texts = [f"{share} {figures['accuracy']:.1%}"] if "accuracy" in figures else []
-        texts += [f"loss {figures['loss']:.3f}"] if "loss" in figures else []
+        texts += [f"loss {not_below_zero(figures['loss']):.3f}"] if "loss" in figures else []
         lines.append(f"  {split}, {network}: {'  '.join(texts)}")
     return lines
 

@@ -153,6 +153,7 @@ def test_the_rate_of_a_run_is_that_of_the_judge_before_it(folder):
     assert "the judge that it started from" in audit.attrs["provenance"]
     rate = pytest.approx(audit.attrs["noise_rate"])
     assert audit["noise_score"].mean() == rate
+    assert "the judge of the pretrained features estimates" in Path("run", "README.md").read_text("utf-8")
     load_script("audit").main(["--run", "run"])
     assert load_audit("run").attrs["noise_rate"] == rate
     corrected = ["--targets", "given", "--symmetric_correction", "true", "--logging_steps", "1", "--audit", "false"]
@@ -161,6 +162,7 @@ def test_the_rate_of_a_run_is_that_of_the_judge_before_it(folder):
     assert [entry["noise_rate"] for entry in log if "noise_rate" in entry] == [rate, rate]
     train(options)
     assert judge_dynamics("run") is None and load_audit("run").attrs["noise_rate"] != rate
+    assert "estimates" not in Path("run", "README.md").read_text("utf-8")  # no label was kept from the model
 
 
 def test_the_judges_classifier_is_the_head_of_an_ordinary_model(tiny_dataset, tmp_path):

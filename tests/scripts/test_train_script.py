@@ -1,6 +1,7 @@
 """The quickstart as a new user runs it; only shorter. The README: test_readme."""
 
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,35 @@ def test_a_dataset_is_a_word_and_own_data_have_a_recipe(tmp_path, capsys):
         with pytest.raises(SystemExit):
             parse([*words, *cpu])
         assert message in capsys.readouterr().err
+
+
+def test_a_run_is_called_by_its_data_and_objective_and_keeps_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    parse, cpu = load_script("train").parse_arguments, ["--use_cpu", "true"]
+    assert parse(["photos", *cpu])[2].output_dir == "outputs/photos_hnml"
+    assert parse(["photos/", "--objective", "elr", *cpu])[2].output_dir == "outputs/photos_elr"
+    folder = ["imagefolder", "--data_dir", "photos", "--backbone", "resnet18"]
+    assert parse([*folder, *cpu])[2].output_dir == "outputs/photos_hnml"
+    assert parse(["--dataset", "photos", "--backbone", "resnet18", *cpu])[2].output_dir == "outputs/photos_hnml"
+    run = tmp_path / "outputs" / "photos_hnml"
+    (run / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(ValueError, match="outputs/photos_hnml holds a run already: name another folder by --output"):
+        parse(["photos", *cpu])
+    assert parse(["photos", *cpu, "--resume_from_checkpoint", "auto"])[2].output_dir == "outputs/photos_hnml"
+    assert parse(["photos", *cpu, "--output_dir", str(run)])[2].output_dir == str(run)  # whoever names it means it
+
+
+def test_the_workers_of_a_recipe_are_for_a_machine_with_as_many_cores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parse, words = load_script("train").parse_arguments, ["user/name", "--use_cpu", "true"]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3))
+    assert parse(words)[2].dataloader_num_workers == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert parse(words)[2].dataloader_num_workers == 1
+    assert parse([*words, "--dataloader_num_workers", "9"])[2].dataloader_num_workers == 9
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    assert parse(words)[2].dataloader_num_workers == 4
 
 
 def test_agreement_with_noisy_labels_is_not_called_accuracy(capsys):

@@ -14,6 +14,7 @@ def test_durations(seconds, written):
 def test_a_training_line_names_its_figures():
     logs = {
         "loss": 1.2144,
+        "consistency": -0.0,
         "label_agreement": 0.6249,
         "memorized_share": -0.02,
         "noise_rate": 0.4111,
@@ -24,6 +25,7 @@ def test_a_training_line_names_its_figures():
     assert line.split("  ") == [
         "epoch 3/25",
         "loss 1.214",
+        "consistency 0.000",
         "agreement 62.5%",
         "memorized 0.0%",  # an estimate a little below 0
         "estimated noise 41.1%",
@@ -46,14 +48,14 @@ def test_evaluation_lines_name_split_and_network():
         "eval_test_student_accuracy": 0.7,
         "eval_runtime": 2.0,
         "eval_loss": 0.25,
-        "eval_student_loss": 0.125,
+        "eval_student_loss": -0.0,
     }
     assert evaluation_lines(logs, evaluated="teacher") == [
         "  validation, teacher: agreement 50.0%  loss 1.000",
         "  test, teacher: accuracy 80.0%",
         "  test, student: accuracy 70.0%",
         "  held-out images, teacher: loss 0.250",
-        "  held-out images, student: loss 0.125",
+        "  held-out images, student: loss 0.000",
     ]
     assert evaluation_lines({"loss": 1.0, "epoch": 1.0}, evaluated="teacher") == []
 

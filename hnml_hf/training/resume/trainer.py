@@ -295,6 +295,9 @@ class ResumableTrainer(Trainer):
     def log(self, logs, start_time=None):
         if "train_runtime" in logs:  # the summary: of the whole run, not of the part since it was resumed
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 0.001)
+            if self.state.global_step == self._initial_global_step:  # no step was left to time
+                logs.pop("train_samples_per_second", None)
+                logs.pop("train_steps_per_second", None)
         super().log(logs, start_time)
 
     def _load_best_model(self):

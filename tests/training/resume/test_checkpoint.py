@@ -126,6 +126,7 @@ def test_resuming_a_finished_run_trains_no_further(written, tiny_dataset):
     output = trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == output.global_step == 6
     assert steps(written) == [2, 4, 6]
+    assert "train_loss" in output.metrics and not any("per_second" in name for name in output.metrics)  # no step timed
 
 
 def test_the_newest_is_the_one_written_last(tmp_path):
