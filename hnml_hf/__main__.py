@@ -69,7 +69,7 @@ def main():
         check_words(command, words)
 
     sys.argv = [f"hnml {command}", *words]
-    sys.path[:0] = [str(script_of(command).parent), str(scripts_folder())]  # scripts import their neighbours
+    sys.path[:0] = [str(script_of(command).parent), str(scripts_folder())]  # scripts import their neighbors
     previous = signal.signal(signal.SIGINT, _end_at_once)
     script = importlib.import_module(command)
     signal.signal(signal.SIGINT, previous)

@@ -16,7 +16,7 @@ from .modeling.forward import ask
 
 
 SHOWN = 224  # pixels; a smaller image is enlarged before a map is laid over it
-COLOURS = np.array([(0, 0, 128), (0, 128, 255), (128, 255, 128), (255, 160, 0), (200, 0, 0)], dtype=float)
+COLORS = np.array([(0, 0, 128), (0, 128, 255), (128, 255, 128), (255, 160, 0), (200, 0, 0)], dtype=float)
 
 
 class NotAnImageError(ValueError):
@@ -69,7 +69,7 @@ def overlay(image: Image.Image, cam: np.ndarray, *, strength: float = 0.5) -> Im
     Args:
         image (`Image.Image`): RGB, of any size.
         cam (`np.ndarray` of shape `(h, w)`): values in [0, 1].
-        strength (`float`): of the colours, in [0, 1].
+        strength (`float`): of the colors, in [0, 1].
 
     Example:
 
@@ -81,7 +81,7 @@ def overlay(image: Image.Image, cam: np.ndarray, *, strength: float = 0.5) -> Im
         image = image.resize([round(side * factor) for side in image.size], Image.Resampling.BICUBIC)
     smooth = Image.fromarray((255 * cam).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
     level = np.asarray(smooth) / 255
-    heat = np.stack([np.interp(level, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T], axis=-1)
+    heat = np.stack([np.interp(level, np.linspace(0, 1, len(COLORS)), channel) for channel in COLORS.T], axis=-1)
     return Image.blend(image, Image.fromarray(heat.astype(np.uint8)), strength)
 
 

@@ -243,7 +243,7 @@ class DataArguments(SourceArguments):
     strong_view: bool = field(
         default=False,
         metadata={
-            "help": "Show the student other colours and an erased part; the teacher sees the image without them."
+            "help": "Show the student other colors and an erased part; the teacher sees the image without them."
         },
     )
     cache_images: bool = field(

@@ -199,14 +199,14 @@ def test_bad_arguments(saved, photos, tmp_path, arguments, words):
 
 @pytest.fixture
 def flowers(tmp_path):
-    """A folder of images, two classes, half of them of one colour."""
+    """A folder of images, two classes, half of them of one color."""
     for number, name in enumerate(("blue", "red")):
         (tmp_path / "data" / "test" / name).mkdir(parents=True)
         (tmp_path / "data" / "train" / name).mkdir(parents=True)
         for row in range(4):
-            colour = (0, 0, 40 * row) if number == 0 else (40 * row, 0, 0)
+            color = (0, 0, 40 * row) if number == 0 else (40 * row, 0, 0)
             for split in ("train", "test"):
-                Image.new("RGB", (40, 40), colour).save(tmp_path / "data" / split / name / f"{row}.png")
+                Image.new("RGB", (40, 40), color).save(tmp_path / "data" / split / name / f"{row}.png")
     return tmp_path / "data"
 
 

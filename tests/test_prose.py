@@ -6,6 +6,20 @@ import pytest
 from commands import ROOT
 
 
+AMERICAN = {  # spelling
+    r"colour": "color",
+    r"behaviour": "behavior",
+    r"favour": "favor",
+    r"neighbour": "neighbor",
+    r"licence": "license",
+    r"centre": "center",
+    r"grey": "gray",
+    r"artefact": "artifact",
+    r"(?:un|mis)?labelled\b": "labeled",
+    r"labelling": "labeling",
+    r"(?:general|initial|local|maxim|memor|minim|normal|organ|penal|real|recogn|regular|standard|summar|synchron|util|"
+    r"visual)is(?:e|ed|es|er|ing|ation)\b": "-ize",
+}
 INSTEAD = {
     r"in the place of": "instead of",
     r"but for\b": "except for",
@@ -23,6 +37,7 @@ INSTEAD = {
     r"has a use for": "uses",
     r"the whole way": "from start to end",
     r"nothing of the kind": "no such",
+    **AMERICAN,
 }
 PHRASES = re.compile("|".join(rf"\b(?:{phrase})" for phrase in INSTEAD), re.IGNORECASE)
 TEXTS = sorted(
@@ -50,3 +65,8 @@ def test_a_text_has_none_of_the_phrases(path):
 def test_a_phrase_is_found_with_its_line():
     assert found("It is well.\nIt stands in the place of it.") == ["line 2: `in the place of`: instead of"]
     assert found("Nothing but forward passes.") == []
+
+
+def test_spelling_is_american():
+    assert found("normalised") == ["line 1: `normalised`: -ize"] and found("Colours") == ["line 1: `Colour`: color"]
+    assert found("optimistic, `double_labelled`, premise, realistic") == []

@@ -97,7 +97,7 @@ def run(data: dict, method: str, seed: int, rate: float) -> dict:
 
 
 def load(folder: Path, labels_file: Path) -> dict:
-    """Standardised features, labels and the judge's view of those that train."""
+    """Standardized features, labels and the judge's view of those that train."""
     train, mirrored, test = (np.load(folder / f"{name}.npy") for name in ("train", "mirrored", "test"))
     labels = np.load(labels_file)
     order = np.random.default_rng(0).permutation(len(train))

@@ -109,7 +109,7 @@ def between_classes(table: pd.DataFrame, least: float = BETWEEN) -> pd.DataFrame
 
 
 def findings(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of each kind of finding that should be looked at; empty for a table without neighbours."""
+    """The rows of each kind of finding that should be looked at; empty for a table without neighbors."""
     if "nearest_index" not in table:
         return {}
     copies = near_duplicates(table)

@@ -153,7 +153,7 @@ def issue_table(
     Returns:
         `pd.DataFrame`: with the columns and `attrs` of [`noise_scores`]. Probabilities are those of the class given
         image and label; `margin` is their difference; `likely_class_1` and `likely_probability_1` are the likeliest
-        class and its probability, up to five of them. Where neighbours were sought, also those of
+        class and its probability, up to five of them. Where neighbors were sought, also those of
         [`~hnml_hf.audit.findings.neighbor_columns`].
     """
     n, rate = len(labels), judgement.noise_rate

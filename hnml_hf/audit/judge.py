@@ -6,7 +6,7 @@ A linear discriminant with a shrunken covariance (Friedman, JASA 1989) needs of 
 one matrix of second moments. They are summed over batches and processes; the classifier that judges a fold is solved
 from the totals less the fold's own, so that no label is judged by a classifier that has seen it, and nothing is
 refitted. A transition matrix (Goldberger & Ben-Reuven, ICLR 2017) estimated on the given labels turns its predictions
-into the probability of each class given image *and* label. The nearest neighbours' probabilities are a second source
+into the probability of each class given image *and* label. The nearest neighbors' probabilities are a second source
 of evidence.
 """
 
@@ -28,14 +28,14 @@ MARGIN = 0.01  # of the range of the noise rate
 ALL_CLASSES = 256  # up to so many classes every class is a top label of every sample
 TOP_LABELS = 32  # and beyond it so many
 NEIGHBORS = 50
-NEIGHBOR_DIMENSIONS = 256  # principal components in which neighbours are sought
+NEIGHBOR_DIMENSIONS = 256  # principal components in which neighbors are sought
 NEIGHBOR_LIMIT = 100_000  # samples; beyond it an exact search takes longer than all the rest
 FIT_ON = 20_000  # samples that the noise model is fitted to, or 50 for each class; all are judged
 TRIPLES = 20  # samples per pair of classes from which on triples of labels tell a rate
 BATCH = 8_192  # rows that are worked on at a time
 STRIP = 512  # rows of a symmetric matrix that are computed at a time
-FLOOR = 1e-4  # least mean posterior of the neighbours
-DOUBTLESS = -1e4  # logit of a class that cannot be, which outweighs neighbours whatever its weight
+FLOOR = 1e-4  # least mean posterior of the neighbors
+DOUBTLESS = -1e4  # logit of a class that cannot be, which outweighs neighbors whatever its weight
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Judgement:
             all that is said of such a label.
         noise_rate (`float`): estimated share of wrong labels, in [0, 1].
         noise_rate_range (`tuple[float, float]`): low and high: of the likeliest and of thrice as sharp predictions and
-            of the labels of neighbours, and a point more. No confidence interval.
+            of the labels of neighbors, and a point more. No confidence interval.
         transition_matrix (`np.ndarray` of shape `(k, k)`): `[i, j] = P(given j | true i)`; rows sum to 1.
         head ([`Head`]): the classifier of all samples, trained on the posterior; its logits are scaled by the inverse
             temperature, so that fine-tuning may start from it.
@@ -121,7 +121,7 @@ def judge_labels(
 ) -> Judgement:
     """Judge each given label by classifiers that have not seen it.
 
-    With targets R (rows sum to 1, at first the given labels), standardised features h and everything summed over the
+    With targets R (rows sum to 1, at first the given labels), standardized features h and everything summed over the
     samples of the other folds:
 
         N_c = sum_i R_ic    m_c = sum_i R_ic h_i / N_c    W = (sum_i h_i h_i^T - sum_c N_c m_c m_c^T) / n
@@ -129,14 +129,14 @@ def judge_labels(
 
     which is scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr", shrinkage=g)` of the other folds. The given
     label y of a sample of class c comes out of a transition matrix T: P(c, y) = softmax(beta z_i + a)_c T[c, y]. T,
-    beta and the offsets a are those of highest likelihood of the given labels (expectation maximisation), and so is g
+    beta and the offsets a are those of highest likelihood of the given labels (expectation maximization), and so is g
     of two values, since z knows no label that it predicts.
 
     Then P(c | y) may replace R, two times. This helps where a class is mostly given another's labels, and
     harms where classes are confusable; it is done if it makes the labels of a fold that has no part in it more
     probable by two standard errors.
 
-    The posteriors of a sample's neighbours (cosine, principal components), v_ic = the mean of P(c | y_j, h_j) over its
+    The posteriors of a sample's neighbors (cosine, principal components), v_ic = the mean of P(c | y_j, h_j) over its
     nearest, are added to the logits as log v_ic with a weight of their own. The likeliest weights are too small where
     mistakes follow the image, as human ones do, since these look like doubt; they are multiplied by 1.5, by
     measurement on several noises (docs/audit.md), and T is estimated again.
@@ -149,7 +149,7 @@ def judge_labels(
         folds (`int`): f, at least 2.
         seed (`int`): of the folds.
         groups (`np.ndarray` of shape `(n,)`, *optional*): samples of one group are kept in one fold, and are no
-            neighbours of each other. Default: samples of exactly the same features.
+            neighbors of each other. Default: samples of exactly the same features.
         weights (`np.ndarray` of shape `(n,)`, *optional*): the confidence in each label, in [0, 1]; a sample of
             weight 0 is judged, but no other by it.
         known (`np.ndarray` of shape `(n,)`, *optional*): true classes as people have decided them, -1 where they have
@@ -362,7 +362,7 @@ def identical_rows(features: np.ndarray) -> np.ndarray:
 
 
 class FoldStatistics:
-    """Counts, class sums and second moments of each fold: all that a discriminant needs, of standardised features.
+    """Counts, class sums and second moments of each fold: all that a discriminant needs, of standardized features.
 
     Args:
         counts (`torch.Tensor` of shape `(f, k)`), sums (`torch.Tensor` of shape `(f, k, d)`): float64.
@@ -399,14 +399,14 @@ class FoldStatistics:
         mean = overall.sum(0) / total
         variance = moments.diagonal(dim1=1, dim2=2).sum(0) / total - mean**2
         deviation = torch.where(variance > 1e-12 * variance.max(), variance, 1.0).sqrt()
-        standardised = torch.empty_like(moments, dtype=torch.float32)
+        standardized = torch.empty_like(moments, dtype=torch.float32)
         scale = torch.outer(deviation, deviation)
         for number, n in enumerate(counts.sum(1)):
             there = overall[number]
             left, right = torch.stack([there, mean], 1), torch.stack([mean, there - n * mean])
-            standardised[number] = moments[number].addmm_(left, right, alpha=-1).div_(scale)
+            standardized[number] = moments[number].addmm_(left, right, alpha=-1).div_(scale)
         sums = (sums - counts[..., None] * mean) / deviation
-        return cls(counts, sums, standardised, shift.double() + mean, deviation)
+        return cls(counts, sums, standardized, shift.double() + mean, deviation)
 
     def with_targets(self, features, posterior, top_labels, fold: np.ndarray, *, weights=None) -> "FoldStatistics":
         """The same moments with counts and class sums of soft targets."""
@@ -450,7 +450,7 @@ class FoldStatistics:
         return Head((temperature * weight).float().cpu(), (temperature * bias).float().cpu())
 
     def _solve(self, counts, sums, moments, shrinkage: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight `(k, d)` and bias `(k,)` on standardised features.
+        """Weight `(k, d)` and bias `(k,)` on standardized features.
 
         In float32: shrinkage bounds the condition number of what is solved by d / g.
         """
@@ -464,7 +464,7 @@ class FoldStatistics:
         return weight, prior.float() - (weight * means).sum(1) / 2
 
     def project(self, features, dimensions: int = NEIGHBOR_DIMENSIONS) -> torch.Tensor:
-        """Unit vectors of the first principal components of the standardised features, of shape `(n, p)`."""
+        """Unit vectors of the first principal components of the standardized features, of shape `(n, p)`."""
         size = len(self.center)
         covariance = (self.moments.sum(0) / self.counts.sum()).cpu().numpy()
         first = max(0, size - dimensions), size - 1  # in ascending order
@@ -483,7 +483,7 @@ def _add_moments(moments: torch.Tensor, rows: torch.Tensor):
 
 
 class Discriminants:
-    """One linear classifier per fold on standardised features.
+    """One linear classifier per fold on standardized features.
 
     Args:
         statistics ([`FoldStatistics`]): that they are of.
@@ -536,7 +536,7 @@ class Discriminants:
 
 
 class NoiseModel:
-    """P(c, y) = softmax(sum_m w_m z_m + a)_c T[c, y], fitted to given labels y by expectation maximisation.
+    """P(c, y) = softmax(sum_m w_m z_m + a)_c T[c, y], fitted to given labels y by expectation maximization.
 
     Args:
         weights (`torch.Tensor` of shape `(m,)`): w of each source of evidence.
@@ -633,13 +633,13 @@ def _newton_step(stack, prior, resolved) -> torch.Tensor:
     """Of the weights `(m,)` towards the highest expected likelihood, with prior and posterior of shape `(n, c)`."""
     expected = (prior * stack).sum(-1)
     gradient = ((resolved * stack).sum(-1) - expected).mean(1)
-    centred = stack - expected[..., None]
-    hessian = (prior * centred).flatten(1) @ centred.flatten(1).T / stack.shape[1]
+    centered = stack - expected[..., None]
+    hessian = (prior * centered).flatten(1) @ centered.flatten(1).T / stack.shape[1]
     hessian.diagonal().add_(1e-3 * hessian.diagonal().mean() + 1e-9)
     return torch.linalg.solve(hessian, gradient).clamp(-0.2, 0.2)
 
 
-# -- neighbours -------------------------------------------------------------------------------------------------------
+# -- neighbors -------------------------------------------------------------------------------------------------------
 
 
 def nearest_neighbors(vectors: torch.Tensor, groups: np.ndarray, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -661,16 +661,16 @@ def nearest_neighbors(vectors: torch.Tensor, groups: np.ndarray, count: int) -> 
 
 
 def rate_of_triples(labels: torch.Tensor, nearest: torch.Tensor, num_labels: int, *, iterations: int = 200) -> float:
-    """The noise rate at which labels of samples and of their two nearest neighbours agree as often as they do.
+    """The noise rate at which labels of samples and of their two nearest neighbors agree as often as they do.
 
-    Three labels of one true class, drawn independently (HOC, Zhu et al., ICML 2021), by expectation maximisation of
-    that latent class model. Neighbours of other classes count as noise, so that it is an upper end.
+    Three labels of one true class, drawn independently (HOC, Zhu et al., ICML 2021), by expectation maximization of
+    that latent class model. Neighbors of other classes count as noise, so that it is an upper end.
 
     Args:
         labels (`torch.Tensor` of shape `(n,)`): given labels.
         nearest (`torch.Tensor` of shape `(n, m)`): of [`nearest_neighbors`], m at least 2.
         num_labels (`int`): k.
-        iterations (`int`): of expectation maximisation.
+        iterations (`int`): of expectation maximization.
     """
     rows = (nearest[:, :2] >= 0).all(1)
     triples = torch.stack([labels[rows], labels[nearest[rows, 0]], labels[nearest[rows, 1]]]).sort(0).values
@@ -689,7 +689,7 @@ def rate_of_triples(labels: torch.Tensor, nearest: torch.Tensor, num_labels: int
 
 
 def neighbor_posteriors(nearest, posterior, top_labels, num_labels) -> torch.Tensor:
-    """Log of the mean posterior of each sample's neighbours on its top labels, of shape `(n, c)`."""
+    """Log of the mean posterior of each sample's neighbors on its top labels, of shape `(n, c)`."""
     means = torch.empty(posterior.shape)
     for rows in torch.arange(len(nearest)).split(2_048):
         near = nearest[rows].clamp(min=0)

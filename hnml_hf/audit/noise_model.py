@@ -106,7 +106,7 @@ def estimate_noise(
 
     The true class c of a sample is hidden. The teacher gives pi_c = q_c^b exp(a_c) / sum, its running
     probabilities sharpened by b, and the given label y comes out of a transition matrix T: P(c, y) = pi_c T[c, y].
-    T and the class offsets a are estimated by expectation maximisation on the given labels alone (the
+    T and the class offsets a are estimated by expectation maximization on the given labels alone (the
     noise-adaptation layer of Goldberger & Ben-Reuven, ICLR 2017, fitted after training); a label is wrong with P(c
     != y | y) = 1 - pi_y T[y, y] / sum_c pi_c T[c, y].
 
@@ -266,7 +266,7 @@ class SampleDynamics:
     def fit_transitions(
         self, inverse_temperature: float, *, start: tuple[np.ndarray, np.ndarray] | None = None, iterations: int = 200
     ) -> tuple[np.ndarray, np.ndarray]:
-        """T of shape `(k, k)` and a of shape `(k,)` by expectation maximisation; each class has one sure sample.
+        """T of shape `(k, k)` and a of shape `(k,)` by expectation maximization; each class has one sure sample.
 
         Of the k^2 cells only those differ from 0 that samples point at: with thousands of classes they are few.
         """

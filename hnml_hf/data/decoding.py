@@ -114,7 +114,7 @@ def open_image_file(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> PIL.Imag
 def to_rgb(image: PIL.Image.Image | None, *, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
     """An image of any mode in RGB, with 8 bits a channel, turned as its EXIF orientation says.
 
-    Grey of 16 bits is scaled, 65535 being white; Pillow's own conversion would make white of all above 255. It comes
+    Gray of 16 bits is scaled, 65535 being white; Pillow's own conversion would make white of all above 255. It comes
     in the modes `I;16...`, and from PGM files in mode `I`. From elsewhere (TIFF, arrays) the numbers of the modes `I`
     and `F` may have any range, and a single image does not tell which.
 
@@ -129,8 +129,8 @@ def to_rgb(image: PIL.Image.Image | None, *, max_pixels: int = MAX_PIXELS) -> PI
         raise ValueError("an EPS file is a program, which Pillow would have Ghostscript run; convert it")
     image.load()  # only then the mode is final, and whoever opened the file may close it
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        grey = (np.asarray(image).astype(np.uint32) + 128) // 257  # rounded: 65535 = 255 * 257
-        image = PIL.Image.fromarray(grey.astype(np.uint8))
+        gray = (np.asarray(image).astype(np.uint32) + 128) // 257  # rounded: 65535 = 255 * 257
+        image = PIL.Image.fromarray(gray.astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(
             f"pixels are 32-bit numbers (Pillow's mode {image.mode}), whose range is not known; store the images with "

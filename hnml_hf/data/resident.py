@@ -1,4 +1,4 @@
-"""Small images as one tensor on the training device: whole batches are augmented, resized and normalised there.
+"""Small images as one tensor on the training device: whole batches are augmented, resized and normalized there.
 
 What is drawn for a sample follows from seed, epoch and sample id alone and is computed on the CPU, so that it is the
 same on every device, for every batch that holds the sample and wherever a run was resumed.
@@ -25,7 +25,7 @@ BATCHED = ("none", "standard", "shift")  # augmentations that there are for whol
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele et al., OOPSLA 2014): neighbouring integers become unrelated ones."""
+    """The finalizer of SplitMix64 (Steele et al., OOPSLA 2014): neighboring integers become unrelated ones."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
     return values ^ (values >> np.uint64(31))
@@ -134,7 +134,7 @@ class BatchTransform:
             draws (`torch.Tensor` of shape `(b, 5)`): of [`uniform_draws`].
 
         Returns:
-            `torch.Tensor` of shape `(b, 3, *size)`, normalised.
+            `torch.Tensor` of shape `(b, 3, *size)`, normalized.
         """
         height, width = images.shape[2:]
         flip = torch.zeros_like(draws[:, 2], dtype=torch.bool) if self.kind == "center" else draws[:, 2] < 0.5

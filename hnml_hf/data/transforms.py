@@ -78,7 +78,7 @@ def _numbers(value, low: float) -> bool:
 
 
 def _image_size(value) -> bool:
-    """Whether these are channels, height and width of an image in colours."""
+    """Whether these are channels, height and width of an image in colors."""
     whole = _numbers(value, low=0) and all(number == int(number) for number in value)
     return whole and value[0] == 3 and max(value) <= LARGEST_SIDE
 
@@ -179,7 +179,7 @@ class BySize:
 
 
 def create_strong_transform(weak: Callable) -> Callable:
-    """`weak`, then changes of colour, contrast and sharpness by RandAugment, then an erased rectangle (Cubuk et al.,
+    """`weak`, then changes of color, contrast and sharpness by RandAugment, then an erased rectangle (Cubuk et al.,
     CVPRW 2020; Zhong et al., AAAI 2020).
 
     Nothing is moved: drawn from the same seed, every pixel shows the same place as in the weak view, so that a map of
@@ -193,9 +193,9 @@ def create_strong_transform(weak: Callable) -> Callable:
     )
     steps = list(weak.transforms)  # type: ignore[attr-defined]  # a `Compose`
     to_tensor = next(i for i, step in enumerate(steps) if isinstance(step, (MaybeToTensor, transforms.ToTensor)))
-    colours = timm.data.auto_augment.RandAugment(operations, num_layers=2)
+    colors = timm.data.auto_augment.RandAugment(operations, num_layers=2)
     erasing = RandomErasing(probability=0.5, mode="const", device="cpu")
-    return transforms.Compose([*steps[:to_tensor], colours, *steps[to_tensor:], erasing])
+    return transforms.Compose([*steps[:to_tensor], colors, *steps[to_tensor:], erasing])
 
 
 def create_image_processor(pretrained_cfg: dict) -> CLIPImageProcessor:

@@ -174,12 +174,12 @@ def generate_model_card(
         model_name (`str`, *optional*): title of the card.
         repo_id (`str`, *optional*): where it will be on the Hub.
         dataset (`str`, *optional*): its name, or its id on the Hub. A path is not written.
-        dataset_license (`str`, *optional*): licence of the data.
+        dataset_license (`str`, *optional*): license of the data.
         noise (`str`, *optional*): how labels were corrupted, if they were.
         noise_estimate (`str`, *optional*): what an audit says of their share.
         accuracy_estimate (`str`, *optional*): the accuracy behind an agreement with noisy labels, with its range.
         start (`str`, *optional*): the weights that training started from, an id on the Hub or words; `None` is random.
-        license (`str`, *optional*): licence of the weights, an identifier of the Hub.
+        license (`str`, *optional*): license of the weights, an identifier of the Hub.
         command (`str`, *optional*): what was run.
         split (`str`): what the results were measured on.
         tags (`list[str]`, *optional*): more tags.

@@ -39,7 +39,7 @@ def backbone_config(
     if model_args.get("in_chans", 3) != 3:
         raise ValueError(
             f"`in_chans={model_args['in_chans']}`: images are prepared in RGB here, so a backbone needs 3. Leave "
-            "`in_chans` out; a grey image is given three equal channels."
+            "`in_chans` out; a gray image is given three equal channels."
         )
     try:
         with torch.device("meta"):

@@ -88,8 +88,8 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         return self
 
     def post_init(self):
-        # timm has initialised its parameters already; the inherited initialisation would draw them again from N(0,
-        # 0.02). Marked ones are left alone; what a checkpoint lacks (on the meta device here) is still initialised.
+        # timm has initialized its parameters already; the inherited initialization would draw them again from N(0,
+        # 0.02). Marked ones are left alone; what a checkpoint lacks (on the meta device here) is still initialized.
         for parameter in self.parameters():
             if not parameter.is_meta:
                 parameter._is_hf_initialized = True
@@ -334,7 +334,7 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         r"""Classify a batch.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(b, channels, height, width)`): normalised images.
+            pixel_values (`torch.Tensor` of shape `(b, channels, height, width)`): normalized images.
             labels (`torch.LongTensor` of shape `(b,)`, *optional*): gives `loss`, the mean cross-entropy.
             cam_classes (`torch.LongTensor` of shape `(b,)` or `"predicted"`, *optional*): gives `cams`.
             region_masks (`torch.Tensor` of shape `(r, b, h, w)`, *optional*): gives `region_features` and
@@ -342,7 +342,7 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
                 pooling that is masked average pooling.
             step (`Callable`, *optional*): what to run on this batch instead, `step(model, pixel_values)`; its result
                 is returned as it is. Running the whole step inside `forward` is what lets distributed
-                wrappers see, and synchronise, every gradient.
+                wrappers see, and synchronize, every gradient.
 
         Returns:
             [`TimmCAMOutput`]

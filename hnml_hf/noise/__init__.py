@@ -1,4 +1,4 @@
-"""Label noise as pure functions of tensors: transition matrices, draws from them, and neighbour swaps in a batch.
+"""Label noise as pure functions of tensors: transition matrices, draws from them, and neighbor swaps in a batch.
 
 Shapes: b batch size, d feature size, n number of samples, k number of classes, s number of pixel values of an image.
 `transition_matrix[i, j] = P(noisy = j | clean = i)`: rows sum to 1 (cleanlab's `noise_matrix` is the transpose).

@@ -1,4 +1,4 @@
-"""Synthetic, dynamically changing noise of a batch: labels of neighbours in feature space."""
+"""Synthetic, dynamically changing noise of a batch: labels of neighbors in feature space."""
 
 import torch
 
@@ -15,26 +15,26 @@ def neighbor_labels(
     num_draws: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Draw synthetic labels: some rows of the batch take the label of one of their nearest neighbours in the batch.
+    """Draw synthetic labels: some rows of the batch take the label of one of their nearest neighbors in the batch.
 
     In each draw a new random subset S of `round(perturb_ratio * b)` rows is picked. For i in S, y'_i = y_j with j
-    uniform on the nearest neighbours of i (Euclidean distance of the features, i itself excluded); otherwise
-    y'_i = y_i. A neighbour may carry the same label, so the share of changed labels is at most `perturb_ratio`.
+    uniform on the nearest neighbors of i (Euclidean distance of the features, i itself excluded); otherwise
+    y'_i = y_i. A neighbor may carry the same label, so the share of changed labels is at most `perturb_ratio`.
 
     Equal distances are ordered by the position in the batch. Non-finite distances count as the farthest: such rows are
-    neighbours of nobody while enough finite ones exist.
+    neighbors of nobody while enough finite ones exist.
 
     Args:
         features (`torch.Tensor` of shape `(b, d)`): of any floating dtype; distances are computed in float32.
         labels (`torch.Tensor` of shape `(b,)`): integer labels.
         num_neighbors (`int`): at least 1; capped at b - 1.
-        perturb_ratio (`float`): share of the batch that is relabelled in a draw, in [0, 1].
+        perturb_ratio (`float`): share of the batch that is relabeled in a draw, in [0, 1].
         num_draws (`int`): number of draws, at least 1.
         generator (`torch.Generator`): on the CPU.
 
     Returns:
         `torch.Tensor` of shape `(num_draws, b)`, int64, on the device of `labels`. A batch of fewer than two rows has
-        no neighbours: its labels come back unchanged.
+        no neighbors: its labels come back unchanged.
 
     Raises:
         ValueError: if shapes do not match, an argument is out of range or the generator is not on the CPU.
@@ -74,7 +74,7 @@ def neighbor_labels(
 def _nearest_neighbors(features: torch.Tensor, num_neighbors: int) -> torch.Tensor:
     """The positions, shape (b, num_neighbors), of the nearest other rows; ties by position, non-finite ones last."""
     features = features.float()
-    # the matrix-product form of cdist loses the digits that decide between close neighbours
+    # the matrix-product form of cdist loses the digits that decide between close neighbors
     distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
     farthest = torch.finfo(distances.dtype).max
     distances = distances.nan_to_num(nan=farthest, posinf=farthest).fill_diagonal_(torch.inf)

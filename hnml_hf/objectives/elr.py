@@ -1,4 +1,4 @@
-"""Early-learning regularisation: hold predictions near their own running average."""
+"""Early-learning regularization: hold predictions near their own running average."""
 
 import torch
 

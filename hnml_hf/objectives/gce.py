@@ -1,4 +1,4 @@
-"""Generalised cross-entropy, a loss between cross-entropy and mean absolute error."""
+"""Generalized cross-entropy, a loss between cross-entropy and mean absolute error."""
 
 import torch
 

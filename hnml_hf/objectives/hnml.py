@@ -53,9 +53,9 @@ def mask_guided_loss(
 
     Args:
         foreground_logits (`torch.Tensor` of shape `(..., b, k)`): head's output on the foreground.
-        maps (`torch.Tensor` of shape `(..., b, h, w)`): a', the student's normalised maps of the teacher's classes.
+        maps (`torch.Tensor` of shape `(..., b, h, w)`): a', the student's normalized maps of the teacher's classes.
         teacher_probabilities (`torch.Tensor` of shape `(b, k)`): q.
-        teacher_maps (`torch.Tensor` of shape `(b, h, w)`): a, the teacher's normalised maps.
+        teacher_maps (`torch.Tensor` of shape `(b, h, w)`): a, the teacher's normalized maps.
         foreground (`torch.Tensor` of shape `(b, h, w)`): M in [0, 1].
         cam_weight (`float`): mu_c >= 0.
 
@@ -150,7 +150,7 @@ def hnml_synthetic(
 
 
 def mask_requests(student, evidence: Evidence, active_terms):
-    """The teacher's normalised maps and their foreground, `(b, h, w)`, and what the student is asked for beside its
+    """The teacher's normalized maps and their foreground, `(b, h, w)`, and what the student is asked for beside its
     logits; None, None and nothing where the mask-guided term is not active."""
     if "mask_guided" not in active_terms:
         return None, None, {}

@@ -11,7 +11,7 @@ class Evidence(NamedTuple):
     """The targets of a batch (b images, k classes, d features, h x w cells); nothing here is differentiated."""
 
     probabilities: torch.Tensor  # (b, k), q
-    features: torch.Tensor  # (b, d), in which neighbours are looked for
+    features: torch.Tensor  # (b, d), in which neighbors are looked for
     cams: torch.Tensor | None  # (b, h, w), raw maps of the classes argmax q
     from_teacher: bool = False  # or from the samples' running averages
 

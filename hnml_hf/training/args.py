@@ -72,7 +72,7 @@ class HNMLTrainingArguments(TrainingArguments):
     gce_q: float = field(
         default=0.7, metadata={"help": "GCE's q in (0, 1]: 0 is cross-entropy, 1 mean absolute error (GCE)."}
     )
-    elr_weight: float = field(default=3.0, metadata={"help": "Weight of ELR's regulariser (ELR, CIFAR-10)."})
+    elr_weight: float = field(default=3.0, metadata={"help": "Weight of ELR's regularizer (ELR, CIFAR-10)."})
     elr_decay: float = field(
         default=0.7,
         metadata={"help": "Decay of a sample's running predictions, in [0, 1); `teacher_source=memory` too (ELR)."},
@@ -94,7 +94,7 @@ class HNMLTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Take the gradient so many optimizer steps ahead along the optimizer's momentum: steps x peak "
-            "learning rate x momentum (Momentum-SAM without its normalisation, Becker et al., 2024). Default: 40 for "
+            "learning rate x momentum (Momentum-SAM without its normalization, Becker et al., 2024). Default: 40 for "
             "`hnml`, else 0."
         },
     )
@@ -122,7 +122,7 @@ class HNMLTrainingArguments(TrainingArguments):
     perturb_ratio: float = field(default=0.5, metadata={"help": "Share of the batch that a draw relabels (MLNT)."})
     num_neighbors: int = field(
         default=10,
-        metadata={"help": "A relabelled sample takes the label of one of so many nearest neighbours (MLNT)."},
+        metadata={"help": "A relabeled sample takes the label of one of so many nearest neighbors (MLNT)."},
     )
     # -- the two levels of the outer loss --
     consistency_weight: float = field(

@@ -147,7 +147,7 @@ class PredictionMemory(CheckpointedCallback):
 
 
 def create_prediction_memory(model, args, dataset) -> PredictionMemory | None:
-    """The memory of a run whose targets or regulariser come from it."""
+    """The memory of a run whose targets or regularizer come from it."""
     if dataset is None or not (args.uses_memory or args.objective == "elr"):
         return None
     options = {"decay": args.elr_decay, "device": args.device, "folder": args.output_dir}

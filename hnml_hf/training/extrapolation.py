@@ -1,6 +1,6 @@
 """Momentum extrapolation: the gradient is taken some optimizer steps ahead and applied at the weights themselves.
 
-Momentum-SAM (Becker et al. 2024, arXiv 2401.12033) without its normalisation, or with it as a control; extragradient
+Momentum-SAM (Becker et al. 2024, arXiv 2401.12033) without its normalization, or with it as a control; extragradient
 from the past (Popov 1980) with the optimizer's momentum in place of the last gradient.
 """
 

@@ -8,7 +8,7 @@ from .args import HNML_OBJECTIVES
 
 UPDATE_EVERY = 32  # steps; the trainer has gathered what the processes saw by then
 LABELS_HELD_OUT = 500  # as far as the shares in `default_fraction` allow
-FULL_AT = 0.2  # share of the unpredictable labels memorised, beyond that, at which `meta_weight` is 1
+FULL_AT = 0.2  # share of the unpredictable labels memorized, beyond that, at which `meta_weight` is 1
 
 
 def default_fraction(samples: int) -> float:
@@ -37,9 +37,9 @@ class MemorizationMonitor:
     / (1 - g) is the share of the labels that cannot be predicted, wrong or hard, that it has memorized.
     `meta_weight` is 0 until r is significant, then grows in proportion, and is 1 at `FULL_AT` above.
     Nothing is asked of the user, and nothing of a clean label. The construction is ours. That networks first learn
-    what generalises and memorize the rest later is the observation of Arpit et al., ICML 2017.
+    what generalizes and memorize the rest later is the observation of Arpit et al., ICML 2017.
 
-    With `hnml_synthetic` the held-out labels still are among those that neighbours pass on to the virtual
+    With `hnml_synthetic` the held-out labels still are among those that neighbors pass on to the virtual
     step; the losses that move the weights do not see them.
 
     Args:

@@ -383,30 +383,30 @@ def plot(records: list[dict], path: Path):
         len(noises), 3, figsize=(15, 4 * len(noises)), layout="constrained", squeeze=False
     )
     palette = [pyplot.get_cmap("tab20")(i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
-    looks = itertools.cycle((colour, *form) for form in (("-", "o"), ("--", "s"), (":", "^")) for colour in palette)
+    looks = itertools.cycle((color, *form) for form in (("-", "o"), ("--", "s"), (":", "^")) for color in palette)
     styles = {}
     for (noise, backbone, method), group in groups.items():
         accuracy_panel, memory_panel, cost_panel = panels[noises.index(noise)]
         label = " ".join(part for part in (backbone, method) if part)
         if label not in styles:
             styles[label] = next(looks)
-        colour, line, marker = styles[label]
+        color, line, marker = styles[label]
         for panel, key in ((accuracy_panel, "test"), (memory_panel, "memorized")):
             curves = [[entry.get(key, math.nan) for entry in record["curve"]] for record in group]
             epochs = [entry["epoch"] for entry in group[0]["curve"]][: min(map(len, curves))]
             means = [100 * statistics.fmean(column) for column in zip(*curves, strict=False)]
-            panel.plot(epochs, means, line, color=colour)
+            panel.plot(epochs, means, line, color=color)
         cost = statistics.mean(record["cost_ce"] for record in group)
         last = 100 * statistics.mean(record["last"] for record in group)
-        cost_panel.plot(cost, last, marker, color=colour)
+        cost_panel.plot(cost, last, marker, color=color)
         accuracy_panel.set(title=f"{noise}: accuracy on clean test data", xlabel="epoch", ylabel="%")
         memory_panel.set(title=f"{noise}: wrong labels that are fitted", xlabel="epoch", ylabel="%")
         cost_panel.set(title=f"{noise}: last epoch over cost", xlabel="cross-entropy trainings", ylabel="%")
     for panel in panels.flat:  # of wrong labels there is nothing to show where no label is wrong
         panel.set_visible(not all(math.isnan(y) for line in panel.get_lines() for y in line.get_ydata()))
     keys = [
-        pyplot.Line2D([], [], color=colour, linestyle=line, marker=marker, label=label)
-        for label, (colour, line, marker) in styles.items()
+        pyplot.Line2D([], [], color=color, linestyle=line, marker=marker, label=label)
+        for label, (color, line, marker) in styles.items()
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=3)
     save(figure, path)

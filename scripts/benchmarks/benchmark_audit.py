@@ -80,7 +80,7 @@ DATASETS = {
 
 
 class MemoryImages(Dataset):
-    """A dataset as normalised tensors, with a random shift and flip, so that a CPU spends its time on the network.
+    """A dataset as normalized tensors, with a random shift and flip, so that a CPU spends its time on the network.
 
     Args:
         dataset (`datasets.Dataset`): columns `image`, `label`, `clean_label`.

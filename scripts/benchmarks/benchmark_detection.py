@@ -3,7 +3,7 @@
     python scripts/benchmarks/benchmark.py detection --data_root data --output docs/results/detection.json
 
 One forward pass of an EfficientNet-lite0 (`--data_root`/weights, or from the Hub), kept in `--cache_dir`. cleanlab
-gets the predictions of a logistic regression in 5-fold cross-validation on the standardised features (C = 0.001); its
+gets the predictions of a logistic regression in 5-fold cross-validation on the standardized features (C = 0.001); its
 seconds are those of that fit, the judge's those of all it does. On a busy machine compare the seconds of the
 processor.
 """

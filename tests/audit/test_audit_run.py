@@ -115,16 +115,16 @@ def test_files_that_are_no_audit(tmp_path):
         load_audit(tmp_path)
 
 
-@pytest.mark.parametrize(("crop_mode", "colours"), [("center", 2), ("squash", 4)])
-def test_the_picture_is_what_the_transform_looks_at(crop_mode, colours):
+@pytest.mark.parametrize(("crop_mode", "colors"), [("center", 2), ("squash", 4)])
+def test_the_picture_is_what_the_transform_looks_at(crop_mode, colors):
     """Four stripes side by side: the central square has two of them, the whole image all four."""
     stripes = np.repeat(np.array([[0, 80, 160, 240]], np.uint8), 20, axis=0).repeat(10, axis=1)
     dataset = datasets.Dataset.from_dict({"image": [Image.fromarray(stripes)], "index": [7]})
     dataset, suspects = dataset.cast_column("image", datasets.Image()), pd.DataFrame({"index": [7]})
     (shown,) = collect_evidence(dataset, suspects, transform=None, crop_mode=crop_mode)
     assert shown.image.size == (20, 20)
-    middles = np.asarray(shown.image)[10, 20 // colours // 2 :: 20 // colours, 0].tolist()
-    assert middles == {2: [80, 160], 4: [0, 80, 160, 240]}[colours]
+    middles = np.asarray(shown.image)[10, 20 // colors // 2 :: 20 // colors, 0].tolist()
+    assert middles == {2: [80, 160], 4: [0, 80, 160, 240]}[colors]
 
 
 def test_number_of_suspects():

@@ -18,8 +18,8 @@ from hnml_hf.audit.run import write_report
 from hnml_hf.audit.table import likely_classes, write_audit
 
 
-COLOURS = {"blue": (20, 20, 200), "green": (20, 200, 20), "red": (200, 20, 20)}
-WRONG = [0, 4, 20]  # rows whose label is another colour's
+COLORS = {"blue": (20, 20, 200), "green": (20, 200, 20), "red": (200, 20, 20)}
+WRONG = [0, 4, 20]  # rows whose label is another color's
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,12 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def coloured(tmp_path_factory) -> pd.DataFrame:
-    """60 images of one colour and some noise; three have a wrong label."""
-    folder, generator, rows = tmp_path_factory.mktemp("colours"), np.random.default_rng(0), []
-    names = sorted(COLOURS)
+def colored(tmp_path_factory) -> pd.DataFrame:
+    """60 images of one color and some noise; three have a wrong label."""
+    folder, generator, rows = tmp_path_factory.mktemp("colors"), np.random.default_rng(0), []
+    names = sorted(COLORS)
     for row in range(60):
-        pixels = np.array(COLOURS[names[row % 3]]) + generator.integers(-20, 20, (32, 32, 3))
+        pixels = np.array(COLORS[names[row % 3]]) + generator.integers(-20, 20, (32, 32, 3))
         Pillow.fromarray(pixels.astype(np.uint8)).save(folder / f"{row}.png")
         given = names[(row + (row in WRONG)) % 3]
         rows.append({"image": str(folder / f"{row}.png"), "label": given})
@@ -47,24 +47,24 @@ def options(weights) -> dict:
     return {"backbone": "test_resnet", "pretrained": weights, "image_size": 64, "num_workers": 0}
 
 
-def test_a_table_of_paths(coloured, weights, tmp_path):
-    issues = find_label_issues(coloured, **options(weights))
+def test_a_table_of_paths(colored, weights, tmp_path):
+    issues = find_label_issues(colored, **options(weights))
     assert len(issues) == 60 and sorted(issues["index"][:3]) == WRONG
     first = issues[issues["index"] == 0].iloc[0]
     assert (first["label_name"], first["suggested_name"]) == ("green", "blue") and first["path"].endswith("0.png")
     assert (issues["rank"].to_numpy() == np.arange(1, 61)).all()
-    assert issues.attrs["class_names"] == sorted(COLOURS)
+    assert issues.attrs["class_names"] == sorted(COLORS)
     low, high = issues.attrs["noise_rate_interval"]
     assert low <= 3 / 60 <= high and low <= issues.attrs["noise_rate"] <= high
     pd.testing.assert_frame_equal(load_audit(write_audit(tmp_path, issues)), issues.reset_index(drop=True))
 
 
-def test_a_dataset_a_folder_and_names_of_columns(coloured, weights, tmp_path):
-    expected = find_label_issues(coloured, **options(weights))
-    data = Dataset.from_pandas(coloured.rename(columns={"image": "photo", "label": "kind"}))
+def test_a_dataset_a_folder_and_names_of_columns(colored, weights, tmp_path):
+    expected = find_label_issues(colored, **options(weights))
+    data = Dataset.from_pandas(colored.rename(columns={"image": "photo", "label": "kind"}))
     found = find_label_issues(data, image_column="photo", label_column="kind", **options(weights))
     pd.testing.assert_frame_equal(found, expected)
-    for row, sample in coloured.iterrows():
+    for row, sample in colored.iterrows():
         folder = tmp_path / sample["label"]
         folder.mkdir(exist_ok=True)
         shutil.copy(sample["image"], folder / f"{row}.png")
@@ -85,10 +85,10 @@ def test_features_and_labels_without_images():
     assert all(number == pytest.approx(3, abs=1.5) for _, _, number in pairs)
 
 
-def test_a_row_without_a_readable_image_keeps_its_place(coloured, weights, tmp_path):
+def test_a_row_without_a_readable_image_keeps_its_place(colored, weights, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    data = coloured.copy()
+    data = colored.copy()
     data.loc[7, "image"] = str(broken)
     issues = find_label_issues(data, **options(weights)).set_index("index")
     assert len(issues) == 60 and issues.loc[7, "times_seen"] == 0
@@ -96,8 +96,8 @@ def test_a_row_without_a_readable_image_keeps_its_place(coloured, weights, tmp_p
     assert issues.loc[7, "rank"] == 60
 
 
-def test_people_decide_and_the_judge_learns_from_it(coloured, weights, tmp_path):
-    dataset, backbone = as_dataset(coloured), load_backbone("test_resnet", pretrained=weights, image_size=64)
+def test_people_decide_and_the_judge_learns_from_it(colored, weights, tmp_path):
+    dataset, backbone = as_dataset(colored), load_backbone("test_resnet", pretrained=weights, image_size=64)
     features = extract_features(dataset, backbone, cache_dir=tmp_path, num_workers=0)
     before = judge_dataset(dataset, features)
     rows = [(0, "wrong", 0, "blue"), (1, "right", 1, "green"), (2, "unsure", -1, ""), (3, "wrong", -1, "pink")]
@@ -127,8 +127,8 @@ def test_bad_input_is_named(data, message):
         as_dataset(data)
 
 
-def test_class_labels_and_ids_are_kept(coloured):
-    data = Dataset.from_pandas(coloured).cast_column("label", ClassLabel(names=["red", "green", "blue", "pink"]))
+def test_class_labels_and_ids_are_kept(colored):
+    data = Dataset.from_pandas(colored).cast_column("label", ClassLabel(names=["red", "green", "blue", "pink"]))
     data = data.add_column("index", np.arange(100, 160))
     made = as_dataset(data)
     assert made.features["label"].names == ["red", "green", "blue", "pink"] and made["index"][0] == 100

@@ -21,12 +21,12 @@ K, D = 4, 12
 
 
 def clusters(n: int = 600, k: int = K, d: int = D, *, seed: int = 0, spread: float = 1.0):
-    """Features around one centre per class, not centred and of different scales, and the true labels."""
+    """Features around one center per class, not centered and of different scales, and the true labels."""
     generator = np.random.default_rng(seed)
     labels = generator.permutation(np.arange(n) % k)
-    centres = generator.normal(size=(k, d))
+    centers = generator.normal(size=(k, d))
     scale = generator.uniform(0.1, 10, d)
-    return ((centres[labels] + spread * generator.normal(size=(n, d))) * scale + 5).astype(np.float32), labels
+    return ((centers[labels] + spread * generator.normal(size=(n, d))) * scale + 5).astype(np.float32), labels
 
 
 def flipped(labels: np.ndarray, rate: float, k: int = K, seed: int = 1) -> np.ndarray:
@@ -153,7 +153,7 @@ def test_folds_are_stratified_and_keep_groups_together():
     assert identical_rows(rows).tolist() == [0, 1, 0]
 
 
-def test_samples_of_one_group_are_no_neighbours():
+def test_samples_of_one_group_are_no_neighbors():
     vectors = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.9, 0.1], [0.0, 1.0]]), dim=1)
     nearest, cosines = nearest_neighbors(vectors, np.array([0, 0, 1, 2]), 2)
     torch.testing.assert_close(cosines[0], vectors[[2, 3]] @ vectors[0])

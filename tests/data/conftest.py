@@ -30,7 +30,7 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def pictures():
-    """200 grey 28x28 pictures and their Fashion-MNIST labels."""
+    """200 gray 28x28 pictures and their Fashion-MNIST labels."""
     path = Path(hnml_hf.__file__).parent / "data" / "published" / "fashion_mnist" / "test.parquet"
     with pq.ParquetFile(path) as file:
         table = file.read(columns=["image", "label"]).slice(0, 200)

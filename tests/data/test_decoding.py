@@ -16,7 +16,7 @@ from hnml_hf.data.synthetic import draw_noise
 from hnml_hf.inference import NotAnImageError
 
 
-GREY = np.array([[0, 128, 129], [257, 32768, 65535]], dtype=np.uint16)
+GRAY = np.array([[0, 128, 129], [257, 32768, 65535]], dtype=np.uint16)
 BYTES = [[0, 0, 1], [1, 128, 255]]  # by hand: 128 / 257 is 0.498, 129 / 257 is 0.502, 32768 / 257 is 127.502
 
 
@@ -33,26 +33,26 @@ def dataset_of(*files):
     return Dataset.from_dict(columns, features=schema.noisy_features(["a", "b", "c", "d"]))
 
 
-def is_grey(image):
+def is_gray(image):
     return image.mode == "RGB" and all(np.asarray(channel).tolist() == BYTES for channel in image.split())
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "PPM", "JPEG2000"])
 def test_16_bits_are_scaled_wherever_images_are_opened(image_format, tmp_path):
-    data = stored(GREY, image_format)
+    data = stored(GRAY, image_format)
     (tmp_path / "x.png").write_bytes(data)
-    assert is_grey(open_image(tmp_path / "x.png"))
+    assert is_gray(open_image(tmp_path / "x.png"))
     with PILImage.open(io.BytesIO(data)) as image:
-        assert is_grey(open_image(image))
+        assert is_gray(open_image(image))
     dataset = dataset_of(data)
-    assert is_grey(TransformedDataset(dataset, lambda image: image)[0]["pixel_values"])
-    assert is_grey(decode_images(dataset, [0])[0])
+    assert is_gray(TransformedDataset(dataset, lambda image: image)[0]["pixel_values"])
+    assert is_gray(decode_images(dataset, [0])[0])
     assert checks.check_image({"bytes": data, "path": None}).kind is None
 
 
 def test_byte_order_and_8_bits():
-    assert is_grey(to_rgb(PILImage.fromarray(GREY.astype(">u2"))))
-    assert is_grey(to_rgb(PILImage.fromarray(np.array(BYTES, dtype=np.uint8))))
+    assert is_gray(to_rgb(PILImage.fromarray(GRAY.astype(">u2"))))
+    assert is_gray(to_rgb(PILImage.fromarray(np.array(BYTES, dtype=np.uint8))))
 
 
 def test_instance_noise_sees_what_training_sees():
@@ -69,7 +69,7 @@ def test_instance_noise_sees_what_training_sees():
 @pytest.mark.parametrize("error", UNREADABLE)
 def test_whatever_a_decoder_raises_is_a_bad_image_everywhere(error, tmp_path, monkeypatch):
     """Some of Pillow's decoders raise `struct.error`, `IndexError` or `MemoryError` on a broken file."""
-    data = stored(GREY, "PNG")
+    data = stored(GRAY, "PNG")
     (tmp_path / "x.png").write_bytes(data)
     dataset = dataset_of(data)
 
@@ -100,7 +100,7 @@ def test_a_camera_held_upright_is_turned_wherever_images_are_opened(tmp_path):
 
 
 def test_a_row_without_an_image_stops_training_by_its_index():
-    dataset = dataset_of(stored(GREY, "PNG")).cast_column("image", Image(decode=True))
+    dataset = dataset_of(stored(GRAY, "PNG")).cast_column("image", Image(decode=True))
     rows = Dataset.from_dict(
         {name: [None] if name == "image" else dataset[name] for name in dataset.column_names}, dataset.features
     )
@@ -110,18 +110,18 @@ def test_a_row_without_an_image_stops_training_by_its_index():
 
 def test_a_row_that_is_not_there_is_no_bad_image():
     with pytest.raises(IndexError):
-        TransformedDataset(dataset_of(stored(GREY, "PNG")), lambda image: image)[1]
+        TransformedDataset(dataset_of(stored(GRAY, "PNG")), lambda image: image)[1]
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_numbers_of_unknown_range_are_refused(kind, tmp_path):
-    data = stored(GREY.astype(kind), "TIFF")
+    data = stored(GRAY.astype(kind), "TIFF")
     words = "32-bit numbers .* range is not known; store the images with 8 or 16 bits"
     (tmp_path / "x.tif").write_bytes(data)
-    for source in (tmp_path / "x.tif", PILImage.fromarray(GREY.astype(kind))):
+    for source in (tmp_path / "x.tif", PILImage.fromarray(GRAY.astype(kind))):
         with pytest.raises(NotAnImageError, match=words):
             open_image(source)
-    dataset = dataset_of(stored(GREY, "PNG"), data)
+    dataset = dataset_of(stored(GRAY, "PNG"), data)
     with pytest.raises(UnreadableImageError, match=rf"index 8 cannot be read: .*{words}.*hnml check"):
         TransformedDataset(dataset, lambda image: image).__getitems__([0, 1])
     assert "range is not known" in decode_images(dataset, [1])[0]

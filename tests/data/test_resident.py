@@ -100,7 +100,7 @@ def test_draws_follow_seed_epoch_and_sample_alone():
         assert not (other[0] == draws[0]).any()
     many = uniform_draws(0, 0, np.arange(20000), 2)
     assert abs(many.mean() - 0.5) < 0.01 and abs(np.corrcoef(many.T)[0, 1]) < 0.03
-    assert abs(np.corrcoef(many[:-1, 0], many[1:, 0])[0, 1]) < 0.03  # neighbouring ids
+    assert abs(np.corrcoef(many[:-1, 0], many[1:, 0])[0, 1]) < 0.03  # neighboring ids
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_persistent_workers_see_the_epoch(tiny_dataset):
 
 
 def test_evaluation_by_hand():
-    """A grey level of 102 = 0.4 becomes (0.4 - mean) / std per channel; nothing is cut at `crop_pct` 1."""
+    """A gray level of 102 = 0.4 becomes (0.4 - mean) / std per channel; nothing is cut at `crop_pct` 1."""
     _, evaluation = create_transforms(SMALL, augmentation="none")
     pixels = evaluation(PILImage.new("RGB", (32, 32), (102, 102, 102)))
     assert_close(pixels.mean((1, 2)), torch.tensor([-0.5, 0.0, 0.5]), atol=1e-5, rtol=0)
@@ -201,7 +201,7 @@ def test_unknown_augmentation():
 
 
 def test_a_shift_shows_nothing_that_the_evaluation_does_not():
-    """Of one colour all over, no border; of stripes, the evaluation's interpolation."""
+    """Of one color all over, no border; of stripes, the evaluation's interpolation."""
     white = PILImage.new("RGB", (32, 32), "white")
     stripes = PILImage.fromarray(np.tile(np.repeat([0, 255], 16).astype(np.uint8)[:, None, None], (1, 32, 3)))
     for interpolation in ("bilinear", "bicubic"):
@@ -215,7 +215,7 @@ def test_a_shift_shows_nothing_that_the_evaluation_does_not():
 
 @pytest.mark.parametrize("augmentation", ["none", "standard"])
 def test_strong_view_moves_nothing(augmentation):
-    """A square of one colour on another: whatever becomes of the two colours, it stays where it is."""
+    """A square of one color on another: whatever becomes of the two colors, it stays where it is."""
     pixels = np.full((32, 32, 3), (200, 120, 60), np.uint8)
     pixels[5:20, 9:30] = (40, 90, 230)
     columns = {"image": [PILImage.fromarray(pixels)] * 100, "label": [0] * 100, "clean_label": [0] * 100}
@@ -226,10 +226,10 @@ def test_strong_view_moves_nothing(augmentation):
     for sample in transformed.__getitems__(list(range(100))):
         square, strong = sample["pixel_values"][2] > 0.5, sample["strong_pixel_values"]
         padding = (sample["pixel_values"] < -1.2).all(0)
-        left = ~padding & ~(strong == 0).all(0)  # an erased part is the mean colour
-        colours = strong[:, left]
-        if colours.std(-1).max() > 0.05:
-            pairs = torch.cat([square[left].float()[None], colours])
+        left = ~padding & ~(strong == 0).all(0)  # an erased part is the mean color
+        colors = strong[:, left]
+        if colors.std(-1).max() > 0.05:
+            pairs = torch.cat([square[left].float()[None], colors])
             assert torch.corrcoef(pairs)[0, 1:].nan_to_num().abs().max() > 0.6
             compared += not torch.equal(strong, sample["pixel_values"])
     assert compared > 50

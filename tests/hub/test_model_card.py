@@ -104,7 +104,7 @@ def test_the_card_tells_what_happened(tmp_path):
         "timm 1.",
         '"local-dir:" + path',
         "![Training curves](training_curves.png)",
-        "Licence of the weights: apache-2.0",
+        "License of the weights: apache-2.0",
         "--recipe scripts/recipes/quickstart.yaml",
     ):
         assert part in text, part

@@ -15,7 +15,7 @@ def make_generator(seed=0):
 
 
 def test_nearest_neighbor_by_hand():
-    """Points on a line at 0, 1, 3, 7, labels 0, 1, 2, 3, every row perturbed, one neighbour.
+    """Points on a line at 0, 1, 3, 7, labels 0, 1, 2, 3, every row perturbed, one neighbor.
     Nearest: 0 -> 1 (1 away), 1 -> 0 (1 against 2), 3 -> 1 (2 against 3), 7 -> 3 (4 away). So labels 1, 0, 1, 2.
     """
     features = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
@@ -96,7 +96,7 @@ def test_permuting_the_batch_permutes_the_labels():
 
 
 def test_ties_and_duplicates_exclude_the_row_itself():
-    """All points coincide: the neighbour is the first *other* row, never the row itself."""
+    """All points coincide: the neighbor is the first *other* row, never the row itself."""
     drawn = noise.neighbor_labels(
         torch.zeros(4, 2),
         torch.arange(4),
@@ -418,7 +418,7 @@ def test_same_pixels_same_alternative():
 
 
 def test_pixel_scaling_changes_what_flips_mean():
-    """Bright images with small differences: unscaled, the mean image decides; standardised, each image does."""
+    """Bright images with small differences: unscaled, the mean image decides; standardized, each image does."""
     pixels = 200 + torch.randint(20, (4000, 48), generator=make_generator())
     labels = torch.arange(4000) % 4
 

@@ -24,7 +24,7 @@ def test_cross_entropy_by_hand():
 
 
 def test_weights_of_samples_scale_the_loss_on_the_label():
-    """1/4 log 4, and 1/4 of GCE's (1 - 1/2) / (1/2); ELR's regulariser, which asks for no label, stays."""
+    """1/4 log 4, and 1/4 of GCE's (1 - 1/2) / (1/2); ELR's regularizer, which asks for no label, stays."""
     labels, weights = torch.tensor([1]), torch.tensor([0.25])
     assert_close(cross_entropy(LOGITS, labels, weights), torch.tensor([math.log(4) / 4]))
     assert_close(generalized_cross_entropy(LOGITS, labels, weights, q=0.5), torch.tensor([0.25]))

@@ -33,10 +33,10 @@ def test_two_processes_share_the_images_and_say_what_one_says(tmp_path, capsys):
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "model.safetensors")
     generator = np.random.default_rng(0)
     for row in range(31):
-        colour = np.eye(3)[row % 3] * 180 + generator.integers(0, 70, (32, 32, 3))
+        color = np.eye(3)[row % 3] * 180 + generator.integers(0, 70, (32, 32, 3))
         folder = tmp_path / "photos" / f"class{(row + (row == 5)) % 3}"
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(colour.astype(np.uint8)).save(folder / f"{row}.png")
+        Image.fromarray(color.astype(np.uint8)).save(folder / f"{row}.png")
     options = [tmp_path / "photos", "--backbone", "test_resnet", "--pretrained", tmp_path / "model.safetensors"]
     options += ["--image_size", "64", "--num_workers", "0", "--device", "cpu"]
     load_script("audit").main([str(option) for option in [*options, "--output_dir", tmp_path / "one"]])

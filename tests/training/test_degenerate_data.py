@@ -53,7 +53,7 @@ def test_it_trains_and_scores(case, form, tmp_path):
 
 
 def test_one_image_a_class(tmp_path):
-    """Three images: a batch smaller than asked for, neighbours that are all of another class."""
+    """Three images: a batch smaller than asked for, neighbors that are all of another class."""
     trainer = build_trainer(tmp_path, make(np.arange(3)), max_steps=2, **FORMS["momentum"])
     trainer.train()
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())

@@ -1,7 +1,7 @@
 """Two processes are one process with twice the accumulation: same weights, teacher and memory, for every objective.
 
 The processes are started once; `distributed_worker.py` runs all cases in that launch. Only backbones without batch
-norm can be compared exactly, because each process normalises its own part of the batch.
+norm can be compared exactly, because each process normalizes its own part of the batch.
 """
 
 import json
@@ -152,7 +152,7 @@ def test_the_mean_over_ranks_of_their_own_draws_is_applied(two_processes, initia
     assert (gradients[0][-1] - gradients[1][-1]).abs().max() > 1e-4  # so the mean is neither
 
 
-def test_all_ranks_measure_the_memorisation_of_all(one_process, two_processes):
+def test_all_ranks_measure_the_memorization_of_all(one_process, two_processes):
     """Observations of both processes count on both, so that they agree on the weight of the meta terms."""
     (alone,) = one_process[1]["monitor_counts"]
     assert alone[1] > 0 and alone[3] > 0
@@ -200,7 +200,7 @@ def test_digests_tell_single_bits_apart():
 
 @pytest.mark.parametrize("case", ["ce", "weighted", "gce", "elr"])
 def test_a_batch_of_eight_is_two_of_four(case):
-    """Per-sample objectives do not care how a batch is cut; HNML and MLNT do: neighbours are those of a batch."""
+    """Per-sample objectives do not care how a batch is cut; HNML and MLNT do: neighbors are those of a batch."""
     trained = []
     for size, accumulation in ((8, 1), (4, 2)):
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}

@@ -148,7 +148,7 @@ def test_a_run_reports_what_it_cost(case, low, high, tmp_path):
 
 @pytest.mark.parametrize("case", ["head second", "full first", "momentum", "momentum memory", "elr"])
 def test_a_last_batch_of_one_sample(case):
-    """13 images in batches of four: the last one has no neighbour, and nothing to swap."""
+    """13 images in batches of four: the last one has no neighbor, and nothing to swap."""
     trainer = make_trainer(VIT, {**CASES[case], "num_train_epochs": 1, "max_steps": -1}, num_images=13)
     trainer.train()
     assert trainer.state.global_step == 4
@@ -156,7 +156,7 @@ def test_a_last_batch_of_one_sample(case):
 
 
 @pytest.mark.parametrize("case", ["head second", "full first"])
-def test_a_batch_where_no_neighbour_differs(case):
+def test_a_batch_where_no_neighbor_differs(case):
     """All labels of the batches are equal: no draw changes one, and nothing is divided by the number of changes."""
     trainer = make_trainer(VIT, {**CASES[case], "max_steps": 4, "logging_strategy": "steps", "logging_steps": 1})
     data = trainer.train_dataset

@@ -34,7 +34,7 @@ def test_memorized_share_by_hand():
     assert monitor.meta_weight == min((2 / 3 - error) / FULL_AT, 1) == 1
 
 
-def test_strength_is_zero_without_memorisation_and_grows_with_it():
+def test_strength_is_zero_without_memorization_and_grows_with_it():
     meta_weights = []
     for fitted in (40, 45, 53, 56, 70, 99):
         monitor = new_monitor(samples=1000)
@@ -155,7 +155,7 @@ def test_training_is_plain_until_something_is_memorized(tiny_dataset, tmp_path):
     assert logged(trainer, "cost_ce") == [1.0]
 
 
-def test_memorisation_raises_the_meta_weight(tiny_dataset, tmp_path):
+def test_memorization_raises_the_meta_weight(tiny_dataset, tmp_path):
     options = {"objective": "hnml", "monitor_fraction": 0.3, "max_steps": 160, "learning_rate": 0.05}
     trainer = build_trainer(tmp_path, tiny_dataset, **options)
     trainer.train()

@@ -42,7 +42,7 @@ def test_the_base_loss_asks_for_the_posterior(with_targets, posterior, tmp_path,
     logits = monitors["logits"]
     expected = -(torch.from_numpy(posterior[rows]) * logits.log_softmax(-1)).sum(-1)
     base = terms["base"]
-    if objective == "elr":  # its regulariser of the first observation, with t = 0.3 p
+    if objective == "elr":  # its regularizer of the first observation, with t = 0.3 p
         base = base - 3 * torch.log1p(-(0.3 * logits.softmax(-1) ** 2).sum(-1))
     assert_close(base, expected, atol=1e-3, rtol=0)
 

@@ -147,7 +147,7 @@ def test_every_objective_trains_on_targets_from_the_memory(case):
     assert_close(mass, torch.full_like(mass, 1 - 0.7**2))  # two epochs: every sample was seen twice
 
 
-def test_targets_are_the_normalised_average_of_the_own_predictions():
+def test_targets_are_the_normalized_average_of_the_own_predictions():
     """First observation: q = p, and the maps are the student's own, so that the map agreement is 0."""
     trainer = make_trainer(VIT, {**CASES["momentum"], **MEMORY})
     batch = collate_images([trainer.train_dataset[row] for row in range(4)])

@@ -455,7 +455,7 @@ def test_draws_follow_from_seed_step_and_samples():
     )
 
 
-def test_memorisation_is_measured_on_the_wrong_labels_alone():
+def test_memorization_is_measured_on_the_wrong_labels_alone():
     """Right: rows 0, 1 and 3 of 4. Known to be wrong: rows 1 and 2, of which row 1 is repeated."""
     predicted, labels, clean = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 1, -1])
     fit = label_agreement(predicted, labels, clean)

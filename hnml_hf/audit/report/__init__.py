@@ -49,7 +49,7 @@ class Evidence:
 
     Args:
         image (`PIL.Image.Image`, *optional*): the picture, as the model sees it.
-        given_map, suggested_map (`np.ndarray` of shape `(h, w)`, *optional*): normalised activation maps in [0, 1] of
+        given_map, suggested_map (`np.ndarray` of shape `(h, w)`, *optional*): normalized activation maps in [0, 1] of
             the given and of the suggested class.
         reason (`str`): why there is no picture.
     """
@@ -256,7 +256,7 @@ def _matrix(summary: Mapping, names: list[str]) -> dict:
             value = matrix[true, given]
             text = "·" if value < 0.005 else f"{100 * value:.0f}"
             shade = 0 if true == given else value / top
-            title = f"{names[true]} labelled {names[given]}: {100 * value:.1f} %"
+            title = f"{names[true]} labeled {names[given]}: {100 * value:.1f} %"
             if bounds is not None:
                 low, high = bounds[:, true, given]
                 title += f" ({100 * low:.1f} to {100 * high:.1f})"

@@ -207,7 +207,7 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
         if not self.config.labels:
             images = [f"{prefix}{image}" for image in found]
             return [(split, RawSplit(images, None, lambda row: f"{root}/{images[row]}", source=folder))]
-        parts = self._read_tables(self._labelled(tables, f"{folder}/"), root, prefix, split, alone)
+        parts = self._read_tables(self._labeled(tables, f"{folder}/"), root, prefix, split, alone)
         if parts:
             listed = {image for _, part in parts for image in part.images}
             unlisted = sorted({f"{prefix}{image}" for image in found} - listed)
@@ -241,7 +241,7 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
         )
         return [(split, raw)]
 
-    def _labelled(self, tables: list[str], folder: str) -> list[str]:
+    def _labeled(self, tables: list[str], folder: str) -> list[str]:
         """The tables that say what the label is; a table of captions beside the images of a class does not."""
         columns = {self.config.label_column, self.config.test_label_column, self.config.clean_label_column}
         labels = (columns - {None}) or set(LABEL_COLUMNS)

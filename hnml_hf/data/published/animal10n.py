@@ -41,7 +41,7 @@ class Animal10N(NoisyLabelBuilder):
     """
 
     BUILDER_CONFIGS = [NoisyLabelConfig(name="animal10n", description="50,000 noisy train, 5,000 clean test images.")]
-    DESCRIPTION = "Five pairs of animals that are easily confused, labelled by people, 64x64."
+    DESCRIPTION = "Five pairs of animals that are easily confused, labeled by people, 64x64."
     HOMEPAGE = "https://dm.kaist.ac.kr/datasets/animal-10n/"
     LICENSE = "Research only, on request from the authors."
     CITATION = """@inproceedings{song2019selfie,

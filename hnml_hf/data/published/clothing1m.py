@@ -40,7 +40,7 @@ class Clothing1M(NoisyLabelBuilder):
     ]
     DEFAULT_CONFIG_NAME = "noisy"
     DESCRIPTION = (
-        "A million clothing photos of 14 classes, labelled by the text around them (label accuracy about 62 %)."
+        "A million clothing photos of 14 classes, labeled by the text around them (label accuracy about 62 %)."
     )
     HOMEPAGE = "https://github.com/Cysu/noisy_label"
     LICENSE = "Research only, on request from the authors."

@@ -63,7 +63,7 @@ def test_curves_of_several_evaluation_splits_are_drawn(tmp_path):
 def test_summary_says_rate_interval_matrix_and_curves(page):
     assert "30.0 %" in page and "25.0 % to 36.0 %" in page
     assert page.count('<th scope="row"') == 3
-    assert "cat labelled dog: 10.0 % (9.0 to 11.0)" in page
+    assert "cat labeled dog: 10.0 % (9.0 to 11.0)" in page
     assert "accuracy on held-out labels ends at 60 %" in page  # not the 90 % of another split at the same epoch
 
 
@@ -139,7 +139,7 @@ def test_many_classes_show_the_noisiest(tmp_path):
     table.attrs["transition_matrix"] = matrix.tolist()
     table.attrs["transition_matrix_interval"] = [matrix.tolist(), matrix.tolist()]
     page = render_report(table, table.attrs, tmp_path / "r.html").read_text()
-    assert page.count('<th scope="row"') == 20 and "class 42 labelled class 7: 70.0 %" in page
+    assert page.count('<th scope="row"') == 20 and "class 42 labeled class 7: 70.0 %" in page
     assert "of 60" in page
 
 

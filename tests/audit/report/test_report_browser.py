@@ -329,8 +329,8 @@ def test_a_keyboard_reaches_everything_and_a_reader_hears_it(browser, report):
     press(browser, Keys.ESCAPE)
 
 
-def luminance(colour):
-    parts = [float(v) / 255 for v in colour.split("(")[1].rstrip(")").replace(",", " ").split()[:3]]
+def luminance(color):
+    parts = [float(v) / 255 for v in color.split("(")[1].rstrip(")").replace(",", " ").split()[:3]]
     linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

@@ -168,9 +168,9 @@ def test_bytes_that_are_no_text(clothing1m, copy_of, prepare):
 
 def test_key_without_label_and_image_without_file_by_policy(clothing1m, copy_of, prepare, caplog):
     root = copy_of(clothing1m.root)
-    lost, unlabelled = clothing1m.keys["noisy_train"][3], clothing1m.keys["noisy_train"][9]
-    edit(root / "noisy_label_kv.txt", lambda t: "".join(x for x in t.splitlines(True) if unlabelled not in x))
-    with pytest.raises(ValueError, match=rf"list.txt:10: keys without a label: 1 of 140 rows, first: {unlabelled}"):
+    lost, unlabeled = clothing1m.keys["noisy_train"][3], clothing1m.keys["noisy_train"][9]
+    edit(root / "noisy_label_kv.txt", lambda t: "".join(x for x in t.splitlines(True) if unlabeled not in x))
+    with pytest.raises(ValueError, match=rf"list.txt:10: keys without a label: 1 of 140 rows, first: {unlabeled}"):
         prepare(Clothing1M, root, partial=True)
     (root / lost).unlink()
     with caplog.at_level(logging.WARNING):
@@ -237,7 +237,7 @@ def test_two_processes_write_the_same_rows(clothing1m, prepare, tmp_path, monkey
     assert column(dataset, "index").tolist() == list(range(140))
 
 
-def test_info_names_licence_citation_and_homepage(clothing1m, prepare):
+def test_info_names_license_citation_and_homepage(clothing1m, prepare):
     info = prepare(Clothing1M, clothing1m.root, partial=True)["train"].info
     assert info.license and "xiao2015" in info.citation and info.homepage.startswith("https://")
 
