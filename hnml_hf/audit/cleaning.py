@@ -11,6 +11,7 @@ from ..data.schema import column
 from ..data.targets import add_targets
 from .findings import probably_wrong
 from .review.annotations import read_annotations
+from .review.lineage import DECIDED
 from .table import check_unchanged, likely_classes
 
 
@@ -60,6 +61,8 @@ def plan_cleaning(
 
     Annotations go first: `wrong` takes the new class, `right` and `unsure` keep the given one; so do those of earlier
     rounds. On the others `how` acts where the score reaches the threshold. A sample that no model saw is no issue.
+    What people could not tell, or dispute (`unsure` after a merge), keeps row and label, but nobody vouches for the
+    label: its weight and its targets are those of the scores.
 
     Args:
         table (`pd.DataFrame`): scores, of [`audit_run`] or [`load_audit`].
@@ -113,13 +116,14 @@ def plan_cleaning(
     before = plan["index"].map(lambda index: (earlier or {}).get(index, {}))
     lineage = before.map(lambda row: row.get("label_original", "")).to_numpy()
     plan.loc[lineage != "", "label_original"] = lineage[lineage != ""]
-    settled = before.map(lambda row: row.get("annotation") in ("right", "wrong")).to_numpy(bool)
+    settled = before.map(lambda row: row.get("annotation") in DECIDED).to_numpy(bool)
     for name in ("annotation", "annotator"):
         plan.loc[settled, name] = before[settled].map(lambda row, name=name: row[name])
     if annotations is not None:
         _annotate(plan, annotations, names)
         settled = settled | plan["index"].isin(annotations.index).to_numpy()
-    plan.loc[settled, "label_action"], plan.loc[settled, "weight"] = "annotated", 1.0
+    plan.loc[settled, "label_action"] = "annotated"
+    plan.loc[plan["annotation"].isin(DECIDED), "weight"] = 1.0
     acts = issue & ~settled
     if how == "relabel":
         plan.loc[acts, "label"] = plan.loc[acts, "suggested_label"]
@@ -142,7 +146,7 @@ def plan_targets(plan: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         other = np.where(label == suggested, (label + 1) % num_classes, suggested)
         found = np.stack([label, other], axis=1), np.stack([1 - score, score], axis=1)
     classes, probabilities = (values.copy() for values in found)
-    decided = (plan["label_action"] == "annotated").to_numpy()
+    decided = plan["annotation"].isin(DECIDED).to_numpy()
     classes[decided] = (label[decided, None] + np.arange(classes.shape[1])) % num_classes
     probabilities[decided] = np.eye(classes.shape[1])[0]
     return classes, probabilities

@@ -220,6 +220,26 @@ def test_targets_of_a_table_that_has_kept_none_are_two_classes(three):
     assert probabilities == pytest.approx(np.array([[0.3, 0.7], [1, 0], [1, 0]]))
 
 
+def test_a_label_that_nobody_vouches_for_weighs_what_the_judge_says(three, tmp_path):
+    """Anna and Bo on three labels with the scores 0.7, 0.9 and 0.2: they dispute the first, the second they decide,
+    of the third both are unsure. Row and label of all three stay."""
+    frames = []
+    for name, words in (("anna", ("right", "right", "unsure")), ("bo", ("wrong", "right", "unsure"))):
+        rows = [
+            {"index": index, "annotation": word, "new_label_name": "horse" if word == "wrong" else ""}
+            for index, word in zip(three["index"], words, strict=True)
+        ]
+        frames.append(read_annotations(write_annotations(tmp_path / f"{name}.csv", rows), three))
+    said = merge_annotations(frames).annotations
+    for how in ("drop", "relabel"):
+        plan = plan_cleaning(three, annotations=said, how=how)
+        assert plan["label_action"].tolist() == ["annotated"] * 3 and plan["label"].tolist() == [0, 1, 2]
+    assert plan_cleaning(three, annotations=said, how="weight")["weight"].tolist() == pytest.approx([0.3, 1, 0.8])
+    classes, probabilities = plan_targets(plan_cleaning(three, annotations=said, how="posterior"))
+    assert classes.tolist() == [[0, 1], [1, 2], [2, 0]]
+    assert probabilities == pytest.approx(np.array([[0.3, 0.7], [1, 0], [1, 0]]))
+
+
 # -- a table ----------------------------------------------------------------------------------------------------------
 
 
