@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.parsers import expat
 
@@ -54,7 +55,10 @@ class Samples:
         found = [index for full, index in near if full.endswith(end)]
         found = found or [i for full, i in near if os.path.splitext(full)[0].endswith(end) or stem.endswith(full)]
         if len(found) != 1:
-            raise ValueError(f"{where}: {len(found) or 'none'} of the scored images is `{path}`; whose is it?")
+            several = " Export with the folders of the images." if found else ""
+            raise ValueError(
+                f"{where}: {len(found) or 'none'} of the scored images is `{path}`; whose is it?{several}"
+            )
         return found[0]
 
     def id(self, index: Any, path: str, where: str) -> int:
@@ -93,7 +97,7 @@ def common_folder(images: Mapping[int, str]) -> str:
 
 def _plain(text: str) -> str:
     if not is_plain(text):
-        raise ValueError(f"{text[:200]!r} has control characters or is no UTF-8, which no XML file may have.")
+        raise ValueError(f"{text[:200]!r} has control characters or is no UTF-8: neither XML nor a shell takes it.")
     return text
 
 
@@ -103,17 +107,20 @@ def _plain(text: str) -> str:
 def write_label_studio(table: pd.DataFrame, images: Mapping[int, str], folder: str | os.PathLike) -> Path:
     """Tasks of Label Studio with the suggested class as a prediction, and the labeling interface that they need.
 
-    Images are read by its server from `LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT`, which is [`common_folder`] of all.
+    Its server shows an image only if the project has a storage of local files with the folder, and that folder lies
+    below `LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT` and is not that itself. So the storage is [`common_folder`] of all
+    images, and the root, which the addresses of the tasks are relative to, the folder above it.
 
     Args:
         table (`pd.DataFrame`): the rows to look at, in their order.
         images (`Mapping[int, str]`): absolute paths by sample id.
-        folder (`str` or `Path`): gets `tasks.json` and `interface.xml`.
+        folder (`str` or `Path`): gets `tasks.json`, `interface.xml` and, for a shell, `server.env`.
 
     Returns:
         `Path`: the folder.
     """
-    folder, root = Path(folder), common_folder(images)
+    folder, storage = Path(folder), common_folder(images)
+    root = os.path.dirname(storage)
     tasks = []
     for row in table.to_dict("records"):
         choice = {
@@ -123,7 +130,7 @@ def write_label_studio(table: pd.DataFrame, images: Mapping[int, str], folder: s
         tasks.append(
             {
                 "data": {
-                    "image": f"/data/local-files/?d={os.path.relpath(images[row['index']], root)}",
+                    "image": f"/data/local-files/?d={quote(os.path.relpath(images[row['index']], root))}",
                     **{name: row[name] for name in ("index", "noise_score")},
                     **{"given_label": row["label_name"], "suggested_label": row["suggested_name"]},
                 },
@@ -140,6 +147,12 @@ def write_label_studio(table: pd.DataFrame, images: Mapping[int, str], folder: s
         ElementTree.SubElement(choices, "Choice", value=_plain(str(name)))
     _write(folder / "tasks.json", json.dumps(tasks))
     _write(folder / "interface.xml", ElementTree.tostring(view, encoding="unicode"))
+    settings = [
+        f"# In the project, Settings, Cloud Storage, add a source of local files: {_plain(storage)}",
+        "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true",
+        f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={shlex.quote(root)}",
+    ]
+    _write(folder / "server.env", "\n".join(settings))
     return folder
 
 
@@ -252,7 +265,7 @@ def read_cvat(path: Path, samples: Samples) -> Iterator[tuple[str, dict]]:
         if name == "image":
             images.append((where, attributes.get("name", ""), []))
         elif name == "tag" and images:
-            images[-1][2].append((attributes.get("label", ""), attributes.get("source", "manual")))
+            images[-1][2].append((attributes.get("label", ""), attributes.get("source", "")))  # Datumaro writes none
 
     def refuse(*_):
         raise ValueError(f"{path}:{parser.CurrentLineNumber}: a document type has no place in a CVAT file.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from reviews import make_run
 
 from hnml_hf import export_audit, load_noisy_dataset
+from hnml_hf.audit.exchange import write_label_studio
 from hnml_hf.audit.findings import probably_wrong
 from hnml_hf.audit.review import read_annotations
 from hnml_hf.audit.review.server import open_review
@@ -44,6 +46,14 @@ def other(table, row):
 # -- Label Studio -----------------------------------------------------------------------------------------------------
 
 
+def local_file(task):
+    """The file of a task below the root, as the server reads its address."""
+    address = urlsplit(task["data"]["image"])
+    assert address.path == "/data/local-files/" and not address.fragment
+    (path,) = parse_qs(address.query, strict_parsing=True)["d"]
+    return path
+
+
 def test_tasks_of_label_studio(audited, tmp_path):
     table, dataset = audited
     (folder,) = export_audit(table, dataset, tmp_path / "exports", ["label_studio"])
@@ -52,8 +62,11 @@ def test_tasks_of_label_studio(audited, tmp_path):
     assert [task["data"]["index"] for task in tasks] == issues["index"].tolist()
     first, row = tasks[0], issues.iloc[0]
     assert first["data"]["given_label"] == row["label_name"]
-    path = tmp_path / "photos" / "train" / first["data"]["image"].partition("?d=")[2]
-    assert path.samefile(row["path"])
+    # the server shows what lies in a storage strictly below its root, by an address in quotes
+    comment, serving, root = (folder / "server.env").read_text().splitlines()
+    assert comment.endswith(f": {tmp_path}/photos/train") and serving.endswith("_LOCAL_FILES_SERVING_ENABLED=true")
+    assert root == f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={tmp_path}/photos"
+    assert (tmp_path / "photos" / local_file(first)).samefile(row["path"])
     (prediction,) = first["predictions"]
     assert prediction["result"][0]["value"] == {"choices": [row["suggested_name"]]}
     assert prediction["score"] == pytest.approx(row["noise_score"])
@@ -63,6 +76,44 @@ def test_tasks_of_label_studio(audited, tmp_path):
     (image,) = view.findall("Image")
     assert prediction["result"][0]["from_name"] == choices.get("name")
     assert prediction["result"][0]["to_name"] == choices.get("toName") == image.get("name")
+
+
+def test_names_that_an_address_would_cut_are_shown_and_found(audited, tmp_path):
+    table, dataset = audited
+    odd = tmp_path / "c&d=1 #2 + %20 \u00e4?.png"
+    os.rename(table["path"][0], odd)
+    table.loc[0, "path"] = str(odd)
+    write_label_studio(table.head(1), {table["index"][0]: str(odd)}, tmp_path / "exports")
+    (task,) = json.loads((tmp_path / "exports" / "tasks.json").read_text())
+    assert local_file(task) == f"{tmp_path.name}/{odd.name}"
+    del task["data"]["index"]
+    task["annotations"] = [annotated(task, other(table, 0), 1)]
+    (tmp_path / "export.json").write_text(json.dumps([task]))
+    assert list(decisions(read_annotations(tmp_path / "export.json", table))) == [table["index"][0]]
+    bad = tmp_path / "a\nrm" / "x.png"
+    with pytest.raises(ValueError, match="has control characters"):
+        write_label_studio(table.head(1), {table["index"][0]: str(bad)}, tmp_path / "exports")
+
+
+def test_what_label_studio_returns(audited, tmp_path):
+    """The fields of an export of version 1.23.2 over its API, all tasks: confirmed, corrected, skipped, untouched."""
+    table, _ = audited
+    tasks = []
+    for row in range(4):
+        data = {"image": "/data/local-files/?d=x.png", "index": int(table["index"][row]), "noise_score": 0.9}
+        data |= {"given_label": table["label_name"][row], "suggested_label": table["suggested_name"][row]}
+        tasks.append({"id": row, "annotations": [], "drafts": [], "predictions": [row], "data": data, "meta": {}})
+    for row, name in ((0, table["label_name"][0]), (1, other(table, 1)), (2, None)):
+        choice = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [name]}}
+        done = {"id": row, "completed_by": 1, "result": [choice] if name else [], "was_cancelled": name is None}
+        tasks[row]["annotations"] = [done | {"ground_truth": False, "prediction": {"result": [choice]}, "task": row}]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    index = table["index"].tolist()
+    assert decisions(read_annotations(tmp_path / "export.json", table)) == {
+        index[0]: ("right", table["label_name"][0], "1"),
+        index[1]: ("wrong", other(table, 1), "1"),
+        index[2]: ("unsure", "", "1"),
+    }
 
 
 def annotated(task, name, who, **more):
@@ -153,7 +204,41 @@ def test_tags_of_cvat_and_what_became_of_them(audited, tmp_path):
     }
 
 
+def test_a_tag_without_a_source_confirms_nothing(audited, tmp_path):
+    """As Datumaro writes them: only a class that was changed says that somebody has looked."""
+    table, _ = audited
+    tags = [(row, table["label_name"][row]) for row in range(3)] + [(3, other(table, 3))]
+    images = [f'<image id="{n}" name="{n:04}.png"><tag label="{name}"></tag></image>' for n, name in tags]
+    (tmp_path / "a.xml").write_text(f"<annotations><version>1.1</version>{''.join(images)}</annotations>")
+    expected = {table["index"][3]: ("wrong", other(table, 3), "a")}
+    assert decisions(read_annotations(tmp_path / "a.xml", table)) == expected
+
+
 # -- FiftyOne ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_fiftyone_returns(audited, tmp_path):
+    """The forms that version 1.22.1 writes: no classes, with attributes, with folders, a table with whole paths."""
+    table, _ = audited
+    (tmp_path / "new").mkdir()
+    os.rename(table["path"][1], tmp_path / "new" / "0000.png")  # the name of another one
+    table.loc[1, "path"] = str(tmp_path / "new" / "0000.png")
+    named = dict(enumerate(table["label_name"])) | {0: other(table, 0)}
+    expected = {table["index"][0]: ("wrong", other(table, 0), "labels")}
+    folders = {row: os.path.splitext(os.path.relpath(path, tmp_path))[0] for row, path in enumerate(table["path"])}
+    facts = {row: {"attributes": {"index": int(table["index"][row]), "rank": 1}, "confidence": 0.5} for row in named}
+    for labels in (
+        {folders[row]: name for row, name in named.items()},
+        {f"{row}-2": {"label": name, **facts[row]} for row, name in named.items()},
+    ):
+        (tmp_path / "labels.json").write_text(json.dumps({"classes": None, "labels": labels}))
+        assert decisions(read_annotations(tmp_path / "labels.json", table)) == expected
+    rows = [f"{table['path'][row]},{name}" for row, name in named.items()]
+    (tmp_path / "labels.csv").write_text("\n".join(["filepath,ground_truth.label", *rows]) + "\n")
+    assert decisions(read_annotations(tmp_path / "labels.csv", table)) == expected
+    (tmp_path / "labels.csv").write_text(f"filepath,label\n0000.png,{named[0]}\n")
+    with pytest.raises(ValueError, match="labels.csv:2: 2 of the scored images is `0000.png`; whose is it"):
+        read_annotations(tmp_path / "labels.csv", table)
 
 
 def test_what_was_changed_in_fiftyone(audited, tmp_path):
@@ -205,7 +290,7 @@ def test_images_of_the_dataset_come_back_by_their_number(tiny_dataset, table, tm
     task = json.loads((folder / "tasks.json").read_text())[0]
     name = table.sort_values("rank")["suggested_name"].iloc[0]
     index = task["data"].pop("index")
-    with Image.open(tmp_path / "images" / task["data"]["image"].partition("?d=")[2]) as image:
+    with Image.open(tmp_path / local_file(task)) as image:
         assert image.size == (32, 32)
     (tmp_path / "x.json").write_text(json.dumps([{**task, "annotations": [annotated(task, name, 1)]}]))
     assert decisions(read_annotations(tmp_path / "x.json", table)) == {index: ("wrong", name, "1")}
@@ -239,6 +324,7 @@ def test_images_of_the_dataset_come_back_by_their_number(tiny_dataset, table, tm
             '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>\n<a>&x;</a>',
             "a.xml:1: a document type has no place",
         ),
+        ("a.csv", "annotation_id,index,label\n1,0,cat\n", "no column .*; export from Label Studio as `JSON`"),
         ("a.csv", "filepath,tags\n0000.png,x\n", "a.csv:1: one column `label`, or one that ends so, is needed"),
     ],
 )

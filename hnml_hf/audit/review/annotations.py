@@ -139,9 +139,10 @@ def _read_csv(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
     old = "mark" in columns and "annotation" not in columns
     missing = {"index", "mark" if old else "annotation", "new_label"} - columns
     if missing:
-        raise ValueError(
-            f"{path}:1: no column {', '.join(sorted(missing))}; a file of annotations comes from the report."
+        hint = (
+            "export from Label Studio as `JSON`" if "annotation_id" in columns else "such a file comes from the report"
         )
+        raise ValueError(f"{path}:1: no column {', '.join(sorted(missing))}; {hint}.")
     for line, row in rows:
         yield f"{path}:{line}", {**row, "annotation": row["mark"]} if old else row
 
