@@ -301,11 +301,9 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/results.md": {
         "CPU": partial(by_noise, "last", "cpu", CPU, ("cross-entropy", *CONSTANT, CORRECTED[0], CORRECTED[-1])),
     },
-    "docs/audit.md": {
+    "docs/ablations.md": {
         "AUDIT_RATES": audit_rates,
         "AUDIT_SCORERS": audit_scorers,
-    },
-    "docs/ablations.md": {
         "AUGMENTED": augmented,
         "TUNING": tuning,
         "LAST": partial(by_noise, "last", "cpu", CPU, EVERY),
