@@ -135,7 +135,7 @@ CLEAN = "cross-entropy, clean labels"
 
 
 def finetuned_on_a_cpu() -> list[tuple[str, list[dict]]]:
-    """The methods on the whole CIFAR-10N from a pretrained backbone, the best last, and the ceiling of clean labels."""
+    """Methods on the whole CIFAR-10N from a pretrained backbone, the best last, and the ceiling of clean labels."""
     groups = sorted(groups_of("finetune-cpu", "human 40 %"), key=lambda group: mean_of(group[1], "last"))
     return [*groups, (CLEAN, having(records("finetune-cpu"), noise="clean", method="cross-entropy"))]
 
