@@ -1,6 +1,7 @@
 """How well wrong labels are found from frozen features: the judge beside cleanlab and Datalab, on the same features.
 
     python scripts/benchmarks/benchmark.py detection --data_root data --output docs/results/detection.json
+    python scripts/benchmarks/benchmark.py detection --made_up 1000000x2048x1000  # time and memory of the judge alone
 
 One forward pass of an EfficientNet-lite0 (`--data_root`/weights, or from the Hub), kept in `--cache_dir`. cleanlab
 gets the predictions of a logistic regression in 5-fold cross-validation on the standardized features (C = 0.001); its
@@ -10,6 +11,7 @@ processor.
 
 import argparse
 import json
+import resource
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -139,11 +141,69 @@ def cleanlab(name: str, features: np.ndarray, labels: np.ndarray, true: np.ndarr
     return rows
 
 
+class MadeUp:
+    """Features of n samples, d wide, of k classes: noise around the center of a class, made when rows are asked for.
+
+    Centers are 6 standard deviations of the noise apart.
+    """
+
+    BLOCK = 8_192  # rows of one seed
+
+    def __init__(self, n: int, d: int, k: int):
+        generator = np.random.default_rng(0)
+        self.shape, self.seconds = (n, d), 0.0
+        self.labels = generator.integers(0, k, n)
+        self.centers = generator.standard_normal((k, d), dtype=np.float32) * np.float32(6 / (2 * d) ** 0.5)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        started = time.process_time()
+        rows = np.arange(len(self))[rows]
+        values = self.centers[self.labels[rows]]
+        blocks, places = np.divmod(rows, self.BLOCK)
+        for block in np.unique(blocks):
+            there = blocks == block
+            generator = np.random.default_rng([1, block])
+            noise = generator.standard_normal((places[there].max() + 1, self.shape[1]), dtype=np.float32)
+            values[there] += noise[places[there]]
+        self.seconds += time.process_time() - started
+        return values
+
+
+def made_up(n: int, d: int, k: int) -> dict:
+    """Time and memory of the judge on made-up features with 30 % of the labels wrong; nothing but labels is held."""
+
+    def peak() -> float:
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+    features, generator = MadeUp(n, d, k), np.random.default_rng(2)
+    true = features.labels
+    labels = np.where(generator.random(n) < 0.3, (true + generator.integers(1, k, n)) % k, true)
+    before, clock = peak(), Clock()
+    judgement = judge_labels(features, labels, num_labels=k, groups=np.arange(n))
+    seconds, after = clock.read(), peak()
+    return measured(
+        f"made up, {n:,} x {d:,}, {k:,} classes",
+        "hnml_hf, judge",
+        labels != true,
+        judgement.log_odds,
+        seconds,
+        processor_seconds_of_making=round(features.seconds, 1),
+        gib_before=before,
+        peak_gib=after,
+        estimated_rate=round(judgement.noise_rate, 4),
+        estimated_rate_range=[round(bound, 4) for bound in judgement.noise_rate_range],
+    )
+
+
 def add_parser(subparsers):
     parser = subparsers.add_parser("detection", help="wrong labels from frozen features", description=__doc__)
     parser.add_argument("--data_root", type=Path, default=Path("data"), help="folder of the datasets")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--rows", type=int, help="of each dataset, at most")
+    parser.add_argument("--made_up", metavar="ROWSxWIDTHxCLASSES", help="instead: features that are made up")
     parser.add_argument("--cache_dir", type=Path, default=Path("outputs/detection"), help="for features")
     parser.add_argument("--without_cleanlab", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("detection.json"))
@@ -152,6 +212,9 @@ def add_parser(subparsers):
 
 
 def run(args: argparse.Namespace):
+    if args.made_up:
+        write(args, [made_up(*map(int, args.made_up.split("x")))])
+        return
     weights = args.data_root / "weights" / f"{BACKBONE}.safetensors"
     results = []
     for name in args.datasets:
@@ -165,8 +228,15 @@ def run(args: argparse.Namespace):
         results.append(judge(name, features, found.groups, labels, true))
         if not args.without_cleanlab:
             results += cleanlab(name, features, labels, true)
-        settings = {"backbone": BACKBONE, "logistic C": C, **provenance(threads=args.threads)}
-        content = {"settings": {**settings, "cleanlab": version("cleanlab")}, "results": results}
-        args.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        for row in [row for row in results if row["dataset"] == name]:
+        write(args, results, name)
+
+
+def write(args: argparse.Namespace, results: list[dict], dataset: str | None = None):
+    """The records and where they come from; those of a dataset, or all, are printed."""
+    settings = provenance(threads=args.threads)
+    if not args.made_up:
+        settings = {"backbone": BACKBONE, "logistic C": C, **settings, "cleanlab": version("cleanlab")}
+    args.output.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
+    for row in results:
+        if dataset in (None, row["dataset"]):
             print(json.dumps(row), flush=True)
