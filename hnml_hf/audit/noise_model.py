@@ -21,7 +21,7 @@ DRAWN_FOR = 3_000  # samples whose predictions are drawn again to find the inver
 LONGEST = 40  # predictions of a sample that are drawn; earlier ones weigh less than 2 %
 REPLICATES = 20
 REPLICATE_SIZE = 5_000  # samples in one of them, at most
-DENSE = 1_000  # classes; with more only the pairs that occur are worked on, and no pair has an interval
+DENSE = 1_000  # classes; with more only the pairs that occur are worked on, and no pair has a range
 
 
 def gap_error(first: float, first_seen: float, second: float, second_seen: float) -> float:
@@ -70,11 +70,14 @@ def doubt_of_rate(agreement: float, labels: np.ndarray, confidence: float | None
 
 @dataclass(frozen=True)
 class NoiseEstimate:
-    """What the records of n samples say of their labels; intervals are of 95 %.
+    """What the records of n samples say of their labels.
+
+    Ranges cover resampling and the doubt about the inverse temperature. They are no confidence intervals: how often
+    they held the truth is in docs/audit.md.
 
     Args:
         noise_rate (`float`): share of wrong labels, in [0, 1].
-        noise_rate_interval (`list[float]`): low and high.
+        noise_rate_interval (`list[float]`): low and high of its range.
         transition_matrix (`np.ndarray` of shape `(k, k)`): `[i, j] = P(given j | true i)`; rows sum to 1.
         transition_matrix_interval (`np.ndarray` of shape `(2, k, k)`, *optional*): low and high; with more than 1,000
             classes there is none.
@@ -133,7 +136,7 @@ def estimate_noise(
         num_labels (`int`): k.
         cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of samples of the same dataset, by
             models that did not learn their labels ([`judge_records`]); fewer than 100 are left out.
-        seed (`int`): of the resampling behind the intervals.
+        seed (`int`): of the resampling behind the ranges.
     """
     dynamics = SampleDynamics(records, num_labels)
     generator = np.random.default_rng(seed)

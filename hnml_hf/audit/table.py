@@ -56,7 +56,7 @@ def noise_scores(
         class_names (`Sequence[str]`): k names in id order.
         cross_validated (structured `np.ndarray` of shape `(m,)`, *optional*): of [`judge_records`], by the
             judge that the run started from: rate and matrix are taken from it, and it has half a say in the scores.
-        seed (`int`): of the resampling behind the intervals.
+        seed (`int`): of the resampling behind the ranges.
         facts: further entries of the summary, as `source` and `provenance`.
 
     Returns:
@@ -64,10 +64,10 @@ def noise_scores(
         suggested_name, noise_score` in [0, 1], `rank` (1 = most probably wrong) and the parts `given_probability,
         suggested_probability, margin, foreground_agreement` (nan without a mask level), `times_seen,
         first_epoch_learned, last_epoch_learned` (-1 = never), in the order of `index`. Its `attrs` hold the summary:
-        `noise_rate` and `noise_rate_interval` (95 %), `caution` (why the rate tells nothing, or `None`),
-        `transition_matrix` with `[i, j] = P(given j | true i)` and its interval `(low, high)`, `class_names`,
+        `noise_rate` and `noise_rate_interval` (its range), `caution` (why the rate tells nothing, or `None`),
+        `transition_matrix` with `[i, j] = P(given j | true i)` and its range `(low, high)`, `class_names`,
         `dataset_fingerprint` and each of `facts`. With more than 1,000 classes the matrix is a read-only array of
-        float32 instead of a list, and its interval `None`. A sample that was never seen has the estimated rate as its
+        float32 instead of a list, and its range `None`. A sample that was never seen has the estimated rate as its
         score.
 
     Raises:

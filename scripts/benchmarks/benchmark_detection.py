@@ -2,6 +2,7 @@
 
     python scripts/benchmarks/benchmark.py detection --data_root data --output docs/results/detection.json
     python scripts/benchmarks/benchmark.py detection --made_up 1000000x2048x1000  # time and memory of the judge alone
+    python scripts/benchmarks/benchmark.py detection --plot docs/results/reliability.svg  # from docs/results alone
 
 One forward pass of an EfficientNet-lite0 (`--data_root`/weights, or from the Hub), kept in `--cache_dir`. cleanlab
 gets the predictions of a logistic regression in 5-fold cross-validation on the standardized features (C = 0.001); its
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from benchmark_audit import calibration_error
+from figures import drawing, save
 from provenance import provenance
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -26,6 +28,7 @@ from hnml_hf import add_noise, judge_labels, load_noisy_dataset
 from hnml_hf.audit.features import BACKBONE, extract_features, load_backbone
 
 
+RECORDS = Path(__file__).parents[2] / "docs" / "results" / "detection.json"
 C = 1e-3
 FLIPS = {"kind": "asymmetric", "rate": 0.4, "asymmetric_scheme": "cifar10"}
 # name: folder, column of the given labels, pixels, noise that is drawn
@@ -198,12 +201,40 @@ def made_up(n: int, d: int, k: int) -> dict:
     )
 
 
+def plot(results: list[dict], path: str | Path):
+    """Score against the share of wrong labels, a panel per record that has `reliability`."""
+    pyplot = drawing()
+    drawn = [row for row in results if row.get("reliability")]
+    height = -(-len(drawn) // 4)
+    figure, panels = pyplot.subplots(
+        height, 4, figsize=(9, 2.1 * height), sharex=True, sharey=True, layout="constrained", squeeze=False
+    )
+    for axes in panels.flat[len(drawn) :]:
+        axes.set_visible(False)
+    for row, axes in zip(drawn, panels.flat, strict=False):
+        score, wrong, count = np.array(row["reliability"]).T
+        axes.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
+        axes.plot(score, wrong, color="C0", linewidth=0.8)
+        axes.scatter(score, wrong, s=4 + 60 * count / count.sum(), color="C0")
+        axes.set_title(f"{row['dataset']}\n{row['images']:,} rows", fontsize=7)
+    figure.supxlabel("score, mean of a tenth of the scale", fontsize=8)
+    figure.supylabel("share of these labels that is wrong", fontsize=8)
+    save(figure, path)
+    pyplot.close(figure)
+
+
+def recorded() -> list[dict]:
+    """All results of the records."""
+    return [row for run in json.loads(RECORDS.read_text(encoding="utf-8"))["runs"] for row in run["results"]]
+
+
 def add_parser(subparsers):
     parser = subparsers.add_parser("detection", help="wrong labels from frozen features", description=__doc__)
     parser.add_argument("--data_root", type=Path, default=Path("data"), help="folder of the datasets")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--rows", type=int, help="of each dataset, at most")
     parser.add_argument("--made_up", metavar="ROWSxWIDTHxCLASSES", help="instead: features that are made up")
+    parser.add_argument("--plot", type=Path, help="measure nothing, and draw how reliable the recorded scores are")
     parser.add_argument("--cache_dir", type=Path, default=Path("outputs/detection"), help="for features")
     parser.add_argument("--without_cleanlab", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("detection.json"))
@@ -212,6 +243,9 @@ def add_parser(subparsers):
 
 
 def run(args: argparse.Namespace):
+    if args.plot:
+        plot(recorded(), args.plot)
+        return
     if args.made_up:
         write(args, [made_up(*map(int, args.made_up.split("x")))])
         return

@@ -197,7 +197,7 @@ def imagenette_judge() -> str:
 
 def pretrained() -> str:
     """Single runs of a pretrained backbone, with the estimate of the noise rate that each ends with."""
-    header = ["wrong labels", "", "last", "best", "student, last", "memorized", "AUROC", "estimated rate (95 %)"]
+    header = ["wrong labels", "", "last", "best", "student, last", "memorized", "AUROC", "estimated rate (range)"]
     rows = []
     for record in records("imagenette"):
         if record["method"].endswith(OWN_PROBE):
@@ -253,7 +253,7 @@ def audit_rates() -> str:
             + [f"{100 * true:.1f} %", f"{100 * rate:.1f} % ({100 * low:.0f} to {100 * high:.0f})"]
             + ["yes" if abs(rate - true) <= 0.03 else "**no**"]
         )
-    return markdown([*header, "true rate", "estimated rate (95 %)", "within 3 points"], rows)
+    return markdown([*header, "true rate", "estimated rate (range)", "within 3 points"], rows)
 
 
 def audit_scorers() -> str:

@@ -122,3 +122,21 @@ def test_the_detection_benchmark_compares_scores_of_one_set_of_features():
     assert sum(number for _, _, number in ours["reliability"]) == 300
     assert [row["scorer"] for row in theirs][-1] == "Datalab, features" and len(theirs) == 4
     assert all(row["auroc"] > 0.9 and row["processor_seconds"] >= 0 for row in theirs)
+
+
+def test_made_up_features_are_the_same_however_they_are_asked_for(tmp_path):
+    features = benchmark_detection.MadeUp(10_000, 3, 4)
+    rows = np.array([9_000, 5, 8_191, 8_192])
+    np.testing.assert_array_equal(features[rows], np.concatenate([features[:8_192], features[8_192:]])[rows])
+    output = tmp_path / "made_up.json"
+    benchmark.main(["detection", "--made_up", "400x8x3", "--threads", "1", "--output", str(output)])
+    (row,) = json.loads(output.read_text())["results"]
+    assert row["images"] == 400 and row["auroc"] > 0.9 and row["peak_gib"] >= row["gib_before"] > 0
+
+
+def test_the_reliability_of_each_record_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    row = {"dataset": "some photos", "images": 1_000, "reliability": [[0.1, 0.2, 900], [0.9, 0.8, 100]]}
+    benchmark_detection.plot([row, {"dataset": "without", "images": 3}], tmp_path / "reliability.svg")
+    drawn = (tmp_path / "reliability.svg").read_text()
+    assert "some photos" in drawn and "1,000 rows" in drawn and "without" not in drawn
