@@ -6,7 +6,8 @@
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; the records of a suite are
 `docs/results/accuracy-SUITE.runs.jsonl`, which `scripts/benchmarks/benchmark.py accuracy` has written, those of the
 runs on a GPU `docs/results/full.runs.jsonl`, those of the
-audits `docs/results/audit_benchmark.json`, which `scripts/benchmarks/benchmark.py audit` has.
+audits `docs/results/audit_benchmark.json`, which `scripts/benchmarks/benchmark.py audit` has, and those of frozen
+features `docs/results/detection.json`, from `scripts/benchmarks/benchmark.py detection`.
 """
 
 import argparse
@@ -269,6 +270,61 @@ def audit_scorers() -> str:
     return markdown(["scorer", "cost", *(AUDITED[name] for name in noisy)], rows)
 
 
+JUDGE = "hnml_hf, judge"
+
+
+def detections() -> list[list[dict]]:
+    """What was measured on frozen features of real images: for each run and dataset the judge and those beside it."""
+    groups: dict[tuple, list[dict]] = {}
+    for number, run in enumerate(json.loads((RESULTS / "detection.json").read_text(encoding="utf-8"))["runs"]):
+        for row in run["results"]:
+            if row.get("scorer") and "peak_gib" not in row:
+                groups.setdefault((number, row["dataset"]), []).append(row)
+    return list(groups.values())
+
+
+def of(row: dict, key: str) -> str:
+    return "-" if row[key] is None else f"{row[key]:.3f}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def detection() -> str:
+    """The judge on each dataset."""
+    header = ["labels", "rows", "AUROC", "average precision", "relabelled right", "calibration error", "true rate"]
+    rows = []
+    for row, *_ in detections():
+        low, high = (f"{100 * bound:.1f}" for bound in row["estimated_rate_range"])
+        rows.append(
+            [row["dataset"], f"{row['images']:,}", of(row, "auroc"), of(row, "average_precision")]
+            + [percent(row["relabelled_right"]), of(row, "ece"), percent(row["true_rate"])]
+            + [f"{percent(row['estimated_rate'])} ({low} to {high})", f"{row['processor_seconds']:.1f}"]
+        )
+    return markdown([*header, "estimated rate (range)", "seconds of a core"], rows)
+
+
+def beside_cleanlab() -> str:
+    """The judge, the best of cleanlab's scores and Datalab, where all were measured in one run."""
+    header = ["labels", "rows", "AUROC: judge", "best of cleanlab", "Datalab"]
+    header += ["average precision: judge", "best of cleanlab", "Datalab"]
+    rows = []
+    for judge, *others in detections():
+        if not others:
+            continue
+        *scores, datalab = others
+        best = [max(scores, key=lambda row: row[key] or 0) for key in ("auroc", "average_precision")]
+        cells = [of(row, "auroc") for row in (judge, best[0], datalab)]
+        cells += [of(row, "average_precision") for row in (judge, best[1], datalab)]
+        cells += [
+            percent(value) for value in (judge["true_rate"], judge["estimated_rate"], scores[0]["estimated_rate"])
+        ]
+        cells += [f"{row['processor_seconds']:.1f}" for row in (judge, scores[0])]
+        rows.append([judge["dataset"], f"{judge['images']:,}", *cells])
+    return markdown([*header, "rate: true", "judge", "cleanlab", "seconds: judge", "cleanlab"], rows)
+
+
 CPU = {
     "human 40 %": "human, 40 %",
     "symmetric 50 %": "symmetric, 50 %",
@@ -310,6 +366,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/results.md": {
         "CPU": partial(by_noise, "last", "cpu", CPU, ("cross-entropy", *CONSTANT, CORRECTED[0], CORRECTED[-1])),
     },
+    "docs/audit.md": {"DETECTION": detection, "BESIDE_CLEANLAB": beside_cleanlab},
     "docs/ablations.md": {
         "AUDIT_RATES": audit_rates,
         "AUDIT_SCORERS": audit_scorers,
