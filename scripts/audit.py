@@ -167,10 +167,12 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
     pretrained = True if audit_args.pretrained.lower() == "true" else audit_args.pretrained
     backbone = load_backbone(audit_args.backbone, pretrained=pretrained, image_size=audit_args.image_size)
     cache = audit_args.cache_dir or Path(audit_args.output_dir, FEATURES_FOLDER)
+    beside = [] if audit_args.cache_dir else Path(audit_args.output_dir).absolute().parent.glob(f"*/{FEATURES_FOLDER}")
     features = extract_features(
         data["train"],
         backbone,
         cache_dir=cache,
+        also_in=beside,
         batch_size=audit_args.batch_size,
         num_workers=audit_args.num_workers,
         device=audit_args.device,

@@ -72,13 +72,12 @@ def report_agreement(merged: Merged):
             print(f"  {index}: " + ", ".join(f"{who}: {said}" for who, said in row.items() if said))
 
 
-def write_output(options, source: Source, plan, table, folder: Path) -> Counter:
-    form, gone = options.output_format or source.format, gone_before(options.run)
+def write_output(options, form: str, source: Source, plan, data, table, folder: Path) -> Counter:
+    gone = gone_before(options.run)
     if form == "folder":
         return write_folder(plan, source, folder, files=options.files, gone=gone)
     if form == "csv":
         return write_csv(plan, source, folder, gone=gone)
-    data = load_data(saved_data_arguments(options.run))
     return write_dataset(plan, data, table, folder, parquet=form == "parquet", gone=gone)
 
 
@@ -97,6 +96,7 @@ def clean(options, folder: Path | None) -> Counter:
     """Say what changes and write it into a folder, if there is one; the number of rows of each action."""
     table = load_audit(options.run)
     source = read_source(options.run)
+    form = options.output_format or source.format
     merged = gather_annotations(options.annotations, options.run, table)
     plan = plan_cleaning(
         table,
@@ -106,7 +106,8 @@ def clean(options, folder: Path | None) -> Counter:
         add_classes=options.add_classes,
         earlier=lineage_of_rows(options.run, table["index"].tolist(), table["path"].tolist()),
     )
-    check_output(plan, source, options.output_format or source.format, options.output_dir)
+    data = load_data(saved_data_arguments(options.run)) if form in ("parquet", "arrow") else None
+    check_output(plan, source, form, options.output_dir, data=data, table=table)
     if merged is not None:
         report_agreement(merged)
     print("\n".join(describe_plan(plan)))
@@ -121,8 +122,8 @@ def clean(options, folder: Path | None) -> Counter:
         print("This audit has not kept the likeliest classes: targets are the given and the suggested class alone.")
     if folder is None:
         return Counter()
-    actions = write_output(options, source, plan, table, folder)
-    if (options.output_format or source.format) == "csv":
+    actions = write_output(options, form, source, plan, data, table, folder)
+    if form == "csv":
         print(f"The images stay where they are: with the new table give `--data_dir {source.images_root(plan)}`.")
     if merged is not None and len(merged.disagreements):
         merged.disagreements.to_csv(folder / "disagreements.csv")

@@ -122,8 +122,8 @@ def plan_cleaning(
     if annotations is not None:
         _annotate(plan, annotations, names)
         settled = settled | plan["index"].isin(annotations.index).to_numpy()
-    plan.loc[settled, "label_action"] = "annotated"
-    plan.loc[plan["annotation"].isin(DECIDED), "weight"] = 1.0
+    decided = plan["annotation"].isin(DECIDED)
+    plan.loc[decided, "label_action"], plan.loc[decided, "weight"] = "annotated", 1.0
     acts = issue & ~settled
     if how == "relabel":
         plan.loc[acts, "label"] = plan.loc[acts, "suggested_label"]
@@ -146,7 +146,7 @@ def plan_targets(plan: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         other = np.where(label == suggested, (label + 1) % num_classes, suggested)
         found = np.stack([label, other], axis=1), np.stack([1 - score, score], axis=1)
     classes, probabilities = (values.copy() for values in found)
-    decided = plan["annotation"].isin(DECIDED).to_numpy()
+    decided = (plan["label_action"] == "annotated").to_numpy()
     classes[decided] = (label[decided, None] + np.arange(classes.shape[1])) % num_classes
     probabilities[decided] = np.eye(classes.shape[1])[0]
     return classes, probabilities

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -121,6 +121,7 @@ def extract_features(
     backbone: FrozenBackbone,
     *,
     cache_dir: str | os.PathLike,
+    also_in: Iterable[str | os.PathLike] = (),
     batch_size: int | None = None,
     num_workers: int | None = None,
     device: torch.device | str | None = None,
@@ -136,6 +137,8 @@ def extract_features(
         dataset (`datasets.Dataset`): with a column `image`.
         backbone ([`FrozenBackbone`]): of [`load_backbone`].
         cache_dir (`str` or `Path`): for 4 n d bytes.
+        also_in (`Iterable[str | Path]`): `cache_dir` of other audits, whose features of images with the same content
+            are taken as well.
         batch_size (`int`, *optional*): images in a forward pass. Default: 64 on a CPU, 256 on a GPU.
         num_workers (`int`, *optional*): processes that read images. Default: the cores, less one, at most 8.
         device (`torch.device` or `str`, *optional*): default: a GPU if there is one.
@@ -167,7 +170,9 @@ def extract_features(
     values, content, done = (np.load(folder / f"{name}.npy", mmap_mode="r+", allow_pickle=False) for name in FILES)
 
     share = np.array_split(np.arange(len(dataset)), state.num_processes)[state.process_index]
-    others = [other for other in sorted(Path(cache_dir).glob(f"{name}-*")) if other != folder]
+    places = dict.fromkeys(os.path.realpath(place) for place in (cache_dir, *also_in))
+    others = [other for place in places for other in sorted(Path(place).glob(f"{name}-*"))]
+    others = [other for other in others if not other.samefile(folder)]
     kept = _KeptFeatures(others if (done == NOT_DONE).any() else [])
     images = _Images(dataset, transform, share, folder, max_pixels, kept.digests)
     took: list[float] = []

@@ -153,24 +153,35 @@ def source_rows(files: Iterable[tuple[str, str, str]]) -> Iterable[dict]:
         yield {"path": path, "path_original": original, "label_action": action}
 
 
-def check_output(plan: pd.DataFrame, source: Source, form: str, folder: str | os.PathLike):
-    """Refuse what [`write_folder`] or [`write_csv`] would refuse, before anything is printed or written.
+def check_output(
+    plan: pd.DataFrame,
+    source: Source,
+    form: str,
+    folder: str | os.PathLike,
+    *,
+    data: DatasetDict | None = None,
+    table: pd.DataFrame | None = None,
+):
+    """Refuse what [`write_folder`], [`write_csv`] or [`write_dataset`] would refuse, before anything is printed or
+    written.
 
     Args:
         plan (`pd.DataFrame`): of [`plan_cleaning`].
         source ([`Source`]): where the dataset came from.
         form (`str`): one of `FORMATS`.
         folder (`str` or `Path`): that would be written.
+        data, table: for parquet and Arrow; see [`write_dataset`].
 
     Raises:
         ValueError: as those do.
     """
-    if form == "folder":
+    if data is not None and table is not None:
+        check_unchanged(table, data["train"])
+    elif form == "folder":
         _folder_targets(plan, source, folder)
     elif form == "csv" and source.tables:
-        for path in source.tables:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                _picked_columns(source, path, next(filter(None, csv.reader(file, **_dialect(path))), []))
+        for _ in _table_rows(source, {row["index"]: row for row in plan.to_dict("records")}):
+            pass
     elif form == "csv":
         _check_has_paths(plan)
 
@@ -345,25 +356,37 @@ def write_csv(
     return actions
 
 
-def _correct_tables(plan, source, folder, facts, extra, actions, others):
+def _table_rows(source: Source, facts: Mapping[int, Mapping]) -> Iterable[tuple]:
+    """Of each table: path, header, names of the columns, those of labels, images and so on, rows and their ids.
+
+    Raises:
+        ValueError: if it has other images than those that were scored, or columns that cannot be told apart.
+    """
     start = 0
     for path in source.tables:
-        dialect = _dialect(path)
         with open(path, newline="", encoding="utf-8-sig") as file:
-            header, *rows = [row for row in csv.reader(file, **dialect) if row]
+            header, *rows = [row for row in csv.reader(file, **_dialect(path)) if row]
         names, picked = _picked_columns(source, path, header)
-        at, image = names.index(picked["label"]), names.index(picked["image"])
+        image = names.index(picked["image"])
         own = names.index(picked["index"]) if "index" in picked else None
         ids = [start + n if own is None else int(row[own]) for n, row in enumerate(rows)]
         start += len(rows)
-        text = {}  # how the table writes each class
         for index, row in zip(ids, rows, strict=True):
             if index in facts:
                 _check_same_image(facts[index], row[image], path)
+        yield path, header, names, picked, rows, ids
+
+
+def _correct_tables(plan, source, folder, facts, extra, actions, others):
+    for path, header, names, picked, rows, ids in _table_rows(source, facts):
+        at, image = names.index(picked["label"]), names.index(picked["image"])
+        text = {}  # how the table writes each class
+        for index, row in zip(ids, rows, strict=True):
+            if index in facts:
                 text.setdefault(facts[index]["label_scored"], row[at])
         kept = [n for n, name in enumerate(names) if name not in (*ADDED, *extra)]
         with open(folder / Path(path).name, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, delimiter=dialect["delimiter"])
+            writer = csv.writer(file, delimiter=_dialect(path)["delimiter"])
             writer.writerow([*(header[n] for n in kept), *ADDED, *extra])
             for index, row in zip(ids, rows, strict=True):
                 fact = facts.get(index)

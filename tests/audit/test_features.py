@@ -80,6 +80,22 @@ def test_features_of_the_same_images_among_other_rows_are_taken_over(tmp_path, b
     assert extract_features(data.select(rows), backbone, **how).computed == 0
 
 
+def test_files_that_moved_need_no_new_pass(tmp_path, backbone):
+    """As after `hnml clean`: the same files in other folders, in another order, audited beside the first."""
+    data, how = images(tmp_path), {"batch_size": 2, "num_workers": 0}
+    whole = np.array(extract_features(data, backbone, cache_dir=tmp_path / "photos" / "_features", **how).values)
+    (tmp_path / "moved").mkdir()
+    rows = [5, 2, 0]
+    for row in rows:
+        (tmp_path / f"{row}.png").rename(tmp_path / "moved" / f"{row}.png")
+    moved = Dataset.from_dict({"image": [str(tmp_path / "moved" / f"{row}.png") for row in rows]})
+    beside = sorted(tmp_path.glob("*/_features"))
+    cleaned = {"cache_dir": tmp_path / "photos_cleaned" / "_features", "also_in": beside, **how}
+    found = extract_features(moved.cast_column("image", Image()), backbone, **cleaned)
+    assert found.computed == 0 and found.folder.is_relative_to(tmp_path / "photos_cleaned")
+    np.testing.assert_array_equal(found.values, whole[rows])
+
+
 def test_a_pass_that_was_stopped_goes_on(tmp_path, backbone, monkeypatch):
     data, how = images(tmp_path), {"cache_dir": tmp_path / "cache", "batch_size": 2, "num_workers": 0}
     whole, calls = module._fast, []

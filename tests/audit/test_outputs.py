@@ -75,7 +75,8 @@ def test_annotations_go_before_scores(table, tmp_path):
     new = other_class(table, 29)
     _, said = annotate(tmp_path, table, {0: "right", 1: "unsure", 29: new})
     plan = plan_cleaning(table, annotations=said, how="drop", threshold=0.5)
-    assert plan["label_action"][[0, 1, 29]].tolist() == ["annotated"] * 3 and plan["label_name"][29] == new
+    assert plan["label_action"][[0, 1, 29]].tolist() == ["annotated", "kept", "annotated"]
+    assert plan["label_name"][29] == new
     dropped = (table["noise_score"] >= 0.5) & ~table.index.isin([0, 1, 29])
     assert (plan["label_action"] == "dropped").tolist() == dropped.tolist()
     relabelled = plan_cleaning(table, annotations=said, how="relabel", threshold=0.5)
@@ -233,7 +234,7 @@ def test_a_label_that_nobody_vouches_for_weighs_what_the_judge_says(three, tmp_p
     said = merge_annotations(frames).annotations
     for how in ("drop", "relabel"):
         plan = plan_cleaning(three, annotations=said, how=how)
-        assert plan["label_action"].tolist() == ["annotated"] * 3 and plan["label"].tolist() == [0, 1, 2]
+        assert plan["label_action"].tolist() == ["kept", "annotated", "kept"] and plan["label"].tolist() == [0, 1, 2]
     assert plan_cleaning(three, annotations=said, how="weight")["weight"].tolist() == pytest.approx([0.3, 1, 0.8])
     classes, probabilities = plan_targets(plan_cleaning(three, annotations=said, how="posterior"))
     assert classes.tolist() == [[0, 1], [1, 2], [2, 0]]
@@ -361,15 +362,21 @@ def test_posteriors_become_soft_targets(tiny_dataset, scored, tmp_path):
     from datasets import DatasetDict
 
     table = audit_run(tmp_path / "run", scored, tiny_dataset, transform=lambda image: image)
-    write_dataset(plan_cleaning(table, how="posterior"), DatasetDict(train=tiny_dataset), table, tmp_path / "out")
+    worst = table.sort_values("rank").index
+    _, said = annotate(tmp_path, table, {worst[0]: "unsure", worst[1]: "right"})
+    plan = plan_cleaning(table, annotations=said, how="posterior")
+    write_dataset(plan, DatasetDict(train=tiny_dataset), table, tmp_path / "out")
     from datasets import load_from_disk
 
-    row = load_from_disk(tmp_path / "out")["train"].select_columns(
+    rows = load_from_disk(tmp_path / "out")["train"].select_columns(
         ["index", "target_classes", "target_probabilities"]
-    )[0]
-    fact = table.set_index("index").loc[row["index"]]
-    score = dict(zip(row["target_classes"], row["target_probabilities"], strict=True))
-    assert score[fact["suggested_label"]] == pytest.approx(fact["noise_score"], abs=1e-5)
+    )
+    rows = {row["index"]: row for row in rows}
+    for place, expected in ((0, table["noise_score"][worst[0]]), (1, 0), (2, table["noise_score"][worst[2]])):
+        fact = table.loc[worst[place]]
+        row = rows[fact["index"]]
+        score = dict(zip(row["target_classes"], row["target_probabilities"], strict=True))
+        assert score.get(fact["suggested_label"], 0) == pytest.approx(expected, abs=1e-5)
 
 
 # -- rounds -----------------------------------------------------------------------------------------------------------
@@ -501,6 +508,7 @@ def test_two_people_are_merged_by_the_command(table, tmp_path, capsys):
         (["--output_format", "folder"], "quickstart", "is no image folder: choose csv, parquet or arrow"),
         (["--output_format", "csv"], "quickstart", "no table can name them: choose parquet or arrow"),
         (["--how", "weight"], None, "A folder cannot hold what `weight` gives"),
+        *((["--output_format", form], None, "has changed since it was scored") for form in ("parquet", "arrow")),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_anything_is_printed(
@@ -515,3 +523,14 @@ def test_what_cannot_be_written_is_refused_before_anything_is_printed(
     with pytest.raises(SystemExit, match=message):
         clean.main([str(tmp_path / "run"), *how, *options, *dry_run, "--output_dir", str(tmp_path / "out")])
     assert capsys.readouterr().out == "" and not (tmp_path / "out").exists()
+
+
+def test_a_table_that_was_edited_is_refused_before_anything_is_printed(tmp_path, capsys):
+    import clean
+
+    make_table_run(tmp_path)
+    lines = (tmp_path / "train.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "train.csv").write_text("".join([lines[0], *lines[2:]]))
+    with pytest.raises(SystemExit, match="has changed since it was audited: sample 0 is"):
+        clean.main([str(tmp_path / "run"), "--how", "drop", "--dry_run", "--output_dir", str(tmp_path / "out")])
+    assert capsys.readouterr().out == ""

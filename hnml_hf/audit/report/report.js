@@ -127,7 +127,7 @@
       const answer = await fetch(path, options);
       const found = await answer.json();
       const moved = answer.status === 403 || answer.status === 421; // a server with another address: it judges no request of this one
-      if (!answer.ok) throw Object.assign(new Error(found.error), { moved, refused: !moved && answer.status < 500 });
+      if (!answer.ok) throw Object.assign(new Error(found.error), { moved, refused: !moved && answer.status < 500, failed: answer.status >= 500 });
       if (found.version !== undefined) version = found.version;
       if (found.stale) warn("The audit was written anew since this server was started: start it again to see the new scores. Annotations are kept.");
       return found;
@@ -176,7 +176,7 @@
       draw();
       return true;
     } catch (error) {
-      warn(error.refused || error.moved ? error.message : "The server does not answer. Start `hnml review` again; what is marked below stays.");
+      warn(error.refused || error.moved || error.failed ? error.message : "The server does not answer. Start `hnml review` again; what is marked below stays.");
     }
   }
   function restart() { state.focus = 0; state.anchor = null; return refresh(0); }
@@ -372,7 +372,8 @@
         if (!error.refused) { // the server is away: nothing is lost, and nothing pretends to be kept
           $("warning").dataset.offline = "1";
           const kept = `${counted(waiting.length, "annotation")} kept in this browser.`;
-          warn(error.moved ? `The server was started again and has another address: ${kept} Open the address that \`hnml review\` printed, in this browser.`
+          warn(error.failed ? `${error.message} ${kept} It is tried again until the server can.`
+            : error.moved ? `The server was started again and has another address: ${kept} Open the address that \`hnml review\` printed, in this browser.`
             : `The server does not answer: ${kept} Start \`hnml review\` again with the same port, and open its address here.`);
           $("saved").textContent = `${waiting.length} not kept yet`;
           if (error.moved) delivering = false; // no retry helps

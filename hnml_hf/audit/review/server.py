@@ -408,7 +408,8 @@ class _Handler(BaseHTTPRequestHandler):
                 raise
             logger.exception("A request failed.")
             self.close_connection = True
-            self._send(507, {"error": f"The annotation could not be written: {error.strerror or error}."})
+            what = "written" if self.command == "POST" else "read"
+            self._send(507, {"error": f"The annotations could not be {what}: {error.strerror or error}."})
 
     def _check_origin(self):
         """No other site, and no name that was bent to 127.0.0.1, may ask."""

@@ -545,6 +545,24 @@ def test_a_refused_change_is_kept_and_offered(browser, served, tmp_path):
     browser.get_log("browser")
 
 
+def test_a_full_disk_is_named_and_the_key_waits_for_room(browser, served, tmp_path, monkeypatch):
+    table, server = served
+    order = ids(table)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        press(browser, "w")
+        wait_for(lambda: "not be written: No space left on device. 1 annotation kept in" in text(browser, "warning"))
+        assert text(browser, "saved") == "1 not kept yet"
+    wait_for(lambda: saved(browser) and text(browser, "warning") == "")
+    assert order[0] not in shown_ids(browser)
+    assert read_annotations(log_of(tmp_path), table)["index"].tolist() == [int(order[0])]
+    browser.get_log("browser")
+
+
 def test_a_page_of_another_site_reads_and_changes_nothing(browser, served, tmp_path):
     table, server = served
     browser.get("about:blank")
