@@ -38,6 +38,11 @@ DATASETS = {
     "CIFAR-10N random 1": ("cifar10n", "random_label1", 128, None),
     "CIFAR-10, none": ("cifar10n", "label", 128, None),
     "CIFAR-10, symmetric 50 %": ("cifar10n", "label", 128, {"kind": "symmetric", "rate": 0.5}),
+    "CIFAR-10N worse, 224 pixels": ("cifar10n", "worse_label", 224, None),  # as `hnml audit` sees them by default
+    "CIFAR-10N aggre, 224 pixels": ("cifar10n", "aggre_label", 224, None),
+    "CIFAR-10N random 1, 224 pixels": ("cifar10n", "random_label1", 224, None),
+    "CIFAR-10, none, 224 pixels": ("cifar10n", "label", 224, None),
+    "CIFAR-10, symmetric 50 %, 224 pixels": ("cifar10n", "label", 224, {"kind": "symmetric", "rate": 0.5}),
     "Fashion-MNIST, none": ("fashion_mnist", "label", 96, None),
     "Fashion-MNIST, symmetric 50 %": ("fashion_mnist", "label", 96, {"kind": "symmetric", "rate": 0.5}),
     "Fashion-MNIST, asymmetric 40 %": ("fashion_mnist", "label", 96, FLIPS),
