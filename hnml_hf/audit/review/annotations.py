@@ -122,7 +122,7 @@ def _rows(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
         return read_json(path, Samples(table))
     if suffix == ".xml":
         return read_cvat(path, Samples(table))
-    return _read_log(path) if suffix == ".jsonl" else _read_csv(path, table)
+    return _read_log(path, table) if suffix == ".jsonl" else _read_csv(path, table)
 
 
 def _read_csv(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
@@ -147,9 +147,14 @@ def _read_csv(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
         yield f"{path}:{line}", {**row, "annotation": row["mark"]} if old else row
 
 
-def _read_log(path: Path) -> Iterator[tuple[str, dict]]:
-    latest = {}
+def _read_log(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
+    latest, scored = {}, table.attrs.get("dataset_fingerprint")
     for line, entry in parse_log(path.read_bytes(), path):
+        if entry.get("dataset_fingerprint", scored) != scored:
+            raise ValueError(
+                f"{path}:{line}: these annotations are of another dataset than the one that was scored, or its labels "
+                f"have changed since ({entry['dataset_fingerprint']}; scored was {scored})."
+            )
         if "index" in entry:
             latest[entry["index"], entry.get("annotator")] = (f"{path}:{line}", entry)
     yield from (found for found in latest.values() if found[1]["annotation"] is not None)

@@ -209,10 +209,13 @@ def test_annotations_of_another_dataset_are_refused_and_not_touched(tmp_path):
 
 
 def test_a_log_is_read_like_a_csv(table, tmp_path):
-    log = AnnotationLog(tmp_path / "a.jsonl", "f")
+    log = AnnotationLog(tmp_path / "a.jsonl", table.attrs["dataset_fingerprint"])
     index = [int(value) for value in table["index"]]
     log.append([{**line(index[0], name="cat"), "new_label": 0}, {**line(index[1]), "label_name": ""}], "anna")
     log.append([line(index[1], None)], "anna")
     found = read_annotations(log.path, table)
     assert found["index"].tolist() == [index[0]] and found["new_label_name"].tolist() == ["cat"]
-    assert json.loads(log.path.read_bytes().split(b"\n")[0])["dataset_fingerprint"] == "f"
+    assert json.loads(log.path.read_bytes().split(b"\n")[0])["dataset_fingerprint"] == "f" * 32
+    table.attrs["dataset_fingerprint"] = "e" * 32
+    with pytest.raises(ValueError, match=r"a.jsonl:1: these annotations are of another dataset"):
+        read_annotations(log.path, table)
