@@ -33,6 +33,10 @@ LAST_FOLDER = "last"  # the last epoch's weights, where the best epoch's are loa
 OF_EACH_PROCESS = ("local_rank", "logging_dir", "hub_token")  # options that processes need not have in common
 
 
+def _steps_done(checkpoint: str) -> int:
+    return json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+
+
 class ResumableTrainer(Trainer):
     """Checkpoints that are complete or not there, resumed exactly; SIGTERM and SIGINT finish the step and save.
 
@@ -47,6 +51,7 @@ class ResumableTrainer(Trainer):
         self.signals = StopSignals()
         self.stop_asked = False  # the same on all processes
         self._resumed_from: str | None = None
+        self._first_step = 0
         self.add_callback(SaveWhenTheEpochIsOver(self))
 
     def on_first_process(self, function: Callable, *arguments):
@@ -71,6 +76,7 @@ class ResumableTrainer(Trainer):
         with ExitStack() as held:
             start = self.on_first_process(self._start, held, resume_from_checkpoint)
             self._resumed_from, self.stop_asked = start, False
+            self._first_step = 0 if start is None else _steps_done(start)
             if self.state.global_step:  # trained before: what was seen then is no part of this run
                 for part in self.parts:
                     part.reset()
@@ -295,7 +301,7 @@ class ResumableTrainer(Trainer):
     def log(self, logs, start_time=None):
         if "train_runtime" in logs:  # the summary: of the whole run, not of the part since it was resumed
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 0.001)
-            if self.state.global_step == self._initial_global_step:  # no step was left to time
+            if self.state.global_step == self._first_step:  # no step was left to time
                 logs.pop("train_samples_per_second", None)
                 logs.pop("train_steps_per_second", None)
         super().log(logs, start_time)
