@@ -59,8 +59,8 @@ COMMON = {
         *("learning_rate", "bf16", "resume_from_checkpoint", "push_to_hub", *_RUN),
     ),
     "audit": (
-        *("data", "backbone", "pretrained", "image_size", "num_workers", "cache_dir", "check", "annotations"),
-        *("run", "model", "output_dir", "max_issues", "batch_size", "device", "export"),
+        *("data", "backbone", "pretrained", "image_size", "num_workers", "cache_dir", "check", "compare_splits"),
+        *("annotations", "run", "model", "output_dir", "max_issues", "batch_size", "device", "export"),
         *(*_SOURCE, "validation_fraction", "noise", "noise_rate", "exclude"),
     ),
 }

@@ -52,7 +52,9 @@ from hnml_hf import (
 from hnml_hf.audit.dynamics import dynamics_file, judge_dynamics, run_dynamics
 from hnml_hf.audit.features import FEATURES_FOLDER, extract_features, launched, load_backbone
 from hnml_hf.audit.findings import FINDINGS, findings
-from hnml_hf.audit.issues import judge_dataset, worst_pairs
+from hnml_hf.audit.issues import dataset_table, judge_features, worst_pairs
+from hnml_hf.audit.judge import NEIGHBOR_LIMIT
+from hnml_hf.audit.leaks import find_leaks
 from hnml_hf.audit.review import merge_annotations, read_annotations
 from hnml_hf.audit.review.lineage import decided_before
 from hnml_hf.audit.run import write_report
@@ -84,6 +86,10 @@ class AuditArguments:
     )
     check: bool = field(
         default=False, metadata={"help": "Check files and rows first, as `hnml check` does, and list what is wrong."}
+    )
+    compare_splits: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Other splits, as `test`: list the training images that are copies of one of theirs."},
     )
     annotations: list[str] = field(
         default_factory=list,
@@ -129,6 +135,8 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
     refuse_too_little(parser, "audit", argparse.Namespace(**vars(audit_args), **vars(data_args)))
     if audit_args.run and audit_args.check:
         parser.error("--check is of a dataset; a run has read all of its images")
+    if audit_args.compare_splits and (audit_args.run or audit_args.model):
+        parser.error("--compare_splits takes the features of a dataset that is judged without training")
     if audit_args.annotations and (audit_args.run or audit_args.model):
         parser.error("--annotations are for the judge of a dataset; `hnml clean` applies those of any audit")
     if audit_args.model and not (data_args.dataset and audit_args.output_dir):
@@ -160,58 +168,93 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
     """One forward pass of a frozen backbone and the judge of its features: the table, in the first process."""
     started = time.perf_counter()
     state = launched()
+    compared = compared_splits(audit_args, data)
     annotations = decisions(audit_args, data_args, data["train"])
-    found = {}
+    facts = {}
     if audit_args.check and state.is_main_process:
-        found["check"] = check(data, audit_args.output_dir, max_pixels=data_args.max_pixels)
+        facts["check"] = check(data, audit_args.output_dir, max_pixels=data_args.max_pixels)
     pretrained = True if audit_args.pretrained.lower() == "true" else audit_args.pretrained
     backbone = load_backbone(audit_args.backbone, pretrained=pretrained, image_size=audit_args.image_size)
     cache = audit_args.cache_dir or Path(audit_args.output_dir, FEATURES_FOLDER)
-    beside = [] if audit_args.cache_dir else Path(audit_args.output_dir).absolute().parent.glob(f"*/{FEATURES_FOLDER}")
-    features = extract_features(
-        data["train"],
-        backbone,
-        cache_dir=cache,
-        also_in=beside,
-        batch_size=audit_args.batch_size,
-        num_workers=audit_args.num_workers,
-        device=audit_args.device,
-        max_pixels=data_args.max_pixels,
+    beside = (
+        [] if audit_args.cache_dir else [*Path(audit_args.output_dir).absolute().parent.glob(f"*/{FEATURES_FOLDER}")]
     )
+    how = {"batch_size": audit_args.batch_size, "num_workers": audit_args.num_workers, "device": audit_args.device}
+    how |= {"max_pixels": data_args.max_pixels}
+    features = extract_features(data["train"], backbone, cache_dir=cache, also_in=beside, **how)
+    others = {}
+    for split, rows in compared.items():  # in a folder of its own, since one of as many rows would be overwritten
+        known = [cache, *beside, *(place / split for place in beside)]
+        others[split] = rows, extract_features(rows, backbone, cache_dir=Path(cache, split), also_in=known, **how)
     if not state.is_main_process:
         return None
     passed = time.perf_counter()
     size = backbone.config.pretrained_cfg["input_size"][-1]
-    table = judge_dataset(
+    judgement = judge_features(data["train"], features, annotations=annotations, device=audit_args.device)
+    if others:
+        leaks = find_leaks(data["train"], features, others, judgement.projection)
+        facts["leaks"] = {split: int((leaks["other_split"] == split).sum()) for split in others}
+    table = dataset_table(
         data["train"],
         features,
+        judgement,
         annotations=annotations,
-        device=audit_args.device,
         source=data_args.dataset,
         provenance=f"{audit_args.backbone} at {size} pixels, frozen; shrinkage discriminants in 5-fold "
         "cross-validation. No label was judged by a classifier that had seen it. The range is no confidence interval.",
-        **found,
+        **facts,
     )
     judged = time.perf_counter()
     save_data_arguments(audit_args.output_dir, data_args)
+    found = findings(table)
+    if others:
+        found["leaks"] = leaks
     how = {"max_issues": audit_args.max_issues, "max_pixels": data_args.max_pixels}
-    write_report(audit_args.output_dir, table, data["train"], **how)
-    waiting, forward = features.seconds["waiting"], features.seconds["forward"]
+    write_report(audit_args.output_dir, table, data["train"], found=found, **how)
+    passes = [features, *(seen for _, seen in others.values())]
+    waiting, forward = (sum(part.seconds[what] for part in passes) for what in ("waiting", "forward"))
+    computed = sum(part.computed for part in passes)
     unreadable = int((~features.readable).sum())
     print(f"Rows: {len(table):,}" + (f" ({counted(unreadable, 'image')} cannot be read)" if unreadable else ""))
     print(f"Classes most often given for another:{_pairs(table)}")
-    for kind, listed in findings(table).items():
+    for split, (rows, seen) in others.items():
+        missing = int((~seen.readable).sum())
+        said = f" ({counted(missing, 'image')} cannot be read)" if missing else ""
+        print(f"Compared with {split}: {counted(len(rows), 'image')}{said}")
+    for kind, listed in found.items():
         if len(listed):
             where = Path(audit_args.output_dir, "_audit", f"{kind}.jsonl")
             print(f"Also {FINDINGS[kind]}: {len(listed):,}, see {where}")
     print(
         f"Seconds: {waiting:.0f} waiting for images, {forward:.0f} in the backbone "
-        f"({counted(features.computed, 'image')}; {features.values.nbytes / 1e6:,.0f} MB of features in "
+        f"({counted(computed, 'image')}; {features.values.nbytes / 1e6:,.0f} MB of features in "
         f"{features.folder}), "
         f"{judged - passed:.0f} judging, {time.perf_counter() - judged:.0f} for the report, "
         f"{time.perf_counter() - started:.0f} in all"
     )
     return table
+
+
+def compared_splits(audit_args: AuditArguments, data: DatasetDict) -> dict[str, Dataset]:
+    """The splits whose images the training images are compared with, by name.
+
+    Raises:
+        ValueError: if the dataset has no such split, or an exact search would take longer than all the rest.
+    """
+    there, wanted = [split for split in data if split != "train"], list(dict.fromkeys(audit_args.compare_splits))
+    unknown = [split for split in wanted if split not in there]
+    if unknown:
+        raise ValueError(
+            f"`--compare_splits {' '.join(unknown)}`: besides `train`, which is compared, the dataset has "
+            + (f"the splits {', '.join(there)}." if there else "no split. `--splits` says where one lies.")
+        )
+    ours, theirs = len(data["train"]), sum(len(data[split]) for split in wanted)
+    if ours * theirs > NEIGHBOR_LIMIT**2:
+        raise ValueError(
+            f"`--compare_splits` would compare {ours:,} training images with {counted(theirs, 'image')}, each with "
+            f"each, and takes {NEIGHBOR_LIMIT**2:,} pairs at most: name smaller splits, or fewer at a time."
+        )
+    return {split: data[split] for split in wanted}
 
 
 def decisions(audit_args: AuditArguments, data_args: DataArguments, rows: Dataset):

@@ -28,7 +28,9 @@ FINDINGS = {
     "near_duplicates": "copies or near-copies of an image that is kept",
     "strangers": "images that are like no other",
     "between_classes": "images with two probable classes",
+    "leaks": "copies or near-copies of an image of another split",
 }
+LEAK = ("other_split", "other_index", "other_path", "cosine")  # what a line says of that image
 
 
 def probably_wrong(table: pd.DataFrame | Mapping[str, np.ndarray], threshold: float = 0.5) -> np.ndarray:
@@ -120,11 +122,12 @@ def findings(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def write_findings(folder: str | os.PathLike, found: dict[str, pd.DataFrame]) -> list[Path]:
+def write_findings(folder: str | os.PathLike, found: Mapping[str, pd.DataFrame]) -> list[Path]:
     """Write each kind as a list of rows to leave out (`near_duplicates.jsonl` and so on), in the form of
     [`~hnml_hf.load_exclusions`]: delete the lines of the rows you want to keep.
 
-    Lists of an earlier audit are deleted.
+    Lists of an earlier audit are deleted. Those of [`~hnml_hf.audit.leaks.find_leaks`] also say which image of which
+    other split it is.
     """
     paths = []
     for kind in FINDINGS.keys() - found.keys():
@@ -132,7 +135,8 @@ def write_findings(folder: str | os.PathLike, found: dict[str, pd.DataFrame]) ->
     for kind, rows in found.items():
         paths.append(Path(folder, f"{kind}.jsonl"))
         with atomic_write(paths[-1]) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
-            for index, path in zip(rows["index"].tolist(), rows["path"].tolist(), strict=True):
-                line = {"split": "train", "index": index, "reason": FINDINGS[kind], "path": path}
+            listed = rows[["index", "path", *(name for name in LEAK if name in rows)]]
+            for row in listed.to_dict("records"):
+                line = {"split": "train", "index": row.pop("index"), "reason": FINDINGS[kind], **row}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return paths

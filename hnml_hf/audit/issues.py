@@ -113,6 +113,19 @@ def judge_dataset(
         device (`str`, *optional*): where to judge.
         facts: further entries of the summary, as `source` and `provenance`.
     """
+    judgement = judge_features(dataset, features, annotations=annotations, seed=seed, device=device)
+    return dataset_table(dataset, features, judgement, annotations=annotations, **facts)
+
+
+def judge_features(
+    dataset: Dataset,
+    features: Features,
+    *,
+    annotations: pd.DataFrame | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> Judgement:
+    """The judgement of the labels of those images that can be read; arguments as in [`judge_dataset`]."""
     names, labels = dataset.features["label"].names, column(dataset, "label").astype(np.int64)
     rows = np.flatnonzero(features.readable)
     values = features.values if len(rows) == len(labels) else features.values[rows]
@@ -122,7 +135,20 @@ def judge_dataset(
         options["known"] = annotated_labels(annotations, index[rows], names)
         elsewhere = annotations.index[(annotations["annotation"] == "wrong") & (annotations["new_label"] < 0)]
         options["weights"] = (~np.isin(index[rows], elsewhere)).astype(np.float32)  # of a class that is none of these
-    judgement = judge_labels(values, labels[rows], num_labels=len(names), groups=features.groups[rows], **options)
+    return judge_labels(values, labels[rows], num_labels=len(names), groups=features.groups[rows], **options)
+
+
+def dataset_table(
+    dataset: Dataset,
+    features: Features,
+    judgement: Judgement,
+    *,
+    annotations: pd.DataFrame | None = None,
+    **facts,
+) -> pd.DataFrame:
+    """The table of a judgement by [`judge_features`]; other arguments as in [`judge_dataset`]."""
+    names, labels = dataset.features["label"].names, column(dataset, "label").astype(np.int64)
+    index, rows = column(dataset, "index"), np.flatnonzero(features.readable)
     table = issue_table(judgement, index, labels, names, rows=rows, groups=features.groups, **facts)
     table = table.sort_values("index", ignore_index=True)
     table["path"] = image_paths(dataset)

@@ -51,6 +51,23 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """Onto the first principal components of the standardized features: the space in which images are compared.
+
+    Args:
+        center (`torch.Tensor` of shape `(d,)`), basis (`torch.Tensor` of shape `(d, p)`): of the raw features.
+    """
+
+    center: torch.Tensor
+    basis: torch.Tensor
+
+    def __call__(self, features: np.ndarray) -> torch.Tensor:
+        """Unit vectors of features `(n, d)`, of shape `(n, p)`."""
+        parts = [(batch - self.center) @ self.basis for _, batch in _batches(features, self.center.device)]
+        return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What the features of n samples say of their labels, in the order of the rows.
 
@@ -76,6 +93,8 @@ class Judgement:
         nearest (`np.ndarray` of shape `(n, m)`, *optional*): int32, rows of the most similar samples of other groups,
             the most similar first; -1 where there are too few. None where none were sought.
         similarities (`np.ndarray` of shape `(n, m)`, *optional*): float32, their cosines.
+        projection ([`Projection`], *optional*): to the space of these cosines, also beyond the number of samples up
+            to which neighbors are sought; None with `neighbors=0`.
     """
 
     posterior: np.ndarray
@@ -93,6 +112,7 @@ class Judgement:
     confidence: float
     nearest: np.ndarray | None = None
     similarities: np.ndarray | None = None
+    projection: Projection | None = None
 
     @property
     def noise_scores(self) -> np.ndarray:
@@ -205,8 +225,9 @@ def judge_labels(
     temperature = float(model.weights[0])
     posterior, clustered_rate = model.posterior(evidence, top_labels, given), 0.0
     nearest = similarities = None
-    if neighbors and len(labels) <= NEIGHBOR_LIMIT:
-        nearest, similarities = nearest_neighbors(statistics.project(features), groups, neighbors)
+    projection = statistics.projection() if neighbors else None
+    if projection is not None and len(labels) <= NEIGHBOR_LIMIT:
+        nearest, similarities = nearest_neighbors(projection(features), groups, neighbors)
         evidence.append(neighbor_posteriors(nearest, posterior, top_labels, num_labels))
         if len(labels) >= TRIPLES * num_labels**2:
             clustered_rate = rate_of_triples(given, nearest, num_labels)
@@ -243,6 +264,7 @@ def judge_labels(
         confidence=confidence,
         nearest=None if nearest is None else nearest.int().numpy(),
         similarities=None if similarities is None else similarities.numpy(),
+        projection=projection,
     )
 
 
@@ -463,16 +485,13 @@ class FoldStatistics:
         prior = torch.where(known, (counts / n).clamp(min=1e-300).log(), -torch.inf)
         return weight, prior.float() - (weight * means).sum(1) / 2
 
-    def project(self, features, dimensions: int = NEIGHBOR_DIMENSIONS) -> torch.Tensor:
-        """Unit vectors of the first principal components of the standardized features, of shape `(n, p)`."""
+    def projection(self, dimensions: int = NEIGHBOR_DIMENSIONS) -> Projection:
+        """Onto their first principal components."""
         size = len(self.center)
         covariance = (self.moments.sum(0) / self.counts.sum()).cpu().numpy()
         first = max(0, size - dimensions), size - 1  # in ascending order
         basis = torch.from_numpy(scipy.linalg.eigh(covariance, subset_by_index=first)[1]).to(self.center.device)
-        basis = (basis / self.deviation[:, None]).float()
-        center = self.center.float()
-        parts = [(batch - center) @ basis for _, batch in _batches(features, center.device)]
-        return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+        return Projection(self.center.float(), (basis / self.deviation[:, None]).float())
 
 
 def _add_moments(moments: torch.Tensor, rows: torch.Tensor):
@@ -658,6 +677,14 @@ def nearest_neighbors(vectors: torch.Tensor, groups: np.ndarray, count: int) -> 
         rows_found.append(near.gather(1, order).cpu())
         cosines_found.append(cosines.gather(1, order).cpu())
     return torch.cat(rows_found), torch.cat(cosines_found)
+
+
+def most_similar(vectors: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The row of the most similar of m others, and the cosine, for each of n unit vectors; both of shape `(n,)`."""
+    found = [(some @ others.T).max(dim=1) for some in vectors.split(max(1, 2**24 // len(others)))]  # 64 MB
+    return torch.cat([best.indices for best in found]).cpu().numpy(), torch.cat(
+        [b.values for b in found]
+    ).cpu().numpy()
 
 
 def rate_of_triples(labels: torch.Tensor, nearest: torch.Tensor, num_labels: int, *, iterations: int = 200) -> float:

@@ -83,11 +83,13 @@ def write_report(
     max_issues: int = MAX_ISSUES,
     batch_size: int = 64,
     max_pixels: int = MAX_PIXELS,
+    found: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
-    """Write a table of noise scores, its summary, the lists of [`~hnml_hf.audit.findings.findings`] and the report
-    with pictures into `<output_dir>/_audit`.
+    """Write a table of noise scores, its summary, the lists of what else was found and the report with pictures into
+    `<output_dir>/_audit`.
 
-    Arguments as in [`audit_run`]; `transform` is for maps, and without a model none is needed.
+    Arguments as in [`audit_run`]; `transform` is for maps, and without a model none is needed. `found` are the lists;
+    default: those of [`~hnml_hf.audit.findings.findings`].
     """
     folder = write_audit(Path(output_dir) / AUDIT_FOLDER, table)
     decided = decided_samples(output_dir, table)
@@ -103,7 +105,7 @@ def write_report(
         batch_size=batch_size,
         max_pixels=max_pixels,
     )
-    found = findings(table)
+    found = findings(table) if found is None else found
     write_findings(folder, found)
     render_report(
         table,

@@ -15,12 +15,14 @@ import timm
 import torch
 import train
 from options import DataArguments
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hnml_hf import TrainingDynamics, load_audit, load_noisy_dataset
 from hnml_hf.audit.dynamics import score_predictions
 from hnml_hf.audit.report import map_values
+from hnml_hf.audit.table import image_paths
 
 
 TRAIN = (
@@ -284,6 +286,7 @@ def test_the_benchmark_compares_scorers_on_one_dataset(scripts):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
+    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     save_file(timm.create_model("test_resnet").state_dict(), path)
     return path
@@ -301,6 +304,66 @@ def test_a_dataset_is_audited_without_training(run, scripts, weights, tmp_path, 
     assert "test_resnet at 64 pixels" in table.attrs["provenance"]
     scripts[1]([*line, "--export", "csv"])  # the features are there
     assert "(0 images;" in capsys.readouterr().out and (tmp_path / "_audit" / "exports" / "noise_scores.csv").is_file()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two classes, `train` and `test` with as many images; one of the test set is saved again in training."""
+    folder, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for split in ("train", "test"):
+        for row in range(30):
+            pixels = generator.integers(0, 255, (4, 4, 3)).astype(np.uint8)
+            path = folder / split / "ab"[row % 2] / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).resize((64, 64), Image.BICUBIC).save(path)
+    with Image.open(folder / "test" / "a" / "4.png") as image:
+        image.save(folder / "train" / "b" / "copy.jpg", quality=75)
+    (folder / "train" / "b" / "29.png").unlink()  # as many rows as in the test set
+    return folder
+
+
+def test_training_images_that_are_nearly_in_the_test_set_are_listed(photos, scripts, weights, tmp_path, capsys):
+    line = [str(photos), "--backbone", "test_resnet", "--pretrained", str(weights), "--image_size", "64"]
+    line += ["--num_workers", "0", "--device", "cpu"]
+    scripts[1]([*line, "--output_dir", str(tmp_path / "without")])
+    assert "Compared with" not in capsys.readouterr().out
+    scripts[1]([*line, "--output_dir", str(tmp_path / "with"), "--compare_splits", "test"])
+    shown, audited = capsys.readouterr().out, tmp_path / "with" / "_audit"
+    without, table = load_audit(tmp_path / "without"), load_audit(tmp_path / "with")
+    pd.testing.assert_frame_equal(table, without)
+    assert "Compared with test: 30 images" in shown and f"1, see {audited / 'leaks.jsonl'}" in shown
+    assert "(30 images;" in shown  # those of training were there
+    (found,) = map(json.loads, (audited / "leaks.jsonl").read_text().splitlines())
+    assert (found["split"], found["path"]) == ("train", str(photos / "train" / "b" / "copy.jpg"))
+    assert (found["other_split"], found["other_path"]) == ("test", str(photos / "test" / "a" / "4.png"))
+    assert table.set_index("index").loc[found["index"], "path"] == found["path"] and 0.95 <= found["cosine"] <= 1
+    assert image_paths(load_noisy_dataset(str(photos))["test"])[found["other_index"]] == found["other_path"]
+    assert json.loads((audited / "summary.json").read_text()) == {**without.attrs, "leaks": {"test": 1}}
+    assert "leaks.jsonl" in (audited / "report.html").read_text(encoding="utf-8")
+
+    clean = [*line, "--output_dir", str(tmp_path / "clean"), "--exclude", str(audited / "leaks.jsonl")]
+    scripts[1]([*clean, "--compare_splits", "test"])
+    shown = capsys.readouterr().out
+    assert "(0 images;" in shown  # neither split has overwritten the features of the other
+    assert len(load_audit(tmp_path / "clean")) == 29 and "leaks.jsonl" not in shown
+    assert (tmp_path / "clean" / "_audit" / "leaks.jsonl").read_text() == ""
+
+
+def test_splits_that_cannot_be_compared_are_refused_before_the_pass(
+    photos, run, scripts, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(audit, "load_backbone", None)
+    line = [str(photos), "--output_dir", str(tmp_path), "--compare_splits"]
+    with pytest.raises(SystemExit, match="`--compare_splits tests train`: .* the dataset has the splits test[.]"):
+        scripts[1]([*line, "test", "tests", "train"])
+    with pytest.raises(SystemExit, match="the dataset has no split[.] `--splits` says where one lies"):
+        scripts[1]([str(photos / "train"), *line[1:], "test"])
+    monkeypatch.setattr(audit, "NEIGHBOR_LIMIT", 29)
+    with pytest.raises(SystemExit, match="30 training images with 30 images, each with each, and takes 841 pairs"):
+        scripts[1]([*line, "test"])
+    with pytest.raises(SystemExit):
+        scripts[1]([str(run / "out"), "--compare_splits", "test"])
+    assert "--compare_splits takes the features" in capsys.readouterr().err
 
 
 def test_an_audit_goes_on_from_what_people_have_decided(run, scripts, weights, tmp_path, capsys):
