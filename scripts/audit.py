@@ -50,6 +50,7 @@ from hnml_hf import (
     score_model,
 )
 from hnml_hf.audit.dynamics import dynamics_file, judge_dynamics, run_dynamics
+from hnml_hf.audit.export import FORMATS
 from hnml_hf.audit.features import FEATURES_FOLDER, extract_features, launched, load_backbone
 from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import dataset_table, judge_features, worst_pairs
@@ -133,6 +134,7 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
     if audit_args.run and audit_args.model:
         parser.error("give --run (a finished training run) or --model (any classifier), one of them")
     refuse_too_little(parser, "audit", argparse.Namespace(**vars(audit_args), **vars(data_args)))
+    refuse_values(parser, audit_args)
     if audit_args.run and audit_args.check:
         parser.error("--check is of a dataset; a run has read all of its images")
     if audit_args.compare_splits and (audit_args.run or audit_args.model):
@@ -152,6 +154,21 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
     place = Path("outputs", data_name(data_args.dataset, data_args.data_dir))
     audit_args.output_dir = audit_args.output_dir or audit_args.run or str(place)
     return audit_args, data_args
+
+
+def refuse_values(parser: HfArgumentParser, given: AuditArguments):
+    """End with one line if an option has a value with which the audit would fail after the forward pass."""
+    for name, least in {"image_size": 1, "batch_size": 1, "num_workers": 0, "max_issues": 0}.items():
+        value = getattr(given, name)
+        if value is not None and value < least:
+            parser.error(f"--{name} must be at least {least}; given {value}")
+    for unknown in sorted(set(given.export) - set(FORMATS)):
+        parser.error(f"--export {unknown} is none of {', '.join(FORMATS)}")
+    if given.device is not None:
+        try:
+            torch.empty(0, device=given.device)
+        except (RuntimeError, AssertionError) as error:
+            parser.error(f"--device {given.device} cannot be used here: {str(error).splitlines()[0]}")
 
 
 def parse_target(parser: HfArgumentParser, argv: list[str]) -> tuple[AuditArguments, DataArguments, tuple[str | None]]:

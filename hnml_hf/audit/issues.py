@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from datasets import ClassLabel, Dataset, Image
+import torch
+from datasets import ClassLabel, Dataset, Image, Value
 
 from ..data.load import load_noisy_dataset
 from ..data.schema import column, labels_fingerprint
@@ -72,7 +73,7 @@ def find_label_issues(
         issues[issues.noise_score > 0.5][["path", "label_name", "suggested_name"]]
     """
     if isinstance(data, tuple):
-        features, labels, names = _from_arrays(*data)
+        features, labels, names = _from_arrays(data)
         judgement = judge_labels(features, labels, num_labels=len(names), seed=seed, device=device)
         groups = identical_rows(features)
         return issue_table(judgement, np.arange(len(labels)), labels, names, groups=groups).sort_values("rank")
@@ -256,7 +257,8 @@ def as_dataset(data, *, image_column: str | None = None, label_column: str | Non
     """A dataset with `image`, `label` and `index` from whatever [`find_label_issues`] takes."""
     if isinstance(data, str | os.PathLike):
         loaded = load_noisy_dataset(os.fspath(data), image_column=image_column, label_column=label_column)["train"]
-        return _with_two_classes(loaded)
+        _check_classes(loaded.features["label"].names)
+        return loaded
     if not isinstance(data, pd.DataFrame | Dataset):
         raise ValueError(
             f"`data` is a {type(data).__name__}; give a path, a DataFrame, a `datasets.Dataset`, or a tuple of "
@@ -266,43 +268,75 @@ def as_dataset(data, *, image_column: str | None = None, label_column: str | Non
     image_column = _column("image", image_column, IMAGE_COLUMNS, columns)
     label_column = _column("label", label_column, LABEL_COLUMNS, columns)
     if isinstance(data, pd.DataFrame):
-        images = [str(image) if isinstance(image, Path) else image for image in data[image_column]]
-        dataset = Dataset.from_dict({"image": images}).cast_column("image", Image())
+        images = data[image_column].astype(object).where(data[image_column].notna(), None)
+        images = [str(image) if isinstance(image, Path) else image for image in images]
+        dataset = _with_images(Dataset.from_dict({"image": images}))
         labels, names = _encode(data[label_column].to_numpy())
     else:
         dataset = data.select_columns([image_column])
         if image_column != "image":
             dataset = dataset.rename_column(image_column, "image")
-        dataset = dataset.cast_column("image", Image())
+        dataset = _with_images(dataset)
         kind = data.features[label_column]
         labels = np.asarray(data.select_columns([label_column]).with_format(None)[:][label_column])
-        labels, names = (labels, kind.names) if isinstance(kind, ClassLabel) else _encode(labels)
-        if "index" in columns:
-            dataset = dataset.add_column("index", column(data, "index"))
+        if isinstance(kind, ClassLabel):
+            without, names = pd.isna(labels) | (labels == -1), kind.names
+            if without.any():
+                raise ValueError(f"Row {int(np.argmax(without))} has no label.")
+        else:
+            labels, names = _encode(labels)
+    _check_classes(names if len(data) else [])
     dataset = dataset.add_column("label", labels.tolist()).cast_column("label", ClassLabel(names=names))
-    if "index" not in dataset.column_names:
-        dataset = dataset.add_column("index", np.arange(len(dataset)))
-    return _with_two_classes(dataset)
+    return dataset.add_column("index", _sample_ids(data))
 
 
-def _with_two_classes(dataset: Dataset) -> Dataset:
-    names = dataset.features["label"].names
+def _with_images(dataset: Dataset) -> Dataset:
+    kind = dataset.features["image"]
+    if isinstance(kind, Value) and kind.dtype.removeprefix("large_") not in ("string", "binary", "null"):
+        raise ValueError(f"The column of images is of the type {kind.dtype}; give images, paths or bytes.")
+    return dataset.cast_column("image", Image())
+
+
+def _check_classes(names: Sequence[str]):
     if len(names) < 2:
-        raise ValueError(f"The data have one class, `{names[0]}`; which labels are wrong takes at least two.")
-    return dataset
+        found = f"one class, `{names[0]}`" if names else "no rows"
+        raise ValueError(f"The data have {found}; which labels are wrong takes at least two classes.")
 
 
-def _from_arrays(features, labels) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    labels, names = _encode(np.asarray(labels))
+def _from_arrays(data: tuple) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    if len(data) != 2:
+        raise ValueError(f"`data` is a tuple of {len(data)}; give features and labels.")
+    features, labels = data
+    if isinstance(features, torch.Tensor):
+        features = features.detach().float().cpu()
+    features = np.asarray(features)  # one on disk stays there
+    if features.dtype.kind not in "fiub":
+        raise ValueError(f"The features are of the type {features.dtype}; give numbers.")
+    labels, names = _encode(np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels))
+    _check_classes(names)
     return features, labels, names
 
 
 def _encode(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Labels in [0, k) and their names: sorted, and of whole numbers in their order."""
+    if values.ndim != 1:
+        raise ValueError(f"The labels must have the shape (n,), one class each; given {values.shape}.")
     if pd.isna(values).any():
         raise ValueError(f"Row {int(np.argmax(pd.isna(values)))} has no label.")
+    if len({type(value) for value in values.tolist()}) > 1:
+        values = values.astype(str)  # numbers and names have no order
     found, labels = np.unique(values, return_inverse=True)
-    return labels.reshape(-1).astype(np.int64), [str(value) for value in found]
+    return labels.astype(np.int64), [str(value) for value in found]
+
+
+def _sample_ids(data: pd.DataFrame | Dataset) -> np.ndarray:
+    """The column `index` if there is one, otherwise the numbers of the rows."""
+    if "index" not in (data.columns if isinstance(data, pd.DataFrame) else data.column_names):
+        return np.arange(len(data))
+    ids = data["index"].to_numpy() if isinstance(data, pd.DataFrame) else column(data, "index")
+    if ids.dtype.kind not in "iu" or len(np.unique(ids)) < len(ids):
+        raise ValueError("The column `index` must hold a whole number for each row, another for each; rename it.")
+    return ids
 
 
 def _column(what: str, given: str | None, usual: Sequence[str], columns: Sequence[str]) -> str:

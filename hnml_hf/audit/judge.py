@@ -35,6 +35,8 @@ TRIPLES = 20  # samples per pair of classes from which on triples of labels tell
 BATCH = 8_192  # rows that are worked on at a time
 STRIP = 512  # rows of a symmetric matrix that are computed at a time
 FLOOR = 1e-4  # least mean posterior of the neighbors
+LEAST_SCATTER = 1e-5  # within classes, of a total variance of 1: what float32 tells from none
+LARGEST = 1e17  # feature, whose square float32 can sum
 DOUBTLESS = -1e4  # logit of a class that cannot be, which outweighs neighbors whatever its weight
 
 
@@ -476,11 +478,11 @@ class FoldStatistics:
 
         In float32: shrinkage bounds the condition number of what is solved by d / g.
         """
-        n, known = counts.sum(), counts > 0
+        n, known = counts.sum().clamp(min=1e-12), counts > 0
         means = torch.where(known[:, None], sums / counts.clamp(min=1e-12)[:, None], 0).float()
         within = torch.addmm(moments, (counts[:, None] * means).float().T, means, alpha=-1)
         within *= (1 - shrinkage) / n
-        within.diagonal().add_(shrinkage / (1 - shrinkage) * within.diagonal().mean())
+        within.diagonal().add_((shrinkage / (1 - shrinkage) * within.diagonal().mean()).clamp(min=LEAST_SCATTER))
         weight = torch.cholesky_solve(means.T, torch.linalg.cholesky(within)).T
         prior = torch.where(known, (counts / n).clamp(min=1e-300).log(), -torch.inf)
         return weight, prior.float() - (weight * means).sum(1) / 2
@@ -747,9 +749,11 @@ def _check(features, labels: np.ndarray, num_labels: int, folds: int, known: np.
             f"shape {known.shape}, values from {known.min(initial=0)} to {known.max(initial=0)}."
         )
     for start in range(0, len(features), BATCH):
-        finite = np.isfinite(np.asarray(features[start : start + BATCH])).all(1)
-        if not finite.all():
-            raise ValueError(f"The features of row {start + int(np.argmin(finite))} are not finite.")
+        usable = (np.abs(np.asarray(features[start : start + BATCH])) < LARGEST).all(1)
+        if not usable.all():
+            raise ValueError(
+                f"The features of row {start + int(np.argmin(usable))} are not finite, or not below {LARGEST:.0e}."
+            )
 
 
 def _known_elsewhere(labels, fold, weights, num_labels) -> np.ndarray:

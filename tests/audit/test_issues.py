@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Image
 from PIL import Image as Pillow
 from safetensors.torch import save_file
 
@@ -19,6 +19,7 @@ from hnml_hf.audit.table import likely_classes, write_audit
 
 
 COLORS = {"blue": (20, 20, 200), "green": (20, 200, 20), "red": (200, 20, 20)}
+FEATURES = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
 WRONG = [0, 4, 20]  # rows whose label is another color's
 
 
@@ -120,11 +121,49 @@ def test_people_decide_and_the_judge_learns_from_it(colored, weights, tmp_path):
         (pd.DataFrame({"a": [1], "label": [0]}), "looks like the image: name it by `image_column`"),
         (pd.DataFrame({"image": ["a", "b"], "label": ["x", None]}), "Row 1 has no label"),
         (pd.DataFrame({"image": ["a", "b"], "label": ["x", "x"]}), "have one class, `x`"),
+        (pd.DataFrame({"image": [], "label": []}), "have no rows"),
+        (pd.DataFrame({"image": [3, 4], "label": ["x", "y"]}), "column of images is of the type int64"),
+        (pd.DataFrame({"image": ["a", "b"], "label": [0, 1], "index": [7, 7]}), "another for each"),
+        (Dataset.from_dict({"image": ["a", "b"], "label": [0, 1], "index": ["u", "v"]}), "whole number"),
+        (
+            Dataset.from_dict({"image": ["a", "b"], "label": [0, -1]}).cast_column("label", ClassLabel(names=["x"])),
+            "Row 1 has no label",
+        ),
     ],
 )
 def test_bad_input_is_named(data, message):
     with pytest.raises(ValueError, match=message):
         as_dataset(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((FEATURES, ["a"] * 9), "have one class, `a`"),
+        ((FEATURES[:0], []), "have no rows"),
+        ((FEATURES, np.eye(9)), r"must have the shape \(n,\), one class each; given \(9, 9\)"),
+        ((FEATURES, ["a"] * 9, 3), "a tuple of 3"),
+        ((FEATURES.astype(str), ["a", "b", "c"] * 3), "give numbers"),
+    ],
+)
+def test_bad_features_are_named(data, message):
+    with pytest.raises(ValueError, match=message):
+        find_label_issues(data)
+
+
+def test_features_may_be_of_any_kind_and_names_of_mixed_types():
+    labels = pd.Series([2, "b", "c"] * 3, index=np.arange(9) + 5)
+    expected = find_label_issues((FEATURES, labels))
+    assert expected.attrs["class_names"] == ["2", "b", "c"]
+    tensor = torch.tensor(FEATURES, requires_grad=True)
+    for features in (FEATURES.tolist(), pd.DataFrame(FEATURES).iloc[::-1].iloc[::-1], tensor):
+        pd.testing.assert_frame_equal(find_label_issues((features, labels.tolist())), expected)
+
+
+def test_ids_of_a_table_are_kept_and_a_row_without_an_image_has_a_place():
+    data = pd.DataFrame({"path": [None, "b.png"], "label": ["x", "y"], "index": [7, 5]})
+    assert list(as_dataset(data)["index"]) == [7, 5]
+    assert as_dataset(data).cast_column("image", Image(decode=False))[0]["image"] is None
 
 
 def test_class_labels_and_ids_are_kept(colored):

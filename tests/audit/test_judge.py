@@ -109,6 +109,16 @@ def test_of_a_class_with_one_sample_only_the_rate_is_said():
     assert torch.isfinite(judgement.head.bias).all()
 
 
+@pytest.mark.parametrize("n", [3, 4, 5, 6])
+def test_so_few_samples_that_those_of_a_class_are_alike(n):
+    """The classifier of a fold knows one sample of each class, or of one class alone: nothing varies within them."""
+    features = np.random.default_rng(0).normal(size=(n, D)).astype(np.float32)
+    judgement = judge_labels(features, np.arange(n) * 2 // n, num_labels=2)
+    assert judgement.judged.any() and 0 <= judgement.noise_rate <= 1
+    assert np.isfinite(judgement.noise_scores).all() and np.isfinite(judgement.posterior).all()
+    assert torch.isfinite(judgement.head.weight).all()
+
+
 def test_a_sample_without_weight_is_judged_and_teaches_nothing():
     features, true = clusters(600)
     given = true.copy()
@@ -186,6 +196,7 @@ def test_the_noise_model_recovers_a_planted_matrix_and_temperature():
         ({"labels": np.arange(300), "num_labels": 300}, "No class has two different samples"),
         ({"known": np.full(300, K)}, "`known` must hold a class in"),
         ({"features": np.full((300, D), np.nan, dtype=np.float32)}, "not finite"),
+        ({"features": np.full((300, D), 1e20)}, "row 0 are not finite, or not below"),
     ],
 )
 def test_bad_input_is_named(change, message):

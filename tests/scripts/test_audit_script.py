@@ -418,6 +418,9 @@ def test_a_folder_of_a_run_is_scored_as_one(run, scripts, tmp_path):
         ("", "give a dataset or the folder of a finished training run"),
         ("quickstart --dataset imagefolder", "are two datasets"),
         ("quickstart --pretrained none.safetensors", "none.safetensors"),
+        ("quickstart --export csv excel", "--export excel is none of csv, cleanlab"),
+        ("quickstart --device gpu", "--device gpu cannot be used here"),
+        ("quickstart --num_workers -1", "--num_workers must be at least 0"),
     ],
 )
 def test_a_mistake_is_named_before_the_pass(line, message, scripts, tmp_path, monkeypatch, capsys):
