@@ -355,6 +355,8 @@ def _rounds_help(data: _Data, statistics: "FoldStatistics", shrinkage: float) ->
     through the classifiers that made them. So rounds are tried without the first fold, and judged on it alone.
     """
     rest, rows = data.without_first_fold(), data.chosen[data.fold[data.chosen] == 0]
+    if len(rows) < 2:
+        return False  # one label has no standard error
     first = last = rest.discriminate(statistics.without_first_fold(), shrinkage)
     for _ in range(ROUNDS):
         last = rest.next_round(last, shrinkage)
