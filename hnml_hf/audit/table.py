@@ -235,8 +235,8 @@ def load_audit(path: str | os.PathLike) -> pd.DataFrame:
             break
     else:
         raise FileNotFoundError(
-            f"{path} has no `{AUDIT_FOLDER}/{TABLE_FILE}`. Training writes it at its end; for a run that has only "
-            "training dynamics or for another model run `python scripts/audit.py`."
+            f"{path} has no `{AUDIT_FOLDER}/{TABLE_FILE}`. `hnml audit DATA` writes it, and a training at its end; "
+            "for a run that has only training dynamics `hnml audit RUN`."
         )
     try:
         content = pq.read_table(file)

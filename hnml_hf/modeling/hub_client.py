@@ -119,8 +119,8 @@ def download_weights(repo_id: str) -> Path:
     except (HTTPError, OSError) as error:
         raise HubError(
             f"Pretrained weights `{repo_id}` are not in the cache and did not come: {explain(error, 'read')}. "
-            "Without the Hub, give a safetensors file of this backbone (`--pretrained FILE`), or start from random "
-            "weights (`--pretrained false`)."
+            "Without the Hub, give a safetensors file of this backbone (`--pretrained FILE`); a training may "
+            "also start from random weights (`--pretrained false`)."
         ) from error
 
 

@@ -319,7 +319,7 @@ def open_review(
     folder = Path(run) / AUDIT_FOLDER
     scored = folder / TABLE_FILE
     if not scored.is_file():
-        raise FileNotFoundError(f"{run} has no `{AUDIT_FOLDER}/{TABLE_FILE}`. Training writes it at its end.")
+        raise FileNotFoundError(f"{run} has no `{AUDIT_FOLDER}/{TABLE_FILE}`. `hnml audit` writes it.")
     rows, summary = read_rows(scored)
     decided = decided_samples(run, rows)
     queue = ReviewQueue(rows, list(map(str, summary["class_names"])), decided=decided, root=common_folder(rows))
