@@ -40,11 +40,12 @@ def test_two_processes_share_the_images_and_say_what_one_says(tmp_path, capsys):
     options = [tmp_path / "photos", "--backbone", "test_resnet", "--pretrained", tmp_path / "model.safetensors"]
     options += ["--image_size", "64", "--num_workers", "0", "--device", "cpu"]
     load_script("audit").main([str(option) for option in [*options, "--output_dir", tmp_path / "one"]])
-    told = {"one": capsys.readouterr().out, "two": launch(*options, "--output_dir", tmp_path / "two")}
+    apart = tmp_path / "elsewhere" / "two"  # the features of an audit beside it would be taken over
+    told = {"one": capsys.readouterr().out, "two": launch(*options, "--output_dir", apart)}
     # the first of two computes one more than the other, and what is missing would have no features
     counts = {name: int(re.search(r"\((\d+) images;", shown)[1]) for name, shown in told.items()}
     assert counts == {"one": 31, "two": 16} and all(shown.count("Estimated noise") == 1 for shown in told.values())
-    one, two = (load_audit(tmp_path / name) for name in told)
+    one, two = load_audit(tmp_path / "one"), load_audit(apart)
     assert (one["times_seen"] == 1).all() and (two["times_seen"] == 1).all()
     pd.testing.assert_frame_equal(one, two, rtol=0, atol=1e-6)
     assert one.attrs["noise_rate"] == pytest.approx(two.attrs["noise_rate"], abs=1e-6)
