@@ -126,8 +126,8 @@ def write_findings(folder: str | os.PathLike, found: Mapping[str, pd.DataFrame])
     """Write each kind as a list of rows to leave out (`near_duplicates.jsonl` and so on), in the form of
     [`~hnml_hf.load_exclusions`]: delete the lines of the rows you want to keep.
 
-    Lists of an earlier audit are deleted. Those of [`~hnml_hf.audit.leaks.find_leaks`] also say which image of which
-    other split it is.
+    Lists of an earlier audit are deleted. A line of [`~hnml_hf.audit.leaks.find_leaks`] also names the other split and
+    the image there.
     """
     paths = []
     for kind in FINDINGS.keys() - found.keys():

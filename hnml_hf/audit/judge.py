@@ -392,7 +392,7 @@ class FoldStatistics:
 
     Args:
         counts (`torch.Tensor` of shape `(f, k)`), sums (`torch.Tensor` of shape `(f, k, d)`): float64.
-        moments (`torch.Tensor` of shape `(f, d, d)`): float32, of which the lower triangle counts.
+        moments (`torch.Tensor` of shape `(f, d, d)`): float32; only the lower triangle is used.
         center (`torch.Tensor` of shape `(d,)`), deviation (`torch.Tensor` of shape `(d,)`): float64, mean and standard
             deviation of the features over all folds.
     """
@@ -499,7 +499,7 @@ class FoldStatistics:
 
 
 def _add_moments(moments: torch.Tensor, rows: torch.Tensor):
-    """Add rows^T rows to a matrix in place, of which only the lower triangle need be right."""
+    """Add rows^T rows to the lower triangle of a matrix, in place; what is above it is left undefined."""
     for start in range(0, len(moments), STRIP):
         stop = min(start + STRIP, len(moments))
         moments[start:stop, :stop] += rows[:, start:stop].T @ rows[:, :stop]
@@ -686,9 +686,8 @@ def nearest_neighbors(vectors: torch.Tensor, groups: np.ndarray, count: int) -> 
 def most_similar(vectors: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """The row of the most similar of m others, and the cosine, for each of n unit vectors; both of shape `(n,)`."""
     found = [(some @ others.T).max(dim=1) for some in vectors.split(max(1, 2**24 // len(others)))]  # 64 MB
-    return torch.cat([best.indices for best in found]).cpu().numpy(), torch.cat(
-        [b.values for b in found]
-    ).cpu().numpy()
+    cosines, nearest = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+    return nearest, cosines
 
 
 def rate_of_triples(labels: torch.Tensor, nearest: torch.Tensor, num_labels: int, *, iterations: int = 200) -> float:

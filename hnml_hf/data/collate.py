@@ -39,7 +39,7 @@ def collate_images(samples: list[dict] | dict[str, torch.Tensor]) -> dict[str, t
 
 
 def collate_readable(samples: list[dict]) -> dict[str, np.ndarray | torch.Tensor | None]:
-    """Stack samples, some of which may have no image, as an unreadable one has none.
+    """Stack samples; those whose image cannot be read have none.
 
     Args:
         samples (`list[dict]`): b of them; `pixel_values` of r are a tensor, of the others None.

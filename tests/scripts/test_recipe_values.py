@@ -235,7 +235,7 @@ def test_a_wrong_key_of_noise_has_its_place_before_anything_is_read(parse):
 
 
 def test_the_commands_of_the_records_have_options_that_exist_or_are_named():
-    """Whoever repeats an old figure is told what replaced an option."""
+    """An option that was taken out is answered with what replaced it."""
     known = {*RETIRED, "recipe"}
     known |= {field.name for kind in (ModelArguments, DataArguments, HNMLTrainingArguments) for field in fields(kind)}
     text = [path.read_text("utf-8") for path in (ROOT / "docs" / "results").glob("*.jsonl")]

@@ -466,6 +466,13 @@ class KillableReview:
         self.process.wait()
         self.process.stdout.close()
 
+    def open_and_press(self, *keys: str):
+        """Open the page and wait until the keys are on the disk."""
+        self.browser.get(self.url)
+        wait_for(lambda: shown_ids(self.browser))
+        press(self.browser, *keys)
+        wait_for(lambda: saved(self.browser))
+
     def __enter__(self):
         return self
 
@@ -480,10 +487,7 @@ def test_a_server_that_is_killed_in_the_middle_loses_no_key(browser, tmp_path):
     table = make_run(tmp_path, 80)
     order, run = ids(table), tmp_path / "run"
     with KillableReview(run, browser) as review:
-        browser.get(review.url)
-        wait_for(lambda: shown_ids(browser))
-        press(browser, "w", "w")
-        wait_for(lambda: saved(browser))
+        review.open_and_press("w", "w")
         review.kill()
         press(browser, "r", "r", "r")
         wait_for(lambda: "3 annotations kept in this browser" in text(browser, "warning"))
@@ -500,10 +504,7 @@ def test_keys_wait_for_a_server_with_another_address(browser, tmp_path):
     table = make_run(tmp_path, 80)
     order, run = ids(table), tmp_path / "run"
     with KillableReview(run, browser) as review:
-        browser.get(review.url)
-        wait_for(lambda: shown_ids(browser))
-        press(browser, "w")
-        wait_for(lambda: saved(browser))
+        review.open_and_press("w")
         review.kill()
         press(browser, "r", "r")
         wait_for(lambda: "2 annotations kept in this browser" in text(browser, "warning"))
