@@ -2,6 +2,7 @@
 
     python scripts/benchmarks/result_tables.py           # write them
     python scripts/benchmarks/result_tables.py --check   # only say whether they are up to date; ends with 1 if not
+    python scripts/benchmarks/result_tables.py --show tuning leads   # print tables that stand on no page
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; the records of a suite are
 `docs/results/accuracy-SUITE.runs.jsonl`, which `scripts/benchmarks/benchmark.py accuracy` has written, those of the
@@ -341,8 +342,7 @@ CONSTANT = tuple(
 MEMORY = "HNML from memory, constant learning rate"
 CORRECTED = ("cross-entropy, corrected", "mean teacher, corrected", "HNML, corrected")
 CORRECTED_COSINE = ("cross-entropy, corrected, cosine", "HNML, corrected, cosine")
-WITHOUT_MONITOR_LABELS = "cross-entropy without the monitor's labels, constant learning rate"
-EVERY = (*COSINE, *CORRECTED_COSINE, *CONSTANT, MEMORY, WITHOUT_MONITOR_LABELS, *CORRECTED)
+EVERY = (*COSINE, *CORRECTED_COSINE, *CONSTANT, MEMORY, *CORRECTED)
 
 
 def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]) -> str:
@@ -369,23 +369,25 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/audit.md": {"DETECTION": detection, "BESIDE_CLEANLAB": beside_cleanlab},
     "docs/ablations.md": {
-        "AUDIT_RATES": audit_rates,
         "AUDIT_SCORERS": audit_scorers,
         "AUGMENTED": augmented,
-        "TUNING": tuning,
         "LAST": partial(by_noise, "last", "cpu", CPU, EVERY),
-        "BEST": partial(by_noise, "best", "cpu", CPU, EVERY),
-        "LEADS_COSINE": partial(leads, "cpu", CPU, "HNML", [method for method in COSINE if method != "HNML"]),
-        "LEADS": partial(leads, "cpu", CPU, CONSTANT[-1], ("cross-entropy", *CONSTANT[:-1])),
-        "LEADS_CORRECTED": partial(leads, "cpu", CPU, CORRECTED[-1], ("cross-entropy", *CONSTANT, *CORRECTED[:-1])),
         "ABLATIONS": ablations,
-        "PRETRAINED": pretrained,
         "OWN_PROBE": own_probe,
-        "FULL": lambda: recovered(on_gpu("finetune"), "human 40 %", "clean"),
         "FULL_CPU": full_on_a_cpu,
         "IMAGENETTE_JUDGE": imagenette_judge,
-        "FROZEN_TARGETS": frozen_targets,
     },
+}
+SHOWN: dict[str, Callable[[], str]] = {  # on no page
+    "tuning": tuning,
+    "best": partial(by_noise, "best", "cpu", CPU, EVERY),
+    "leads_cosine": partial(leads, "cpu", CPU, "HNML", [method for method in COSINE if method != "HNML"]),
+    "leads": partial(leads, "cpu", CPU, CONSTANT[-1], ("cross-entropy", *CONSTANT[:-1])),
+    "leads_corrected": partial(leads, "cpu", CPU, CORRECTED[-1], ("cross-entropy", *CONSTANT, *CORRECTED[:-1])),
+    "gpu": lambda: recovered(on_gpu("finetune"), "human 40 %", "clean"),
+    "frozen_targets": frozen_targets,
+    "pretrained": pretrained,
+    "audit_rates": audit_rates,
 }
 
 
@@ -407,7 +409,11 @@ def filled(text: str, tables: dict[str, Callable[[], str]]) -> str:
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="Write nothing; end with 1 if a table is not up to date.")
+    parser.add_argument("--show", nargs="+", choices=SHOWN, metavar="NAME", help=f"Print tables: {', '.join(SHOWN)}.")
     args = parser.parse_args(argv)
+    if args.show:
+        print("\n\n".join(f"{name}\n\n{SHOWN[name]()}" for name in args.show))
+        return
     stale = []
     for page, tables in TABLES.items():
         path = ROOT / page

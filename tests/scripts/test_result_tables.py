@@ -92,6 +92,19 @@ def test_a_figure_that_was_changed_by_hand_is_noticed(script, tmp_path, monkeypa
         script.main([])
 
 
+def test_tables_of_no_page_are_printed(capsys, monkeypatch):
+    script = load_script("result_tables")
+    monkeypatch.setattr(script, "SHOWN", {"a": lambda: "| 1 |", "b": lambda: "| 2 |", "c": lambda: "| 3 |"})
+    script.main(["--show", "a", "c"])
+    assert capsys.readouterr().out == "a\n\n| 1 |\n\nc\n\n| 3 |\n"
+
+
+def test_every_table_of_no_page_has_its_records(capsys):
+    script = load_script("result_tables")
+    script.main(["--show", *script.SHOWN])
+    assert "| extrapolation alone | alpha 4 | 33.6 | 42.7 |" in capsys.readouterr().out
+
+
 def test_audits_by_hand(script, tmp_path):
     def scored(dataset, scorer, auroc, cost, **more):
         names = ("average_precision", "precision_at_n", "ece")
