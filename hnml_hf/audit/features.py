@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset, Image
 from torch import nn
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 BACKBONE = "tf_efficientnet_lite0.in1k"
 FEATURES_FOLDER = "_features"  # of a run, where they are kept by default
+USUAL_SIZE = 224  # pixels, of the images that the default batch is for
 COMPILED_FROM = 10**8  # pixels on a CPU (2,000 images of 224), below which compilation takes longer than it saves
 NOT_DONE, DONE, UNREADABLE_IMAGE = 0, 1, 2
 FILES = ("values", "content", "done")
@@ -104,6 +106,7 @@ def load_backbone(
         num_labels=2,
         pretrained=pretrained if isinstance(pretrained, bool) else os.fspath(pretrained),
         image_size=image_size,
+        needs_cams=False,
         **model_args,
     )
     model.config.pretrained_cfg["crop_pct"] = 1.0
@@ -139,7 +142,9 @@ def extract_features(
         cache_dir (`str` or `Path`): for 4 n d bytes.
         also_in (`Iterable[str | Path]`): `cache_dir` of other audits, whose features of images with the same content
             are taken as well.
-        batch_size (`int`, *optional*): images in a forward pass. Default: 64 on a CPU, 256 on a GPU.
+        batch_size (`int`, *optional*): images in a forward pass. Default: 64 on a CPU and 256 on a GPU, of images
+            above 224 pixels as many fewer as they are larger. It is halved, for the rest of the pass, where memory
+            runs out.
         num_workers (`int`, *optional*): processes that read images. Default: the cores, less one, at most 8.
         device (`torch.device` or `str`, *optional*): default: a GPU if there is one.
         max_pixels (`int`): a larger image counts as unreadable.
@@ -157,10 +162,11 @@ def extract_features(
         place = torch.device("cuda", state.local_process_index)
     if num_workers is None:
         num_workers = max(0, min(8, (os.cpu_count() or 1) // state.num_processes - 1))
-    if batch_size is None:
-        batch_size = 256 if place.type == "cuda" else 64
     _, transform = create_transforms(backbone.config.pretrained_cfg, augmentation="none")
     size = backbone.config.pretrained_cfg["input_size"][-1]
+    if batch_size is None:  # of larger images fewer, since each reader keeps two batches of them as well
+        most = 256 if place.type == "cuda" else 64
+        batch_size = min(most, max(1, most * USUAL_SIZE**2 // size**2))
     backbone = backbone.to(place, memory_format=torch.channels_last)
     width = backbone(torch.zeros(1, 3, size, size, device=place)).shape[1]
     name = _key(backbone, size)
@@ -336,7 +342,8 @@ def _fast(
 ) -> Callable[[torch.Tensor], np.ndarray]:
     """From images to features; on a CPU compiled with constant weights where that saves time in all.
 
-    A compiled network gets batches of one size, since for each new one it would be compiled again.
+    A compiled network gets batches of one size, since for each new one it would be compiled again. Where the memory
+    does not hold a batch, this and all that follow are sent in halves.
     """
     compile_it = device.type == "cpu" and pixels_in_all >= COMPILED_FROM
     if compile_it and not shutil.which("g++"):
@@ -347,11 +354,23 @@ def _fast(
         compile_it = False
     network = torch.compile(backbone, options={"freezing": True}) if compile_it else backbone
 
-    def forward(pixels: torch.Tensor) -> np.ndarray:
+    def send(pixels: torch.Tensor) -> np.ndarray:
         number = len(pixels)
         if compile_it and number < batch_size:
             pixels = torch.cat([pixels, pixels.new_zeros(batch_size - number, *pixels.shape[1:])])
         pixels = pixels.to(device, memory_format=torch.channels_last)
         return network(pixels)[:number].float().cpu().numpy()
+
+    def forward(pixels: torch.Tensor) -> np.ndarray:
+        nonlocal batch_size
+        while True:
+            try:
+                return np.concatenate([send(part) for part in pixels.split(batch_size)])
+            except RuntimeError as error:
+                if batch_size == 1 or not should_reduce_batch_size(error):
+                    raise
+            batch_size //= 2
+            clear_device_cache(garbage_collection=True)
+            logger.warning("The memory does not hold a batch of images: on with %d at a time.", batch_size)
 
     return forward

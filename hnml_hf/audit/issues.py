@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from datasets import ClassLabel, Dataset, Image, Value
 
+from ..data.files import as_name
 from ..data.load import load_noisy_dataset
 from ..data.schema import column, labels_fingerprint
 from ..data.targets import top_targets
@@ -271,20 +272,21 @@ def as_dataset(data, *, image_column: str | None = None, label_column: str | Non
         images = data[image_column].astype(object).where(data[image_column].notna(), None)
         images = [str(image) if isinstance(image, Path) else image for image in images]
         dataset = _with_images(Dataset.from_dict({"image": images}))
-        labels, names = _encode(data[label_column].to_numpy())
+        labels, names = _encode(data[label_column], label_column)
     else:
         dataset = data.select_columns([image_column])
         if image_column != "image":
             dataset = dataset.rename_column(image_column, "image")
         dataset = _with_images(dataset)
         kind = data.features[label_column]
-        labels = np.asarray(data.select_columns([label_column]).with_format(None)[:][label_column])
+        given = data.select_columns([label_column]).with_format(None)[:][label_column]
         if isinstance(kind, ClassLabel):
-            without, names = pd.isna(labels) | (labels == -1), kind.names
+            labels, names = np.asarray(given), kind.names
+            without = pd.isna(labels) | (labels == -1)
             if without.any():
                 raise ValueError(f"Row {int(np.argmax(without))} has no label.")
         else:
-            labels, names = _encode(labels)
+            labels, names = _encode(given, label_column)
     _check_classes(names if len(data) else [])
     dataset = dataset.add_column("label", labels.tolist()).cast_column("label", ClassLabel(names=names))
     return dataset.add_column("index", _sample_ids(data))
@@ -312,21 +314,35 @@ def _from_arrays(data: tuple) -> tuple[np.ndarray, np.ndarray, list[str]]:
     features = np.asarray(features)  # one on disk stays there
     if features.dtype.kind not in "fiub":
         raise ValueError(f"The features are of the type {features.dtype}; give numbers.")
-    labels, names = _encode(np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels))
+    labels, names = _encode(labels.cpu().numpy() if isinstance(labels, torch.Tensor) else labels)
     _check_classes(names)
     return features, labels, names
 
 
-def _encode(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Labels in [0, k) and their names: sorted, and of whole numbers in their order."""
-    if values.ndim != 1:
-        raise ValueError(f"The labels must have the shape (n,), one class each; given {values.shape}.")
-    if pd.isna(values).any():
-        raise ValueError(f"Row {int(np.argmax(pd.isna(values)))} has no label.")
-    if len({type(value) for value in values.tolist()}) > 1:
-        values = values.astype(str)  # numbers and names have no order
-    found, labels = np.unique(values, return_inverse=True)
+def _encode(values: Sequence[Any] | np.ndarray | pd.Series, column: str | None = None) -> tuple[np.ndarray, list[str]]:
+    """Labels in [0, k) and their names: sorted, and of whole numbers in their order; `column` names theirs."""
+    if getattr(values, "ndim", 1) != 1:
+        raise ValueError(f"The labels must have the shape (n,), one class each; given {np.shape(values)}.")
+    classes = [_as_class(value, row, column) for row, value in enumerate(pd.Series(values, dtype=object))]
+    if len(set(map(type, classes))) > 1:
+        classes = list(map(str, classes))  # numbers and names have no order
+    found, labels = np.unique(np.array(classes), return_inverse=True)
     return labels.astype(np.int64), [str(value) for value in found]
+
+
+def _as_class(value: Any, row: int, column: str | None) -> int | str:
+    """A label as class name, or as the number that it is; as tables of files are read."""
+    value = as_name(value) if isinstance(value, str) else value
+    if (isinstance(value, str) and not value) or (pd.api.types.is_scalar(value) and pd.isna(value)):
+        raise ValueError(f"Row {row} has no label.")
+    if isinstance(value, bool | np.bool_ | str):
+        return str(value)
+    if isinstance(value, int | np.integer) or (isinstance(value, float | np.floating) and float(value).is_integer()):
+        return int(value)
+    raise ValueError(
+        f"Row {row}{f', column `{column}`' if column else ''}: the label {str(value)[:80]!r} is not a class; give one "
+        "name or whole number for each image."
+    )
 
 
 def _sample_ids(data: pd.DataFrame | Dataset) -> np.ndarray:

@@ -36,6 +36,7 @@ BATCH = 8_192  # rows that are worked on at a time
 STRIP = 512  # rows of a symmetric matrix that are computed at a time
 FLOOR = 1e-4  # least mean posterior of the neighbors
 LEAST_SCATTER = 1e-5  # within classes, of a total variance of 1: what float32 tells from none
+SAME = 1e-12  # variance of a feature, as a share of the square of its mean, below which it is the same everywhere
 LARGEST = 1e17  # feature, whose square float32 can sum
 DOUBTLESS = -1e4  # logit of a class that cannot be, which outweighs neighbors whatever its weight
 
@@ -408,7 +409,8 @@ class FoldStatistics:
         sums = torch.zeros(folds, num_labels, size, dtype=torch.float64, device=device)
         moments = torch.zeros(folds, size, size, dtype=torch.float64, device=device)
         # near the mean, so that no digits are lost in the differences
-        shift = torch.from_numpy(np.array(features[:BATCH], dtype=np.float32).mean(0)).to(device)
+        first = np.asarray(features[:BATCH], dtype=np.float32)
+        shift = torch.from_numpy(first.mean(0, dtype=np.float64).astype(np.float32)).to(device)
         for rows, batch in _batches(features, device):
             batch -= shift
             weight = torch.ones(len(batch), device=device)
@@ -424,7 +426,9 @@ class FoldStatistics:
         overall, total = sums.sum(1), counts.sum()
         mean = overall.sum(0) / total
         variance = moments.diagonal(dim1=1, dim2=2).sum(0) / total - mean**2
-        deviation = torch.where(variance > 1e-12 * variance.max(), variance, 1.0).sqrt()
+        # of each feature by itself, whatever the scale of the others; float32 does not tell a smaller one from none
+        varies = variance > SAME * (shift.double() + mean).square()
+        deviation = torch.where(varies, variance, 1.0).sqrt()
         standardized = torch.empty_like(moments, dtype=torch.float32)
         scale = torch.outer(deviation, deviation)
         for number, n in enumerate(counts.sum(1)):

@@ -101,7 +101,9 @@ def load_noisy_dataset(
         data = load_noisy_dataset("quickstart")
         data["train"].features["label"].names
     """
-    for path in (name_or_path, data_dir):
+    for name, path in (("name_or_path", name_or_path), ("data_dir", data_dir)):
+        if path == "":  # which would be the current folder
+            raise ValueError(f"`{name}` is empty: give a path{' or a name' if path is name_or_path else ''}.")
         if path:
             refuse_archive(path)
     columns = ColumnOptions(

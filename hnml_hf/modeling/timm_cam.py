@@ -104,6 +104,7 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         id2label: dict[int, str] | None = None,
         pretrained: bool | str | Path = False,
         image_size: int | None = None,
+        needs_cams: bool = True,
         **model_args,
     ) -> "TimmCAMForImageClassification":
         """Build the model from a timm name.
@@ -116,12 +117,13 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
                 safetensors file with timm's names or a folder that was saved here. A head of another size is replaced
                 by a fresh one.
             image_size (`int`, *optional*): side of the square input in pixels; default: the backbone's own.
+            needs_cams (`bool`): whether a backbone that can give no activation maps at this size is refused.
             model_args: any other JSON-able argument of `timm.create_model`.
 
         Raises:
             NonFiniteError: pretrained weights that are not finite.
-            ValueError: unknown name, images that are not RGB, no linear classifier, or a feature map of one cell at
-                this image size.
+            ValueError: unknown name, images that are not RGB or of a size that the backbone does not take, no linear
+                classifier, or, where maps are needed, a feature map of one cell at this size.
         """
         if id2label is not None and num_labels not in (None, len(id2label)):
             raise ValueError(
@@ -147,7 +149,7 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
                     "Give the backbone and the arguments (`--model_args`) that they were trained with."
                 ) from error
             require_finite_weights(model.state_dict(), of=of, advice="Take others.")
-        model.check_spatial_evidence()
+        model.check_spatial_evidence() if needs_cams else model.check_image_size()
         return model
 
     @property
@@ -156,6 +158,24 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         return tuple(self.config.pretrained_cfg["input_size"])
 
     @torch.no_grad()
+    def check_image_size(self) -> torch.Tensor:
+        """Return the native feature map of a black image, or say that the backbone takes none of this size.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        name, (_, height, width) = self.config.architecture, self.input_size
+        try:
+            with evaluation_mode(self):
+                return self.timm_model.forward_features(
+                    torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype)
+                )
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"Backbone `{name}` takes no images of {height}x{width} pixels: {str(error).rstrip('. ')}. Choose "
+                "another `image_size`."
+            ) from error
+
     def check_spatial_evidence(self) -> tuple[int, int]:
         """Return the height and width of the feature map, or say why this backbone can give no activation maps.
 
@@ -163,16 +183,7 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
             ValueError: if the backbone takes no images of this size, the map has a single cell, or the head ignores
                 the map (class-token pooling).
         """
-        name, (_, height, width) = self.config.architecture, self.input_size
-        try:
-            with evaluation_mode(self):
-                native = self.timm_model.forward_features(
-                    torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype)
-                )
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"Backbone `{name}` takes no images of {height}x{width} pixels: {error} Choose another `image_size`."
-            ) from error
+        native, name, (_, height, width) = self.check_image_size(), self.config.architecture, self.input_size
         grid = tuple(self.to_feature_maps(native).shape[-2:])
         if grid == (1, 1):
             raise ValueError(

@@ -53,6 +53,58 @@ def test_one_pass_in_the_order_of_the_rows(tmp_path, backbone):
     assert found.computed == 7 and found.readable.all() and len(set(found.groups)) == 7
 
 
+def test_a_batch_that_memory_does_not_hold_is_halved(tmp_path, backbone, monkeypatch, caplog):
+    data, sizes = images(tmp_path), []
+    whole = extract_features(data, backbone, cache_dir=tmp_path / "whole", batch_size=7, num_workers=0)
+    forward = type(backbone).forward
+
+    def holds_two(self, pixels):
+        sizes.append(len(pixels))
+        if len(pixels) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, pixels)
+
+    monkeypatch.setattr(type(backbone), "forward", holds_two)
+    halves = extract_features(data, backbone, cache_dir=tmp_path / "halves", batch_size=6, num_workers=0)
+    assert sizes == [1, 6, 3, 1, 1, 1, 1, 1, 1, 1]  # the first one asks for the width
+    assert "on with 1 at a time" in caplog.text
+    np.testing.assert_allclose(halves.values, whole.values, rtol=1e-4, atol=1e-5)
+
+
+def test_another_error_of_the_network_and_a_single_image_that_does_not_fit_are_told(tmp_path, backbone, monkeypatch):
+    for message, batch_size in (("CUDA out of memory. Tried", 1), ("CUDA error: device-side assert", 4)):
+
+        def fails(self, pixels, message=message):
+            if pixels.any():
+                raise RuntimeError(message)
+            return pixels.mean((2, 3))
+
+        monkeypatch.setattr(type(backbone), "forward", fails)
+        with pytest.raises(RuntimeError, match=message):
+            extract_features(
+                images(tmp_path), backbone, cache_dir=tmp_path / "c", batch_size=batch_size, num_workers=0
+            )
+
+
+def test_larger_images_come_in_smaller_batches(tmp_path, weights, monkeypatch):
+    sizes, run_over = [], module.run_over
+    monkeypatch.setattr(
+        module, "run_over", lambda *args, **how: sizes.append(how["batch_size"]) or run_over(*args, **how)
+    )
+    for size in (64, 448):
+        backbone = load_backbone("test_resnet", pretrained=weights, image_size=size)
+        extract_features(images(tmp_path, 2), backbone, cache_dir=tmp_path / "cache", num_workers=0, device="cpu")
+    assert sizes == [64, 16]  # 448 pixels are four times as many as 224
+
+
+def test_no_map_of_several_cells_is_needed(tmp_path, weights):
+    backbone = load_backbone("test_resnet", pretrained=weights, image_size=16)  # which has a stride of 32
+    assert extract_features(images(tmp_path, 2), backbone, cache_dir=tmp_path / "c", num_workers=0).readable.all()
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match="`test_vit` takes no images of 33x33 pixels.*another `image_size`"):
+        load_backbone("test_vit", pretrained=tmp_path / "vit.safetensors", image_size=33)
+
+
 def test_what_is_there_is_not_computed_again_and_what_changed_is(tmp_path, weights, backbone):
     data = images(tmp_path)
     how = {"cache_dir": tmp_path / "cache", "batch_size": 2, "num_workers": 0}

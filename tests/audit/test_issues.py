@@ -119,7 +119,20 @@ def test_people_decide_and_the_judge_learns_from_it(colored, weights, tmp_path):
     [
         (3, "give a path, a DataFrame"),
         (pd.DataFrame({"a": [1], "label": [0]}), "looks like the image: name it by `image_column`"),
+        ("", "`name_or_path` is empty"),
         (pd.DataFrame({"image": ["a", "b"], "label": ["x", None]}), "Row 1 has no label"),
+        (pd.DataFrame({"image": ["a", "b"], "label": ["x", " "]}), "Row 1 has no label"),
+        (
+            pd.DataFrame({"image": ["a", "b"], "label": ["x", ["x"]]}),
+            r"Row 1, column `label`: the label \"\['x'\]\" is",
+        ),
+        (
+            pd.DataFrame({"image": ["a", "b"], "kind": [0, 1], "label": [np.eye(2), np.eye(2)]}),
+            "Row 0, column `label`",
+        ),
+        (pd.DataFrame({"image": ["a", "b"], "label": [1.0, 0.5]}), "the label '0.5' is not a class"),
+        (Dataset.from_dict({"image": ["a", "b"], "label": [["x"], ["x", "y"]]}), "Row 0, column `label`"),
+        (Dataset.from_dict({"image": ["a", "b"], "label": [{"x": 1}, {"x": 2}]}), "Row 0, column `label`"),
         (pd.DataFrame({"image": ["a", "b"], "label": ["x", "x"]}), "have one class, `x`"),
         (pd.DataFrame({"image": [], "label": []}), "have no rows"),
         (pd.DataFrame({"image": [3, 4], "label": ["x", "y"]}), "column of images is of the type int64"),
@@ -137,11 +150,27 @@ def test_bad_input_is_named(data, message):
 
 
 @pytest.mark.parametrize(
+    ("given", "labels", "names"),
+    [
+        ([2.0, 10.0, 2.0], [0, 1, 0], ["2", "10"]),  # as pandas writes numbers in a column that had empty cells
+        ([" b", "a", "b "], [1, 0, 1], ["a", "b"]),
+        ([True, False, True], [1, 0, 1], ["False", "True"]),
+        (["b", 1, "b"], [1, 0, 1], ["1", "b"]),
+        (pd.Categorical(["z", "y", "z"]), [1, 0, 1], ["y", "z"]),
+    ],
+)
+def test_labels_are_read_as_those_of_files(given, labels, names):
+    dataset = as_dataset(pd.DataFrame({"image": ["a", "b", "c"], "label": given}))
+    assert dataset["label"] == labels and dataset.features["label"].names == names
+
+
+@pytest.mark.parametrize(
     ("data", "message"),
     [
         ((FEATURES, ["a"] * 9), "have one class, `a`"),
         ((FEATURES[:0], []), "have no rows"),
         ((FEATURES, np.eye(9)), r"must have the shape \(n,\), one class each; given \(9, 9\)"),
+        ((FEATURES, [["a"]] * 8 + [["a", "b"]]), "Row 0: the label"),
         ((FEATURES, ["a"] * 9, 3), "a tuple of 3"),
         ((FEATURES.astype(str), ["a", "b", "c"] * 3), "give numbers"),
     ],

@@ -41,6 +41,23 @@ def statistics_of(features, labels, fold, k=K, weights=None):
     )
 
 
+def test_each_feature_counts_alike_whatever_its_unit():
+    """A column of 10^7 beside others of 1, as an area in pixels, must not make these count for nothing."""
+    features, labels = clusters()
+    given, large = flipped(labels, 0.2), np.random.default_rng(3).normal(size=(len(labels), 1)).astype(np.float32)
+    constant, shifted = np.full((len(labels), 1), 1e7 / 3, np.float32), features[:, :1] / 100 + 1000
+    scores = [
+        judge_labels(np.hstack([features, more]), given, num_labels=K, device="cpu").noise_scores
+        for more in (large, 1e10 * large)
+    ]
+    assert roc_auc_score(given != labels, scores[0]) > 0.95
+    np.testing.assert_allclose(scores[1], scores[0], atol=2e-3)
+    fold = assign_folds(labels, np.arange(len(labels)), folds=3, seed=0)
+    deviation = statistics_of(np.hstack([features, constant, shifted]), labels, fold).deviation.numpy()
+    np.testing.assert_allclose(deviation[:D], features.std(0), rtol=1e-5)
+    assert deviation[D] == 1 and deviation[D + 1] == pytest.approx(shifted.std(), rel=1e-3)
+
+
 @pytest.mark.parametrize("shrinkage", [0.1, 0.6])
 def test_each_fold_is_judged_by_scikit_learns_discriminant_of_the_other_folds(shrinkage):
     features, labels = clusters()
