@@ -61,7 +61,7 @@ class FrozenBackbone(nn.Module):
     """The input of a classifier's last layer, and the mean of each stage's map beside it.
 
     Stages that come before the last cost nothing and know what the last has forgotten: on images unlike those of the
-    pretraining they find wrong labels better together (Evci et al., ICML 2022; figures in docs/audit.md).
+    pretraining they find wrong labels better together (Evci et al., ICML 2022; figures in docs/ablations.md).
 
     Args:
         model: a [`TimmCAMForImageClassification`].

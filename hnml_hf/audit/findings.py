@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a review starts without pandas
     import pandas as pd
 
 
-DUPLICATE = 0.95  # cosine of two images from which one is taken for a copy of the other (figures in docs/audit.md)
+DUPLICATE = 0.95  # cosine of two images from which one is taken for a copy of the other (figures in docs/ablations.md)
 TYPICAL = 10  # nearest images that say how common an image is
 BETWEEN = 0.3  # probability from which a class counts
 FENCE = 3.0  # quartile distances below the lower quartile at which an image is like no other (Tukey's far fence)

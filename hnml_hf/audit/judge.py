@@ -162,7 +162,7 @@ def judge_labels(
     The posteriors of a sample's neighbors (cosine, principal components), v_ic = the mean of P(c | y_j, h_j) over its
     nearest, are added to the logits as log v_ic with a weight of their own. The likeliest weights are too small where
     mistakes follow the image, as human ones do, since these look like doubt; they are multiplied by 1.5, by
-    measurement on several noises (docs/audit.md), and T is estimated again.
+    measurement on several noises (docs/ablations.md), and T is estimated again.
 
     Args:
         features (`np.ndarray` of shape `(n, d)`): of a network that was not trained on these labels; may be mapped

@@ -366,8 +366,9 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"FULL": short},
     "docs/results.md": {
         "CPU": partial(by_noise, "last", "cpu", CPU, ("cross-entropy", *CONSTANT, CORRECTED[0], CORRECTED[-1])),
+        "DETECTION": detection,
+        "BESIDE_CLEANLAB": beside_cleanlab,
     },
-    "docs/audit.md": {"DETECTION": detection, "BESIDE_CLEANLAB": beside_cleanlab},
     "docs/ablations.md": {
         "AUDIT_SCORERS": audit_scorers,
         "AUGMENTED": augmented,

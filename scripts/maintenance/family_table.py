@@ -12,10 +12,12 @@ import copy
 import gc
 import json
 import platform
+import re
 import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
@@ -225,58 +227,94 @@ def reasons(record: dict) -> list[str]:
     return [value if names == ["built"] else f"{', '.join(names)}: {value}" for value, names in found.items()]
 
 
-def table_row(row: dict) -> str:
+def label(row: dict) -> str:
+    return f"`{row['architecture']}`" + "".join(f" `{k}={v}`" for k, v in row["model_args"].items())
+
+
+def grouped(rows: list[dict], key: Callable[[dict], str | None]) -> dict[str, str]:
+    """The names of backbones under each key, in the order of the rows; without those whose key is None."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        if (name := key(row)) is not None:
+            groups.setdefault(name, []).append(label(row))
+    return {name: ", ".join(dict.fromkeys(found)) for name, found in groups.items()}
+
+
+def why(row: dict) -> str:
+    """A refusal in short, without the name of the backbone."""
+    reason = row["record"]["built"].partition(": ")[2].partition(". ")[0].rstrip(".")
+    return re.sub(r"^Backbone `[^`]+` ", "", reason).partition(", so ")[0]
+
+
+def remark(row: dict) -> str | None:
+    """What is particular about a backbone that works."""
     record = row["record"]
-    name = f"`{row['architecture']}`" + "".join(f" `{k}={v}`" for k, v in row["model_args"].items())
-    remarks = [f"built with `{k}={v}`" for k, v in record.get("model_args", {}).items() if k != "img_size"]
-    remarks += [reason.replace("|", "\\|") for reason in reasons(record)]
-    if record.get("parameters without gradient"):
-        remarks.append(f"{record['parameters without gradient']} unused parameters")
-    if record["built"] != "yes":
-        cells = [row["image_size"] or ""] + [""] * (3 + len(STEPS))
-    else:
-        cells = [record["image size"], record["map"], "exact" if record["closed form"] == "exact" else "gradient"]
-        cells += [{"yes": "yes", "not tried": ""}.get(record[step], "no") for step in STEPS]
-        cells += [" ".join(sign(record[name]) for name in LOADERS)]
-    return "| " + " | ".join(map(str, [row["family"], name, *cells, "; ".join(remarks)])) + " |"
+    found = [f"built with `{k}={v}`" for k, v in record["model_args"].items() if k != "img_size"]
+    if record["full, second order"].startswith("failed"):
+        found.append(f"no second order: {record['full, second order'].rpartition(': ')[2]}")
+    if any(sign(record[name]) == "≈" for name in ("whole model", *LOADERS)):
+        found.append("logits after loading equal up to rounding")
+    if record["parameters without gradient"]:
+        found.append("unused parameters: several devices need `--ddp_find_unused_parameters true`")
+    return "; ".join(found) or None
 
 
 def render(results: dict) -> str:
-    """The table as Markdown."""
-    rows = results["rows"]
-    counts = Counter(outcome(row["record"]) for row in rows)
-    closed = Counter(row["record"].get("closed form") for row in rows)
-    second = Counter(row["record"].get("full, second order") for row in rows)["yes"]
+    """The page as Markdown: which backbones work, which are refused and why, and what is particular."""
+    rows = sorted(results["rows"], key=lambda row: (row["family"], row["architecture"]))
+    working = [row for row in rows if works(row["record"])]
+    refused = grouped([row for row in rows if outcome(row["record"]) == "refused"], why)
+    partly = [row for row in rows if outcome(row["record"]) not in ("works", "refused")]
+    exact = grouped([row for row in working if row["record"]["closed form"] == "exact"], lambda row: row["family"])
+    gradient = grouped([row for row in working if row["record"]["closed form"] != "exact"], lambda row: row["family"])
+    families = sorted({*exact, *gradient})
+    second = sum(row["record"]["full, second order"] == "yes" for row in working)
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    architectures, families = ({row[key] for row in rows} for key in ("architecture", "family"))
+    counts = Counter(outcome(row["record"]) for row in rows)
+    architectures, all_families = (len({row[key] for row in rows}) for key in ("architecture", "family"))
+    in_part = "; ".join(f"{label(row)} ({'; '.join(reasons(row['record']))})" for row in partly)
     return f"""# Backbones
 
-{len(rows)} configurations of {len(architectures)} architectures from {len(families)} timm families, each from random
-weights with {NUM_LABELS} classes and four images.
+**Does my backbone work?** Probably, if its `get_classifier()` is one `nn.Linear` and its feature map has more than one
+cell. {counts["works"]} of {len(rows)} configurations work, and {counts["refused"]} are refused with the reason: \
+{architectures} architectures from {all_families} timm families.
+
+"Works" means, from random weights with {NUM_LABELS} classes and four images:
+
+* It builds, and its activation maps have the shape of its feature map and are not constant.
+* One HNML training step gives finite gradients, with the virtual step along the momentum and on synthetic labels
+  (`head` and `full`, first order).
+* The saved folder gives the same logits in this package, in timm and in transformers.
+
+Second order over the whole network was tried up to {SECOND_ORDER_UP_TO:,} parameters: {second} do it.
 
     python scripts/maintenance/family_table.py --output docs/families.md --json docs/results/families.json
 
-made this page with {versions}.
+made this page with {versions}. [Sizes, maps and outcomes of each](results/families.json).
 
-| outcome | configurations |
+## These work
+
+*Exact* maps have a mean that is the logit, up to the bias. In the others something nonlinear stands between map and
+logit; *gradient* maps are the logit's gradient through the head times the feature map.
+
+| family | exact maps | gradient maps |
+|---|---|---|
+{chr(10).join(f"| {name} | {exact.get(name, '')} | {gradient.get(name, '')} |" for name in families)}
+{f"{chr(10)}In part: {in_part}.{chr(10)}" if partly else ""}
+## These are refused
+
+| why: the backbone | which |
 |---|---|
-{chr(10).join(f"| {name} | {count} |" for name, count in counts.most_common())}
+{chr(10).join(f"| {reason} | {names} |" for reason, names in refused.items())}
 
-`works`: it builds; its activation maps have the shape of its feature map and are not constant; one HNML training step
-gives finite gradients with the virtual step along the optimizer's momentum (column momentum) and on synthetic labels
-for the weights of the head, of the last stage and of the whole network, first order; and the saved folder gives the
-same logits in this package, in timm and in transformers (column loads: `=` bit for bit, `≈` up to rounding). Second
-order over the whole network is an extra, tried up to {SECOND_ORDER_UP_TO:,} parameters: {second} do it.
+Take `resnet50`, `convnext_tiny` or `vit_small_patch16_224` instead, for example. A map of one cell grows with larger
+images, or a smaller stride where the backbone has one (`--model_args '{{"output_stride": 8}}'`).
 
-{closed["exact"]} have maps whose mean plus the bias is the logit (CAM `exact`). In the others something nonlinear
-stands between map and logit; there the map is the logit's gradient through the head times the feature map (CAM
-`gradient`).
+## Remarks
 
-Where a remark counts unused parameters, training on several devices needs `--ddp_find_unused_parameters true`.
-
-| family | architecture | pixels | map | CAM | {" | ".join(STEPS)} | loads | remark |
-|---|---|---|---|---|{"---|" * len(STEPS)}---|---|
-{chr(10).join(map(table_row, rows))}
+| remark | which |
+|---|---|
+{chr(10).join(f"| {name} | {names} |" for name, names in grouped(working, remark).items())}
 """
 
 
@@ -325,7 +363,6 @@ def main():
         gc.collect()
         if options.json:
             options.json.write_text(as_lines(results))
-    results["rows"].sort(key=lambda row: (row["family"], row["architecture"]))
     if options.output:
         options.output.write_text(render(results))
     print(dict(Counter(outcome(row["record"]) for row in results["rows"])))

@@ -56,6 +56,31 @@ def test_a_backbone_works_as_the_table_says(row):
     assert expected == {family_table.outcome(family_table.examine(*row[1:]))}
 
 
+def test_the_page_is_made_from_the_records():
+    results = json.loads((ROOT / "docs" / "results" / "families.json").read_text())
+    assert family_table.render(results) == (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_works_and_why_not():
+    """By hand: one that works by its gradient, one that is refused, one that works in part."""
+    works = dict.fromkeys(("momentum", "head", "full", "full, second order", "cam"), "yes")
+    works |= {"built": "yes", "closed form": "by the head's gradient", "model_args": {"global_pool": "avg"}}
+    works |= dict.fromkeys(("whole model", *family_table.LOADERS), "bitwise") | {"parameters without gradient": 0}
+    records = {
+        "a_net": works,
+        "b_net": {
+            "built": "refused: Backbone `b_net` ends in `X`, not in one linear layer, so it has no maps. Choose."
+        },
+        "c_net": works | {"head": "failed: RuntimeError: no head"},
+    }
+    rows = [{"family": n[0], "architecture": n, "model_args": {}, "record": r} for n, r in records.items()]
+    page = family_table.render({"versions": {"timm": "1"}, "rows": rows})
+    assert "1 of 3 configurations work, and 1 are refused" in page
+    assert "| a |  | `a_net` |" in page and "| built with `global_pool=avg` | `a_net` |" in page
+    assert "| ends in `X`, not in one linear layer | `b_net` |" in page
+    assert "In part: `c_net` (head: failed: RuntimeError: no head)." in page
+
+
 @tables_timm
 def test_the_table_covers_the_families():
     assert len({row[1] for row in family_table.ARCHITECTURES}) >= 60
