@@ -83,9 +83,8 @@ class HNMLTrainingArguments(TrainingArguments):
         metadata={
             "help": "What the base loss asks for: the given label, or the probability of each class to be the true "
             "one, by the judge of the frozen features; `refreshed`: judged again after every epoch but the last, by "
-            "the features of the network that is evaluated, and averaged with the first. Default: `posterior` where "
-            "training starts from the judge's head, unless samples have weights, images are mixed, or the objective "
-            "takes labels alone (ours)."
+            "the features of the network that is evaluated. Default: `posterior` where training starts from the "
+            "judge's head, unless samples have weights, images are mixed, or the objective takes labels alone (ours)."
         },
     )
 
