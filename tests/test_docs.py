@@ -174,6 +174,13 @@ def test_links_between_files_lead_somewhere(path):
             assert (path.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_files_that_are_named_exist(path):
+    named = r"(?<![\w./-])((?:tests|hnml_hf|scripts)/[\w/.-]+\.(?:py|yaml|sh)|test_\w+\.py)"
+    for name in set(re.findall(named, path.read_text(encoding="utf-8"))) - {"scripts/probe.py"}:  # of an early commit
+        assert (ROOT / name).is_file() or list((ROOT / "tests").rglob(name)), name
+
+
 def test_the_site_names_every_page():
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for path in sorted((ROOT / "docs").glob("*.md")):
