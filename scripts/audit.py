@@ -56,7 +56,7 @@ from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import dataset_table, judge_features, worst_pairs
 from hnml_hf.audit.judge import NEIGHBOR_LIMIT
 from hnml_hf.audit.leaks import find_leaks
-from hnml_hf.audit.review import merge_annotations, read_annotations
+from hnml_hf.audit.review import merge_annotations, read_all
 from hnml_hf.audit.review.lineage import decided_before
 from hnml_hf.audit.run import write_report
 from hnml_hf.audit.table import image_paths
@@ -284,7 +284,7 @@ def decisions(audit_args: AuditArguments, data_args: DataArguments, rows: Datase
     if not audit_args.annotations:
         return earlier
     before = load_audit(audit_args.output_dir)
-    said = merge_annotations([read_annotations(path, before) for path in audit_args.annotations]).annotations
+    said = merge_annotations(read_all(audit_args.annotations, before)).annotations
     return said if earlier is None else pd.concat([said, earlier[~earlier.index.isin(said.index)]])
 
 

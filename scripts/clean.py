@@ -10,12 +10,13 @@ row, and tells the next audit what people have decided.
 """
 
 import argparse
-import sys
+import errno
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
-from options import HelpFormatter, load_data, plain_errors, saved_data_arguments
+from options import HelpFormatter, command_words, load_data, plain_errors, saved_data_arguments
 
 from hnml_hf import load_audit
 from hnml_hf.audit.cleaning import HOW, plan_cleaning
@@ -31,11 +32,11 @@ from hnml_hf.audit.outputs import (
     write_dataset,
     write_folder,
 )
-from hnml_hf.audit.review import Merged, merge_annotations, read_annotations
-from hnml_hf.audit.review.lineage import gone_before, lineage_of_rows
+from hnml_hf.audit.review import Merged, merge_annotations, read_all
+from hnml_hf.audit.review.lineage import DECIDED, DISAGREEMENTS_FILE, gone_before, lineage_of_rows
 from hnml_hf.audit.review.log import LOG_FILE
 from hnml_hf.audit.table import likely_classes
-from hnml_hf.common.atomic import new_folder
+from hnml_hf.common.atomic import check_new_folder, new_folder
 from hnml_hf.common.words import counted
 
 
@@ -46,20 +47,37 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--how", choices=HOW, help="What to do with labels that are probably wrong and were not reviewed."
     )
-    parser.add_argument("--threshold", type=float, default=0.5, help="Score from which a label counts as wrong.")
+    parser.add_argument("--threshold", type=float, help="Score from which a label counts as wrong; default: 0.5.")
     parser.add_argument("--output_dir", required=True, help="New folder for the corrected dataset.")
     parser.add_argument("--output_format", choices=FORMATS, help="Default: the format of the original.")
-    parser.add_argument("--files", choices=FILES, default="copy", help="How images get into a new folder.")
+    parser.add_argument("--files", choices=FILES, help="How images get into a new folder; default: copy.")
     parser.add_argument("--add_classes", nargs="+", default=[], help="Classes that annotations may add.")
     parser.add_argument("--dry_run", action="store_true", help="Print what would change, and write nothing.")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.threshold is not None and options.how not in ("drop", "relabel"):
+        parser.error("--threshold is of --how drop and --how relabel; annotations, weight and posterior have none")
+    return options
 
 
 def gather_annotations(paths: list[str], run: str, table) -> Merged | None:
     """Annotations of some files, else of the run's own log."""
     own = Path(run, "_audit", LOG_FILE)
     paths = paths or ([own] if own.is_file() else [])
-    return merge_annotations([read_annotations(path, table) for path in paths]) if paths else None
+    return merge_annotations(read_all(paths, table)) if paths else None
+
+
+def check_nothing_forgotten(table, merged: Merged | None, earlier: Mapping[int, Mapping]):
+    """Refuse to clean without annotations that the scores were made with: nobody would know what people have said."""
+    if "annotation" not in table:
+        return
+    known = {index for index, row in earlier.items() if row["annotation"] in DECIDED}
+    known |= set() if merged is None else set(merged.annotations.index)
+    forgotten = set(table["index"][table["annotation"].isin(DECIDED)]) - known
+    if forgotten:
+        raise ValueError(
+            f"The audit has learned from annotations of {counted(len(forgotten), 'label')} that are not given here: "
+            "add those files by --annotations."
+        )
 
 
 def report_agreement(merged: Merged):
@@ -75,7 +93,7 @@ def report_agreement(merged: Merged):
 def write_output(options, form: str, source: Source, plan, data, table, folder: Path) -> Counter:
     gone = gone_before(options.run)
     if form == "folder":
-        return write_folder(plan, source, folder, files=options.files, gone=gone)
+        return write_folder(plan, source, folder, files=options.files or "copy", gone=gone)
     if form == "csv":
         return write_csv(plan, source, folder, gone=gone)
     return write_dataset(plan, data, table, folder, parquet=form == "parquet", gone=gone)
@@ -83,9 +101,16 @@ def write_output(options, form: str, source: Source, plan, data, table, folder: 
 
 @plain_errors()
 def main(argv: list[str] | None = None):
-    options = parse_arguments(sys.argv[1:] if argv is None else argv)
+    options = parse_arguments(command_words(argv))
+    if options.dry_run:
+        check_new_folder(options.output_dir)
     with nullcontext() if options.dry_run else new_folder(options.output_dir) as folder:
-        actions = clean(options, folder)
+        try:
+            actions = clean(options, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(error.errno, error.strerror, options.output_dir) from error  # not the file that was read
     if options.dry_run:
         print(f"Nothing was written; without --dry_run {options.output_dir} would be.")
     else:
@@ -97,17 +122,22 @@ def clean(options, folder: Path | None) -> Counter:
     table = load_audit(options.run)
     source = read_source(options.run)
     form = options.output_format or source.format
+    if options.files and form != "folder":
+        raise ValueError(f"--files {options.files} is of --output_format folder; {form} takes no images along.")
     merged = gather_annotations(options.annotations, options.run, table)
+    earlier = lineage_of_rows(options.run, table["index"].tolist(), table["path"].tolist())
+    check_nothing_forgotten(table, merged, earlier)
     plan = plan_cleaning(
         table,
         annotations=None if merged is None else merged.annotations,
         how=options.how,
-        threshold=options.threshold,
+        threshold=0.5 if options.threshold is None else options.threshold,
         add_classes=options.add_classes,
-        earlier=lineage_of_rows(options.run, table["index"].tolist(), table["path"].tolist()),
+        earlier=earlier,
     )
     data = load_data(saved_data_arguments(options.run)) if form in ("parquet", "arrow") else None
-    check_output(plan, source, form, options.output_dir, data=data, table=table)
+    files = options.files or "copy"
+    plan = check_output(plan, source, form, options.output_dir, files=files, data=data, table=table)
     if merged is not None:
         report_agreement(merged)
     print("\n".join(describe_plan(plan)))
@@ -123,10 +153,10 @@ def clean(options, folder: Path | None) -> Counter:
     if folder is None:
         return Counter()
     actions = write_output(options, form, source, plan, data, table, folder)
-    if form == "csv":
+    if form in ("csv", "parquet") and all(plan["path"]):
         print(f"The images stay where they are: with the new table give `--data_dir {source.images_root(plan)}`.")
     if merged is not None and len(merged.disagreements):
-        merged.disagreements.to_csv(folder / "disagreements.csv")
+        merged.disagreements.to_csv(folder / DISAGREEMENTS_FILE)
     return actions
 
 

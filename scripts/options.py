@@ -268,9 +268,14 @@ def saved_data_arguments(run: str) -> DataArguments:
 
 
 def save_data_arguments(run: str, data_args: DataArguments):
-    """Say in a run what it was audited on, for [`saved_data_arguments`]: a review, and another audit, need it."""
+    """Say in a run what it was audited on, for [`saved_data_arguments`]: a review, and another audit, need it. Paths
+    are in full, so that they hold wherever a command is given."""
+    options = asdict(data_args)
+    local = data_args.dataset not in DATASET_NAMES and os.path.exists(os.path.expanduser(data_args.dataset or ""))
+    for name in ("data_dir", "exclude", *(["dataset"] if local else [])):
+        options[name] = options[name] and os.path.abspath(os.path.expanduser(options[name]))
     with atomic_write(Path(run, "_audit", "dataset.json")) as unfinished:
-        unfinished.write_text(json.dumps(asdict(data_args), indent=1) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(options, indent=1) + "\n", encoding="utf-8")
 
 
 def command_words(argv: list[str] | None) -> list[str]:

@@ -12,11 +12,12 @@ import argparse
 import getpass
 import importlib
 import json
+import re
 import sys
 import threading
 from pathlib import Path
 
-from hnml_hf.audit.review.server import MAX_ENTRIES, PORT, ReviewServer, open_review
+from hnml_hf.audit.review.server import MAX_ENTRIES, PORT, Refused, ReviewServer, check_annotator, open_review
 from hnml_hf.cli import plain_message, quiet_pipes
 from hnml_hf.common.words import counted
 
@@ -36,7 +37,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="Annotations to import first: CSV of the report, or exports of Label Studio, CVAT or FiftyOne.",
     )
     parser.add_argument("--port", type=int, default=PORT, help="Port on this machine; 0 takes a free one.")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if not 0 <= options.port < 2**16:
+        parser.error(f"--port must be between 0 and {2**16 - 1}; given {options.port}")
+    try:
+        options.annotator = check_annotator(user_name() if options.annotator is None else options.annotator)
+    except Refused as error:
+        parser.error(f"--annotator {options.annotator!r}: {error}")
+    return options
 
 
 class RunImages:
@@ -91,21 +99,35 @@ class RunImages:
             return shown
 
 
-def take_in(review, run: str, path: str) -> int:
-    """Keep the annotations of a file in the log of a review, each once however often it is taken in; their number."""
-    from hashlib import blake2b
-
-    from hnml_hf.audit.review import read_annotations
+def read_imports(run: str, paths: list[str]) -> list:
+    """The annotations of some files, each a table."""
+    if not paths:
+        return []
+    from hnml_hf.audit.review import read_all
     from hnml_hf.audit.table import load_audit
 
-    found = read_annotations(path, load_audit(run))
+    return read_all(paths, load_audit(run))
+
+
+def take_in(review, found):
+    """Keep the annotations of a table in the log of a review, each once however often it is taken in."""
+    from hashlib import blake2b
+
     for annotator, rows in found.groupby("annotator"):
         entries = rows[["index", "annotation", "new_label_name"]].to_dict("records")
         for start in range(0, len(entries), MAX_ENTRIES):
             part = entries[start : start + MAX_ENTRIES]
             batch = blake2b(json.dumps([annotator, part]).encode(), digest_size=16).hexdigest()
             review.annotate(part, annotator, batch)
-    return len(found)
+
+
+def user_name() -> str:
+    """The name of the user as far as it can be an annotator's; in a container there may be none."""
+    try:
+        name = re.sub(r"[^\w .@-]", "_", getpass.getuser())[:40]
+    except (OSError, KeyError, ImportError):
+        name = ""
+    return name.strip() or "reviewer"
 
 
 def prepare(review):
@@ -124,14 +146,16 @@ def main(argv: list[str] | None = None):
         review = open_review(
             options.run,
             annotations=options.annotations,
-            annotator=options.annotator or getpass.getuser(),
+            annotator=options.annotator,
             pictures=images.picture if has_data else None,
             maps=images.maps if has_model else None,
         )
-        for path in options.imports:
-            print(f"{path}: {counted(take_in(review, options.run, path), 'annotation')}")
+        files = list(dict.fromkeys(options.imports))
+        for path, found in zip(files, read_imports(options.run, files), strict=True):
+            take_in(review, found)
+            print(f"{path}: {counted(len(found), 'annotation')}")
         server = ReviewServer(review, port=options.port)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Refused) as error:
         used = " Another review may use this port: give --port." if "in use" in str(error) else ""
         raise SystemExit(f"error: {plain_message(error)}{used}") from error
     progress = review.queue.progress()

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, Value
 
+from ..data.files import as_name, is_plain
 from ..data.schema import column
 from ..data.targets import add_targets
 from .findings import probably_wrong
-from .review.annotations import read_annotations
-from .review.lineage import DECIDED
+from .review.annotations import class_ids, read_annotations
+from .review.lineage import DECIDED, is_decided
 from .table import check_unchanged, likely_classes
 
 
@@ -91,10 +92,14 @@ def plan_cleaning(
     if not 0 <= threshold <= 1:
         raise ValueError(f"`threshold={threshold}` must be between 0 and 1.")
     names = list(map(str, table.attrs["class_names"]))
-    taken = sorted(set(add_classes) & set(names))
+    added = list(dict.fromkeys(map(as_name, add_classes)))
+    taken = sorted(set(added) & set(map(as_name, names)))
     if taken:
         raise ValueError(f"The dataset has the class {', '.join(taken)} already.")
-    names += list(dict.fromkeys(add_classes))
+    odd = [name for name in added if not name or not is_plain(name)]
+    if odd:
+        raise ValueError(f"{odd[0]!r} is no name of a class: it is empty, or has control characters.")
+    names += added
     plan = pd.DataFrame(
         {
             "index": table["index"].to_numpy(),
@@ -116,7 +121,9 @@ def plan_cleaning(
     before = plan["index"].map(lambda index: (earlier or {}).get(index, {}))
     lineage = before.map(lambda row: row.get("label_original", "")).to_numpy()
     plan.loc[lineage != "", "label_original"] = lineage[lineage != ""]
-    settled = before.map(lambda row: row.get("annotation") in DECIDED).to_numpy(bool)
+    settled = np.array(
+        [is_decided(row, name) for row, name in zip(before, plan["label_scored"], strict=True)], dtype=bool
+    )
     for name in ("annotation", "annotator"):
         plan.loc[settled, name] = before[settled].map(lambda row, name=name: row[name])
     if annotations is not None:
@@ -154,8 +161,9 @@ def plan_targets(plan: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def _annotate(plan: pd.DataFrame, annotations: pd.DataFrame, names: list[str]):
     """Put annotations into a plan."""
-    ids = {name: label for label, name in enumerate(names)}
+    ids = class_ids(names)
     wrong = annotations[annotations["annotation"] == "wrong"]
+    wrong = wrong.assign(new_label_name=wrong["new_label_name"].map(as_name))
     unknown = wrong["new_label_name"][~wrong["new_label_name"].isin(ids)].value_counts()
     if len(unknown):
         found = ", ".join(f"`{name}` ({count})" for name, count in unknown.items())

@@ -5,22 +5,27 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from datasets import ClassLabel, DatasetDict
 
+from ..common.atomic import folder_above
 from ..common.words import counted
-from ..data.custom.columns import ColumnOptions
-from ..data.custom.tables import find_tables, table_suffix
-from ..data.files import is_image, walk
+from ..data.custom.builders import EVALUATION_FOLDERS, METADATA
+from ..data.custom.columns import LABEL_COLUMNS, ColumnOptions, RawSplit
+from ..data.custom.labels import encode_labels, find_classes
+from ..data.custom.tables import column_names, find_tables, table_suffix
+from ..data.files import as_name, first_few, is_hidden, is_image, is_plain, missing_files, walk
 from ..data.load import DATASET_NAMES
-from ..data.splits import find_splits
+from ..data.splits import SPLITS, find_splits
 from .cleaning import apply_plan, plan_targets
 from .export import escape_formula
-from .review.lineage import LINEAGE_FILE, write_lineage
+from .review.lineage import DISAGREEMENTS_FILE, GONE, LINEAGE_FILE, write_lineage
 from .table import check_unchanged
 
 
@@ -29,6 +34,7 @@ FILES = ("copy", "hardlink", "symlink")
 ADDED = ("label_original", "label_score", "label_action")
 RENAMED = {"quarantine": "exclude"}  # options of earlier versions
 LISTED = 20  # changes that a dry run names
+MAX_NAME = 255  # bytes of the name of a file or folder
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,16 @@ class Source:
         dataset (`str`): as `--dataset` named it.
         data_dir (`str`, *optional*): where its images lie.
         columns ([`ColumnOptions`]): of a table.
+        splits (`dict[str, str]`): split -> folder of an image folder, where the names do not tell.
+        class_names (`list[str]`): that the user gave, who may have written ids into a table.
         excluded (`dict[int, str]`): rows of the training data that were left out -> path, or an empty one.
     """
 
     dataset: str
     data_dir: str | None = None
     columns: ColumnOptions = field(default_factory=ColumnOptions)
+    splits: Mapping[str, str] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
     excluded: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -53,7 +63,8 @@ class Source:
         folder = self.data_dir if self.dataset == "imagefolder" else self.dataset
         folder = os.path.abspath(os.path.expanduser(folder or ""))
         known = [f"{folder}/{name}" for name in ("dataset_dict.json", "state.json")]
-        plain = os.path.isdir(folder) and not any(map(os.path.isfile, known)) and not find_tables(folder)
+        plain = os.path.isdir(folder) and not any(map(os.path.isfile, known))
+        plain = plain and not self.tables and not find_tables(folder)  # which may be of another kind than CSV
         named = self.dataset in DATASET_NAMES and self.dataset != "imagefolder"  # goes before a folder of that name
         return folder if plain and not named else None
 
@@ -67,7 +78,11 @@ class Source:
     def tables(self) -> list[str]:
         """CSV or TSV tables of the training data, in their order; empty where there are none."""
         path = os.path.abspath(os.path.expanduser(self.dataset))
-        found = [path] if os.path.isfile(path) else find_tables(path).get("train", []) if os.path.isdir(path) else []
+        named = os.path.join(path, self.splits.get("train") or ".")
+        if os.path.isfile(path) or os.path.isfile(named):
+            found = [path if os.path.isfile(path) else named]
+        else:
+            found = find_tables(path).get("train", []) if os.path.isdir(path) else []
         return found if all(table_suffix(name) in (".csv", ".tsv") for name in found) else []
 
     @property
@@ -106,7 +121,8 @@ def read_source(run: str | os.PathLike) -> Source:
             if row.get("split") == "train":
                 excluded[row["index"]] = os.path.abspath(row["path"]) if row.get("path") else ""
     columns = ColumnOptions(**{name: options[name] for name in names if options.get(name) is not None})
-    return Source(options["dataset"], options.get("data_dir"), columns, excluded)
+    splits, class_names = (json.loads(options.get(name) or "null") for name in ("splits", "class_names"))
+    return Source(options["dataset"], options.get("data_dir"), columns, splits or {}, class_names or (), excluded)
 
 
 def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
@@ -115,6 +131,10 @@ def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
     lines = [
         f"{counted(len(plan), 'row', 'were')} scored: " + ", ".join(f"{n:,} {name}" for name, n in counts.items())
     ]
+    missing = plan[plan["label_action"] == "missing"]
+    if len(missing):
+        names = first_few(missing["path"])
+        lines.append(f"{counted(len(missing), 'image', 'are')} not there any more, and left out: {names}")
     said = plan["annotation"][plan["annotation"] != ""].value_counts()
     if len(said):
         lines.append("Annotations: " + ", ".join(f"{n:,} {name}" for name, n in said.items()))
@@ -123,6 +143,9 @@ def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
     lines += [f"{count:>8,}  {before} -> {after}" for (before, after), count in pairs.head(listed).items()]
     if len(pairs) > listed:
         lines.append(f"          and {counted(len(pairs) - listed, 'other pair')}")
+    empty = set(plan["label_scored"]) - set(plan["label_name"][~plan["label_action"].isin(GONE)])
+    if empty:
+        lines.append(f"No row is left of {counted(len(empty), 'class')}: {first_few(sorted(empty))}")
     for row in changed.head(listed).to_dict("records"):
         action = "" if row["label_action"] == "dropped" else f" ({row['label_action']})"
         lines.append(f"  {row['path'] or row['index']}: {row['before']} -> {row['after']}{action}")
@@ -134,14 +157,14 @@ def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
 def changes(plan: pd.DataFrame) -> pd.DataFrame:
     """Rows whose label changes, or that are dropped: `before` and `after` name the classes."""
     after = plan["label_name"].where(plan["label_action"] != "dropped", "(dropped)")
-    rows = plan.assign(before=plan["label_scored"], after=after)
+    rows = plan.assign(before=plan["label_scored"], after=after)[plan["label_action"] != "missing"]
     return rows[rows["before"] != rows["after"]]
 
 
 def lineage_rows(plan: pd.DataFrame, paths: Mapping[int, str] | None = None) -> Iterable[dict]:
     """Rows of `lineage.csv`; `paths` are those in the output by sample id, default: where the images lie."""
     for row in plan.to_dict("records"):
-        gone = row["label_action"] == "dropped"
+        gone = row["label_action"] in GONE
         path = "" if gone else row["path"] if paths is None else paths.get(row["index"], "")
         original = row["path"] or ""
         yield {**row, "label": "" if gone else row["label_name"], "path": path, "path_original": original}
@@ -153,15 +176,30 @@ def source_rows(files: Iterable[tuple[str, str, str]]) -> Iterable[dict]:
         yield {"path": path, "path_original": original, "label_action": action}
 
 
+def mark_missing(plan: pd.DataFrame) -> pd.DataFrame:
+    """A plan in which the action on images that are not there any more is `missing`.
+
+    Args:
+        plan (`pd.DataFrame`): of [`plan_cleaning`].
+    """
+    named = (plan["path"] != "").to_numpy()
+    gone = np.zeros(len(plan), bool)
+    gone[named] = missing_files("", [os.path.abspath(path) for path in plan["path"][named]])
+    marked = plan.assign(label_action=plan["label_action"].where(~gone, "missing"))
+    marked.attrs = plan.attrs
+    return marked
+
+
 def check_output(
     plan: pd.DataFrame,
     source: Source,
     form: str,
     folder: str | os.PathLike,
     *,
+    files: str = "copy",
     data: DatasetDict | None = None,
     table: pd.DataFrame | None = None,
-):
+) -> pd.DataFrame:
     """Refuse what [`write_folder`], [`write_csv`] or [`write_dataset`] would refuse, before anything is printed or
     written.
 
@@ -170,7 +208,11 @@ def check_output(
         source ([`Source`]): where the dataset came from.
         form (`str`): one of `FORMATS`.
         folder (`str` or `Path`): that would be written.
+        files (`str`): see [`write_folder`].
         data, table: for parquet and Arrow; see [`write_dataset`].
+
+    Returns:
+        `pd.DataFrame`: the plan as it would be written; see [`mark_missing`].
 
     Raises:
         ValueError: as those do.
@@ -178,12 +220,15 @@ def check_output(
     if data is not None and table is not None:
         check_unchanged(table, data["train"])
     elif form == "folder":
-        _folder_targets(plan, source, folder)
+        plan = mark_missing(plan)
+        _check_disk(_folder_files(plan, source, folder), folder, files)
     elif form == "csv" and source.tables:
-        for _ in _table_rows(source, {row["index"]: row for row in plan.to_dict("records")}):
-            pass
+        _check_labels(_labels_of_tables(plan, source), plan, source)
     elif form == "csv":
         _check_has_paths(plan)
+        plan = mark_missing(plan)
+        _check_labels(set(plan["label_name"]), plan, source)
+    return plan
 
 
 # -- a folder ---------------------------------------------------------------------------------------------------------
@@ -200,8 +245,8 @@ def write_folder(
     """The image folder as it was, each image under its new class, and `lineage.csv`.
 
     Folders inside a class stay, and so does all that was not scored: other splits, held-out rows and other files.
-    Dropped and excluded images are left out, and so is what is hidden or no regular file. Nothing of the source is
-    changed.
+    Dropped and excluded images are left out, and so is what is hidden or no regular file. Images that are not there
+    any more are counted as missing. Nothing of the source is changed.
 
     Args:
         plan (`pd.DataFrame`): of [`plan_cleaning`].
@@ -214,38 +259,37 @@ def write_folder(
         `Counter`: files by action.
 
     Raises:
-        ValueError: if the dataset is no image folder, or the output lies in it; a class has no folder name; or
-            weights cannot be kept.
+        ValueError: if the dataset is no image folder, a table says its labels, or the output lies in it; a class has
+            no folder name; weights cannot be kept; the disk has no room; or it is another one, for hard links.
         OSError: if it cannot be written.
     """
     if files not in FILES:
         raise ValueError(f"`files={files!r}` is none of {', '.join(FILES)}.")
-    root, prefix, targets = _folder_targets(plan, source, folder)
-    actions: Counter = Counter()
-    excluded = {path: index for index, path in source.excluded.items() if path}
-    others = []
+    plan = mark_missing(plan)
+    found = _folder_files(plan, source, folder)
+    _check_disk(found, folder, files)
     folder = _made(folder)
-    for path in _all_files(root):
-        row, target = targets.get(path, (None, None))
-        if row is None:
-            action = _action_of_other(path, prefix, excluded)
-            target = None if action == "excluded" else path.removeprefix(f"{root}/")
-            others.append((target or "", path, action))
-            actions[action] += 1
-        else:
-            actions[row["label_action"]] += 1
-        if target is not None:
-            _place(path, folder / target, files)
-    paths = {row["index"]: target or "" for row, target in targets.values()}
+    for file in found:
+        if file.target is not None:
+            _place(file.path, folder / file.target, files)
+    paths = {file.sample: file.target or "" for file in found if file.sample is not None}
+    others = [(file.target or "", file.path, file.action) for file in found if file.sample is None]
     write_lineage(folder, [*lineage_rows(plan, paths), *source_rows(others), *gone])
-    return actions
+    missing = int((plan["label_action"] == "missing").sum())
+    return Counter(file.action for file in found) + Counter(missing=missing)
 
 
-def _folder_targets(
-    plan: pd.DataFrame, source: Source, folder: str | os.PathLike
-) -> tuple[str, str, dict[str, tuple[dict, str | None]]]:
-    """The folder of the dataset, the beginning of the paths of its training images, and for each path the row and
-    where it goes, `None` if it is dropped; errors are those of [`write_folder`]."""
+class _File(NamedTuple):
+    """A file of an image folder: its path, where it goes (`None`: nowhere), what becomes of it, and its sample id."""
+
+    path: str
+    target: str | None
+    action: str
+    sample: int | None
+
+
+def _folder_files(plan: pd.DataFrame, source: Source, folder: str | os.PathLike) -> list[_File]:
+    """All files of the dataset; errors are those of [`write_folder`]."""
     root = source.folder
     if root is None:
         raise ValueError(f"`{source.dataset}` is no image folder: choose csv, parquet or arrow by --output_format.")
@@ -253,32 +297,93 @@ def _folder_targets(
         raise ValueError(f"A folder cannot hold what `{plan.attrs['how']}` gives: choose csv, parquet or arrow.")
     if os.path.realpath(folder).startswith(f"{os.path.realpath(root)}/"):
         raise ValueError(f"{folder} lies in the dataset {root}, and would become a part of it: name another folder.")
-    train = find_splits([name for name in os.listdir(root) if os.path.isdir(f"{root}/{name}")]).get("train", "")
-    prefix = f"{root}/{train}/" if train else f"{root}/"
+    inside = _train_folder(root, source)
+    targets = _folder_targets(plan, root, inside, named="train" in source.splits)
+    excluded = {path: index for index, path in source.excluded.items() if path}
+    found = []
+    for path in _all_files(root):
+        if path in targets:
+            row, target = targets[path]
+            found.append(_File(path, target, row["label_action"], row["index"]))
+            continue
+        action = _action_of_other(path, f"{root}/{inside}", excluded)
+        _check_no_label_table(path, source)
+        found.append(_File(path, None if action == "excluded" else path.removeprefix(f"{root}/"), action, None))
+    return found
+
+
+def _train_folder(root: str, source: Source) -> str:
+    """The folder of the training images below the root, with a slash behind it; empty where class folders are all."""
+    if "train" in source.splits:
+        name = os.path.normpath(source.splits["train"].strip("/") or ".")
+    else:
+        name = find_splits([name for name in os.listdir(root) if os.path.isdir(f"{root}/{name}")]).get("train", ".")
+    return "" if name == "." else f"{name}/"
+
+
+def _folder_targets(plan: pd.DataFrame, root: str, inside: str, *, named: bool) -> dict[str, tuple[dict, str | None]]:
+    """The row of each path, and where it goes, `None` if it is left out.
+
+    Args:
+        inside (`str`): see [`_train_folder`].
+        named (`bool`): whether the user has named that folder.
+    """
+    prefix = f"{root}/{inside}"
+    # names of folders may have blanks around them, or decomposed accents, that those of classes have not
+    spelled = {as_name(name): name for name in os.listdir(prefix)}
     targets: dict[str, tuple[dict, str | None]] = {}
     taken = set()
     for row in plan.to_dict("records"):
         path = os.path.abspath(row["path"])
         given, _, rest = path.removeprefix(prefix).partition("/")
-        if not path.startswith(prefix) or given != row["label_scored"] or not rest:
+        if not path.startswith(prefix) or as_name(given) != as_name(row["label_scored"]) or not rest:
             raise ValueError(
                 f"{path} does not lie in the folder of its label `{row['label_scored']}`: choose csv or arrow."
             )
-        if row["label_action"] == "dropped":
+        if row["label_action"] in GONE:
             targets[path] = (row, None)
-        elif row["label_name"] == given:
+        elif row["label_name"] == row["label_scored"]:
             name = path.removeprefix(f"{root}/")
             targets[path] = (row, name)
             taken.add(name)
-    inside = f"{train}/" if train else ""
     for row in plan.to_dict("records"):
         path = os.path.abspath(row["path"])
         if path not in targets:
-            rest = path.removeprefix(prefix).partition("/")[2]
-            name = _free_name(f"{inside}{_folder_name(row['label_name'])}/{rest}", taken, root)
+            label, rest = row["label_name"], path.removeprefix(prefix).partition("/")[2]
+            place = spelled.get(as_name(label)) or _folder_name(label, alone=not (inside or named))
+            name = _free_name(f"{inside}{place}/{rest}", taken, root)
             targets[path] = (row, name)
             taken.add(name)
-    return root, prefix, targets
+    return targets
+
+
+def _check_no_label_table(path: str, source: Source):
+    """Refuse a folder whose labels a table beside the images says: it would name files that have moved."""
+    if os.path.basename(path) not in METADATA:
+        return
+    labels = {source.columns.label_column} - {None} or set(LABEL_COLUMNS)
+    if labels & set(column_names(path)):
+        raise ValueError(f"{path} says what the labels are, not the folders: choose csv, parquet or arrow.")
+
+
+def _check_disk(found: Sequence[_File], folder: str | os.PathLike, how: str):
+    """Refuse a disk without room for copies, or another one than that of files to be linked."""
+    above, placed = folder_above(folder), [file.path for file in found if file.target is not None]
+    if how == "copy":
+        needed, free = sum(map(os.path.getsize, placed)), shutil.disk_usage(above).free
+        if needed > free:
+            raise ValueError(
+                f"{folder} would take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there: name a folder "
+                "on another disk, or choose --files symlink."
+            )
+    if how == "hardlink":
+        device = os.stat(above).st_dev
+        for path in placed:
+            if os.stat(path).st_dev != device:
+                raise ValueError(
+                    f"{path} lies on another disk than {folder}, and cannot be linked there: choose --files copy or "
+                    "symlink."
+                )
 
 
 def _made(folder: str | os.PathLike) -> Path:
@@ -288,7 +393,8 @@ def _made(folder: str | os.PathLike) -> Path:
 
 def _all_files(root: str) -> Iterable[str]:
     for folder in walk(root):
-        yield from (f"{root}/{folder.prefix}{name}" for name in folder.files if folder.prefix + name != LINEAGE_FILE)
+        ours = () if folder.prefix else (LINEAGE_FILE, DISAGREEMENTS_FILE)  # of an earlier round
+        yield from (f"{root}/{folder.prefix}{name}" for name in folder.files if name not in ours)
 
 
 def _action_of_other(path: str, prefix: str, excluded: Mapping[str, int]) -> str:
@@ -300,9 +406,19 @@ def _action_of_other(path: str, prefix: str, excluded: Mapping[str, int]) -> str
     return "held_out" if path.startswith(prefix) else "other_split"
 
 
-def _folder_name(name: str) -> str:
-    if name in ("", ".", "..") or name.startswith(".") or any(mark in name for mark in "/\\\0\n"):
+def _folder_name(name: str, *, alone: bool) -> str:
+    """The folder of a new class; `alone`: without folders of splits above, so that it could be taken for one."""
+    if is_hidden(name) or not is_plain(name) or name in ("", "..") or any(mark in name for mark in "/\\"):
         raise ValueError(f"The class {name!r} cannot be the name of a folder: choose csv, parquet or arrow.")
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise ValueError(
+            f"The class {name[:40]!r}... has more than {MAX_NAME} bytes, too many for the name of a folder: choose "
+            "csv, parquet or arrow."
+        )
+    if alone and name.lower() in (*SPLITS["train"], *EVALUATION_FOLDERS):
+        raise ValueError(
+            f"A folder `{name}` would be taken for a split, not for a class: choose csv, parquet or arrow."
+        )
     return name
 
 
@@ -322,7 +438,7 @@ def _place(path: str, target: Path, how: str):
         target.symlink_to(path)
     elif how == "hardlink":
         try:
-            os.link(path, target)
+            os.link(os.path.realpath(path), target)  # of a link its file: elsewhere it would lead nowhere
         except OSError as error:
             raise OSError(f"{path} cannot be linked to {target} ({error.strerror}): choose --files copy.") from error
     else:
@@ -342,6 +458,9 @@ def write_csv(
     Returns:
         `Counter`: rows by action.
     """
+    if not source.tables:
+        _check_has_paths(plan)
+        plan = mark_missing(plan)
     facts = {row["index"]: row for row in plan.to_dict("records")}
     if plan.attrs["how"] == "posterior":
         for row, classes, probabilities in zip(facts.values(), *plan_targets(plan), strict=True):
@@ -349,8 +468,10 @@ def write_csv(
     extra = {"weight": ["label_weight"], "posterior": ["label_posterior"]}.get(plan.attrs["how"], [])
     actions, others, folder = Counter(), [], _made(folder)
     if source.tables:
+        _check_labels(_labels_of_tables(plan, source), plan, source)
         _correct_tables(plan, source, folder, facts, extra, actions, others)
     else:
+        _check_labels(set(plan["label_name"]), plan, source)
         _table_of_images(plan, source, folder, facts, extra, actions)
     write_lineage(folder, [*lineage_rows(plan), *source_rows(others), *gone])
     return actions
@@ -380,10 +501,7 @@ def _table_rows(source: Source, facts: Mapping[int, Mapping]) -> Iterable[tuple]
 def _correct_tables(plan, source, folder, facts, extra, actions, others):
     for path, header, names, picked, rows, ids in _table_rows(source, facts):
         at, image = names.index(picked["label"]), names.index(picked["image"])
-        text = {}  # how the table writes each class
-        for index, row in zip(ids, rows, strict=True):
-            if index in facts:
-                text.setdefault(facts[index]["label_scored"], row[at])
+        text = _written_classes(facts, rows, ids, at)
         kept = [n for n, name in enumerate(names) if name not in (*ADDED, *extra)]
         with open(folder / Path(path).name, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter=_dialect(path)["delimiter"])
@@ -411,6 +529,37 @@ def _correct_tables(plan, source, folder, facts, extra, actions, others):
             for path in tables if split != "train" else []:
                 shutil.copy2(path, folder / Path(path).name)
                 actions["other_split"] += 1
+
+
+def _written_classes(facts: Mapping[int, Mapping], rows: Sequence, ids: Sequence[int], at: int) -> dict[str, str]:
+    """How a table writes each class in its column `at`."""
+    text: dict[str, str] = {}
+    for index, row in zip(ids, rows, strict=True):
+        if index in facts:
+            text.setdefault(facts[index]["label_scored"], row[at])
+    return text
+
+
+def _labels_of_tables(plan: pd.DataFrame, source: Source) -> set[str]:
+    """The labels that the corrected tables will hold, as they are written there; errors of [`_table_rows`]."""
+    facts = {row["index"]: row for row in plan.to_dict("records")}
+    labels = set()
+    for _, _, names, picked, rows, ids in _table_rows(source, facts):
+        text = _written_classes(facts, rows, ids, names.index(picked["label"]))
+        kept = {facts[index]["label_name"] for index in ids if index in facts}
+        labels |= {text.get(name, name) for name in kept}
+    return labels
+
+
+def _check_labels(labels: set[str], plan: pd.DataFrame, source: Source):
+    """Refuse labels that would be read as other classes than those of the plan: names among numbers, `none`."""
+    texts = sorted(labels)
+    raw = RawSplit([""] * len(texts), texts, lambda row: f"class `{texts[row]}`", source="the new table")
+    try:
+        classes = find_classes({"train": [raw]}, plan.attrs["class_names"] if source.class_names else None)
+        encode_labels(raw, classes, "train")
+    except ValueError as error:
+        raise ValueError(f"A table could not be read again ({error}). Choose parquet or arrow.") from error
 
 
 def _dialect(path: str) -> dict:
@@ -455,14 +604,13 @@ def _check_has_paths(plan: pd.DataFrame):
 
 
 def _table_of_images(plan, source, folder, facts, extra, actions):
-    _check_has_paths(plan)
     root = source.images_root(plan)
     with open(folder / "train.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file_name", "label", "index", *ADDED, *extra])
         for index, fact in facts.items():
             actions[fact["label_action"]] += 1
-            if fact["label_action"] != "dropped":
+            if fact["label_action"] not in GONE:
                 name = os.path.relpath(os.path.abspath(fact["path"]), root)
                 if escape_formula(name) != name:  # a spreadsheet would compute it; as a path it stays the same
                     name = os.path.join(os.curdir, name)

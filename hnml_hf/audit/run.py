@@ -92,7 +92,7 @@ def write_report(
     default: those of [`~hnml_hf.audit.findings.findings`].
     """
     folder = write_audit(Path(output_dir) / AUDIT_FOLDER, table)
-    decided = decided_samples(output_dir, table)
+    decided = decided_samples(output_dir, table, table.attrs["class_names"])
     undecided = table[~table["index"].isin(decided)]
     issues = undecided.nsmallest(num_issues(undecided, max_issues), "rank")
     evidence = collect_evidence(

@@ -34,6 +34,30 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)  # half a file must not fill the disk
 
 
+def folder_above(path: str | os.PathLike) -> Path:
+    """The nearest folder above a path that is there."""
+    return next(folder for folder in Path(os.path.realpath(path)).parents if os.path.lexists(folder))
+
+
+def check_new_folder(path: str | os.PathLike):
+    """Raise `OSError` where [`new_folder`] would not write a folder: what a dry run can know beforehand.
+
+    Raises:
+        FileExistsError: if `path` is there and not empty, or is in use as the current folder or as a mount.
+        OSError: if no folder can be made there.
+    """
+    place = Path(os.path.realpath(path))
+    if os.path.lexists(place):
+        if not place.is_dir() or any(place.iterdir()):
+            raise FileExistsError(f"{path} is there already: name a new folder.")
+        if os.path.ismount(place) or place == Path.cwd():
+            raise FileExistsError(f"{path} is in use, as a mount or the current folder: name a new folder in it.")
+    try:  # permissions alone do not tell: those of the root of a system, of a read-only one, of /proc
+        os.rmdir(tempfile.mkdtemp(dir=folder_above(place)))
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
+
+
 @contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """The name under which to write a folder; it becomes `path` once it is complete, and an error leaves nothing.
@@ -42,10 +66,12 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     what it left behind is deleted by the next.
 
     Raises:
-        FileExistsError: if `path` is there and not empty, or another process is writing it.
+        FileExistsError: if another process is writing `path`.
+        OSError: as [`check_new_folder`] does.
     """
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.part")
+    check_new_folder(path)
+    place = Path(os.path.realpath(path))
+    above, unfinished = folder_above(place), place.with_name(f"{place.name}.part")
     if os.path.islink(unfinished):
         unfinished.unlink()
     unfinished.mkdir(parents=True, exist_ok=True)
@@ -60,15 +86,18 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
                 shutil.rmtree(left_over)
             elif left_over.name != FOLDER_LOCK:
                 left_over.unlink()
-        if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(f"{path} is there already: name a new folder.")
+        check_new_folder(path)  # nobody has written it meanwhile
         yield unfinished
         (unfinished / FOLDER_LOCK).unlink()
-        if path.is_dir():
-            path.rmdir()
-        unfinished.rename(path)
+        if place.is_dir():
+            place.rmdir()
+        unfinished.rename(place)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in unfinished.parents:  # made for it, and empty after an error
+            if folder == above or any(folder.iterdir()):
+                break
+            folder.rmdir()
         lock.release()
 
 

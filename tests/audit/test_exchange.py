@@ -270,8 +270,10 @@ def test_a_review_takes_an_export_in_once(audited, tmp_path):
     tasks[1]["annotations"] = [annotated(tasks[1], tasks[1]["data"]["given_label"], 6)]
     (tmp_path / "export.json").write_text(json.dumps(tasks))
     review = open_review(tmp_path / "run")
+    script = load_script("review")
     for _ in range(2):
-        assert load_script("review").take_in(review, tmp_path / "run", tmp_path / "export.json") == 2
+        (found,) = script.read_imports(tmp_path / "run", [tmp_path / "export.json"])
+        script.take_in(review, found)
     kept = (tmp_path / "run" / "_audit" / "annotations.jsonl").read_text().splitlines()
     assert len(kept) == 3  # and the first line
     assert decisions(read_annotations(tmp_path / "run" / "_audit" / "annotations.jsonl", table)) == {

@@ -3,6 +3,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const names = data.classes, SIZE = 24, BULK = 0.9;
+  const asName = (text) => text.trim().normalize("NFC"); // accents composed, as the loaders of data have them
+  const labels = new Map(names.map((name, label) => [asName(name), label]));
   const number = (n) => n.toLocaleString("en");
   const counted = (n, noun) => `${number(n)} ${noun}${n === 1 ? "" : "s"}`;
   const state = { items: [], total: 0, start: 0, focus: 0, anchor: null, map: 0, groups: {}, progress: {}, undo: [] };
@@ -504,9 +506,9 @@
   });
   function choose(input) {
     const node = input.closest(".card"), item = state.items.find((one) => String(one.id) === node.dataset.id);
-    const text = input.value.trim(), hint = node.querySelector(".new");
+    const text = asName(input.value), hint = node.querySelector(".new");
     if (!item || !text) return;
-    const exact = names.indexOf(text), lower = names.map((n) => n.toLowerCase());
+    const exact = labels.get(text) ?? -1, lower = names.map((n) => asName(n).toLowerCase());
     const close = names.filter((_, n) => lower[n].startsWith(text.toLowerCase()));
     const label = exact >= 0 ? exact : close.length === 1 ? names.indexOf(close[0]) : lower.indexOf(text.toLowerCase());
     hint.hidden = label >= 0;
@@ -617,12 +619,12 @@
     for (const row of rows) {
       const index = Number(row[at.index]), annotation = row[verdictAt], item = source.known(index);
       const given = plain(row[at.label_name]), label = row[at.new_label] === "" || at.new_label === undefined ? -1 : Number(row[at.new_label]);
-      const name = plain(row[at.new_label_name]) || names[label] || "";
-      const strange = (!data.served && !item) || (item && given && given !== names[item.given]);
+      const name = asName(plain(row[at.new_label_name]) || names[label] || ""), found = labels.get(name);
+      const strange = (!data.served && !item) || (item && given && asName(given) !== asName(names[item.given]));
       if (!["wrong", "right", "unsure"].includes(annotation)) unknown.push(`“${annotation ?? ""}” of sample ${row[at.index]}`);
       else if (strange) strangers.push(row[at.index]);
-      else if (item) entries.push(entryFor(item, annotation, names.includes(name) ? names.indexOf(name) : name ? -1 : item.suggested, name || names[item.suggested]));
-      else entries.push({ index, annotation, new_label: names.indexOf(name), new_label_name: name, label_name: given || null });
+      else if (item) entries.push(entryFor(item, annotation, name ? found ?? -1 : item.suggested, names[found] ?? (name || names[item.suggested])));
+      else entries.push({ index, annotation, new_label: found ?? -1, new_label_name: name, label_name: given || null });
     }
     if (entries.length) send({ entries, batch: id() });
     const out = (what, list) => (list.length ? [`${what} and left out: ${number(list.length)} of ${counted(rows.length, "row")}, ${list.slice(0, 5).join(", ")}.`] : []);

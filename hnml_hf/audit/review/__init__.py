@@ -7,6 +7,7 @@ from .annotations import (
     annotated_labels,
     apply_annotations,
     merge_annotations,
+    read_all,
     read_annotations,
     write_annotations,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "annotated_labels",
     "apply_annotations",
     "merge_annotations",
+    "read_all",
     "read_annotations",
     "write_annotations",
 ]

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...common.atomic import atomic_write
 from ...common.words import counted
+from ...data.files import as_name, is_plain
 from ..exchange import Samples, read_cvat, read_fiftyone_csv, read_json
 
 
@@ -29,10 +30,26 @@ FIELDS = (
     *("label_name", "path", "annotator", "time"),
 )
 WHOLE = re.compile(r"(-?[0-9]{1,19})(?:\.0*)?")
+UNSURE = "(unsure)"  # beside names of classes, of which `unsure` may be one
 NEW_CLASS = -1  # `new_label` of a class that the dataset does not have
 
 
-def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFrame:
+def class_ids(names: Sequence[str]) -> dict[str, int]:
+    """Ids of classes by their names, as people write them: without blanks around them, accents composed."""
+    return {as_name(name): label for label, name in enumerate(names)}
+
+
+def read_all(paths: Iterable[str | os.PathLike], table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Each of several files as by [`read_annotations`]; where a file does not say who annotated, and several have its
+    name, as those that a browser has saved, the names of their folders tell the annotators apart."""
+    files = list(dict.fromkeys(map(Path, paths)))
+    names = [file.stem for file in files]
+    for longer in (lambda file: f"{file.absolute().parent.name}/{file.stem}", str):
+        names = [longer(file) if names.count(name) > 1 else name for file, name in zip(files, names, strict=True)]
+    return [read_annotations(file, table, annotator=name) for file, name in zip(files, names, strict=True)]
+
+
+def read_annotations(path: str | os.PathLike, table: pd.DataFrame, *, annotator: str | None = None) -> pd.DataFrame:
     """Annotations that were made in the report, by `hnml review`, or by another tool.
 
     Args:
@@ -41,6 +58,7 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
             `new_label_name`, `label_name`, `path` and `annotator`; the JSON lines that `hnml review` writes; or an
             export of Label Studio (`.json`), CVAT (`.xml`) or FiftyOne (`labels.json`, or a CSV with `filepath`).
         table (`pd.DataFrame`): scores that were reviewed; see [`load_audit`].
+        annotator (`str`, *optional*): of rows that do not say it; default: the name of the file.
 
     Returns:
         `pd.DataFrame`: a row per sample and annotator: `index`, `annotation`, `new_label` (id of the class that the
@@ -54,7 +72,7 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
 
     path = Path(path)
     names = list(map(str, table.attrs["class_names"]))
-    ids = {name: label for label, name in enumerate(names)}
+    ids = class_ids(names)
     given = dict(zip(table["index"].tolist(), table["label"].tolist(), strict=True))
     suggested = dict(zip(table["index"].tolist(), table["suggested_label"].tolist(), strict=True))
     found = {}
@@ -68,16 +86,16 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
         if verdict not in ANNOTATIONS:
             raise ValueError(f"{where}: the annotation {verdict!r} is none of {', '.join(ANNOTATIONS)}.")
         at_hand = names[given[index]]
-        if row.get("label_name") and _unescaped(row["label_name"]) != at_hand:
+        if row.get("label_name") and as_name(_unescaped(row["label_name"])) != as_name(at_hand):
             raise ValueError(
                 f"{where}: sample {index} was annotated when its label was `{row['label_name']}`; here it is "
                 f"`{at_hand}`. These annotations are of another run."
             )
         label, name = _new_label(row, verdict, given[index], suggested[index], names, ids, where)
-        annotator = row.get("annotator") or path.stem
-        if (index, annotator) in found:
-            raise ValueError(f"{where}: sample id {index} is annotated twice by `{annotator}`.")
-        found[index, annotator] = (index, verdict, label, name, annotator)
+        who = row.get("annotator") or annotator or path.stem
+        if (index, who) in found:
+            raise ValueError(f"{where}: sample id {index} is annotated twice by `{who}`.")
+        found[index, who] = (index, verdict, label, name, who)
     return pd.DataFrame(
         found.values(), columns=["index", "annotation", "new_label", "new_label_name", "annotator"]
     ).astype({"index": "int64", "new_label": "int64"})
@@ -89,19 +107,20 @@ def _new_label(row, verdict, given, suggested, names, ids, where) -> tuple[int, 
         return given, names[given]
     if verdict == "unsure":
         return NEW_CLASS, ""
-    name = _unescaped(row.get("new_label_name") or "")
+    name = as_name(_unescaped(row.get("new_label_name") or ""))
+    if not is_plain(name):
+        raise ValueError(f"{where}: the class {name[:80]!r} has control characters or is no text.")
     label = NEW_CLASS if row.get("new_label") in (None, "") else _integer(row["new_label"], "new_label", where)
     if label == NEW_CLASS:
         label = ids.get(name, NEW_CLASS) if name else suggested
-        return label, name or names[suggested]
-    if not 0 <= label < len(names):
+    elif not 0 <= label < len(names):
         raise ValueError(f"{where}: `new_label` {label} is none of the {counted(len(names), 'class')}.")
-    if name and name != names[label]:
+    elif name and name != as_name(names[label]):
         raise ValueError(
             f"{where}: `new_label` {label} is `{names[label]}`, but `new_label_name` says `{name}`. Empty the one "
             "that is wrong."
         )
-    return label, names[label]
+    return (label, names[label]) if label >= 0 else (NEW_CLASS, name)
 
 
 def _integer(value, name: str, where: str) -> int:
@@ -239,7 +258,7 @@ def merge_annotations(frames: Sequence[pd.DataFrame]) -> Merged:
     if len(twice):
         first = twice.iloc[0]
         raise ValueError(f"Sample id {first['index']} is annotated twice by `{first['annotator']}`, differently.")
-    named = rows["new_label_name"].where(rows["annotation"] != "unsure", "unsure")
+    named = rows["new_label_name"].where(rows["annotation"] != "unsure", UNSURE)
     by_annotator = rows.assign(named=named).pivot(index="index", columns="annotator", values="named")
     firm = rows[rows["annotation"] != "unsure"]
     classes = firm.groupby("index")["new_label_name"].nunique()
@@ -283,8 +302,8 @@ def annotated_labels(annotations: pd.DataFrame, index: np.ndarray, class_names: 
         or of a class that is none of `class_names`.
     """
     known = annotations[annotations["annotation"] != "unsure"]
-    ids = {str(name): label for label, name in enumerate(class_names)}
-    labels = known["new_label_name"].map(ids).fillna(-1).astype("int64")
+    ids = class_ids(list(map(str, class_names)))
+    labels = known["new_label_name"].map(as_name).map(ids).fillna(NEW_CLASS).astype("int64")
     return labels.reindex(index, fill_value=-1).to_numpy()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...common.atomic import atomic_write
+from ...data.files import as_name
 
 
 if TYPE_CHECKING:  # a review starts without pandas
@@ -20,8 +21,9 @@ if TYPE_CHECKING:  # a review starts without pandas
 from ..dynamics import AUDIT_FOLDER
 
 
-LINEAGE_FILE = "lineage.csv"
+LINEAGE_FILE, DISAGREEMENTS_FILE = "lineage.csv", "disagreements.csv"
 DECIDED = ("right", "wrong")
+GONE = ("dropped", "excluded", "missing")  # actions after which a row is not in the dataset any more
 LINEAGE = (
     *("index", "path", "label", "label_original", "label_score"),
     *("label_action", "annotation", "annotator", "path_original"),
@@ -52,10 +54,12 @@ def find_lineage(run: str | os.PathLike) -> Path | None:
 
 def lineage_beside(options: Mapping) -> Path | None:
     """The lineage of the dataset that `dataset` and `data_dir` name, if an audit has cleaned it."""
-    for name in ("data_dir", "dataset"):
+    for name in ("dataset", "data_dir"):  # that of a table goes before that of the folder with its images
         place = Path(os.path.expanduser(options.get(name) or ""))
+        if not options.get(name) or not place.exists():  # a name, as `imagefolder`
+            continue
         for folder in (place, place.parent):
-            if options.get(name) and (folder / LINEAGE_FILE).is_file():
+            if (folder / LINEAGE_FILE).is_file():
                 return folder / LINEAGE_FILE
     return None
 
@@ -88,6 +92,16 @@ def lineage_of_rows(run: str | os.PathLike, index: Iterable[int], paths: Iterabl
     return _rows_of(find_lineage(run), index, paths)
 
 
+def is_decided(row: Mapping, label_name: str) -> bool:
+    """Whether people have decided a sample in an earlier round, and its given class is still the one of then.
+
+    Args:
+        row (`Mapping`): of [`read_lineage`]; empty for a sample that is not in it.
+        label_name (`str`): the given class now.
+    """
+    return row.get("annotation") in DECIDED and as_name(row["label"]) == as_name(label_name)
+
+
 def decided_before(
     options: Mapping, index: Iterable[int], paths: Iterable[str], label_names: Iterable[str]
 ) -> pd.DataFrame | None:
@@ -105,7 +119,7 @@ def decided_before(
     rows = [
         {"index": sample, "annotation": "right", "new_label_name": name, "annotator": known[sample]["annotator"]}
         for sample, name in zip(index, label_names, strict=True)
-        if sample in known and known[sample]["annotation"] in DECIDED and known[sample]["label"] == name
+        if is_decided(known.get(sample, {}), name)
     ]
     if not rows:
         return None
@@ -121,7 +135,7 @@ def _rows_of(found: Path | None, index: Iterable[int], paths: Iterable[str]) -> 
     for row in read_lineage(found):
         if row["path"]:
             by_path[row["path"]] = row
-        elif row["label_action"] != "dropped" and row["index"]:
+        elif row["label_action"] not in GONE and row["index"]:
             by_id[int(row["index"])] = row
     known = {}
     for sample, path in zip(index, paths, strict=True):
@@ -134,12 +148,12 @@ def _rows_of(found: Path | None, index: Iterable[int], paths: Iterable[str]) -> 
 def gone_before(run: str | os.PathLike) -> list[dict]:
     """Rows of the lineage of a run that earlier rounds have left out of the dataset."""
     found = find_lineage(run)
-    return [row for row in read_lineage(found) if row["label_action"] in ("dropped", "excluded")] if found else []
+    return [row for row in read_lineage(found) if row["label_action"] in GONE] if found else []
 
 
-def decided_samples(run: str | os.PathLike, table: pa.Table | pd.DataFrame) -> list[int]:
-    """Ids of the samples that people have decided already, said to be right or wrong, not unsure: in an earlier round,
-    or in annotations that the judge has learned from."""
+def decided_samples(run: str | os.PathLike, table: pa.Table | pd.DataFrame, class_names: Sequence[str]) -> list[int]:
+    """Ids of the samples that people have decided already, said to be right or wrong, not unsure: in an earlier round
+    whose label they still have, or in annotations that the judge has learned from."""
     columns = table.column_names if isinstance(table, pa.Table) else table.columns
     decided: set[int] = set()
     if "annotation" not in columns and find_lineage(run) is None:
@@ -150,5 +164,8 @@ def decided_samples(run: str | os.PathLike, table: pa.Table | pd.DataFrame) -> l
         decided |= {sample for sample, word in zip(index, said, strict=True) if word in DECIDED}
     if find_lineage(run) is not None:
         known = lineage_of_rows(run, index, np.asarray(table["path"]).tolist())
-        decided |= {sample for sample, row in known.items() if row["annotation"] in DECIDED}
+        given = [class_names[label] for label in np.asarray(table["label"]).tolist()]
+        decided |= {
+            sample for sample, name in zip(index, given, strict=True) if is_decided(known.get(sample, {}), name)
+        }
     return sorted(decided)

@@ -325,8 +325,9 @@ class ReviewQueue:
         return estimate_rate(self.strata, self.state)
 
 
-def named_class(entry: Mapping) -> str:
-    return "given" if entry["annotation"] == "right" else entry.get("new_label_name") or ""
+def named_class(entry: Mapping) -> tuple[str, str]:
+    """What an annotator says of a label, without the name of the given class: that may be in the log or not."""
+    return entry["annotation"], (entry.get("new_label_name") or "") if entry["annotation"] == "wrong" else ""
 
 
 def short_entry(entry: Mapping) -> dict:

@@ -22,9 +22,10 @@ import numpy as np
 from PIL import Image
 
 from ...common.words import counted
+from ...data.files import as_name, is_plain
 from ..dynamics import AUDIT_FOLDER
 from ..report import Evidence, encode_picture, map_values, picture_uri, render_page, script_hash
-from .annotations import ANNOTATIONS, annotations_csv
+from .annotations import ANNOTATIONS, NEW_CLASS, annotations_csv, class_ids
 from .lineage import decided_samples
 from .log import LOG_FILE, AnnotationLog
 from .queue import Query, ReviewQueue, common_folder, read_rows, summary_columns
@@ -89,10 +90,11 @@ class Review:
         self.queue, self.log, self.summary = queue, log, summary
         self.annotator, self._pictures, self._maps, self._scored = annotator, pictures, maps, scored
         self._written = self._stamp()
-        self._classes = {name: label for label, name in enumerate(queue.class_names)}
+        self._classes = class_ids(queue.class_names)
         self._lock = threading.Lock()
         self._busy = threading.Semaphore(4)  # images decoded at once
         self.picture = lru_cache(CACHED_PICTURES)(self._picture)
+        _check_given_labels(queue, log)
         queue.take(log.rows())
         self.page = self._page(list(curves), run)
 
@@ -129,7 +131,7 @@ class Review:
         """A page of a view."""
         words = dict(words)
         start, size = _integer(words.pop("start", "0"), "start"), _integer(words.pop("size", "24"), "size")
-        annotator = _annotator(words.pop("annotator", self.annotator))
+        annotator = check_annotator(words.pop("annotator", self.annotator))
         if not 0 <= start <= len(self.queue) or not 1 <= size <= PAGE_ROWS:
             raise Refused(400, f"`start` must be between 0 and {len(self.queue)}, `size` between 1 and {PAGE_ROWS}.")
         query = parse_query(words)
@@ -196,19 +198,29 @@ class Review:
                 f"Sample {entry['index']} was annotated when its label was `{entry['label_name']}`; here it is "
                 f"`{given}`. These annotations are of another run.",
             )
-        name: Any = {"right": given, "wrong": entry.get("new_label_name")}.get(verdict or "", "")
-        if verdict == "wrong" and (not isinstance(name, str) or not 0 < len(name) <= 200 or "\0" in name):
-            raise Refused(400, "A wrong label needs the name of the true class, `new_label_name`.")
-        if any("\ud800" <= letter <= "\udfff" for letter in name):  # half of a letter, which no file can hold
-            raise Refused(400, "The name of the class is no text: it holds a lone surrogate.")
+        label, name = NEW_CLASS, ""
+        if verdict == "right":
+            label, name = int(queue.label[row]), given
+        elif verdict == "wrong":
+            label, name = self._true_class(entry.get("new_label_name"))
         return {
             "index": entry["index"],
             "annotation": verdict,
-            "new_label": self._classes.get(name, -1),
+            "new_label": label,
             "new_label_name": name,
             "label_name": given,
             "path": queue.relative(queue.path(row)),
         }
+
+    def _true_class(self, name: Any) -> tuple[int, str]:
+        """Id and name of the true class of a wrong label, as somebody has written it; -1 for a new class."""
+        name = as_name(name) if isinstance(name, str) else ""
+        if not 0 < len(name) <= 200:
+            raise Refused(400, "A wrong label needs the name of the true class, `new_label_name`.")
+        if not is_plain(name):  # no table and no folder could hold it
+            raise Refused(400, "The name of the class has control characters, or is no text.")
+        label = self._classes.get(name, NEW_CLASS)
+        return (label, self.queue.class_names[label]) if label >= 0 else (NEW_CLASS, name)
 
     def csv(self) -> str:
         self.refresh()
@@ -255,6 +267,19 @@ class Review:
             raise Refused(404, "There is no such sample in this audit.") from None
 
 
+def _check_given_labels(queue: ReviewQueue, log: AnnotationLog):
+    """Raise `ValueError` if what was annotated had other labels than now, as after a class got another name."""
+    entries = [entry for entry in log.rows() if entry.get("label_name")]
+    given = queue.label[queue.find(np.array([entry["index"] for entry in entries], np.int64))]
+    for entry, label in zip(entries, given.tolist(), strict=True):
+        if as_name(entry["label_name"]) != as_name(queue.class_names[label]):
+            raise ValueError(
+                f"{log.path}: sample {entry['index']} was annotated when its label was `{entry['label_name']}`; here "
+                f"it is `{queue.class_names[label]}`. These annotations are of other classes: move the file away to "
+                "begin anew; it is not touched."
+            )
+
+
 def parse_query(words: Any) -> Query:
     """A [`Query`] from the words of a request; raises `Refused` on what is none."""
     if not isinstance(words, Mapping):
@@ -290,7 +315,8 @@ def _number(value: object, name: str) -> float:
         raise Refused(400, f"`{name}` must be a number.") from None
 
 
-def _annotator(name: object) -> str:
+def check_annotator(name: object) -> str:
+    """The name of an annotator; raises `Refused` on what cannot be one."""
     if not isinstance(name, str) or not ANNOTATOR.fullmatch(name):
         raise Refused(400, "An annotator's name has 1 to 40 letters, digits, spaces and `.@_-`.")
     return name
@@ -321,14 +347,14 @@ def open_review(
     if not scored.is_file():
         raise FileNotFoundError(f"{run} has no `{AUDIT_FOLDER}/{TABLE_FILE}`. `hnml audit` writes it.")
     rows, summary = read_rows(scored)
-    decided = decided_samples(run, rows)
-    queue = ReviewQueue(rows, list(map(str, summary["class_names"])), decided=decided, root=common_folder(rows))
+    names = list(map(str, summary["class_names"]))
+    queue = ReviewQueue(rows, names, decided=decided_samples(run, rows, names), root=common_folder(rows))
     path = Path(annotations or folder / LOG_FILE)
     try:
         log = AnnotationLog(path, summary["dataset_fingerprint"])
-    except PermissionError as error:
-        raise PermissionError(
-            f"{path} cannot be written ({error.strerror}): name a file elsewhere by --annotations."
+    except OSError as error:
+        raise type(error)(
+            f"{path} cannot be written ({error.strerror or error}): name a file elsewhere by --annotations."
         ) from error
     matrix = summary["transition_matrix"]
     if isinstance(matrix, str):  # of many classes, in a file beside the table
@@ -478,7 +504,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(400, "`batch` must be 8 to 64 hexadecimal digits.")
         if path == "undo":
             return self._send(200, review.undo(batch))
-        annotator = _annotator(body.get("annotator", review.annotator))
+        annotator = check_annotator(body.get("annotator", review.annotator))
         if path == "annotate":
             return self._send(200, review.annotate(body.get("entries"), annotator, batch))
         if body.get("annotation") not in ANNOTATIONS:

@@ -22,6 +22,7 @@ from .tables import TABLE_SUFFIXES, column_names, read_splits, table_suffix
 logger = logging.getLogger(__name__)
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+WRITTEN = ("lineage.csv", "disagreements.csv")  # what `hnml clean` leaves beside the images
 EVALUATION_FOLDERS = ("validation", "val", "test")  # rarely classes, unlike `valid` beside `invalid`
 
 
@@ -154,7 +155,8 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
                     folders["train"],
                     first_few(unread),
                 )
-            beside = sorted(name for name in file_names(root) if name not in METADATA and not is_hidden(name))
+            expected = (*METADATA, *WRITTEN)
+            beside = sorted(name for name in file_names(root) if name not in expected and not is_hidden(name))
             beside = [name for name in beside if is_image(name) or table_suffix(name) in TABLE_SUFFIXES]
             if beside:
                 logger.warning(
@@ -193,7 +195,7 @@ or <class>/*.jpg, or train/metadata.csv with the columns file_name and label bes
         prefix = f"{name}/" if name else ""
         found, others = list_images(folder)
         tables = [f"{folder}/{other}" for other in others if os.path.basename(other) in METADATA]
-        expected = (*METADATA, "lineage.csv")  # which `hnml clean` leaves beside the images
+        expected = (*METADATA, *WRITTEN)
         others = [other for other in others if os.path.basename(other) not in expected]
         if name:  # a table above the split folders says what is in them
             tables += [f"{root}/{table}" for table in METADATA if os.path.isfile(f"{root}/{table}")]
