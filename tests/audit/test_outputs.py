@@ -1,8 +1,11 @@
 """What comes out of an audit: the corrected dataset in the form in which it came, and every row accounted for."""
 
 import csv
+import errno
 import json
 import os
+import shutil
+import tempfile
 
 import numpy as np
 import pandas as pd
@@ -14,6 +17,7 @@ from hnml_hf import TrainingDynamics, audit_run, load_audit, load_noisy_dataset
 from hnml_hf.audit.cleaning import plan_cleaning, plan_targets
 from hnml_hf.audit.outputs import Source, describe_plan, read_source, write_csv, write_dataset, write_folder
 from hnml_hf.audit.review import apply_annotations, merge_annotations, read_annotations, write_annotations
+from hnml_hf.audit.review.lineage import decided_samples, lineage_beside, lineage_of_rows, write_lineage
 from hnml_hf.audit.review.log import AnnotationLog
 from hnml_hf.audit.table import likely_columns, write_audit
 from hnml_hf.common.atomic import new_folder
@@ -534,3 +538,197 @@ def test_a_table_that_was_edited_is_refused_before_anything_is_printed(tmp_path,
     with pytest.raises(SystemExit, match="has changed since it was audited: sample 0 is"):
         clean.main([str(tmp_path / "run"), "--how", "drop", "--dry_run", "--output_dir", str(tmp_path / "out")])
     assert capsys.readouterr().out == ""
+
+
+# -- what could go wrong ----------------------------------------------------------------------------------------------
+
+
+def run_clean(run, *options):
+    import clean
+
+    clean.main([str(run), *map(str, options)])
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
+def test_a_dry_run_refuses_what_the_real_one_does(dry_run, table, tmp_path, capsys, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("a")
+    run, how = tmp_path / "run", ["--how", "drop", *dry_run]
+    new = tmp_path / "new"
+    for options, message in (
+        (["--output_dir", tmp_path / "out"], "out is there already"),
+        (["--output_dir", tmp_path / "file" / "new"], "a part of this path is a file"),
+        (["--output_dir", new, "--files", "hardlink", "--output_format", "csv"], "--files hardlink is of"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run_clean(run, *how, *options)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(SystemExit, match="would take .* MB, and 0.0 MB are free there"):
+        run_clean(run, *how, "--output_dir", new)
+    assert capsys.readouterr().out == "" and not new.exists()
+    with pytest.raises(SystemExit):
+        run_clean(run, "--how", "weight", "--threshold", "0.9", "--output_dir", new)
+    assert "--threshold is of --how drop and --how relabel" in capsys.readouterr().err
+
+
+def test_hard_links_to_another_disk_are_refused_before_anything_is_written(table, tmp_path, capsys):
+    other = tempfile.mkdtemp(dir="/dev/shm") if os.path.isdir("/dev/shm") else str(tmp_path)
+    try:
+        if os.stat(other).st_dev == os.stat(tmp_path).st_dev:
+            pytest.skip("there is no second file system")
+        for dry_run in ([], ["--dry_run"]):
+            options = ["--how", "drop", "--files", "hardlink", "--output_dir", f"{other}/a/new", *dry_run]
+            with pytest.raises(SystemExit, match="lies on another disk than .*new.*: choose --files copy or symlink"):
+                run_clean(tmp_path / "run", *options)
+        assert capsys.readouterr().out == "" and not os.listdir(other)
+    finally:
+        if other != str(tmp_path):
+            shutil.rmtree(other)
+
+
+def test_hard_links_of_links_lead_to_their_files(table, tmp_path):
+    path = table["path"][0]
+    os.rename(path, tmp_path / "stored.png")
+    os.symlink("../../../stored.png", path)
+    plan = plan_cleaning(table, how="drop", threshold=1)
+    write_folder(plan, read_source(tmp_path / "run"), tmp_path / "far" / "away" / "out", files="hardlink")
+    out = tmp_path / "far" / "away" / "out" / os.path.relpath(path, tmp_path / "photos")
+    assert not out.is_symlink() and out.samefile(tmp_path / "stored.png")
+
+
+def test_a_disk_that_fills_up_is_named_and_nothing_is_left(table, tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", source)
+
+    monkeypatch.setattr("shutil.copy2", full)
+    with pytest.raises(SystemExit, match=r"error: .*/new: No space left on device"):
+        run_clean(tmp_path / "run", "--how", "drop", "--output_dir", tmp_path / "new")
+    assert not (tmp_path / "new").exists() and not (tmp_path / "new.part").exists()
+
+
+@pytest.mark.parametrize("form", ["folder", "csv"])
+def test_images_that_were_deleted_since_are_accounted_for(form, table, tmp_path, capsys):
+    gone = table["path"][29]
+    os.remove(gone)
+    run_clean(tmp_path / "run", "--how", "drop", "--output_format", form, "--output_dir", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert f"1 image is not there any more, and left out: {gone}" in said and "1 missing" in said
+    lineage = {row["path_original"]: row for row in read_csv(tmp_path / "out" / "lineage.csv")}
+    assert (lineage[gone]["label_action"], lineage[gone]["path"], lineage[gone]["label"]) == ("missing", "", "")
+    if form == "csv":
+        assert not any("0029.png" in row["file_name"] for row in read_csv(tmp_path / "out" / "train.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        *((name, "cannot be the name of a folder") for name in ("../up", "a/b", "a\\b", ".hidden", "..", "__MACOSX")),
+        ("\u00e4" * 128, "has more than 255 bytes, too many for the name of a folder"),
+    ],
+)
+def test_a_class_that_no_folder_can_be_called(name, message, table, tmp_path):
+    _, said = annotate(tmp_path, table, {0: name})
+    plan = plan_cleaning(table, annotations=said, add_classes=[name])
+    with pytest.raises(ValueError, match=message):
+        write_folder(plan, read_source(tmp_path / "run"), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["anna.csv", "exclude.jsonl", "photos", "run"]
+
+
+def test_a_new_class_that_would_be_taken_for_a_split_is_refused(table, tmp_path):
+    """Of class folders alone a folder `test` is a split; below a folder `train` it is a class."""
+    _, said = annotate(tmp_path, table, {0: "test"})
+    write_folder(
+        plan_cleaning(table, annotations=said, add_classes=["test"]), read_source(tmp_path / "run"), tmp_path / "out"
+    )
+    assert (tmp_path / "out" / "train" / "test" / "0000.png").is_file()
+    flat = table.assign(path=[path.replace("/photos/train/", "/flat/") for path in table["path"]])
+    flat.attrs = table.attrs
+    os.rename(tmp_path / "photos" / "train", tmp_path / "flat")
+    plan = plan_cleaning(flat, annotations=said, add_classes=["test"])
+    with pytest.raises(ValueError, match="A folder `test` would be taken for a split"):
+        write_folder(plan, Source(str(tmp_path / "flat")), tmp_path / "second")
+
+
+def test_folders_with_blanks_and_decomposed_accents_keep_their_names(tmp_path):
+    """Names of classes have neither: `dog ` is the class `dog`, and the accent of macOS is composed."""
+    names = ("k\u00e4fer", "dog")
+    table = make_run(tmp_path, names=names)
+    train, disk = tmp_path / "photos" / "train", {"k\u00e4fer": "ka\u0308fer", "dog": "dog "}
+    for name in names:
+        (train / name).rename(train / disk[name])
+    table["path"] = [
+        path.replace(f"/{name}/", f"/{disk[name]}/")
+        for path, name in zip(table["path"], table["label_name"], strict=True)
+    ]
+    new = next(name for name in names if name != table["label_name"][0])
+    _, said = annotate(tmp_path, table, {0: f" {disk[new]}"})
+    write_folder(plan_cleaning(table, annotations=said), read_source(tmp_path / "run"), tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out" / "train")) == sorted(disk.values())
+    assert (tmp_path / "out" / "train" / disk[new] / "0000.png").is_file()
+
+
+def test_names_that_look_the_same_are_one_class_and_odd_ones_are_none(table, tmp_path):
+    with pytest.raises(ValueError, match="has the class cat already"):
+        plan_cleaning(table, how="drop", add_classes=[" cat"])
+    for name in ("", "a\nb", "a\x1bb"):
+        with pytest.raises(ValueError, match="is no name of a class"):
+            plan_cleaning(table, how="drop", add_classes=[name])
+
+
+@pytest.mark.parametrize("name", ["none", "n/a", "1e5"])
+def test_a_new_class_that_a_table_would_read_as_something_else_is_refused(name, tmp_path):
+    table = make_table_run(tmp_path)
+    _, said = annotate(tmp_path, table, {0: name})
+    plan = plan_cleaning(table, annotations=said, add_classes=[name])
+    with pytest.raises(ValueError, match="A table could not be read again .*Choose parquet or arrow"):
+        write_csv(plan, read_source(tmp_path / "run"), tmp_path / "out")
+
+
+def test_a_word_among_numbers_is_refused(tmp_path):
+    table = make_table_run(tmp_path, text=lambda label: str(label))
+    _, said = annotate(tmp_path, table, {0: "zebra"})
+    plan = plan_cleaning(table, annotations=said, add_classes=["zebra"])
+    with pytest.raises(ValueError, match="could not be read again .*`zebra`"):
+        write_csv(plan, read_source(tmp_path / "run"), tmp_path / "out")
+
+
+def test_a_table_beside_the_images_that_says_their_labels_is_not_copied_with_stale_paths(table, tmp_path):
+    (tmp_path / "photos" / "train" / "metadata.csv").write_text("file_name,label\ncat/0000.png,cat\n")
+    with pytest.raises(ValueError, match=r"metadata.csv says what the labels are, not the folders"):
+        write_folder(plan_cleaning(table, how="drop"), read_source(tmp_path / "run"), tmp_path / "out")
+
+
+def test_the_lineage_of_a_table_goes_before_that_of_its_images(tmp_path, monkeypatch):
+    for folder in ("images", "tables"):
+        (tmp_path / folder).mkdir()
+        write_lineage(tmp_path / folder, [])
+    (tmp_path / "tables" / "train.csv").write_text("")
+    options = {"dataset": str(tmp_path / "tables" / "train.csv"), "data_dir": str(tmp_path / "images")}
+    assert lineage_beside(options) == tmp_path / "tables" / "lineage.csv"
+    monkeypatch.chdir(tmp_path / "tables")  # a name of a dataset is no place
+    assert lineage_beside({"dataset": "imagefolder", "data_dir": str(tmp_path / "images")}).parent.name == "images"
+
+
+def test_a_label_that_was_changed_since_it_was_decided_is_asked_again(table, tmp_path):
+    rows = [
+        {"index": table["index"][row], "path": table["path"][row], "label": label, "label_original": "horse"}
+        | {"label_action": "annotated", "annotation": "right", "annotator": "anna"}
+        for row, label in ((0, table["label_name"][0]), (1, other_class(table, 1)))
+    ]
+    write_lineage(tmp_path / "photos", rows)
+    assert decided_samples(tmp_path / "run", table, NAMES) == [table["index"][0]]
+    earlier = lineage_of_rows(tmp_path / "run", table["index"].tolist(), table["path"].tolist())
+    plan = plan_cleaning(table, how="drop", earlier=earlier)
+    assert plan["label_action"][:2].tolist() == ["annotated", "dropped"]
+    assert plan["label_original"][:2].tolist() == ["horse", "horse"]
+
+
+def test_annotations_that_the_audit_has_learned_from_cannot_be_forgotten(table, tmp_path):
+    path, said = annotate(tmp_path, table, {0: "right", 1: "unsure"})
+    write_audit(tmp_path / "run" / "_audit", apply_annotations(table, said))
+    with pytest.raises(SystemExit, match="has learned from annotations of 1 label that are not given here"):
+        run_clean(tmp_path / "run", "--how", "drop", "--output_dir", tmp_path / "out")
+    run_clean(tmp_path / "run", "--how", "drop", "--output_dir", tmp_path / "out", "--annotations", path)
+    assert (tmp_path / "out" / "lineage.csv").is_file()

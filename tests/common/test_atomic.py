@@ -1,6 +1,6 @@
 import pytest
 
-from hnml_hf.common.atomic import atomic_write, new_folder
+from hnml_hf.common.atomic import atomic_write, check_new_folder, new_folder
 
 
 def test_half_a_file_takes_no_ones_place(tmp_path):
@@ -57,3 +57,36 @@ def test_what_a_killed_process_left_of_a_folder_is_deleted(tmp_path):
     with new_folder(tmp_path / "other") as unfinished:
         (unfinished / "a").write_text("a")
     assert not list((tmp_path / "elsewhere").iterdir()) and (tmp_path / "other" / "a").is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_known_beforehand(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("a")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("a")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileExistsError, match="full is there already"):
+        check_new_folder(tmp_path / "full")
+    with pytest.raises(NotADirectoryError) as found:
+        check_new_folder(tmp_path / "file" / "new")
+    assert found.value.filename == str(tmp_path / "file" / "new")
+    check_new_folder(tmp_path / "empty")
+    check_new_folder(tmp_path / "a" / "b")
+    monkeypatch.chdir(tmp_path / "empty")
+    for path in (".", tmp_path / "empty"):
+        with pytest.raises(FileExistsError, match="is in use, as a mount or the current folder"):
+            check_new_folder(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full"]
+
+
+def test_a_link_to_an_empty_folder_is_followed(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    with new_folder(tmp_path / "link") as unfinished:
+        (unfinished / "a").write_text("a")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "a").is_file()
+
+
+def test_an_error_leaves_no_folders_above(tmp_path):
+    with pytest.raises(OSError, match="full"), new_folder(tmp_path / "a" / "b" / "new"):
+        raise OSError("full")
+    assert not list(tmp_path.iterdir())
