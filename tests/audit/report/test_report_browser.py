@@ -424,6 +424,34 @@ def test_another_reviewer_is_seen_and_asked_for_an_annotation(browser, served, t
     wait_for(lambda: saved(browser) and "1 disputed" in text(browser, "count"))
 
 
+def test_two_browsers_at_once_lose_nothing_and_see_each_other(browser, served, tmp_path, tmp_path_factory):
+    """Each decides from its end of the list, by turns and without waiting for the other."""
+    table, server = served
+    other = start_browser(tmp_path_factory.mktemp("profile"), tmp_path_factory.mktemp("downloads"))
+    try:
+        other.get(server.url)
+        choose(other, "annotator", "bo")
+        wait_for(lambda: len(shown_ids(other)) == 24)
+        press(other, Keys.END)
+        for _ in range(5):
+            press(browser, "w")
+            press(other, "r")  # the place of a decided card is taken by the one before it
+        wait_for(lambda: saved(browser) and saved(other))
+        decided = read_annotations(tmp_path / "run" / "_audit" / "annotations.jsonl", table)
+        assert decided.groupby(["annotator", "annotation"]).size().to_dict() == {
+            ("anna", "wrong"): 5,
+            ("bo", "right"): 5,
+        }
+        assert decided["index"].nunique() == 10
+        gone = {str(index) for index in decided["index"]}
+        for one in (browser, other):
+            wait_for(lambda one=one: text(one, "count").startswith("10 of ") and not gone & set(shown_ids(one)))
+        other.refresh()
+        wait_for(lambda: text(other, "count").startswith("10 of ") and not gone & set(shown_ids(other)))
+    finally:
+        other.quit()
+
+
 def test_the_noise_rate_is_measured_by_a_sample(browser, served):
     choose(browser, "order", "rate")
     wait_for(lambda: "to know the noise rate within about 3 points: 0 done, no estimate yet" in text(browser, "rate"))

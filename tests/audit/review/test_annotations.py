@@ -10,6 +10,7 @@ from hnml_hf.audit.review import (
     annotated_labels,
     apply_annotations,
     merge_annotations,
+    read_all,
     read_annotations,
     write_annotations,
 )
@@ -78,6 +79,30 @@ def test_annotations_of_another_run_are_named_by_line(table, tmp_path):
         read(tmp_path / "a.csv", [{**said(table, 0, "right"), "index": 5}], table)
     with pytest.raises(ValueError, match=r"a.csv:3: sample id \d+ is annotated twice by `anna`"):
         read(tmp_path / "a.csv", [said(table, 0, "right"), said(table, 0, "unsure")], table)
+
+
+def test_files_of_one_name_are_of_two_people(table, tmp_path):
+    """A browser saves `annotations.csv` for everybody: the folders tell them apart."""
+    for who, word in (("anna", "right"), ("bo", "unsure")):
+        (tmp_path / who).mkdir()
+        write_annotations(tmp_path / who / "annotations.csv", [{**said(table, 0, word), "annotator": ""}])
+    paths = [tmp_path / who / "annotations.csv" for who in ("anna", "bo")]
+    merged = merge_annotations(read_all([*paths, paths[0]], table))
+    assert list(merged.kappa) == [("anna/annotations", "bo/annotations")]
+    assert merged.annotations["annotation"].tolist() == ["right"]
+    (found,) = read_all(paths[:1], table)
+    assert set(found["annotator"]) == {"annotations"}
+
+
+def test_names_of_classes_are_read_without_blanks_and_unsure_is_no_class(table, tmp_path):
+    rows = [said(table, 1, "wrong", " cat "), said(table, 2, "wrong", "unsure")]
+    rows += [{**said(table, 2, "unsure"), "annotator": "bo"}, {**said(table, 1, "wrong", "cat"), "annotator": "bo"}]
+    found = read(tmp_path / "a.csv", rows, table)
+    assert found["new_label_name"][:2].tolist() == ["cat", "unsure"] and found["new_label"][0] == 0
+    kappa, count = merge_annotations([found]).kappa["anna", "bo"]
+    assert count == 2 and kappa < 1  # "unsure" as a class and as a doubt are two things
+    with pytest.raises(ValueError, match="b.csv:.* control characters"):
+        read(tmp_path / "b.csv", [said(table, 1, "wrong", "a\nb")], table)
 
 
 def test_two_people_are_merged_and_their_agreement_is_reported(table, tmp_path):

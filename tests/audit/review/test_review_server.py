@@ -14,13 +14,14 @@ from http.client import HTTPConnection
 
 import numpy as np
 import pytest
-from commands import ROOT
+from commands import ROOT, load_script
 from PIL import Image
 from reviews import NAMES, ask, entry, make_run, serving, start_review
 
 from hnml_hf.audit.report import Evidence, map_values
 from hnml_hf.audit.review import read_annotations
 from hnml_hf.audit.review.server import MAX_BODY, open_review
+from hnml_hf.audit.table import write_audit
 
 
 @pytest.fixture
@@ -32,6 +33,12 @@ def table(tmp_path):
 def server(table, tmp_path):
     with serving(tmp_path / "run", annotator="anna") as server:
         yield server
+
+
+def post(server, path, body):
+    status, _, content = ask(server, f"/{server.token}/{path}", body)
+    assert status == 200, content
+    return json.loads(content)
 
 
 def get(server, path):
@@ -169,12 +176,77 @@ def test_a_page_is_told_that_the_audit_was_written_anew(server, tmp_path):
     assert get(server, "state")["stale"] is True
 
 
+def test_names_of_classes_are_kept_as_tables_read_them(server, table):
+    """Without blanks around them; what no table could hold is refused."""
+    batch = {"batch": "ab" * 6}
+    answer = post(server, "annotate", {**batch, "entries": [{**entry(table, 0), "new_label_name": " zebra "}]})
+    assert answer["count"] == 1
+    other = next(name for name in NAMES if name != table["label_name"][1])
+    post(server, "annotate", {"batch": "cd" * 6, "entries": [{**entry(table, 1), "new_label_name": f" {other}"}]})
+    rows = {row["index"]: row for row in server.review.log.rows()}
+    assert rows[int(table["index"][0])]["new_label_name"] == "zebra"
+    assert rows[int(table["index"][1])] == {
+        **rows[int(table["index"][1])],
+        "new_label": NAMES.index(other),
+        "new_label_name": other,
+    }
+    for name in ("a\nb", "a\x1b", "  "):
+        body = {"batch": "ef" * 6, "entries": [{**entry(table, 2), "new_label_name": name}]}
+        assert ask(server, f"/{server.token}/annotate", body)[0] == 400
+
+
+def test_annotations_of_a_class_that_got_another_name_are_refused_at_the_start(table, tmp_path):
+    review = open_review(tmp_path / "run")
+    review.annotate([entry(table, 0, "right")], "anna", "ab" * 6)
+    given = table["label_name"][0]
+    names = ["kitten" if name == given else name for name in NAMES]
+    table["label_name"] = [names[label] for label in table["label"]]
+    table.attrs["class_names"] = names
+    write_audit(tmp_path / "run" / "_audit", table)
+    with pytest.raises(ValueError, match=f"was annotated when its label was `{given}`; here it is `kitten`"):
+        open_review(tmp_path / "run")
+
+
+def test_a_class_that_is_called_given_is_another_one(server, table):
+    body = {"entries": [{**entry(table, 0), "new_label_name": "given"}]}
+    post(server, "annotate", {**body, "batch": "ab" * 6, "annotator": "anna"})
+    body = {"entries": [entry(table, 0, "right")]}
+    post(server, "annotate", {**body, "batch": "cd" * 6, "annotator": "bo"})
+    assert get(server, "rows?status=split&scope=all")["total"] == 1
+
+
+def test_a_start_without_a_name_of_the_user_or_with_one_that_cannot_be_taken(monkeypatch, capsys):
+    module = load_script("review")
+
+    def nobody():
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert module.parse_arguments(["run"]).annotator == "reviewer"
+    monkeypatch.setattr("getpass.getuser", lambda: "FIRM\\anna")
+    assert module.parse_arguments(["run"]).annotator == "FIRM_anna"
+    for options, message in (
+        (["--annotator", "a/b"], "An annotator's name has"),
+        (["--port", "99999"], "--port must be"),
+    ):
+        with pytest.raises(SystemExit):
+            module.parse_arguments(["run", *options])
+        assert message in capsys.readouterr().err
+
+
 def test_a_run_that_cannot_be_written_says_what_to_do(table, tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("hnml_hf.audit.review.server.AnnotationLog", refuse)
     with pytest.raises(PermissionError, match="name a file elsewhere by --annotations"):
+        open_review(tmp_path / "run")
+
+    def read_only(*arguments, **options):
+        raise OSError(30, "Read-only file system", "a.jsonl.lock")
+
+    monkeypatch.setattr("hnml_hf.audit.review.server.AnnotationLog", read_only)
+    with pytest.raises(OSError, match=r"annotations.jsonl cannot be written \(Read-only file system\): name a file"):
         open_review(tmp_path / "run")
     monkeypatch.undo()
     assert open_review(tmp_path / "run", annotations=tmp_path / "elsewhere" / "a.jsonl").log.path.exists()
