@@ -8,6 +8,7 @@ is read from the source of the scripts, which parse the command line by the same
 import argparse
 import ast
 import difflib
+import errno
 import os
 import re
 import select
@@ -169,6 +170,10 @@ OF_FILES: dict[type, str] = {  # what an error of the operating system means, an
     NotADirectoryError: "a part of this path is a file, not a folder; check the path",
     PermissionError: "this may not be read or written; change its permissions, or give another path",
 }
+BY_NUMBER = {  # of errors that have no class of their own
+    errno.EROFS: "nothing can be written there, since this disk is read-only; give another path",
+    errno.ENOSPC: "the disk is full; make room, or give a path on another",
+}
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as shells have it
 
 
@@ -176,7 +181,7 @@ def plain_message(error: Exception) -> str:
     """What an error says; of one that the operating system has with a file, the file, and what to do."""
     if not isinstance(error, OSError) or error.errno is None or not error.strerror:
         return str(error)
-    said = OF_FILES.get(type(error), error.strerror)
+    said = OF_FILES.get(type(error)) or BY_NUMBER.get(error.errno, error.strerror)
     return said if error.filename is None else f"{os.fsdecode(error.filename)}: {said}"
 
 

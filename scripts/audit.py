@@ -51,7 +51,7 @@ from hnml_hf import (
 )
 from hnml_hf.audit.dynamics import dynamics_file, judge_dynamics, run_dynamics
 from hnml_hf.audit.export import FORMATS
-from hnml_hf.audit.features import FEATURES_FOLDER, extract_features, launched, load_backbone
+from hnml_hf.audit.features import FEATURES_FOLDER, FrozenBackbone, extract_features, launched, load_backbone
 from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import dataset_table, judge_features, worst_pairs
 from hnml_hf.audit.judge import NEIGHBOR_LIMIT
@@ -182,7 +182,14 @@ def is_run(folder: str) -> bool:
     return dynamics_file(folder).is_file()
 
 
-def checkset(audit_args: AuditArguments, data_args: DataArguments, data: DatasetDict):
+def load_frozen(audit_args: AuditArguments) -> FrozenBackbone:
+    """The backbone of a dataset's judge, before anything is read that takes long: its weights may be missing."""
+    given = audit_args.pretrained
+    pretrained = {"true": True, "false": False}.get(given.lower(), given)
+    return load_backbone(audit_args.backbone, pretrained=pretrained, image_size=audit_args.image_size)
+
+
+def checkset(audit_args: AuditArguments, data_args: DataArguments, data: DatasetDict, backbone: FrozenBackbone):
     """One forward pass of a frozen backbone and the judge of its features: the table, in the first process."""
     started = time.perf_counter()
     state = launched()
@@ -191,8 +198,6 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
     facts = {}
     if audit_args.check and state.is_main_process:
         facts["check"] = check(data, audit_args.output_dir, max_pixels=data_args.max_pixels)
-    pretrained = True if audit_args.pretrained.lower() == "true" else audit_args.pretrained
-    backbone = load_backbone(audit_args.backbone, pretrained=pretrained, image_size=audit_args.image_size)
     cache = audit_args.cache_dir or Path(audit_args.output_dir, FEATURES_FOLDER)
     beside = (
         [] if audit_args.cache_dir else [*Path(audit_args.output_dir).absolute().parent.glob(f"*/{FEATURES_FOLDER}")]
@@ -381,13 +386,14 @@ def audit(audit_args: AuditArguments, data_args: DataArguments):
     """Read the data, score every label, and write what was asked for."""
     device = torch.device(audit_args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
+    backbone = None if audit_args.run or audit_args.model else load_frozen(audit_args)
     with launched().main_process_first():
         data = load_data(data_args)
     dataset = data["train"]
-    if audit_args.run or audit_args.model:
+    if backbone is None:
         table = audit_classifier(audit_args, data_args, dataset, device)
     else:
-        table = checkset(audit_args, data_args, data)
+        table = checkset(audit_args, data_args, data, backbone)
         if table is None:  # the first process goes on alone
             return
     low, high = table.attrs["noise_rate_interval"]

@@ -181,7 +181,7 @@ def write_audit(model, data_args: DataArguments, dataset, transform, records, *,
     folder = Path(output_dir, "_audit")
     low, high = table.attrs["noise_rate_interval"]
     estimate = f"{table.attrs['noise_rate']:.1%} ({low:.1%} to {high:.1%})"
-    print(f"Wrong labels: {estimate}, see {folder / 'report.html'}")
+    print(f"Wrong labels, by the audit: {estimate}, see {folder / 'report.html'}")
     if table.attrs["caution"]:
         print(f"Warning: {table.attrs['caution']}")
     table.attrs["estimate"] = estimate
@@ -360,7 +360,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
             return targets_of(judged(partial(again, network), unjudged, args)[2])
 
         if args.process_index == 0:
-            print(f"Training starts from the judge of {len(data['train'])} labels: {judgement.noise_rate:.1%} wrong")
+            print(
+                f"Training starts from the judge of {len(data['train'])} labels, of which the pretrained features take "
+                f"{judgement.noise_rate:.1%} for wrong"
+            )
     train_set = prepared(data["train"], pixels.get("train"), training=True)
     held_out = {
         split: prepared(rows, pixels.get(split), training=False) for split, rows in data.items() if split != "train"

@@ -153,7 +153,11 @@ def test_a_right_line_passes(line, monkeypatch, tmp_path):
             "none.csv: there is no such file or folder; check the path",
         ),
         (IsADirectoryError(21, "Is a directory", Path("photos")), "photos: this is a folder; give a file"),
-        (OSError(28, "No space left on device", b"out"), "out: No space left on device"),
+        (OSError(28, "No space left", b"out"), "out: the disk is full; make room, or give a path on another"),
+        (
+            OSError(30, "Read-only", "c"),
+            "c: nothing can be written there, since this disk is read-only; give another path",
+        ),
         (OSError(12, "8 MiB could not be reserved"), "8 MiB could not be reserved"),
         (PermissionError("an own sentence"), "an own sentence"),
         (ValueError("of no file"), "of no file"),

@@ -147,8 +147,10 @@ def _builds(architecture: str, **arguments) -> bool:
 
 def _stored_head_size(path: Path, classifier: str) -> int:
     """Number of classes of the classifier in a safetensors file."""
-    if path.suffix != ".safetensors":
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise ValueError(f"`{path}`: local weights must be a `.safetensors` file; pickles are not loaded.")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ValueError(f"`{path}`: local weights must be a `.safetensors` file.")
     if not path.is_file():
         raise ValueError(f"`{path}` is not there; give a safetensors file, or a folder with `{WEIGHTS_FILE}`.")
     check_safetensors(path)

@@ -53,7 +53,8 @@ def estimate_accuracy(
     Two assumptions bound it. If the model errs as often where the label is wrong, and repeats a wrong label by chance
     alone, the accuracy a follows from A = (1 - r) a + r (1 - a) / (k - 1). If it repeats wrong labels as often as it
     finds the true class there, because models and people err on the same images, the accuracy is A. The estimate is
-    halfway between. The range spans both, the range of r, and the 95 % sampling error of A.
+    halfway between. The range spans both, the range of r, and the 95 % sampling error of A, by Wilson's interval,
+    which is not empty where all labels agree (Wilson, JASA 1927).
 
     Args:
         agreement (`float`): A, share of held-out labels that the model predicts, in [0, 1].
@@ -72,7 +73,9 @@ def estimate_accuracy(
             return 1.0
         return min(max((agreement - by_chance) / (1 - rate - by_chance), agreement), 1.0)
 
-    error = 1.96 * math.sqrt(agreement * (1 - agreement) / count)
-    low = max(agreement - error, 0.0)
-    high = without_noise(min(agreement + error, 1.0), noise_range[1])
+    share = 1.96**2 / count
+    middle = (agreement + share / 2) / (1 + share)
+    error = math.sqrt(share * agreement * (1 - agreement) + share**2 / 4) / (1 + share)
+    low = max(middle - error, 0.0)
+    high = without_noise(min(middle + error, 1.0), noise_range[1])
     return (agreement + without_noise(agreement, noise_rate)) / 2, low, high

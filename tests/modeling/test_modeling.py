@@ -160,6 +160,8 @@ def test_weights_from_a_local_file(tmp_path):
     assert torch.equal(loaded.class_weights, source.class_weights)
     with pytest.raises(ValueError, match="pickles are not loaded"):
         build("test_resnet", pretrained=tmp_path / "model.bin")
+    with pytest.raises(ValueError, match="`none` is not there; give a safetensors file"):
+        build("test_resnet", pretrained="none")
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,14 @@ def test_by_hand(agreement, rate, classes, expected):
 
 def test_few_labels_and_an_uncertain_rate_widen_the_range():
     _, low, high = estimate_accuracy(0.5, 100, 0.4, (0.3, 0.5), 5)
-    assert low == pytest.approx(0.5 - 0.098)  # 1.96 sqrt(0.25 / 100)
-    assert high == 1.0  # (0.598 - 0.125) / (1 - 0.5 - 0.125) > 1
-    assert estimate_accuracy(0.5, 100, 0.4, (0.3, 0.4), 5)[2] == pytest.approx((0.598 - 0.1) / 0.5)
+    assert low == pytest.approx(0.40383, abs=1e-4)  # Wilson: 0.5 - 1.96 sqrt(0.25 / 103.84)
+    assert high == 1.0  # (0.596 - 0.125) / (1 - 0.5 - 0.125) > 1
+    assert estimate_accuracy(0.5, 100, 0.4, (0.3, 0.4), 5)[2] == pytest.approx((0.59617 - 0.1) / 0.5, abs=1e-4)
+
+
+def test_a_few_labels_that_all_agree_leave_a_range():
+    estimate, low, high = estimate_accuracy(1.0, 20, 0.0, (0.0, 0.01), 3)
+    assert (estimate, high) == (1, 1) and low == pytest.approx(0.8389, abs=1e-4)  # 20 / (20 + 1.96^2)
 
 
 def test_the_range_holds_the_accuracy_of_the_recorded_runs():
