@@ -361,8 +361,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
 
         if args.process_index == 0:
             print(
-                f"Training starts from the judge of {len(data['train'])} labels, of which the pretrained features take "
-                f"{judgement.noise_rate:.1%} for wrong"
+                f"Training starts from the judge of {len(data['train'])} labels, of which the pretrained features "
+                f"take {judgement.noise_rate:.1%} for wrong"
             )
     train_set = prepared(data["train"], pixels.get("train"), training=True)
     held_out = {
