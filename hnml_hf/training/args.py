@@ -15,7 +15,9 @@ from .parent_options import check_parent_options, check_resolved_options, take_l
 logger = logging.get_logger(__name__)
 
 DEFAULT_META_LR = {"head": 20.0, "full": 0.2}  # `head` by prototypes, `full` of MLNT
-DEFAULT_EXTRAPOLATION = 40  # steps, of `hnml`; see docs/ablations.md
+DEFAULT_EXTRAPOLATION = 40  # steps of SGD, of `hnml`; see docs/ablations.md
+# Adam steps as far for a small gradient as for a large one: 40 steps ahead a pretrained network knows nothing
+ADAM_EXTRAPOLATION = 1
 SYNTHETIC_OBJECTIVES = ("hnml_synthetic", "mlnt")
 HNML_OBJECTIVES = ("hnml", "hnml_synthetic")
 WITHOUT_MOMENTS = ("sgd", "adagrad", "rmsprop", "adafactor")  # optimizers that have none of Adam's options
@@ -93,8 +95,8 @@ class HNMLTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Take the gradient so many optimizer steps ahead along the optimizer's momentum: steps x peak "
-            "learning rate x momentum (Momentum-SAM without its normalization, Becker et al., 2024). Default: 40 for "
-            "`hnml`, else 0."
+            "learning rate x momentum (Momentum-SAM without its normalization, Becker et al., 2024). Default for "
+            "`hnml`: 40 with SGD, 1 with Adam or AdamW; else 0."
         },
     )
     extrapolation_normalized: bool = field(
@@ -253,7 +255,8 @@ class HNMLTrainingArguments(TrainingArguments):
         if self.meta_lr is None and synthetic:
             self.meta_lr = DEFAULT_META_LR[self.meta_scope]
         if self.extrapolation is None:
-            self.extrapolation = DEFAULT_EXTRAPOLATION if self.objective == "hnml" else 0
+            length = ADAM_EXTRAPOLATION if "adam" in str(self.optim).lower() else DEFAULT_EXTRAPOLATION
+            self.extrapolation = length if self.objective == "hnml" else 0
         if self.second_order is None:
             self.second_order = self.meta_scope == "head"
         if self.torch_compile and synthetic and self.meta_scope != "head" and self.second_order:

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from hnml_hf import HNMLTrainingArguments
 from hnml_hf.training.extrapolation import extrapolated, running_directions
 
 
@@ -20,6 +21,21 @@ def test_running_directions_are_the_optimizers_own_steps(optimizer_class, option
         parameter.grad = torch.randn(5, generator=generator, dtype=torch.float64)
         optimizer.step()
         assert_close(0.01 * running_directions(optimizer)[parameter], before - parameter.detach())
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"optim": "sgd", "optim_args": "momentum=0.9"}, 40),
+        ({"optim": "adamw_torch"}, 1),
+        ({"optim": "adamw_torch_fused"}, 1),
+        ({"optim": "adamw_torch", "extrapolation": 3}, 3),
+        ({"optim": "adamw_torch", "objective": "ce"}, 0),
+    ],
+)
+def test_adam_is_not_followed_as_far_as_sgd(options, steps, tmp_path):
+    args = HNMLTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{"objective": "hnml", **options})
+    assert args.extrapolation == steps
 
 
 def test_running_directions_need_a_running_gradient():
