@@ -11,6 +11,7 @@ of evidence.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +25,8 @@ from ..common.words import counted
 SHRINKAGES = (0.3, 0.6)
 ROUNDS = 2  # with posteriors instead of labels as targets, where they help
 SHARPENED = 1.5  # what the weights of highest likelihood are multiplied by
-MARGIN = 0.01  # of the range of the noise rate
+MARGIN = 0.01  # of the range of the noise rate, at least
+FEW_LABELS = 3.0  # what one label per class adds to it
 ALL_CLASSES = 256  # up to so many classes every class is a top label of every sample
 TOP_LABELS = 32  # and beyond it so many
 NEIGHBORS = 50
@@ -83,7 +85,7 @@ class Judgement:
             all that is said of such a label.
         noise_rate (`float`): estimated share of wrong labels, in [0, 1].
         noise_rate_range (`tuple[float, float]`): low and high: of the likeliest and of thrice as sharp predictions and
-            of the labels of neighbors, and a point more. No confidence interval.
+            of the labels of neighbors, and the margin of [`rate_margin`]. No confidence interval.
         transition_matrix (`np.ndarray` of shape `(k, k)`): `[i, j] = P(given j | true i)`; rows sum to 1.
         head ([`Head`]): the classifier of all samples, trained on the posterior; its logits are scaled by the inverse
             temperature, so that fine-tuning may start from it.
@@ -245,6 +247,7 @@ def judge_labels(
         rates[factor] = float(torch.sigmoid(log_odds[judged]).mean())
     likeliest = _log_odds(model.posterior(evidence, top_labels, given), top_labels, given)
     rate, low = rates[SHARPENED], float(torch.sigmoid(likeliest[judged]).mean())
+    margin = rate_margin(rate, int(judged.sum()), num_labels, undecided=float((known[judged] < 0).mean()))
     _say_only_the_rate(posterior, log_odds, top_labels, given, ~judged, rate)
     final = statistics.with_targets(features, posterior, top_labels, fold, weights=weights)
     spread, classes = _spread(posterior, top_labels, num_labels)
@@ -255,8 +258,8 @@ def judge_labels(
         judged=judged,
         noise_rate=rate,
         noise_rate_range=(
-            max(0.0, min(low, rate) - MARGIN),
-            min(1.0, max(rates[3.0], rate, clustered_rate) + MARGIN),
+            max(0.0, min(low, rate) - margin),
+            min(1.0, max(rates[3.0], rate, clustered_rate) + margin),
         ),
         transition_matrix=sharpened.transition_matrix(),
         head=final.head(shrinkage, temperature),
@@ -269,6 +272,26 @@ def judge_labels(
         similarities=None if similarities is None else similarities.numpy(),
         projection=projection,
     )
+
+
+def rate_margin(rate: float, count: int, num_labels: int, *, undecided: float = 1.0) -> float:
+    """How much wider the range of a noise rate r is than the estimates that it spans.
+
+    With n labels of k classes it is 1.96 sqrt(r (1 - r) / n) + 3 k / n, and a point at least. The first term is the
+    sampling error of a share. The second is measured: with few labels per class a discriminant of many more features
+    takes most images that it does not recognize for mislabeled ones (docs/results.md).
+
+    Args:
+        rate (`float`): r, in [0, 1].
+        count (`int`): n, labels that were judged.
+        num_labels (`int`): k.
+        undecided (`float`): share of these labels that people have not decided; the others have no error.
+
+    Returns:
+        `float`: to take from the low end and add to the high one.
+    """
+    sampling = 1.96 * math.sqrt(rate * (1 - rate) / count)
+    return max(MARGIN, undecided * (sampling + FEW_LABELS * num_labels / count))
 
 
 def fit_head(

@@ -13,6 +13,7 @@ from hnml_hf.audit.judge import (
     judge_labels,
     nearest_neighbors,
     neighbor_posteriors,
+    rate_margin,
 )
 from hnml_hf.audit.noise_model import doubt_of_rate
 
@@ -87,6 +88,32 @@ def test_finds_the_flipped_labels_their_share_and_the_true_classes():
     assert abs(np.diag(judgement.transition_matrix).mean() - 0.7) < 0.04
     logits = features @ judgement.head.weight.numpy().T + judgement.head.bias.numpy()
     assert (logits.argmax(1) == true).mean() > 0.97
+
+
+@pytest.mark.parametrize(
+    ("rate", "count", "undecided", "margin"),
+    [
+        (0.5, 400, 1.0, 0.049 + 0.0225),  # 1.96 * 0.5 / 20, and 3 * 3 / 400
+        (0.1, 45, 1.0, 1.96 * 0.3 / 45**0.5 + 0.2),
+        (0.0, 90, 1.0, 0.1),
+        (0.5, 400, 0.5, 0.03575),
+        (0.5, 400, 0.0, 0.01),
+        (0.5, 1_000_000, 1.0, 0.01),
+    ],
+)
+def test_the_margin_of_the_range_by_hand(rate, count, undecided, margin):
+    assert rate_margin(rate, count, 3, undecided=undecided) == pytest.approx(margin)
+
+
+def test_the_range_of_few_labels_holds_the_true_rate():
+    """With 15 labels of each class and more features than labels the judge takes doubt for mistakes."""
+    features, true = clusters(45, k=3, d=200, spread=6.0)
+    given = np.where(np.arange(45) < 3, (true + 1) % 3, true)
+    judgement = judge_labels(features, given, num_labels=3, device="cpu")
+    low, high = judgement.noise_rate_range
+    assert 0 <= low <= 3 / 45 <= high <= 1 and high - low > 0.25
+    reviewed = judge_labels(features, given, num_labels=3, known=true, device="cpu")
+    assert reviewed.noise_rate_range == pytest.approx((3 / 45 - 0.01, 3 / 45 + 0.01), abs=1e-6)
 
 
 def test_no_label_is_judged_by_itself():
