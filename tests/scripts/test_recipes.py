@@ -47,7 +47,7 @@ def test_recipe_is_complete(path):
     assert timm.is_model(model_args.backbone)
     assert (args.num_train_epochs, args.learning_rate) == (options["num_train_epochs"], options["learning_rate"])
     assert args.extrapolation == (40 if args.objective == "hnml" else 0)
-    assert args.mask_weight == (path.stem == "quickstart")  # its figures have the mask
+    assert args.mask_weight == 0
 
 
 @pytest.mark.parametrize(
