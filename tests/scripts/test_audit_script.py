@@ -352,7 +352,7 @@ def test_training_images_that_are_nearly_in_the_test_set_are_listed(photos, scri
 def test_splits_that_cannot_be_compared_are_refused_before_the_pass(
     photos, run, scripts, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(audit, "load_backbone", None)
+    monkeypatch.setattr(audit, "load_frozen", lambda audit_args: object())  # no pass could use it
     line = [str(photos), "--output_dir", str(tmp_path), "--compare_splits"]
     with pytest.raises(SystemExit, match="`--compare_splits tests train`: .* the dataset has the splits test[.]"):
         scripts[1]([*line, "test", "tests", "train"])
