@@ -170,6 +170,25 @@ def short() -> str:
     return markdown(["method", "test accuracy", "AUROC of label errors", "cost in FLOPs"], rows)
 
 
+def backgrounds() -> str:
+    """What the mask does where wrong labels go with the background: accuracies, and how far maps keep to the object."""
+    groups: dict[str, list[dict]] = {}
+    for run in json.loads((RESULTS / "backgrounds.json").read_text(encoding="utf-8"))["runs"]:
+        groups.setdefault(run["method"], []).append(run)
+    columns = {
+        "random texture": "test_accuracy",
+        "misleading": "misleading_accuracy",
+        "map on the garment": "test_share_on_garment",
+        "highest cell on it": "test_highest_on_garment",
+        "memorized": "memorized",
+    }
+    rows = [
+        [method, str(len(found)), *(figure(found, key) for key in columns.values()), cost(found)]
+        for method, found in sorted(groups.items(), key=lambda group: -mean_of(group[1], "test_accuracy"))
+    ]
+    return markdown(["", "seeds", *columns, "cost"], rows)
+
+
 def frozen_targets(rate: float = 0.02) -> str:
     """Targets for a small network on frozen features, and how much of what the noise costs each makes good."""
     runs = json.loads((RESULTS / "frozen-targets.json").read_text(encoding="utf-8"))["runs"]
@@ -375,6 +394,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "LAST": partial(by_noise, "last", "cpu", CPU, EVERY),
         "ABLATIONS": ablations,
         "OWN_PROBE": own_probe,
+        "BACKGROUNDS": backgrounds,
         "FULL_CPU": full_on_a_cpu,
         "IMAGENETTE_JUDGE": imagenette_judge,
     },
