@@ -600,10 +600,10 @@ def test_hard_links_of_links_lead_to_their_files(table, tmp_path):
 
 def test_a_disk_that_fills_up_is_named_and_nothing_is_left(table, tmp_path, monkeypatch):
     def full(source, target):
-        raise OSError(errno.ENOSPC, "No space left on device", source)
+        raise OSError(errno.ENOSPC, "the disk is full", source)
 
     monkeypatch.setattr("shutil.copy2", full)
-    with pytest.raises(SystemExit, match=r"error: .*/new: No space left on device"):
+    with pytest.raises(SystemExit, match=r"error: .*/new: the disk is full"):
         run_clean(tmp_path / "run", "--how", "drop", "--output_dir", tmp_path / "new")
     assert not (tmp_path / "new").exists() and not (tmp_path / "new.part").exists()
 
