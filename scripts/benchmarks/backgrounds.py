@@ -147,7 +147,7 @@ def measure(folder: Path, output: Path):
     covered = float(np.mean([np.asarray(garment).mean() for garment in splits["test"]["garment"]]))
     result = {
         "what": "garments on textures, where 30 % of the training labels are wrong and go with the texture",
-        "command": "python scripts/benchmarks/backgrounds.py measure outputs/backgrounds --output docs/results/backgrounds.json",
+        "command": f"python scripts/benchmarks/backgrounds.py measure outputs/backgrounds --output {output}",
         **provenance(threads=torch.get_num_threads()),
         "covered_by_garment": round(covered, 4),
         "runs": records,

@@ -171,7 +171,7 @@ def short() -> str:
 
 
 def backgrounds() -> str:
-    """What the mask does where wrong labels go with the background: accuracies, and how far maps keep to the object."""
+    """The mask where wrong labels go with the background: accuracies, and how far maps keep to the object."""
     groups: dict[str, list[dict]] = {}
     for run in json.loads((RESULTS / "backgrounds.json").read_text(encoding="utf-8"))["runs"]:
         groups.setdefault(run["method"], []).append(run)

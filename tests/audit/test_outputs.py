@@ -600,7 +600,7 @@ def test_hard_links_of_links_lead_to_their_files(table, tmp_path):
 
 def test_a_disk_that_fills_up_is_named_and_nothing_is_left(table, tmp_path, monkeypatch):
     def full(source, target):
-        raise OSError(errno.ENOSPC, "the disk is full", source)
+        raise OSError(errno.ENOSPC, "No space left on device", source)
 
     monkeypatch.setattr("shutil.copy2", full)
     with pytest.raises(SystemExit, match=r"error: .*/new: the disk is full"):
