@@ -361,7 +361,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
 
         if args.process_index == 0:
             print(
-                f"Training starts from the judge of {len(data['train'])} labels, of which the pretrained features "
+                f"Training starts from the judge of {len(data['train'])} labels: the pretrained features "
                 f"take {judgement.noise_rate:.1%} for wrong"
             )
     train_set = prepared(data["train"], pixels.get("train"), training=True)

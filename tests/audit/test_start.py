@@ -57,7 +57,7 @@ def test_training_starts_from_the_head_of_the_judge(folder, capfd):
     start = ["--start_from_judge", "true", "--learning_rate", "0", "--freeze_batch_norm", "true"]
     options = [*save_small_quickstart(10), *RESNET, *SHORT, *start, "--monitor_fraction", "0", "--audit", "false"]
     load_script("train").main(options)
-    assert "Training starts from the judge of 400 labels, of which the pretrained features " in capfd.readouterr().out
+    assert "Training starts from the judge of 400 labels: the pretrained features " in capfd.readouterr().out
     rows = load_noisy_dataset("data", clean_label_column="clean_label", index_column="index")["train"]
     found = extract_features(rows, weights_of_the_test(64), cache_dir="cache", batch_size=8, num_workers=0)
     labels, how = np.array(rows["label"]), {"num_labels": 10, "device": "cpu"}

@@ -30,7 +30,7 @@ FIELDS = (
     *("label_name", "path", "annotator", "time"),
 )
 WHOLE = re.compile(r"(-?[0-9]{1,19})(?:\.0*)?")
-UNSURE = "(unsure)"  # beside names of classes, of which `unsure` may be one
+UNSURE = "(unsure)"  # in brackets, since a class may be named `unsure`
 NEW_CLASS = -1  # `new_label` of a class that the dataset does not have
 
 
