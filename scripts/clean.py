@@ -2,10 +2,12 @@
 
     python scripts/clean.py outputs/photos --how relabel --threshold 0.9 --output_dir cleaned --dry_run
     python scripts/clean.py outputs/photos --annotations anna.csv bo.csv --how drop --output_dir cleaned
+    python scripts/clean.py outputs/photos --exclude near_duplicates.jsonl --removed_dir removed --output_dir cleaned
     python scripts/clean.py outputs/photos --output_format csv --output_dir cleaned
 
 Annotations go before scores; without --annotations those of `hnml review` count. Where two people disagree, the
-label stays as it is, and the sample is listed in `disagreements.csv`. `lineage.csv` in the output accounts for every
+label stays as it is, and the sample is listed in `disagreements.csv`. A row that --exclude names is left out, whatever
+people have said of its label: delete its line to keep it. `lineage.csv` in the output accounts for every
 row, and tells the next audit what people have decided.
 """
 
@@ -19,7 +21,7 @@ from pathlib import Path
 from options import HelpFormatter, command_words, load_data, plain_errors, saved_data_arguments
 
 from hnml_hf import load_audit
-from hnml_hf.audit.cleaning import HOW, plan_cleaning
+from hnml_hf.audit.cleaning import HOW, load_excluded, plan_cleaning
 from hnml_hf.audit.outputs import (
     FILES,
     FORMATS,
@@ -48,9 +50,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--how", choices=HOW, help="What to do with labels that are probably wrong and were not reviewed."
     )
     parser.add_argument("--threshold", type=float, help="Score from which a label counts as wrong; default: 0.5.")
+    parser.add_argument(
+        "--exclude", nargs="+", help="Exclusion lists of `hnml audit` or `hnml check`, whose rows are left out."
+    )
     parser.add_argument("--output_dir", required=True, help="New folder for the corrected dataset.")
     parser.add_argument("--output_format", choices=FORMATS, help="Default: the format of the original.")
     parser.add_argument("--files", choices=FILES, help="How images get into a new folder; default: copy.")
+    parser.add_argument(
+        "--removed_dir", help="New folder for images that are dropped or excluded; default: they stay where they are."
+    )
     parser.add_argument("--add_classes", nargs="+", default=[], help="Classes that annotations may add.")
     parser.add_argument("--dry_run", action="store_true", help="Print what would change, and write nothing.")
     options = parser.parse_args(argv)
@@ -93,7 +101,9 @@ def report_agreement(merged: Merged):
 def write_output(options, form: str, source: Source, plan, data, table, folder: Path) -> Counter:
     gone = gone_before(options.run)
     if form == "folder":
-        return write_folder(plan, source, folder, files=options.files or "copy", gone=gone)
+        with new_folder(options.removed_dir) if options.removed_dir else nullcontext() as removed:
+            files = options.files or "copy"
+            return write_folder(plan, source, folder, files=files, removed=removed, gone=gone)
     if form == "csv":
         return write_csv(plan, source, folder, gone=gone)
     return write_dataset(plan, data, table, folder, parquet=form == "parquet", gone=gone)
@@ -102,6 +112,8 @@ def write_output(options, form: str, source: Source, plan, data, table, folder: 
 @plain_errors()
 def main(argv: list[str] | None = None):
     options = parse_arguments(command_words(argv))
+    if options.removed_dir:
+        check_new_folder(options.removed_dir)
     if options.dry_run:
         check_new_folder(options.output_dir)
     with nullcontext() if options.dry_run else new_folder(options.output_dir) as folder:
@@ -124,20 +136,27 @@ def clean(options, folder: Path | None) -> Counter:
     form = options.output_format or source.format
     if options.files and form != "folder":
         raise ValueError(f"--files {options.files} is of --output_format folder; {form} takes no images along.")
+    if options.removed_dir and form != "folder":
+        raise ValueError(
+            f"--removed_dir {options.removed_dir} is of --output_format folder; with {form} no image is moved."
+        )
     merged = gather_annotations(options.annotations, options.run, table)
     earlier = lineage_of_rows(options.run, table["index"].tolist(), table["path"].tolist())
     check_nothing_forgotten(table, merged, earlier)
+    excluded = None if options.exclude is None else load_excluded(options.exclude, table, source.excluded)
     plan = plan_cleaning(
         table,
         annotations=None if merged is None else merged.annotations,
         how=options.how,
         threshold=0.5 if options.threshold is None else options.threshold,
+        excluded=excluded,
         add_classes=options.add_classes,
         earlier=earlier,
     )
     data = load_data(saved_data_arguments(options.run)) if form in ("parquet", "arrow") else None
     files = options.files or "copy"
-    plan = check_output(plan, source, form, options.output_dir, files=files, data=data, table=table)
+    removed = options.removed_dir
+    plan = check_output(plan, source, form, options.output_dir, files=files, removed=removed, data=data, table=table)
     if merged is not None:
         report_agreement(merged)
     print("\n".join(describe_plan(plan)))

@@ -1,22 +1,31 @@
 """Acting on the scores: what people and scores say of each label, and the dataset that follows."""
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, Value
 
+from ..common.words import counted
+from ..data.checks.exclusions import exclusion_rows
 from ..data.files import as_name, is_plain
 from ..data.schema import column
 from ..data.targets import add_targets
 from .findings import probably_wrong
 from .review.annotations import class_ids, read_annotations
-from .review.lineage import DECIDED, is_decided
+from .review.lineage import DECIDED, GONE, is_decided
 from .table import check_unchanged, likely_classes
 
 
+logger = logging.getLogger(__name__)
+
+
 HOW = ("drop", "relabel", "weight", "posterior")
+OTHER_LIST = "Was the list made for another dataset, or another version of it?"
 
 
 def load_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFrame:
@@ -49,12 +58,44 @@ def load_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
     return pd.DataFrame({"annotation": found["annotation"].to_numpy(), "new_label": label}, index=found["index"])
 
 
+def load_excluded(paths: Iterable[str | os.PathLike], table: pd.DataFrame, before: Collection[int] = ()) -> set[int]:
+    """Ids of the training rows that exclusion lists name.
+
+    Args:
+        paths (`Iterable[str | Path]`): lists of `hnml audit` or `hnml check`.
+        table (`pd.DataFrame`): the scores.
+        before (`Collection[int]`): ids of rows that were left out before the scores were made.
+
+    Raises:
+        ValueError: naming file and line, on rows that were not scored, or with another image.
+    """
+    known, excluded = dict(zip(table["index"], table["path"], strict=True)), set()
+    for path in paths:
+        others: Counter[str] = Counter()
+        for row in exclusion_rows(path):
+            index, image, place = row["index"], row["path"], f"{path}:{row['line']}"
+            if row["split"] != "train":
+                others[row["split"]] += 1
+            elif index not in known and index not in before:
+                raise ValueError(f"{place}: sample {index} was not scored. {OTHER_LIST}")
+            elif image and known.get(index) and Path(image).parts[-2:] != Path(known[index]).parts[-2:]:
+                raise ValueError(f"{place}: sample {index} is {image} there, and was {known[index]}. {OTHER_LIST}")
+            else:
+                excluded.add(index)
+        for split, count in others.items():
+            logger.warning(
+                f"{path}: {counted(count, 'row')} of {split!r} stay; cleaning leaves out training rows alone."
+            )
+    return excluded
+
+
 def plan_cleaning(
     table: pd.DataFrame,
     *,
     annotations: pd.DataFrame | None = None,
     how: str | None = None,
     threshold: float = 0.5,
+    excluded: Collection[int] | None = None,
     add_classes: Sequence[str] = (),
     earlier: Mapping[int, Mapping] | None = None,
 ) -> pd.DataFrame:
@@ -65,6 +106,9 @@ def plan_cleaning(
     What people could not tell, or dispute (`unsure` after a merge), keeps row and label, but nobody vouches for the
     label: its weight and its targets are those of the scores.
 
+    Whether an image is left out is another question than which class it has: a row of `excluded` goes whatever people
+    said of its label, which stays in the plan.
+
     Args:
         table (`pd.DataFrame`): scores, of [`audit_run`] or [`load_audit`].
         annotations (`pd.DataFrame`, *optional*): of [`~hnml_hf.audit.review.merge_annotations`], by `index`.
@@ -72,23 +116,26 @@ def plan_cleaning(
             by 1 - score, or `posterior`: change no row and give it the probabilities of its classes as targets.
             Without it only annotations count.
         threshold (`float`): in [0, 1].
+        excluded (`Collection[int]`, *optional*): ids of rows to leave out, of [`load_excluded`].
         add_classes (`Sequence[str]`): classes that annotations may name though the dataset has no such class.
         earlier (`Mapping[int, Mapping]`, *optional*): lineage of an earlier round by sample id.
 
     Returns:
         `pd.DataFrame`: in the order of the table `index`, `path`, `label` (id) and `label_name`, `label_scored` (the
         given one, name), `label_original` (the given one of the first of several rounds), `label_score`,
-        `label_action` (kept, annotated, relabelled, dropped), `annotation`, `annotator`, `weight`, `suggested_label`;
-        and the likeliest classes, if the table has kept them.
+        `label_action` (kept, annotated, relabelled, dropped, excluded), `annotation`, `annotator`, `weight`,
+        `suggested_label`; and the likeliest classes, if the table has kept them.
         `attrs["class_names"]` are all classes.
 
     Raises:
-        ValueError: on another `how`, neither `how` nor annotations, or a class that the dataset does not have.
+        ValueError: on another `how`, nothing to do, or a class that the dataset does not have.
     """
     if how not in (None, *HOW):
         raise ValueError(f"`how={how!r}` is none of {', '.join(HOW)}.")
-    if how is None and annotations is None:
-        raise ValueError(f"Nothing to do: say `how` to clean ({', '.join(HOW)}), or give annotations.")
+    if how is None and annotations is None and excluded is None:
+        raise ValueError(
+            f"Nothing to do: say `how` to clean ({', '.join(HOW)}), or give annotations or rows to exclude."
+        )
     if not 0 <= threshold <= 1:
         raise ValueError(f"`threshold={threshold}` must be between 0 and 1.")
     names = list(map(str, table.attrs["class_names"]))
@@ -137,6 +184,7 @@ def plan_cleaning(
         plan.loc[acts, "label_action"] = "relabelled"
     elif how == "drop":
         plan.loc[acts, "label_action"] = "dropped"
+    plan.loc[plan["index"].isin(list(excluded or ())), "label_action"] = "excluded"
     plan["label_name"] = np.asarray(names, dtype=object)[plan["label"]]
     plan.attrs = {"class_names": names, "how": how}
     return plan
@@ -211,8 +259,8 @@ def apply_plan(dataset: Dataset, plan: pd.DataFrame) -> Dataset:
         facts.attrs = plan.attrs
         classes, probabilities = plan_targets(facts)
         cleaned = add_targets(cleaned, probabilities, classes)
-    dropped = (facts["label_action"] == "dropped").to_numpy()
-    return cleaned.select(np.flatnonzero(~dropped)) if dropped.any() else cleaned
+    gone = facts["label_action"].isin(GONE).to_numpy()
+    return cleaned.select(np.flatnonzero(~gone)) if gone.any() else cleaned
 
 
 def clean_dataset(

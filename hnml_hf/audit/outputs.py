@@ -16,6 +16,7 @@ from datasets import ClassLabel, DatasetDict
 
 from ..common.atomic import folder_above
 from ..common.words import counted
+from ..data.checks.exclusions import exclusion_rows
 from ..data.custom.builders import EVALUATION_FOLDERS, METADATA
 from ..data.custom.columns import LABEL_COLUMNS, ColumnOptions, RawSplit
 from ..data.custom.labels import encode_labels, find_classes
@@ -25,7 +26,7 @@ from ..data.load import DATASET_NAMES
 from ..data.splits import SPLITS, find_splits
 from .cleaning import apply_plan, plan_targets
 from .export import escape_formula
-from .review.lineage import DISAGREEMENTS_FILE, GONE, LINEAGE_FILE, write_lineage
+from .review.lineage import DECIDED, DISAGREEMENTS_FILE, GONE, LINEAGE_FILE, write_lineage
 from .table import check_unchanged
 
 
@@ -116,10 +117,9 @@ def read_source(run: str | os.PathLike) -> Source:
     names = asdict(ColumnOptions())
     excluded = {}
     if options.get("exclude"):
-        for line in Path(options["exclude"]).read_text(encoding="utf-8-sig").splitlines():
-            row = json.loads(line) if line.strip() else {}
-            if row.get("split") == "train":
-                excluded[row["index"]] = os.path.abspath(row["path"]) if row.get("path") else ""
+        for row in exclusion_rows(options["exclude"]):
+            if row["split"] == "train":
+                excluded[row["index"]] = row["path"] and os.path.abspath(row["path"])
     columns = ColumnOptions(**{name: options[name] for name in names if options.get(name) is not None})
     splits, class_names = (json.loads(options.get(name) or "null") for name in ("splits", "class_names"))
     return Source(options["dataset"], options.get("data_dir"), columns, splits or {}, class_names or (), excluded)
@@ -138,6 +138,10 @@ def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
     said = plan["annotation"][plan["annotation"] != ""].value_counts()
     if len(said):
         lines.append("Annotations: " + ", ".join(f"{n:,} {name}" for name, n in said.items()))
+    both = plan[(plan["label_action"] == "excluded") & plan["annotation"].isin(DECIDED)]
+    if len(both):
+        names = first_few([row["path"] or str(row["index"]) for row in both.to_dict("records")])
+        lines.append(f"Left out by a list though people have decided the label: {counted(len(both), 'row')}: {names}")
     changed = changes(plan)
     pairs = changed.groupby(["before", "after"]).size().sort_values(ascending=False, kind="stable")
     lines += [f"{count:>8,}  {before} -> {after}" for (before, after), count in pairs.head(listed).items()]
@@ -147,7 +151,7 @@ def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
     if empty:
         lines.append(f"No row is left of {counted(len(empty), 'class')}: {first_few(sorted(empty))}")
     for row in changed.head(listed).to_dict("records"):
-        action = "" if row["label_action"] == "dropped" else f" ({row['label_action']})"
+        action = "" if row["label_action"] in GONE else f" ({row['label_action']})"
         lines.append(f"  {row['path'] or row['index']}: {row['before']} -> {row['after']}{action}")
     if len(changed) > listed:
         lines.append(f"  and {counted(len(changed) - listed, 'other row')}")
@@ -155,8 +159,8 @@ def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
 
 
 def changes(plan: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose label changes, or that are dropped: `before` and `after` name the classes."""
-    after = plan["label_name"].where(plan["label_action"] != "dropped", "(dropped)")
+    """Rows whose label changes, or that are dropped or excluded: `before` and `after` name the classes."""
+    after = plan["label_name"].where(~plan["label_action"].isin(GONE), "(" + plan["label_action"] + ")")
     rows = plan.assign(before=plan["label_scored"], after=after)[plan["label_action"] != "missing"]
     return rows[rows["before"] != rows["after"]]
 
@@ -197,6 +201,7 @@ def check_output(
     folder: str | os.PathLike,
     *,
     files: str = "copy",
+    removed: str | os.PathLike | None = None,
     data: DatasetDict | None = None,
     table: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
@@ -208,7 +213,7 @@ def check_output(
         source ([`Source`]): where the dataset came from.
         form (`str`): one of `FORMATS`.
         folder (`str` or `Path`): that would be written.
-        files (`str`): see [`write_folder`].
+        files, removed: see [`write_folder`].
         data, table: for parquet and Arrow; see [`write_dataset`].
 
     Returns:
@@ -221,7 +226,8 @@ def check_output(
         check_unchanged(table, data["train"])
     elif form == "folder":
         plan = mark_missing(plan)
-        _check_disk(_folder_files(plan, source, folder), folder, files)
+        found = _folder_files(plan, source, folder, removed)
+        _check_disk(_placed(found, source, folder, removed), files)
     elif form == "csv" and source.tables:
         _check_labels(_labels_of_tables(plan, source), plan, source)
     elif form == "csv":
@@ -240,38 +246,42 @@ def write_folder(
     folder: str | os.PathLike,
     *,
     files: str = "copy",
+    removed: str | os.PathLike | None = None,
     gone: Iterable[Mapping] = (),
 ) -> Counter:
     """The image folder as it was, each image under its new class, and `lineage.csv`.
 
     Folders inside a class stay, and so does all that was not scored: other splits, held-out rows and other files.
-    Dropped and excluded images are left out, and so is what is hidden or no regular file. Images that are not there
-    any more are counted as missing. Nothing of the source is changed.
+    Dropped and excluded images are left out, or lie in `removed` as they lay in the dataset. What is hidden or no
+    regular file is left out. Images that are not there any more are counted as missing. Nothing of the source is
+    changed.
 
     Args:
         plan (`pd.DataFrame`): of [`plan_cleaning`].
         source ([`Source`]): an image folder.
         folder (`str` or `Path`): to write into, an empty one or none yet.
         files (`str`): `copy`, `hardlink` (no space, one file system) or `symlink` (no space; the source must stay).
+        removed (`str` or `Path`, *optional*): where dropped and excluded images go, an empty folder or none yet.
         gone (`Iterable[Mapping]`): lineage of rows that earlier rounds have left out.
 
     Returns:
         `Counter`: files by action.
 
     Raises:
-        ValueError: if the dataset is no image folder, a table says its labels, or the output lies in it; a class has
-            no folder name; weights cannot be kept; the disk has no room; or it is another one, for hard links.
+        ValueError: if the dataset is no image folder, a table says its labels, or the output lies in it; one of the
+            two folders lies in the other; a class has no folder name; weights cannot be kept; the disk has no room;
+            or it is another one, for hard links.
         OSError: if it cannot be written.
     """
     if files not in FILES:
         raise ValueError(f"`files={files!r}` is none of {', '.join(FILES)}.")
     plan = mark_missing(plan)
-    found = _folder_files(plan, source, folder)
-    _check_disk(found, folder, files)
+    found = _folder_files(plan, source, folder, removed)
+    placed = _placed(found, source, folder, removed)
+    _check_disk(placed, files)
+    for path, place, name in placed:
+        _place(path, Path(place, name), files)
     folder = _made(folder)
-    for file in found:
-        if file.target is not None:
-            _place(file.path, folder / file.target, files)
     paths = {file.sample: file.target or "" for file in found if file.sample is not None}
     others = [(file.target or "", file.path, file.action) for file in found if file.sample is None]
     write_lineage(folder, [*lineage_rows(plan, paths), *source_rows(others), *gone])
@@ -280,7 +290,7 @@ def write_folder(
 
 
 class _File(NamedTuple):
-    """A file of an image folder: its path, where it goes (`None`: nowhere), what becomes of it, and its sample id."""
+    """A file of an image folder: its path, its name in the output (`None`: left out), what becomes of it, its id."""
 
     path: str
     target: str | None
@@ -288,15 +298,22 @@ class _File(NamedTuple):
     sample: int | None
 
 
-def _folder_files(plan: pd.DataFrame, source: Source, folder: str | os.PathLike) -> list[_File]:
+def _folder_files(
+    plan: pd.DataFrame, source: Source, folder: str | os.PathLike, removed: str | os.PathLike | None
+) -> list[_File]:
     """All files of the dataset; errors are those of [`write_folder`]."""
     root = source.folder
     if root is None:
         raise ValueError(f"`{source.dataset}` is no image folder: choose csv, parquet or arrow by --output_format.")
     if plan.attrs["how"] in ("weight", "posterior"):
         raise ValueError(f"A folder cannot hold what `{plan.attrs['how']}` gives: choose csv, parquet or arrow.")
-    if os.path.realpath(folder).startswith(f"{os.path.realpath(root)}/"):
-        raise ValueError(f"{folder} lies in the dataset {root}, and would become a part of it: name another folder.")
+    for place in (folder, removed):
+        if place and _lies_in(place, root):
+            raise ValueError(
+                f"{place} lies in the dataset {root}, and would become a part of it: name another folder."
+            )
+    if removed and (_lies_in(removed, folder) or _lies_in(folder, removed)):
+        raise ValueError(f"What is left out cannot go to {removed}: it must not lie in {folder}, nor around it.")
     inside = _train_folder(root, source)
     targets = _folder_targets(plan, root, inside, named="train" in source.splits)
     excluded = {path: index for index, path in source.excluded.items() if path}
@@ -310,6 +327,21 @@ def _folder_files(plan: pd.DataFrame, source: Source, folder: str | os.PathLike)
         _check_no_label_table(path, source)
         found.append(_File(path, None if action == "excluded" else path.removeprefix(f"{root}/"), action, None))
     return found
+
+
+def _lies_in(place: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    return f"{os.path.realpath(place)}/".startswith(f"{os.path.realpath(folder)}/")
+
+
+def _placed(
+    found: Iterable[_File], source: Source, folder: str | os.PathLike, removed: str | os.PathLike | None
+) -> list[tuple[str, str | os.PathLike, str]]:
+    """The path of each file that goes somewhere, the folder, and the name there."""
+    placed = [(file.path, folder, file.target) for file in found if file.target is not None]
+    if removed:
+        prefix = f"{source.folder}/"
+        placed += [(file.path, removed, file.path.removeprefix(prefix)) for file in found if file.target is None]
+    return placed
 
 
 def _train_folder(root: str, source: Source) -> str:
@@ -366,20 +398,24 @@ def _check_no_label_table(path: str, source: Source):
         raise ValueError(f"{path} says what the labels are, not the folders: choose csv, parquet or arrow.")
 
 
-def _check_disk(found: Sequence[_File], folder: str | os.PathLike, how: str):
+def _check_disk(placed: Iterable[tuple[str, str | os.PathLike, str]], how: str):
     """Refuse a disk without room for copies, or another one than that of files to be linked."""
-    above, placed = folder_above(folder), [file.path for file in found if file.target is not None]
+    above = {folder: folder_above(folder) for _, folder, _ in placed}
+    device = {folder: os.stat(place).st_dev for folder, place in above.items()}
     if how == "copy":
-        needed, free = sum(map(os.path.getsize, placed)), shutil.disk_usage(above).free
-        if needed > free:
-            raise ValueError(
-                f"{folder} would take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there: name a folder "
-                "on another disk, or choose --files symlink."
-            )
+        needed: Counter[int] = Counter()
+        for path, folder, _ in placed:
+            needed[device[folder]] += os.path.getsize(path)
+        for folder, place in above.items():
+            size, free = needed[device[folder]], shutil.disk_usage(place).free
+            if size > free:
+                raise ValueError(
+                    f"{folder} would take {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there: name a "
+                    "folder on another disk, or choose --files symlink."
+                )
     if how == "hardlink":
-        device = os.stat(above).st_dev
-        for path in placed:
-            if os.stat(path).st_dev != device:
+        for path, folder, _ in placed:
+            if os.stat(path).st_dev != device[folder]:
                 raise ValueError(
                     f"{path} lies on another disk than {folder}, and cannot be linked there: choose --files copy or "
                     "symlink."

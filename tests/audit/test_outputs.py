@@ -10,17 +10,19 @@ import tempfile
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 from reviews import make_run
 
 from hnml_hf import TrainingDynamics, audit_run, load_audit, load_noisy_dataset
-from hnml_hf.audit.cleaning import plan_cleaning, plan_targets
+from hnml_hf.audit.cleaning import load_excluded, plan_cleaning, plan_targets
 from hnml_hf.audit.outputs import Source, describe_plan, read_source, write_csv, write_dataset, write_folder
 from hnml_hf.audit.review import apply_annotations, merge_annotations, read_annotations, write_annotations
 from hnml_hf.audit.review.lineage import decided_samples, lineage_beside, lineage_of_rows, write_lineage
 from hnml_hf.audit.review.log import AnnotationLog
 from hnml_hf.audit.table import likely_columns, write_audit
 from hnml_hf.common.atomic import new_folder
+from hnml_hf.data.schema import labels_fingerprint
 
 
 NAMES = ("cat", "dog", "horse")
@@ -243,6 +245,146 @@ def test_a_label_that_nobody_vouches_for_weighs_what_the_judge_says(three, tmp_p
     classes, probabilities = plan_targets(plan_cleaning(three, annotations=said, how="posterior"))
     assert classes.tolist() == [[0, 1], [1, 2], [2, 0]]
     assert probabilities == pytest.approx(np.array([[0.3, 0.7], [1, 0], [1, 0]]))
+
+
+# -- lists of rows to leave out ---------------------------------------------------------------------------------------
+
+
+def write_list(tmp_path, table, rows, name="list.jsonl", **more):
+    lines = [{"split": "train", "index": int(table["index"][row]), "path": table["path"][row], **more} for row in rows]
+    (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / name
+
+
+def test_a_list_goes_before_scores_and_marks_and_all_rows_stay_in_sight(table, tmp_path, capsys):
+    marks, _ = annotate(tmp_path, table, {0: "right", 1: other_class(table, 1), 2: "right"})
+    scored = [row for row in range(30) if table["noise_score"][row] >= 0.7 and row > 3]
+    first = write_list(tmp_path, table, [0, 1], "a.jsonl")
+    second = write_list(tmp_path, table, [1, 3, scored[0]], "b.jsonl", reason="a stranger")
+    options = ["--annotations", marks, "--how", "relabel", "--threshold", "0.7", "--exclude", first, second]
+    options += ["--output_dir", tmp_path / "out", "--removed_dir", tmp_path / "away" / "removed"]
+    run_clean(tmp_path / "run", *options, "--dry_run")
+    dry = capsys.readouterr().out
+    assert not (tmp_path / "out").exists() and not (tmp_path / "away").exists()
+    run_clean(tmp_path / "run", *options)
+    said = capsys.readouterr().out
+    assert dry.splitlines()[:-1] == said.splitlines()[:-1] and "4 excluded" in dry and "5 excluded" in said
+    assert f"people have decided the label: 2 rows: {table['path'][0]}, {table['path'][1]}\n" in said
+    assert f"{table['path'][0]}: {table['label_name'][0]} -> (excluded)\n" in said
+    gone = {os.path.relpath(table["path"][row], tmp_path / "photos") for row in (0, 1, 3, scored[0])}
+    gone |= {"train/cat/broken.png"}  # which the audit had left out
+    assert set(files_below(tmp_path / "away" / "removed")) == gone
+    kept = files_below(tmp_path / "out")
+    assert len(kept) + len(gone) == len(files_below(tmp_path / "photos")) + 1  # the lineage
+    assert not {os.path.basename(name) for name in kept} & {os.path.basename(name) for name in gone}
+    lineage = {row["path_original"]: row for row in read_csv(tmp_path / "out" / "lineage.csv")}
+    assert len(lineage) == 34
+    row = lineage[table["path"][1]]
+    assert (row["label_action"], row["path"], row["label"]) == ("excluded", "", "")
+    assert (row["annotation"], row["annotator"]) == ("wrong", "anna")
+    assert lineage[table["path"][2]]["label_action"] == "annotated"
+
+
+def test_rows_that_a_list_left_out_are_still_in_the_lineage_of_the_second_round(tiny_dataset, tmp_path):
+    for row, (image, label, true) in enumerate(
+        zip(tiny_dataset["image"], tiny_dataset["label"], tiny_dataset["clean_label"], strict=True)
+    ):
+        folder = tmp_path / "photos" / tiny_dataset.features["label"].names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{true}_{row:02}.png")
+    table = audit_folder(tmp_path / "photos", tmp_path / "first")
+    listed = write_list(tmp_path, table, [0, 7])
+    run_clean(tmp_path / "first", "--exclude", listed, "--output_dir", tmp_path / "second_folder")
+    again = audit_folder(tmp_path / "second_folder", tmp_path / "second")
+    assert len(again) == 46
+    with pytest.raises(SystemExit, match=r"list.jsonl:\d: sample \d+ is .*, and was .*made for another dataset"):
+        run_clean(tmp_path / "second", "--exclude", listed, "--output_dir", tmp_path / "third_folder")
+    listed = write_list(tmp_path, again, [5])
+    run_clean(tmp_path / "second", "--exclude", listed, "--how", "drop", "--output_dir", tmp_path / "third_folder")
+    lineage = {row["path_original"]: row["label_action"] for row in read_csv(tmp_path / "third_folder/lineage.csv")}
+    assert len(lineage) == 48
+    assert {path for path, action in lineage.items() if action == "excluded"} == {
+        *(table["path"][row] for row in (0, 7)),
+        again["path"][5],
+    }
+
+
+@pytest.mark.parametrize("form", ["csv", "arrow", "parquet"])
+def test_lists_hold_in_every_format(form, tmp_path):
+    """Row 3 was left out by the audit already."""
+    table = make_table_run(tmp_path)
+    listed = write_list(tmp_path, table, [0, 4])
+    listed.write_text(listed.read_text() + '{"split": "train", "index": 3}\n\n')
+    plan = plan_cleaning(table, excluded=load_excluded([listed], table, read_source(tmp_path / "run").excluded))
+    assert plan["label_action"].value_counts().to_dict() == {"kept": 28, "excluded": 2}
+    if form == "csv":
+        actions = write_csv(plan, read_source(tmp_path / "run"), tmp_path / "out")
+        assert actions == {"kept": 28, "excluded": 3, "held_out": 1}
+        left = {row["photographer"] for row in read_csv(tmp_path / "out" / "train.csv")}
+        assert left == {f"p{n}" for n in range(32)} - {"p0", "p3", f"p{table['index'][4]}"}
+        return
+    index, label = table["index"].tolist(), table["label"].tolist()
+    columns = {"image": [{"path": None, "bytes": b"x"}] * 30, "label": label, "clean_label": [-1] * 30, "index": index}
+    classes = ClassLabel(names=list(NAMES))
+    features = Features(image=decode_off(), label=classes, clean_label=classes, index=Value("int64"))
+    data = DatasetDict(train=Dataset.from_dict(columns, features=features))
+    table.attrs["dataset_fingerprint"] = labels_fingerprint(np.array(index), np.array(label), 3)
+    actions = write_dataset(plan, data, table, tmp_path / "out", parquet=form == "parquet")
+    assert actions == {"kept": 28, "excluded": 2}
+    loaded = load_noisy_dataset(str(tmp_path / "out"))["train"]
+    assert set(loaded["index"]) == set(index) - {index[0], index[4]}
+    assert len(read_csv(tmp_path / "out" / "lineage.csv")) == 30
+
+
+def test_an_empty_list_leaves_nothing_out(table, tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    run_clean(tmp_path / "run", "--exclude", tmp_path / "none.jsonl", "--output_dir", tmp_path / "out")
+    assert len(files_below(tmp_path / "out")) == 34
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
+def test_lists_and_places_that_do_not_fit_are_refused(dry_run, table, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("mine")
+    good = write_list(tmp_path, table, [0])
+    wrong = write_list(tmp_path, table, [1], "wrong.jsonl", path="elsewhere/cat/9.png")
+    unknown = write_list(tmp_path, table, [1], "unknown.jsonl", index=10**6)
+    (tmp_path / "odd.jsonl").write_text('["train", 1]\n')
+    before = sorted(path.name for path in tmp_path.iterdir())
+    new, out = tmp_path / "new", tmp_path / "out"
+    for options, message in (
+        (["--exclude", unknown], "unknown.jsonl:1: sample 1000000 was not scored. Was the list made for another"),
+        (["--exclude", good, wrong], r"wrong.jsonl:1: sample \d+ is elsewhere/cat/9.png there, and was /"),
+        (["--exclude", tmp_path / "odd.jsonl"], "odd.jsonl:1: .*An exclusion list has lines like"),
+        (["--exclude", tmp_path / "no.jsonl"], "no.jsonl"),
+        (["--exclude", good, "--removed_dir", out], "must not lie in .*out, nor around it"),
+        (["--exclude", good, "--removed_dir", out / "a"], "must not lie in .*out, nor around it"),
+        (["--exclude", good, "--output_dir", out / "a", "--removed_dir", out], "must not lie in .*out/a, nor around"),
+        (["--exclude", good, "--removed_dir", tmp_path / "photos" / "new"], "lies in the dataset .*photos"),
+        (["--exclude", good, "--removed_dir", tmp_path / "there"], "there is there already"),
+        (["--exclude", good, "--removed_dir", new, "--output_format", "csv"], "--removed_dir .*new is of --output_f"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run_clean(tmp_path / "run", *["--output_dir", out, *options, *dry_run])
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert capsys.readouterr().out == ""
+
+
+def test_rows_of_other_splits_stay_and_are_counted(table, tmp_path, caplog):
+    listed = write_list(tmp_path, table, [0, 1], split="test")
+    run_clean(tmp_path / "run", "--exclude", listed, "--output_dir", tmp_path / "out")
+    assert "2 rows of 'test' stay; cleaning leaves out training rows alone" in caplog.text
+    assert len(files_below(tmp_path / "out")) == 34
+
+
+def test_room_is_needed_for_what_is_left_out_as_well(table, tmp_path, monkeypatch):
+    sizes = [path.stat().st_size for path in (tmp_path / "photos").rglob("*") if path.is_file()]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=sum(sizes) - 1))
+    options = ["--exclude", write_list(tmp_path, table, range(15)), "--output_dir", tmp_path / "out"]
+    with pytest.raises(SystemExit, match="would take .* MB"):
+        run_clean(tmp_path / "run", *options, "--removed_dir", tmp_path / "removed")
+    run_clean(tmp_path / "run", *options)
 
 
 # -- a table ----------------------------------------------------------------------------------------------------------

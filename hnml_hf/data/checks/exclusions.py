@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Iterator
 
 import numpy as np
 from datasets import DatasetDict
@@ -68,6 +69,14 @@ def load_exclusions(path: str | os.PathLike) -> dict[str, dict[int, str]]:
         ValueError: naming file and line, for a line that is no such object.
     """
     exclusions: dict[str, dict[int, str]] = {}
+    for row in exclusion_rows(path):
+        exclusions.setdefault(row["split"], {})[row["index"]] = row["reason"]
+    return exclusions
+
+
+def exclusion_rows(path: str | os.PathLike) -> Iterator[dict]:
+    """The lines of an exclusion list, with `split`, `index`, `reason` and `path`, the last two empty where a line has
+    none, and its number as `line`; errors of [`load_exclusions`]."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -77,13 +86,13 @@ def load_exclusions(path: str | os.PathLike) -> dict[str, dict[int, str]]:
                 split, index = row["split"], row["index"]
                 if not isinstance(split, str) or type(index) is not int:
                     raise ValueError("`split` must be a name and `index` an integer")
-                exclusions.setdefault(split, {})[index] = str(row.get("reason", ""))
+                said = {name: str(row.get(name) or "") for name in ("reason", "path")}
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f'{path}:{number}: {error}. An exclusion list has lines like {{"split": "train", "index": 17, '
                     '"reason": "truncated"}; write it with `hnml check`.'
                 ) from error
-    return exclusions
+            yield {"split": split, "index": index, **said, "line": number}
 
 
 def apply_exclusions(dataset: DatasetDict, exclusions: dict[str, dict[int, str]]) -> DatasetDict:
