@@ -167,7 +167,7 @@ def estimate_noise(
             others, _ = SampleDynamics(cross_validated[asked], num_labels).log_odds(own, transition_matrix, offsets)
             log_odds[rows] = (log_odds[rows] + others) / 2
             log_odds = log_odds + _shift_to(rate, log_odds)
-    low, high = np.quantile(rates, [0.025, 0.975])
+    low, high = (float(np.quantile(rates, share)) for share in (0.025, 0.975))
     interval = None
     if matrices is not None:
         lowest, highest = np.quantile(matrices, [0.025, 0.975], axis=0)
@@ -176,7 +176,7 @@ def estimate_noise(
     everyone = np.arange(len(dynamics))
     return NoiseEstimate(
         noise_rate=rate,
-        noise_rate_interval=[float(min(low, rate)), float(max(high, rate))],
+        noise_rate_interval=[min(low, rate), max(high, rate)],
         transition_matrix=transition_matrix,
         transition_matrix_interval=interval,
         inverse_temperature=inverse_temperature,
