@@ -36,7 +36,8 @@ def load_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
         table (`pd.DataFrame`): the scores that the report showed.
 
     Returns:
-        `pd.DataFrame`: `annotation` and `new_label`, by `index`; of a label that is right or unsure the given one.
+        `pd.DataFrame`: `annotation` and `new_label`, by `index`; of a label that is right or unsure the given one, of
+        one that is wrong without a class -1.
 
     Raises:
         ValueError: naming file and line, on ids that were not scored, repeated ids, other annotations or unknown
@@ -50,7 +51,7 @@ def load_annotations(path: str | os.PathLike, table: pd.DataFrame) -> pd.DataFra
     twice = found["index"][found["index"].duplicated()]
     if len(twice):
         raise ValueError(f"{path}: sample id {twice.iloc[0]} is annotated by two people; merge them first.")
-    strange = found[(found["annotation"] == "wrong") & (found["new_label"] < 0)]
+    strange = found[(found["annotation"] == "wrong") & (found["new_label"] < 0) & (found["new_label_name"] != "")]
     if len(strange):
         raise ValueError(f"{path}: `{strange['new_label_name'].iloc[0]}` is none of the classes.")
     given = table.set_index("index")["label"].reindex(found["index"]).to_numpy()
@@ -101,10 +102,10 @@ def plan_cleaning(
 ) -> pd.DataFrame:
     """What becomes of each label that was scored.
 
-    Annotations go first: `wrong` takes the new class, `right` and `unsure` keep the given one; so do those of earlier
-    rounds. On the others `how` acts where the score reaches the threshold. A sample that no model saw is no issue.
-    What people could not tell, or dispute (`unsure` after a merge), keeps row and label, but nobody vouches for the
-    label: its weight and its targets are those of the scores.
+    Annotations go first: `wrong` takes the new class, and drops the row if nobody knows it; `right` and `unsure` keep
+    the given one; so do those of earlier rounds. On the others `how` acts where the score reaches the threshold. A
+    sample that no model saw is no issue. What people could not tell, or dispute (`unsure` after a merge), keeps row
+    and label, but nobody vouches for the label: its weight and its targets are those of the scores.
 
     Whether an image is left out is another question than which class it has: a row of `excluded` goes whatever people
     said of its label, which stays in the plan.
@@ -178,6 +179,8 @@ def plan_cleaning(
         settled = settled | plan["index"].isin(annotations.index).to_numpy()
     decided = plan["annotation"].isin(DECIDED)
     plan.loc[decided, "label_action"], plan.loc[decided, "weight"] = "annotated", 1.0
+    if annotations is not None:
+        plan.loc[plan["index"].isin(annotations.index[_unnamed(annotations)]), "label_action"] = "dropped"
     acts = issue & ~settled
     if how == "relabel":
         plan.loc[acts, "label"] = plan.loc[acts, "suggested_label"]
@@ -207,10 +210,15 @@ def plan_targets(plan: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return classes, probabilities
 
 
+def _unnamed(annotations: pd.DataFrame) -> pd.Series:
+    """Whether a label is wrong and its true class unknown."""
+    return (annotations["annotation"] == "wrong") & (annotations["new_label_name"] == "")
+
+
 def _annotate(plan: pd.DataFrame, annotations: pd.DataFrame, names: list[str]):
     """Put annotations into a plan."""
     ids = class_ids(names)
-    wrong = annotations[annotations["annotation"] == "wrong"]
+    wrong = annotations[(annotations["annotation"] == "wrong") & ~_unnamed(annotations)]
     wrong = wrong.assign(new_label_name=wrong["new_label_name"].map(as_name))
     unknown = wrong["new_label_name"][~wrong["new_label_name"].isin(ids)].value_counts()
     if len(unknown):
@@ -291,7 +299,8 @@ def clean_dataset(
     """
     names = np.asarray(table.attrs["class_names"], dtype=object)
     if annotations is not None:
-        annotations = annotations.assign(new_label_name=names[annotations["new_label"].to_numpy()])
+        label = annotations["new_label"].to_numpy()
+        annotations = annotations.assign(new_label_name=np.where(label >= 0, names[label], ""))
     plan = plan_cleaning(table, annotations=annotations, how=how, threshold=threshold)
     check_unchanged(table, dataset)
     return apply_plan(dataset, plan)

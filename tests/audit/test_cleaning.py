@@ -74,6 +74,8 @@ def test_annotations_go_before_scores(tiny_dataset, table, tmp_path):
     cleaned = clean_dataset(tiny_dataset, table, how="drop", annotations=annotations).to_pandas().set_index("index")
     assert right in cleaned.index and cleaned.loc[wrong, "label"] == to
     assert cleaned.loc[[right, wrong], "audit_action"].tolist() == ["annotated", "annotated"]
+    unknown = load_annotations(write_annotations(tmp_path / "u.csv", [(wrong, "wrong", -1, "")]), table)
+    assert wrong not in clean_dataset(tiny_dataset, table, annotations=unknown)["index"]
     only = clean_dataset(tiny_dataset, table, annotations=annotations)
     changed = np.array(only["label"]) != np.array(only["original_label"])
     assert np.array(only["index"])[changed].tolist() == [wrong]

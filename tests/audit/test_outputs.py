@@ -98,6 +98,14 @@ def test_a_class_that_does_not_exist_is_offered(table, tmp_path):
     assert plan["label"][[0, 1, 2]].tolist() == [3, 3, 4] and plan.attrs["class_names"] == [*NAMES, "zebra", "yak"]
 
 
+@pytest.mark.parametrize("how", [None, "drop", "relabel", "weight", "posterior"])
+def test_a_label_that_is_wrong_without_a_class_is_left_out(how, table, tmp_path):
+    """The last two rows have low scores, which would keep them."""
+    _, said = annotate(tmp_path, table, {28: table["label_name"][28], 29: "right"})
+    plan = plan_cleaning(table, annotations=said, how=how)
+    assert plan["label_action"][28:].tolist() == ["dropped", "annotated"] and plan["annotation"][28] == "wrong"
+
+
 def test_a_dry_run_says_what_would_change(table, tmp_path):
     _, said = annotate(tmp_path, table, {0: "zebra", 1: "right"})
     lines = "\n".join(describe_plan(plan_cleaning(table, annotations=said, add_classes=["zebra"])))
@@ -630,9 +638,7 @@ def test_two_people_are_merged_by_the_command(table, tmp_path, capsys):
     for who, said in (("anna", ["right", "wrong"]), ("bo", ["right", "right"])):
         for row, word in enumerate(said):
             name = table["suggested_name"][row] if word == "wrong" else table["label_name"][row]
-            log.append(
-                [{"index": int(table["index"][row]), "annotation": word, "new_label": 0, "new_label_name": name}], who
-            )
+            log.append([{"index": int(table["index"][row]), "annotation": word, "new_label_name": name}], who)
     clean.main([str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")])
     said = capsys.readouterr().out
     disputed = table["suggested_name"][1] != table["label_name"][1]

@@ -13,7 +13,8 @@ EVIL = "</script><script>alert(1)</script>\"'<img src=x onerror=alert(2)>"
 def make_table(n=30, names=("cat", "dog", EVIL), seed=0):
     generator = np.random.default_rng(seed)
     k = len(names)
-    labels, suggested = generator.integers(0, k, n), generator.integers(0, k, n)
+    labels = generator.integers(0, k, n)
+    suggested = (labels + generator.integers(1, k, n)) % k  # never the given class, as a judge has them
     score = np.sort(generator.random(n))[::-1]
     table = pd.DataFrame(
         {

@@ -207,7 +207,8 @@
     return frame;
   }
   function says(item) {
-    return make("div", { class: "says" }, make("span", { class: "g" }, names[item.given]), make("i", {}, "→"), make("span", { class: "s" }, names[item.suggested]));
+    const suggested = item.suggested === item.given ? "?" : names[item.suggested];
+    return make("div", { class: "says" }, make("span", { class: "g" }, names[item.given]), make("i", {}, "→"), make("span", { class: "s" }, suggested));
   }
   const entryOf = (item) => pendingOf(item.id) || item.annotations.find((one) => !data.served || one.by === annotator());
   function card(item) {
@@ -218,7 +219,8 @@
     const verdict = make("div", { class: "verdict", role: "group", "aria-label": "The given label is" });
     for (const name of ["wrong", "right", "unsure"]) verdict.append(make("button", { type: "button", tabindex: "-1", "data-set": name, "aria-pressed": "false" }, name[0].toUpperCase() + name.slice(1)));
     const fix = make("input", { list: "classes", placeholder: "Enter: another class", "aria-label": "True class of sample " + item.id, tabindex: "-1", maxlength: "200" });
-    const new_class = make("span", { class: "new", hidden: "" });
+    const none = item.suggested === item.given; // of what no model saw
+    const new_class = make("span", { class: "new", hidden: none ? null : "" }, none ? "No other class is suggested: name it, or W leaves it open." : "");
     const why = item.why.join("; ");
     node.setAttribute("aria-label", `Sample ${item.id}. Given ${names[item.given]}, suggested ${names[item.suggested]}. Probably wrong: ${item.certainty}. ${why}`);
     node.append(frame, make("div", { class: "body" },
@@ -240,7 +242,7 @@
     const others = node.querySelector(".annotations"), said = item.annotations.filter((one) => one.by && one.by !== annotator());
     if (others) {
       others.hidden = !said.length && !item.before;
-      others.textContent = (item.before ? "Decided in an earlier round. " : "") + said.map((one) => `${one.by}: ${one.annotation}${one.annotation === "wrong" ? ", " + one.name : ""}`).join(" · ");
+      others.textContent = (item.before ? "Decided in an earlier round. " : "") + said.map((one) => `${one.by}: ${one.annotation}${one.annotation === "wrong" ? ", " + (one.name || "class unknown") : ""}`).join(" · ");
     }
   }
   const pixels = () => (devicePixelRatio > 1.2 ? 640 : 480);
@@ -315,7 +317,8 @@
     return Boolean(entry) && (status === "open" || status === "mine") && entry.annotation !== null;
   }
   function entryFor(item, annotation, label = item.suggested, name = names[label]) {
-    const own = annotation === "right" ? [item.given, names[item.given]] : annotation === "wrong" ? [label, name] : [-1, ""];
+    const wrong = annotation === "wrong" && label !== item.given; // which says no class if no other one is suggested
+    const own = annotation === "right" ? [item.given, names[item.given]] : wrong ? [label, name] : [-1, ""];
     return { index: item.id, annotation, new_label: own[0], new_label_name: own[1], label_name: names[item.given], path: item.path };
   }
   const id = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (b) => b.toString(16).padStart(2, "0")).join("");
@@ -333,7 +336,8 @@
     if (keepsPlace && annotation !== null) state.items = state.items.filter((item) => !items.includes(item));
     state.focus = keepsPlace && annotation !== null ? first : annotation === null ? state.focus : Math.min(first + items.length, state.items.length - 1);
     state.focus = Math.max(0, Math.min(state.focus, state.items.length - 1));
-    const what = annotation === null ? "undecided again" : annotation === "wrong" ? `wrong, ${entries[0].new_label_name}` : annotation;
+    const classes = new Set(entries.map((entry) => entry.new_label_name || "class unknown"));
+    const what = annotation === null ? "undecided again" : annotation === "wrong" && classes.size === 1 ? `wrong, ${[...classes][0]}` : annotation;
     toast(several ? `${items.length} samples: ${what}` : `Sample ${items[0].id}: ${what}`);
     draw();
     see();
@@ -620,11 +624,12 @@
       const index = Number(row[at.index]), annotation = row[verdictAt], item = source.known(index);
       const given = plain(row[at.label_name]), label = row[at.new_label] === "" || at.new_label === undefined ? -1 : Number(row[at.new_label]);
       const name = asName(plain(row[at.new_label_name]) || names[label] || ""), found = labels.get(name);
+      const open = annotation === "wrong" && label === -1 && row[at.new_label]; // wrong, and no class is known
       const strange = (!data.served && !item) || (item && given && asName(given) !== asName(names[item.given]));
       if (!["wrong", "right", "unsure"].includes(annotation)) unknown.push(`“${annotation ?? ""}” of sample ${row[at.index]}`);
       else if (strange) strangers.push(row[at.index]);
-      else if (item) entries.push(entryFor(item, annotation, name ? found ?? -1 : item.suggested, names[found] ?? (name || names[item.suggested])));
-      else entries.push({ index, annotation, new_label: found ?? -1, new_label_name: name, label_name: given || null });
+      else if (item) entries.push(entryFor(item, annotation, name ? found ?? -1 : open ? item.given : item.suggested, names[found] ?? (name || names[item.suggested])));
+      else entries.push({ index, annotation, new_label: found ?? -1, new_label_name: name || (open ? "" : null), label_name: given || null });
     }
     if (entries.length) send({ entries, batch: id() });
     const out = (what, list) => (list.length ? [`${what} and left out: ${number(list.length)} of ${counted(rows.length, "row")}, ${list.slice(0, 5).join(", ")}.`] : []);

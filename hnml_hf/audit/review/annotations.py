@@ -30,8 +30,8 @@ FIELDS = (
     *("label_name", "path", "annotator", "time"),
 )
 WHOLE = re.compile(r"(-?[0-9]{1,19})(?:\.0*)?")
-UNSURE = "(unsure)"  # in brackets, since a class may be named `unsure`
-NEW_CLASS = -1  # `new_label` of a class that the dataset does not have
+UNSURE, UNNAMED = "(unsure)", "(wrong)"  # in brackets, since a class may be named `unsure`
+NEW_CLASS = -1  # `new_label` of a class that the dataset does not have, and of none
 
 
 def class_ids(names: Sequence[str]) -> dict[str, int]:
@@ -54,15 +54,16 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame, *, annotator:
 
     Args:
         path (`str` or `Path`): CSV with the columns `index`, `annotation` (or `mark`: wrong, right, unsure),
-            `new_label` (class id; empty: by `new_label_name`, else the suggested class) and, if it has them,
-            `new_label_name`, `label_name`, `path` and `annotator`; the JSON lines that `hnml review` writes; or an
-            export of Label Studio (`.json`), CVAT (`.xml`) or FiftyOne (`labels.json`, or a CSV with `filepath`).
+            `new_label` (class id; empty: by `new_label_name`, else the suggested class; -1 without a name: wrong, of
+            an unknown class) and, if it has them, `new_label_name`, `label_name`, `path` and `annotator`; the JSON
+            lines that `hnml review` writes; or an export of Label Studio (`.json`), CVAT (`.xml`) or FiftyOne
+            (`labels.json`, or a CSV with `filepath`).
         table (`pd.DataFrame`): scores that were reviewed; see [`load_audit`].
         annotator (`str`, *optional*): of rows that do not say it; default: the name of the file.
 
     Returns:
         `pd.DataFrame`: a row per sample and annotator: `index`, `annotation`, `new_label` (id of the class that the
-        annotator names; -1: a class of another name, or unsure), `new_label_name` and `annotator`.
+        annotator names; -1: a class of another name, or none), `new_label_name` (empty: none) and `annotator`.
 
     Raises:
         ValueError: naming file and line, on ids that were not scored, another given label than the one that was
@@ -110,9 +111,10 @@ def _new_label(row, verdict, given, suggested, names, ids, where) -> tuple[int, 
     name = as_name(_unescaped(row.get("new_label_name") or ""))
     if not is_plain(name):
         raise ValueError(f"{where}: the class {name[:80]!r} has control characters or is no text.")
-    label = NEW_CLASS if row.get("new_label") in (None, "") else _integer(row["new_label"], "new_label", where)
+    open_label = row.get("new_label") in (None, "")
+    label = NEW_CLASS if open_label else _integer(row["new_label"], "new_label", where)
     if label == NEW_CLASS:
-        label = ids.get(name, NEW_CLASS) if name else suggested
+        label = ids.get(name, NEW_CLASS) if name else suggested if open_label else NEW_CLASS
     elif not 0 <= label < len(names):
         raise ValueError(f"{where}: `new_label` {label} is none of the {counted(len(names), 'class')}.")
     elif name and name != as_name(names[label]):
@@ -120,6 +122,8 @@ def _new_label(row, verdict, given, suggested, names, ids, where) -> tuple[int, 
             f"{where}: `new_label` {label} is `{names[label]}`, but `new_label_name` says `{name}`. Empty the one "
             "that is wrong."
         )
+    if label == given:  # which says only that it is not true
+        return NEW_CLASS, ""
     return (label, names[label]) if label >= 0 else (NEW_CLASS, name)
 
 
@@ -228,7 +232,8 @@ class Merged:
 
     Args:
         annotations (`pd.DataFrame`): by `index`: `annotation`, `new_label`, `new_label_name` and `annotator`. Where
-            two annotators name different classes, `unsure`; a class goes before `unsure`.
+            two annotators name different classes, `unsure`; a class goes before `wrong` without one, and that before
+            `unsure`.
         disagreements (`pd.DataFrame`): by `index`, a column per annotator with the class that they name.
         kappa (`dict[tuple[str, str], tuple[float, int]]`): Cohen's kappa of each two annotators, and the number of
             samples that both have annotated.
@@ -258,12 +263,14 @@ def merge_annotations(frames: Sequence[pd.DataFrame]) -> Merged:
     if len(twice):
         first = twice.iloc[0]
         raise ValueError(f"Sample id {first['index']} is annotated twice by `{first['annotator']}`, differently.")
-    named = rows["new_label_name"].where(rows["annotation"] != "unsure", UNSURE)
+    named = rows["new_label_name"].where(rows["annotation"] != "unsure", UNSURE).replace("", UNNAMED)
     by_annotator = rows.assign(named=named).pivot(index="index", columns="annotator", values="named")
-    firm = rows[rows["annotation"] != "unsure"]
+    unsure, unnamed = rows[rows["annotation"] == "unsure"], rows[named == UNNAMED]
+    firm = rows[~rows.index.isin([*unsure.index, *unnamed.index])]
     classes = firm.groupby("index")["new_label_name"].nunique()
-    split = classes.index[classes > 1]
-    merged = pd.concat([firm, rows[rows["annotation"] == "unsure"]]).drop_duplicates("index").set_index("index")
+    right = firm["index"][firm["annotation"] == "right"]
+    split = classes.index[(classes > 1) | (classes.index.isin(right) & classes.index.isin(unnamed["index"]))]
+    merged = pd.concat([firm, unnamed, unsure]).drop_duplicates("index").set_index("index")
     merged.loc[split, ["annotation", "new_label", "new_label_name"]] = ["unsure", NEW_CLASS, ""]
     who = rows.groupby("index")["annotator"].agg(lambda names: " ".join(sorted(names)))
     merged["annotator"] = who.reindex(merged.index)
@@ -299,7 +306,7 @@ def annotated_labels(annotations: pd.DataFrame, index: np.ndarray, class_names: 
 
     Returns:
         `np.ndarray` of shape `(n,)` and type int64: a class id, or -1 where nothing is known: not annotated, unsure,
-        or of a class that is none of `class_names`.
+        or of no class or one that is none of `class_names`.
     """
     known = annotations[annotations["annotation"] != "unsure"]
     ids = class_ids(list(map(str, class_names)))

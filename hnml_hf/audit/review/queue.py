@@ -159,7 +159,7 @@ class ReviewQueue:
                     by_annotator[entry["annotator"]] = dict(entry)
                 mine[row] = entry["annotation"] is not None
                 firm = [one for one in by_annotator.values() if one["annotation"] != "unsure"]
-                (self.split.add if len({named_class(one) for one in firm}) > 1 else self.split.discard)(row)
+                (self.split.add if disputed(firm) else self.split.discard)(row)
                 last = (firm or list(by_annotator.values()) or [{"annotation": ""}])[-1]
                 self.state[row] = STATUS.index(last["annotation"])
                 if not by_annotator:
@@ -328,6 +328,14 @@ class ReviewQueue:
 def named_class(entry: Mapping) -> tuple[str, str]:
     """What an annotator says of a label, without the name of the given class: that may be in the log or not."""
     return entry["annotation"], (entry.get("new_label_name") or "") if entry["annotation"] == "wrong" else ""
+
+
+def disputed(entries: Iterable[Mapping]) -> bool:
+    """Whether annotators name different classes; `wrong` without a class agrees with any other one than the given."""
+    said = {named_class(one) for one in entries}
+    if any(annotation == "wrong" and name for annotation, name in said):
+        said.discard(("wrong", ""))
+    return len(said) > 1
 
 
 def short_entry(entry: Mapping) -> dict:

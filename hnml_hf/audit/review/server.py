@@ -157,7 +157,6 @@ class Review:
             {
                 "index": int(queue.index[row]),
                 "annotation": annotation,
-                "new_label": int(label[row]) if known else -1,
                 "new_label_name": names[label[row]] if known else "",
             }
             for row in rows.tolist()
@@ -202,7 +201,7 @@ class Review:
         if verdict == "right":
             label, name = int(queue.label[row]), given
         elif verdict == "wrong":
-            label, name = self._true_class(entry.get("new_label_name"))
+            label, name = self._true_class(entry.get("new_label_name"), row)
         return {
             "index": entry["index"],
             "annotation": verdict,
@@ -212,11 +211,16 @@ class Review:
             "path": queue.relative(queue.path(row)),
         }
 
-    def _true_class(self, name: Any) -> tuple[int, str]:
-        """Id and name of the true class of a wrong label, as somebody has written it; -1 for a new class."""
-        name = as_name(name) if isinstance(name, str) else ""
-        if not 0 < len(name) <= 200:
-            raise Refused(400, "A wrong label needs the name of the true class, `new_label_name`.")
+    def _true_class(self, name: Any, row: int) -> tuple[int, str]:
+        """Id and name of the true class of a wrong label, as somebody has written it: -1 for a new class, and with an
+        empty name for an unknown one. `None` is the suggested class."""
+        given, suggested = (self.queue.class_names[labels[row]] for labels in (self.queue.label, self.queue.suggested))
+        name = suggested if name is None else name
+        if not isinstance(name, str) or len(name) > 200:
+            raise Refused(400, "`new_label_name` must be the name of a class, of at most 200 characters.")
+        name = as_name(name)
+        if name in ("", as_name(given)):  # it is wrong, and no more is known
+            return NEW_CLASS, ""
         if not is_plain(name):  # no table and no folder could hold it
             raise Refused(400, "The name of the class has control characters, or is no text.")
         label = self._classes.get(name, NEW_CLASS)

@@ -177,6 +177,35 @@ def test_an_ambiguous_beginning_of_a_class_makes_no_class(browser, tmp_path):
     assert (row["annotation"], row["new_label_name"]) == ("wrong", "Cow")
 
 
+def test_a_label_without_a_suggestion_is_wrong_without_a_class(browser, tmp_path):
+    """Nothing is suggested for what no model saw. `W` says no class there; a typed one is kept."""
+    table = make_table(9, ("cat", "dog", "crab"))
+    table["noise_score"], table["label"], table["label_name"] = 0.9, 0, "cat"
+    table.loc[:1, "suggested_label"], table.loc[:1, "suggested_name"] = 0, "cat"
+    table.loc[2:, "suggested_label"], table.loc[2:, "suggested_name"] = 1, "dog"
+    table.attrs["dataset_fingerprint"] = os.urandom(8).hex()
+    evidence = [Evidence(shown.image) for shown in make_evidence(9)]
+    browser.get(render_report(table, table.attrs, tmp_path / "report.html", evidence=evidence).as_uri())
+    card, *_, last = browser.find_elements(By.CSS_SELECTOR, ".card")
+    assert card.find_element(By.CSS_SELECTOR, ".says").text == "cat→?" and "No other class is suggested" in card.text
+    assert last.find_element(By.CSS_SELECTOR, ".says").text == "cat→dog" and "suggested" not in last.text
+    press(browser, "w")
+    assert text(browser, "toast").endswith(": wrong, class unknown")
+    press(browser, Keys.ENTER, "crab", Keys.ENTER)
+    chord(browser, Keys.SHIFT, Keys.ARROW_RIGHT)
+    press(browser, "w")
+    assert text(browser, "toast") == "2 samples: wrong, dog"
+    path, rows = downloaded(browser)
+    assert [rows[i]["new_label_name"] for i in ids(table)[:4]] == ["", "crab", "dog", "dog"]
+    found = read_annotations(path, table).set_index("index").loc[table["index"][:4]]
+    assert found["annotation"].tolist() == ["wrong"] * 4 and found["new_label"].tolist() == [-1, 2, 1, 1]
+    for _ in range(3):
+        undo(browser)
+    browser.find_element(By.ID, "file").send_keys(str(path))
+    wait_for(lambda: "4 of 9 decided" in text(browser, "count"))
+    assert downloaded(browser)[1] == rows
+
+
 def test_a_report_without_maps_offers_none(browser, tmp_path):
     table = make_table(9)
     table["noise_score"] = 0.9

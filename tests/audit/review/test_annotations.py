@@ -41,7 +41,7 @@ def read(path, rows, table):
 
 
 def test_annotations_survive_a_file_with_names_that_a_spreadsheet_would_run(table, tmp_path):
-    rows = [said(table, 0, "wrong", "=horse"), said(table, 1, "right"), said(table, 2, "unsure")]
+    rows = [said(table, 8, "wrong", "=horse"), said(table, 1, "right"), said(table, 2, "unsure")]
     rows.append(said(table, 3, "wrong", 'a, "zebra"'))
     found = read(tmp_path / "a.csv", rows, table)
     assert "'=horse" in (tmp_path / "a.csv").read_text()
@@ -61,9 +61,9 @@ def test_marks_of_earlier_versions_are_annotations(table, tmp_path):
 def test_ids_as_pandas_writes_them_and_ids_that_contradict_their_names(table, tmp_path):
     path, index = tmp_path / "a.csv", table["index"]
     heading = "index,annotation,new_label,new_label_name\n"
-    path.write_text(f"{heading}{index[0]}.0,wrong,2.0,\n{index[1]},wrong,-1.0,zebra\n")
+    path.write_text(f"{heading}{index[3]}.0,wrong,2.0,\n{index[1]},wrong,-1.0,zebra\n")
     assert read_annotations(path, table)["new_label"].tolist() == [2, -1]
-    path.write_text(f"{heading}{index[0]},wrong,2,{NAMES[2]}\n{index[1]},wrong,2,{NAMES[1]}\n")
+    path.write_text(f"{heading}{index[3]},wrong,2,{NAMES[2]}\n{index[1]},wrong,2,{NAMES[1]}\n")
     with pytest.raises(ValueError, match=f"a.csv:3: `new_label` 2 is `{NAMES[2]}`, but `new_label_name` says"):
         read_annotations(path, table)
     path.write_text(f"{heading}{index[0]},wrong,1.7,\n")
@@ -129,6 +129,34 @@ def test_two_people_are_merged_and_their_agreement_is_reported(table, tmp_path):
     observed = np.mean([a == b for a, b in zip(*named, strict=True)])
     chance = sum(named[0].count(name) * named[1].count(name) for name in {*named[0], *named[1]}) / 16
     assert count == 4 and kappa == pytest.approx((observed - chance) / (1 - chance))
+
+
+def test_a_label_may_be_wrong_without_a_class(table, tmp_path):
+    """An empty `new_label` is the suggestion; -1 without a name, and the given class itself, say that it is wrong."""
+    path, index, label = tmp_path / "a.csv", table["index"], table["label"]
+    lines = [f"{index[row]},wrong,{new}," for row, new in enumerate(("", -1, label[2], -1.0))]
+    path.write_text("\n".join(["index,annotation,new_label,new_label_name", *lines]))
+    found = read_annotations(path, table)
+    assert found["new_label"].tolist() == [table["suggested_label"][0], -1, -1, -1]
+    assert found["new_label_name"].tolist() == [table["suggested_name"][0], "", "", ""]
+    merged = merge_annotations([found]).annotations
+    assert annotated_labels(merged, index[:4].to_numpy(), NAMES).tolist() == [table["suggested_label"][0], -1, -1, -1]
+    assert apply_annotations(table, merged)["noise_score"][:4].tolist() == [1, 1, 1, 1]
+
+
+def test_wrong_without_a_class_disputes_the_given_class_alone(table, tmp_path):
+    """Anna: wrong, of an unknown class. Bo: right, another class, unsure, and the same."""
+    anna = [said(table, row, "wrong", table["label_name"][row]) for row in range(4)]
+    other = next(name for name in NAMES if name != table["label_name"][1])
+    bo = [said(table, 0, "right"), said(table, 1, "wrong", other), said(table, 2, "unsure")]
+    bo.append(said(table, 3, "wrong", table["label_name"][3]))
+    bo = [{**row, "annotator": "bo"} for row in bo]
+    merged = merge_annotations([read(tmp_path / "a.csv", anna, table), read(tmp_path / "b.csv", bo, table)])
+    found = merged.annotations.loc[table["index"][:4]]
+    assert found["annotation"].tolist() == ["unsure", "wrong", "wrong", "wrong"]
+    assert found["new_label_name"].tolist() == ["", other, "", ""]
+    assert merged.disagreements.index.tolist() == [table["index"][0]]
+    assert merged.disagreements.iloc[0].tolist() == ["(wrong)", table["label_name"][0]]
 
 
 def test_two_people_of_one_mind_have_kappa_one(table, tmp_path):

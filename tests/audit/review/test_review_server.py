@@ -158,7 +158,7 @@ def test_annotations_of_another_run_change_nothing(server, table):
         ([{**entry(table, 0), "label_name": "zebra"}], 409, "annotated when its label was `zebra`"),
         ([entry(table, 0), {**entry(table, 1), "index": 5}], 404, "Sample 5 is not in this audit"),
         ([{**entry(table, 0), "annotation": "maybe"}], 400, "'maybe' is none of wrong, right, unsure"),
-        ([{"index": int(table["index"][0]), "annotation": "wrong"}], 400, "needs the name of the true class"),
+        ([{**entry(table, 0), "new_label_name": 5}], 400, "must be the name of a class"),
         ([{**entry(table, 0), "index": True}], 400, "must be a sample id"),
         ([{**entry(table, 0), "index": 2**70}], 400, "must be a sample id"),
         ("x", 400, "must be a list"),
@@ -190,9 +190,27 @@ def test_names_of_classes_are_kept_as_tables_read_them(server, table):
         "new_label": NAMES.index(other),
         "new_label_name": other,
     }
-    for name in ("a\nb", "a\x1b", "  "):
+    for name in ("a\nb", "a\x1b"):
         body = {"batch": "ef" * 6, "entries": [{**entry(table, 2), "new_label_name": name}]}
         assert ask(server, f"/{server.token}/annotate", body)[0] == 400
+
+
+def test_a_label_that_is_wrong_may_have_no_class(server, table):
+    """The given class is none, no name is the suggested one, and an empty name none at all."""
+    for number, name in enumerate((table["label_name"][0], None, "")):
+        body = {"entries": [{**entry(table, number), "new_label_name": name}], "batch": f"{number:08x}"}
+        post(server, "annotate", body)
+    rows = {row["index"]: row for row in server.review.log.rows()}
+    found = [rows[int(index)] for index in table["index"][:3]]
+    assert [row["annotation"] for row in found] == ["wrong"] * 3
+    names = ["", table["suggested_name"][1], ""]
+    assert [row["new_label_name"] for row in found] == names
+    assert [row["new_label"] for row in found] == [-1, table["suggested_label"][1], -1]
+    other = {"entries": [entry(table, 0)], "batch": "ab" * 6, "annotator": "bo"}
+    post(server, "annotate", other)
+    assert get(server, "rows?status=split&scope=all")["total"] == 0
+    post(server, "annotate", {"entries": [entry(table, 2, "right")], "batch": "cd" * 6, "annotator": "bo"})
+    assert get(server, "rows?status=split&scope=all")["total"] == 1
 
 
 def test_annotations_of_a_class_that_got_another_name_are_refused_at_the_start(table, tmp_path):
