@@ -7,8 +7,8 @@
 
 Annotations go before scores; without --annotations those of `hnml review` count. Where two people disagree, the
 label stays as it is, and the sample is listed in `disagreements.csv`. A row that --exclude names is left out, whatever
-people have said of its label: delete its line to keep it. `lineage.csv` in the output accounts for every
-row, and tells the next audit what people have decided.
+people have said of its label: delete its line to keep it. What was added since the audit is named, and stays as it is.
+`lineage.csv` in the output accounts for every row, and tells the next audit what people have decided.
 """
 
 import argparse

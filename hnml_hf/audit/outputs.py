@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -49,6 +50,7 @@ class Source:
         splits (`dict[str, str]`): split -> folder of an image folder, where the names do not tell.
         class_names (`list[str]`): that the user gave, who may have written ids into a table.
         excluded (`dict[int, str]`): rows of the training data that were left out -> path, or an empty one.
+        holds_out (`bool`): whether training data were kept from the audit. Else what it has not scored is new since.
     """
 
     dataset: str
@@ -57,6 +59,7 @@ class Source:
     splits: Mapping[str, str] = field(default_factory=dict)
     class_names: Sequence[str] = ()
     excluded: Mapping[int, str] = field(default_factory=dict)
+    holds_out: bool = False
 
     @property
     def folder(self) -> str | None:
@@ -85,6 +88,11 @@ class Source:
         else:
             found = find_tables(path).get("train", []) if os.path.isdir(path) else []
         return found if all(table_suffix(name) in (".csv", ".tsv") for name in found) else []
+
+    @property
+    def unscored(self) -> str:
+        """What a row or an image of the training data is that was neither scored nor excluded."""
+        return "held_out" if self.holds_out else "added"
 
     @property
     def format(self) -> str:
@@ -122,7 +130,9 @@ def read_source(run: str | os.PathLike) -> Source:
                 excluded[row["index"]] = row["path"] and os.path.abspath(row["path"])
     columns = ColumnOptions(**{name: options[name] for name in names if options.get(name) is not None})
     splits, class_names = (json.loads(options.get(name) or "null") for name in ("splits", "class_names"))
-    return Source(options["dataset"], options.get("data_dir"), columns, splits or {}, class_names or (), excluded)
+    holds_out = bool(options.get("validation_fraction") or options.get("class_balanced_samples"))
+    folder = options.get("data_dir")
+    return Source(options["dataset"], folder, columns, splits or {}, class_names or (), excluded, holds_out)
 
 
 def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
@@ -135,6 +145,10 @@ def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
     if len(missing):
         names = first_few(missing["path"])
         lines.append(f"{counted(len(missing), 'image', 'are')} not there any more, and left out: {names}")
+    added = plan.attrs.get("added")
+    if added:
+        kept = f"{counted(len(added), 'image', 'were')} added since the audit, and nothing changes there"
+        lines.append(f"{kept}: {first_few(added)}. Audit again to have them scored.")
     said = plan["annotation"][plan["annotation"] != ""].value_counts()
     if len(said):
         lines.append("Annotations: " + ", ".join(f"{n:,} {name}" for name, n in said.items()))
@@ -217,7 +231,8 @@ def check_output(
         data, table: for parquet and Arrow; see [`write_dataset`].
 
     Returns:
-        `pd.DataFrame`: the plan as it would be written; see [`mark_missing`].
+        `pd.DataFrame`: the plan as it would be written, see [`mark_missing`]; `attrs["added"]` are images that are new
+        since the audit.
 
     Raises:
         ValueError: as those do.
@@ -228,8 +243,10 @@ def check_output(
         plan = mark_missing(plan)
         found = _folder_files(plan, source, folder, removed)
         _check_disk(_placed(found, source, folder, removed), files)
+        plan.attrs["added"] = [file.path for file in found if file.action == "added"]
     elif form == "csv" and source.tables:
-        _check_labels(_labels_of_tables(plan, source), plan, source)
+        labels, plan.attrs["added"] = _read_tables(plan, source)
+        _check_labels(labels, plan, source)
     elif form == "csv":
         _check_has_paths(plan)
         plan = mark_missing(plan)
@@ -251,7 +268,8 @@ def write_folder(
 ) -> Counter:
     """The image folder as it was, each image under its new class, and `lineage.csv`.
 
-    Folders inside a class stay, and so does all that was not scored: other splits, held-out rows and other files.
+    Folders inside a class stay, and so does all that was not scored: other splits, held-out rows, images that were
+    added since the audit, and other files.
     Dropped and excluded images are left out, or lie in `removed` as they lay in the dataset. What is hidden or no
     regular file is left out. Images that are not there any more are counted as missing. Nothing of the source is
     changed.
@@ -271,7 +289,7 @@ def write_folder(
         ValueError: if the dataset is no image folder, a table says its labels, or the output lies in it; one of the
             two folders lies in the other; a class has no folder name; weights cannot be kept; the disk has no room;
             or it is another one, for hard links.
-        OSError: if it cannot be written.
+        OSError: if it cannot be written, or holds no links.
     """
     if files not in FILES:
         raise ValueError(f"`files={files!r}` is none of {', '.join(FILES)}.")
@@ -323,7 +341,7 @@ def _folder_files(
             row, target = targets[path]
             found.append(_File(path, target, row["label_action"], row["index"]))
             continue
-        action = _action_of_other(path, f"{root}/{inside}", excluded)
+        action = _action_of_other(path, f"{root}/{inside}", excluded, source.unscored)
         _check_no_label_table(path, source)
         found.append(_File(path, None if action == "excluded" else path.removeprefix(f"{root}/"), action, None))
     return found
@@ -399,7 +417,7 @@ def _check_no_label_table(path: str, source: Source):
 
 
 def _check_disk(placed: Iterable[tuple[str, str | os.PathLike, str]], how: str):
-    """Refuse a disk without room for copies, or another one than that of files to be linked."""
+    """Refuse a disk without room for copies, without links, or for hard links another one than that of the files."""
     above = {folder: folder_above(folder) for _, folder, _ in placed}
     device = {folder: os.stat(place).st_dev for folder, place in above.items()}
     if how == "copy":
@@ -420,6 +438,10 @@ def _check_disk(placed: Iterable[tuple[str, str | os.PathLike, str]], how: str):
                     f"{path} lies on another disk than {folder}, and cannot be linked there: choose --files copy or "
                     "symlink."
                 )
+    if how != "copy":  # the first one tells: FAT and some network disks have no links
+        for folder, path in {folder: path for path, folder, _ in placed}.items():
+            with tempfile.TemporaryDirectory(dir=above[folder]) as trial:
+                _place(path, Path(trial, "link"), how)
 
 
 def _made(folder: str | os.PathLike) -> Path:
@@ -433,13 +455,13 @@ def _all_files(root: str) -> Iterable[str]:
         yield from (f"{root}/{folder.prefix}{name}" for name in folder.files if name not in ours)
 
 
-def _action_of_other(path: str, prefix: str, excluded: Mapping[str, int]) -> str:
-    """What a file is that was not scored."""
+def _action_of_other(path: str, prefix: str, excluded: Mapping[str, int], unscored: str) -> str:
+    """What a file is that was not scored; `unscored` if it is an image of the training data."""
     if path in excluded:
         return "excluded"
     if not is_image(path):
         return "other_file"
-    return "held_out" if path.startswith(prefix) else "other_split"
+    return unscored if path.startswith(prefix) else "other_split"
 
 
 def _folder_name(name: str, *, alone: bool) -> str:
@@ -470,15 +492,18 @@ def _free_name(name: str, taken: set[str], root: str) -> str:
 
 def _place(path: str, target: Path, how: str):
     target.parent.mkdir(parents=True, exist_ok=True)
-    if how == "symlink":
-        target.symlink_to(path)
-    elif how == "hardlink":
-        try:
-            os.link(os.path.realpath(path), target)  # of a link its file: elsewhere it would lead nowhere
-        except OSError as error:
-            raise OSError(f"{path} cannot be linked to {target} ({error.strerror}): choose --files copy.") from error
-    else:
+    if os.path.lexists(target):
+        raise FileExistsError(f"The disk of {target} does not tell it from {path}: name a folder on another disk.")
+    if how == "copy":
         shutil.copy2(path, target)
+        return
+    try:
+        if how == "symlink":
+            target.symlink_to(path)
+        else:
+            os.link(os.path.realpath(path), target)  # of a link its file: elsewhere it would lead nowhere
+    except OSError as error:
+        raise OSError(f"There can be no {how} of {path} ({error.strerror}): choose --files copy.") from error
 
 
 # -- a table ----------------------------------------------------------------------------------------------------------
@@ -504,7 +529,7 @@ def write_csv(
     extra = {"weight": ["label_weight"], "posterior": ["label_posterior"]}.get(plan.attrs["how"], [])
     actions, others, folder = Counter(), [], _made(folder)
     if source.tables:
-        _check_labels(_labels_of_tables(plan, source), plan, source)
+        _check_labels(_read_tables(plan, source)[0], plan, source)
         _correct_tables(plan, source, folder, facts, extra, actions, others)
     else:
         _check_labels(set(plan["label_name"]), plan, source)
@@ -545,7 +570,7 @@ def _correct_tables(plan, source, folder, facts, extra, actions, others):
             for index, row in zip(ids, rows, strict=True):
                 fact = facts.get(index)
                 if fact is None:
-                    action = "excluded" if index in source.excluded else "held_out"
+                    action = "excluded" if index in source.excluded else source.unscored
                     others.append(("" if action == "excluded" else row[image], row[image], action))
                 else:
                     action = fact["label_action"]
@@ -576,15 +601,19 @@ def _written_classes(facts: Mapping[int, Mapping], rows: Sequence, ids: Sequence
     return text
 
 
-def _labels_of_tables(plan: pd.DataFrame, source: Source) -> set[str]:
-    """The labels that the corrected tables will hold, as they are written there; errors of [`_table_rows`]."""
+def _read_tables(plan: pd.DataFrame, source: Source) -> tuple[set[str], list[str]]:
+    """The labels that the corrected tables will hold, as they are written there, and the images that are new since the
+    audit; errors of [`_table_rows`]."""
     facts = {row["index"]: row for row in plan.to_dict("records")}
-    labels = set()
+    labels, added, known = set(), [], facts.keys() | source.excluded.keys()
     for _, _, names, picked, rows, ids in _table_rows(source, facts):
+        image = names.index(picked["image"])
+        others = [row[image] for row, index in zip(rows, ids, strict=True) if index not in known]
+        added += [] if source.holds_out else others
         text = _written_classes(facts, rows, ids, names.index(picked["label"]))
         kept = {facts[index]["label_name"] for index in ids if index in facts}
         labels |= {text.get(name, name) for name in kept}
-    return labels
+    return labels, added
 
 
 def _check_labels(labels: set[str], plan: pd.DataFrame, source: Source):

@@ -16,7 +16,7 @@ from reviews import make_run
 
 from hnml_hf import TrainingDynamics, audit_run, load_audit, load_noisy_dataset
 from hnml_hf.audit.cleaning import load_excluded, plan_cleaning, plan_targets
-from hnml_hf.audit.outputs import Source, describe_plan, read_source, write_csv, write_dataset, write_folder
+from hnml_hf.audit.outputs import Source, _place, describe_plan, read_source, write_csv, write_dataset, write_folder
 from hnml_hf.audit.review import apply_annotations, merge_annotations, read_annotations, write_annotations
 from hnml_hf.audit.review.lineage import decided_samples, lineage_beside, lineage_of_rows, write_lineage
 from hnml_hf.audit.review.log import AnnotationLog
@@ -66,8 +66,14 @@ def table(tmp_path):
     line = {"split": "train", "index": 5, "reason": "broken", "path": str(photos / "train" / "cat" / "broken.png")}
     (tmp_path / "exclude.jsonl").write_text(json.dumps(line) + "\n")
     saved = tmp_path / "run" / "_audit" / "dataset.json"
-    saved.write_text(json.dumps({**json.loads(saved.read_text()), "exclude": str(tmp_path / "exclude.jsonl")}))
+    more = {"exclude": str(tmp_path / "exclude.jsonl"), "validation_fraction": 0.1}
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), **more}))
     return table
+
+
+def held_nothing_out(run):
+    saved = run / "_audit" / "dataset.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "validation_fraction": 0.0}))
 
 
 def other_class(table, row):
@@ -413,7 +419,7 @@ def make_table_run(tmp_path, names=NAMES, text=str):
             writer.writerow([f"p{n}", os.path.relpath(row["path"], tmp_path), name, 'a "quoted", note'])
     (tmp_path / "exclude.jsonl").write_text('{"split": "train", "index": 3, "reason": "broken"}\n')
     options = {"dataset": str(tmp_path / "train.csv"), "label_column": "class"}
-    options["exclude"] = str(tmp_path / "exclude.jsonl")
+    options |= {"exclude": str(tmp_path / "exclude.jsonl"), "validation_fraction": 0.1}
     from hnml_hf.audit.table import write_audit
 
     write_audit(tmp_path / "run" / "_audit", table)
@@ -734,6 +740,52 @@ def test_hard_links_to_another_disk_are_refused_before_anything_is_written(table
     finally:
         if other != str(tmp_path):
             shutil.rmtree(other)
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
+@pytest.mark.parametrize(("files", "call"), [("hardlink", "os.link"), ("symlink", "pathlib.Path.symlink_to")])
+def test_a_disk_without_links_is_known_before_anything_is_written(
+    files, call, dry_run, table, tmp_path, monkeypatch, capsys
+):
+    def refuse(*arguments):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(call, refuse)
+    options = ["--how", "drop", "--files", files, "--output_dir", tmp_path / "new", *dry_run]
+    with pytest.raises(SystemExit, match=rf"no {files} of .*png \(Operation not permitted\): choose --files copy"):
+        run_clean(tmp_path / "run", *options)
+    assert capsys.readouterr().out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exclude.jsonl", "photos", "run"]
+
+
+def test_a_disk_that_does_not_tell_two_names_apart_loses_no_file(tmp_path):
+    """As one that does not distinguish upper and lower case: the second file would take the place of the first."""
+    (tmp_path / "a.png").write_text("a")
+    _place(str(tmp_path / "a.png"), tmp_path / "out" / "a.png", "copy")
+    with pytest.raises(FileExistsError, match="does not tell it from .*A.png: name a folder on another disk"):
+        _place(str(tmp_path / "A.png"), tmp_path / "out" / "a.png", "copy")
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
+def test_images_that_were_added_since_are_named_and_taken_along(dry_run, table, tmp_path, capsys):
+    held_nothing_out(tmp_path / "run")
+    run_clean(tmp_path / "run", "--how", "drop", "--output_dir", tmp_path / "out", *dry_run)
+    said, new = capsys.readouterr().out, tmp_path / "photos" / "train" / "cat" / "held.png"
+    assert f"1 image was added since the audit, and nothing changes there: {new}. Audit again" in said
+    assert "held_out" not in said
+    if not dry_run:
+        assert "1 added" in said and (tmp_path / "out" / "train" / "cat" / "held.png").is_file()
+        rows = [row for row in read_csv(tmp_path / "out" / "lineage.csv") if row["path_original"] == str(new)]
+        assert [row["label_action"] for row in rows] == ["added"]
+
+
+def test_rows_that_were_added_to_a_table_since_are_named(tmp_path, capsys):
+    make_table_run(tmp_path)
+    held_nothing_out(tmp_path / "run")
+    run_clean(tmp_path / "run", "--how", "relabel", "--output_dir", tmp_path / "out")
+    assert "1 image was added since the audit, and nothing changes there: photos/x5.png." in capsys.readouterr().out
+    row = next(row for row in read_csv(tmp_path / "out" / "train.csv") if row["photographer"] == "p5")
+    assert (row["label_action"], row["label_original"]) == ("added", row["class"])
 
 
 def test_hard_links_of_links_lead_to_their_files(table, tmp_path):
