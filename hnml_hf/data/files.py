@@ -64,8 +64,14 @@ def parse_path(text: str, path: str | os.PathLike, number: int) -> str:
     return text
 
 
-def table_path(text: str, root: str, path: str | os.PathLike, number: int) -> str:
+def table_path(text: str, root: str, path: str | os.PathLike, number: int, column: Sequence[str | None] = ()) -> str:
     """The path of an image as a table writes it, relative to `root`: below it, with slashes or with backslashes.
+
+    Args:
+        text (`str`): as it is in the table.
+        root (`str`): where paths start.
+        path, number: file and line.
+        column (`Sequence[str]`): all paths of the table, to advise a folder above them.
 
     Raises:
         ValueError: naming file and line, for a path that leads out of `root`, or names no file.
@@ -77,16 +83,25 @@ def table_path(text: str, root: str, path: str | os.PathLike, number: int) -> st
     if "\\" in text and not os.path.lexists(os.path.join(root, text)):  # a name may have one, except on Windows
         text = text.replace("\\", "/")
     if text.startswith("/") or text[1:2] == ":":
+        named = [] if root == os.path.dirname(path) else [f"{root}/"]  # by the user, for the images of other tables
+        above = folder_above_all([text, *(other for other in column if other), *named])
+        if text[1:2] == ":":
+            advice = "Write it relative to that folder."
+        elif above is None:
+            advice = "Other paths are relative: write all in full, or all relative to one folder (`data_dir`)."
+        else:
+            advice = f"Name a folder above all images by `data_dir`, as `--data_dir {above[:200]}`."
         raise ValueError(
             f"{path}:{number}: the path {text[:200]!r} is not a relative path inside the data folder {root}: it is "
-            "absolute, and lies elsewhere. "
-            + (
-                "Write it relative to that folder."
-                if text[1:2] == ":"
-                else f"Name a folder above all images by `data_dir`, as `--data_dir {os.path.dirname(text)[:200]}`."
-            )
+            f"absolute, and lies elsewhere. {advice}"
         )
     return parse_path(text, path, number)
+
+
+def folder_above_all(paths: Iterable[str]) -> str | None:
+    """The deepest folder above all of these absolute paths; None if one is relative, or none of this system."""
+    folders = {os.path.dirname(path) for path in paths}
+    return os.path.commonpath(folders) if all(folder.startswith("/") for folder in folders) else None
 
 
 def as_name(text: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets
 
 from ...common.answers import without_retries
-from ..files import as_on_disk, table_path
+from ..files import as_on_disk, folder_above_all, table_path
 from ..published.builder import ON_MISSING, REMOTE, keep_on_disk, outside_paths, prepare
 from ..schema import assemble
 from ..splits import SPLITS, find_splits
@@ -202,7 +202,7 @@ def _images(
             if path is None:
                 raise ValueError(f"{where} row {row}: the image is missing.")
             if data_dir is None:
-                _check_place(path, f"{where} row {row}", saved, caches)
+                _check_place(path, f"{where} row {row}", saved, caches, paths)
         return Dataset.from_dict({"image": paths if data_dir is None else _below(data_dir, paths, where)})
     if not isinstance(feature, Image):
         raise ValueError(f"{where}: column `{column}` holds no images but {feature}.")
@@ -218,11 +218,11 @@ def _images(
         return Dataset.from_dict({"image": _below(data_dir, known, where)})
     for row, path in enumerate(paths):
         if path:
-            _check_place(path, f"{where} row {row}", saved, caches)
+            _check_place(path, f"{where} row {row}", saved, caches, paths)
     return images if column == "image" else images.rename_column(column, "image")
 
 
-def _check_place(path: str, where: str, saved: str, caches: Sequence[str] | None):
+def _check_place(path: str, where: str, saved: str, caches: Sequence[str] | None, paths: Iterable[str | None]):
     """Raise `ValueError` on an image of another place than its dataset may name.
 
     Args:
@@ -230,6 +230,7 @@ def _check_place(path: str, where: str, saved: str, caches: Sequence[str] | None
         where: names the row in the message.
         saved: the folder of a dataset of this machine; its images lie below it.
         caches: of a Hub dataset, the folders of what was downloaded; `None` for a dataset of this machine.
+        paths: of all images, to advise a folder above them.
     """
     shown = f"{where}: the image path {path[:200]!r}"
     if REMOTE.match(path):
@@ -240,9 +241,10 @@ def _check_place(path: str, where: str, saved: str, caches: Sequence[str] | None
     elif not os.path.isabs(path):
         raise ValueError(f"{shown} is relative; pass `data_dir`, the folder where it starts.")
     elif not _lies_below(path, [os.path.realpath(saved)] if caches is None else caches):
+        above = folder_above_all(filter(None, paths))
         raise ValueError(
             f"{shown} is a file of this machine that does not come with the dataset; if it is yours, pass `data_dir`, "
-            f"a folder above all images, as `--data_dir {os.path.dirname(path)[:200]}`."
+            "a folder above all images" + (f", as `--data_dir {above[:200]}`." if above else ".")
         )
 
 
@@ -255,7 +257,8 @@ def _below(data_dir: str | os.PathLike, paths: Sequence[str], where: str) -> lis
     """The paths of images below `data_dir`, in full."""
     root = os.path.abspath(os.path.expanduser(data_dir))
     return [
-        f"{root}/{path}" for path in as_on_disk(root, [table_path(p, root, where, r) for r, p in enumerate(paths)])
+        f"{root}/{path}"
+        for path in as_on_disk(root, [table_path(text, root, where, row, paths) for row, text in enumerate(paths)])
     ]
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ def _read_parquet(path: str, split: str, columns: ColumnOptions, root: str) -> R
         for row, image in enumerate(values["image"]):
             if image is None:
                 raise ValueError(f"{path}:{row + 1}: the image is missing.")
-            values["image"][row] = table_path(image, root, path, row + 1)
+        values["image"] = _table_paths(values["image"], root, path, range(1, num_rows + 1))
     return RawSplit(
         as_on_disk(root, values["image"])
         if paths
@@ -141,16 +141,22 @@ def _image_files(file: pq.ParquetFile, column: str, path: str, root: str) -> dic
         raise ValueError(f"{path}: column `{column}` holds no images but {kind}.")
     if all(field.name != "path" or not _is_text(field.type) for field in kind):
         return {}
-    found, start = {}, 0
+    found: dict[int, str] = {}
+    start = 0
     for batch in file.iter_batches(columns=[column], batch_size=1_000):
         images = batch.column(column)
         paths = pc.struct_field(images, "path")
         if any(field.name == "bytes" for field in kind):
             paths = pc.if_else(pc.is_null(pc.struct_field(images, "bytes")), paths, None)
         for row in np.flatnonzero(pc.is_valid(paths).to_numpy(zero_copy_only=False)).tolist():
-            found[start + row] = table_path(paths[row].as_py(), root, path, start + row + 1)
+            found[start + row] = paths[row].as_py()
         start += len(batch)
-    return {row: f"{root}/{name}" for row, name in zip(found, as_on_disk(root, list(found.values())), strict=True)}
+    names = as_on_disk(root, _table_paths([*found.values()], root, path, [row + 1 for row in found]))
+    return {row: f"{root}/{name}" for row, name in zip(found, names, strict=True)}
+
+
+def _table_paths(texts: list[str], root: str, path: str, numbers: Sequence[int]) -> list[str]:
+    return [table_path(text, root, path, number, texts) for text, number in zip(texts, numbers, strict=True)]
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -179,7 +185,7 @@ def _read_text(path: str, split: str, columns: ColumnOptions, root: str) -> RawS
         image = row[at["image"]]
         if not isinstance(image, str):
             raise ValueError(f"{path}:{number}: the image must be a path, got {image!r}.")
-        values["image"].append(table_path(image, root, path, number))
+        values["image"].append(image)
         for role in picked:
             if role != "image":
                 value = row[at[role]]
@@ -189,7 +195,7 @@ def _read_text(path: str, split: str, columns: ColumnOptions, root: str) -> RawS
         raise ValueError(f"{path}:1: no rows below the column names.")
     columns.warn_of_splits(names, picked, lambda name: others.get(name, ()), path)
     return RawSplit(
-        as_on_disk(root, values["image"]),
+        as_on_disk(root, _table_paths(values["image"], root, path, lines)),
         where=lambda row: f"{path}:{lines[row]}",
         label=values.get("label"),
         clean=values.get("clean"),

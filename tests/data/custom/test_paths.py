@@ -1,6 +1,8 @@
 """Paths of images as people's tables have them: with backslashes, absolute, with every suffix that Pillow reads."""
 
 import logging
+import os
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +10,7 @@ import pytest
 from datasets import Dataset, Features, Value
 from huggingface_hub import constants
 from huggingface_hub.errors import HTTPError
+from PIL import Image
 from tables import write_table
 
 from hnml_hf import TimmCAMForImageClassification
@@ -59,6 +62,48 @@ def test_an_absolute_path_says_what_would_make_it_work(images, load, tmp_path):
     write_table(table, ["image", "label"], [("C:\\photos\\0.jpg", "a")])
     with pytest.raises(ValueError, match="it is absolute, and lies elsewhere. Write it relative to that folder"):
         load(str(table))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ""])
+def test_the_folder_that_is_advised_is_above_the_images_of_all_classes(suffix, load, tmp_path):
+    images = [f"{tmp_path}/photos/{name}" for name in ("cat/deep/0.png", "cat/1.png", "dog/2.png")]
+    rows = {"image": images, "label": ["cat", "cat", "dog"]}
+    table = str(tmp_path / "tables" / f"train{suffix}")
+    for path in images:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    if suffix:
+        os.mkdir(tmp_path / "tables")
+        write_table(Path(table), [*rows], [*zip(*rows.values(), strict=True)])
+    else:
+        Dataset.from_dict(rows).save_to_disk(table)
+    with pytest.raises(ValueError, match=rf"as `--data_dir {tmp_path}/photos`"):
+        load(table)
+    assert paths_of(load(table, data_dir=tmp_path / "photos")["train"]) == images
+
+
+def test_images_of_several_tables_lead_to_a_folder_above_all_of_them(load, tmp_path):
+    for split in ("train", "test"):
+        for name in ("a/0.png", "b/1.png"):
+            path = tmp_path / split / name
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(path)
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        rows = [(f"{tmp_path}/{split}/{name}", name[0]) for name in ("a/0.png", "b/1.png")]
+        write_table(tmp_path / "tables" / f"{split}.csv", ["image", "label"], rows)
+    with pytest.raises(ValueError, match=rf"as `--data_dir {tmp_path}/train`"):
+        load(str(tmp_path / "tables"))
+    with pytest.raises(ValueError, match=rf"as `--data_dir {tmp_path}`"):
+        load(str(tmp_path / "tables"), data_dir=tmp_path / "train")
+    assert len(load(str(tmp_path / "tables"), data_dir=tmp_path)["test"]) == 2
+
+
+def test_no_folder_is_advised_where_other_paths_are_relative(images, load, tmp_path):
+    root, names = images
+    (tmp_path / "other").mkdir()
+    write_table(root / "train.csv", ["image", "label"], [(names[0], "a"), (f"{tmp_path}/other/0.png", "b")])
+    with pytest.raises(ValueError, match=r"train.csv:3: .*lies elsewhere. Other paths are relative: write all"):
+        load(str(root))
 
 
 def test_absolute_paths_below_the_root_of_the_system_and_with_two_slashes(images, load):
