@@ -141,6 +141,13 @@ INSIDE = {  # what has its place in another option: how to write it there, on th
     "model_args": ("--model_args '{\"%s\": ...}'", "drop_rate drop_path_rate output_stride global_pool in_chans"),
 }
 
+ELSEWHERE = {  # what other programs call an option of `train`
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "model": "backbone",
+    "workers": "dataloader_num_workers",
+}
+
 MOVED = {  # options that only one command has lost
     "predict": {"model": "the model comes first and has no option: `hnml predict MODEL IMAGES`"},
     "evaluate": {"model": "the model comes first and has no option: `hnml evaluate MODEL DATA`"},
@@ -462,6 +469,8 @@ def check_words(command: str, words: list[str]):
             refuse_retired(parser, [word.lstrip("-").partition("=")[0]], MOVED.get(command, {}))
             known = [name for action in parser._actions for name in action.option_strings if "-" not in name[2:]]
             close = difflib.get_close_matches(word.partition("=")[0], known, n=3)
+            usual = f"--{ELSEWHERE.get(word.lstrip('-').partition('=')[0].replace('-', '_'))}"
+            close = [usual] if usual in known else close
             hint = f"; did you mean {' or '.join(close)}?" if close else f"; see hnml {command} --help"
             parser.error(f"there is no option {word}{hint}")
     if getattr(given, "recipe", None):

@@ -239,7 +239,7 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
     computed = sum(part.computed for part in passes)
     unreadable = int((~features.readable).sum())
     print(f"Rows: {len(table):,}" + (f" ({counted(unreadable, 'image')} cannot be read)" if unreadable else ""))
-    print(f"Classes most often given for another:{_pairs(table)}")
+    print(f"Most common label errors:{_pairs(table)}")
     for split, (rows, seen) in others.items():
         missing = int((~seen.readable).sum())
         said = f" ({counted(missing, 'image')} cannot be read)" if missing else ""
@@ -305,7 +305,7 @@ def check(data: DatasetDict, output_dir: str, *, max_pixels: int) -> dict:
 
 def _pairs(table) -> str:
     pairs = worst_pairs(table)
-    lines = [f"\n  {given} is {suggested}: about {number:,.0f}" for given, suggested, number in pairs]
+    lines = [f"\n  labeled {given}, probably {suggested}: about {number:,.0f}" for given, suggested, number in pairs]
     return "".join(lines) or " none"
 
 

@@ -47,15 +47,22 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("run", help="`output_dir` of a run that was audited.")
     parser.add_argument("--annotations", nargs="+", default=[], help="CSV files of the report, or annotation logs.")
     parser.add_argument(
-        "--how", choices=HOW, help="What to do with labels that are probably wrong and were not reviewed."
+        "--how",
+        choices=HOW,
+        help="What to do with labels that are probably wrong and were not reviewed: drop, relabel, weight or "
+        "posterior; default: nothing.",
     )
     parser.add_argument("--threshold", type=float, help="Score from which a label counts as wrong; default: 0.5.")
     parser.add_argument(
         "--exclude", nargs="+", help="Exclusion lists of `hnml audit` or `hnml check`, whose rows are left out."
     )
     parser.add_argument("--output_dir", required=True, help="New folder for the corrected dataset.")
-    parser.add_argument("--output_format", choices=FORMATS, help="Default: the format of the original.")
-    parser.add_argument("--files", choices=FILES, help="How images get into a new folder; default: copy.")
+    parser.add_argument(
+        "--output_format", choices=FORMATS, help="folder, csv, parquet or arrow; default: the format of the original."
+    )
+    parser.add_argument(
+        "--files", choices=FILES, help="How images get into a new folder: copy, hardlink or symlink; default: copy."
+    )
     parser.add_argument(
         "--removed_dir", help="New folder for images that are dropped or excluded; default: they stay where they are."
     )

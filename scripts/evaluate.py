@@ -1,7 +1,7 @@
 """Measure a trained model on a dataset with trusted labels.
 
     python scripts/evaluate.py outputs/quickstart quickstart
-    python scripts/evaluate.py user/name photos --split train --output measured.json
+    python scripts/evaluate.py user/name photos --output measured.json
 
 Classes are compared by name: the data may lack some of the model's, or have them in another order. Needs no network
 where the model and the data are here.

@@ -448,7 +448,15 @@ def load_model(options: argparse.Namespace) -> TimmCAMForImageClassification:
     """The model of `options.model`, a folder or a repository on the Hub, whose names have a slash."""
     if problem := missing("model", options.model):
         raise SystemExit(f"error: {options.model}: {problem}")
-    return TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
+    try:
+        return TimmCAMForImageClassification.from_pretrained(options.model, revision=options.revision)
+    except OSError as error:
+        if os.path.exists(os.path.expanduser(options.model)):
+            raise
+        first_line = str(error).partition("\n")[0]
+        raise SystemExit(
+            f"error: {options.model}: there is no such folder, and the Hub gave none: {first_line}"
+        ) from error
 
 
 NOISE_KEYS = {  # key of the mapping `noise`: argument of `draw_noise`

@@ -361,8 +361,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
 
         if args.process_index == 0:
             print(
-                f"Training starts from the judge of {len(data['train'])} labels: the pretrained features "
-                f"take {judgement.noise_rate:.1%} for wrong"
+                f"Judged {len(data['train']):,} labels from pretrained features: about {judgement.noise_rate:.1%} are "
+                "wrong. Training starts from this classifier."
             )
     train_set = prepared(data["train"], pixels.get("train"), training=True)
     held_out = {

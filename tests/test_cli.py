@@ -72,6 +72,8 @@ def test_the_command_lists_its_scripts(monkeypatch, capsys):
         ("frobnicate", "there is no command `frobnicate`. There are audit, check,"),
         ("audit_data photos", "hnml: `audit_data` is now called `check`."),
         ("train --bakbone resnet50", "there is no option --bakbone; did you mean --backbone?"),
+        ("train --lr 0.1", "there is no option --lr; did you mean --learning_rate?"),
+        ("train --batch-size=8", "did you mean --per_device_train_batch_size?"),
         ("evaluate ./none quickstart", "error: ./none: there is no such file or folder"),
         ("evaluate user/x --dataset rows.csv", "--dataset rows.csv: there is no such file or folder"),
         ("predict user/x none.jpg", "error: none.jpg: there is no such file or folder"),
@@ -269,6 +271,14 @@ def test_help_is_short_and_help_all_has_everything(monkeypatch, capsys):
         and "\n    hnml train photos" in shown["--help"]
         and "scripts/train.py" not in shown["--help"]
     )
+
+
+def test_the_help_of_clean_names_what_an_option_takes():
+    from hnml_hf.audit import cleaning, outputs
+
+    (options,) = cli.option_groups("clean").values()
+    for name, values in (("how", cleaning.HOW), ("output_format", outputs.FORMATS), ("files", outputs.FILES)):
+        assert ", ".join(values[:-1]) + f" or {values[-1]}" in options[name].help
 
 
 def test_a_script_gives_the_same_help(monkeypatch, capfd):

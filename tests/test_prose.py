@@ -15,7 +15,7 @@ AMERICAN = {  # spelling
     r"centre": "center",
     r"grey": "gray",
     r"artefact": "artifact",
-    r"(?:un|mis)?labelled\b": "labeled",
+    r"(?:un|mis|re)?labelled\b": "labeled",
     r"labelling": "labeling",
     r"(?:general|initial|local|maxim|memor|minim|normal|organ|penal|real|recogn|regular|standard|summar|synchron|util|"
     r"visual)is(?:e|ed|es|er|ing|ation)\b": "-ize",

@@ -124,7 +124,7 @@ def plan_cleaning(
     Returns:
         `pd.DataFrame`: in the order of the table `index`, `path`, `label` (id) and `label_name`, `label_scored` (the
         given one, name), `label_original` (the given one of the first of several rounds), `label_score`,
-        `label_action` (kept, annotated, relabelled, dropped, excluded), `annotation`, `annotator`, `weight`,
+        `label_action` (kept, annotated, relabeled, dropped, excluded), `annotation`, `annotator`, `weight`,
         `suggested_label`; and the likeliest classes, if the table has kept them.
         `attrs["class_names"]` are all classes.
 
@@ -184,7 +184,7 @@ def plan_cleaning(
     acts = issue & ~settled
     if how == "relabel":
         plan.loc[acts, "label"] = plan.loc[acts, "suggested_label"]
-        plan.loc[acts, "label_action"] = "relabelled"
+        plan.loc[acts, "label_action"] = "relabeled"
     elif how == "drop":
         plan.loc[acts, "label_action"] = "dropped"
     plan.loc[plan["index"].isin(list(excluded or ())), "label_action"] = "excluded"
@@ -246,7 +246,7 @@ def apply_plan(dataset: Dataset, plan: pd.DataFrame) -> Dataset:
 
     Returns:
         `datasets.Dataset`: the four features and the lineage: `original_label`, `noise_score` and `audit_action`
-        (kept, annotated, relabelled); after `weight` also `weight`, after `posterior` soft targets. `index` stays what
+        (kept, annotated, relabeled); after `weight` also `weight`, after `posterior` soft targets. `index` stays what
         it was, and `clean_label` what was known.
     """
     names, how = plan.attrs["class_names"], plan.attrs["how"]

@@ -16,6 +16,7 @@ from ..modeling.forward import ask, run_over
 from .dynamics import score_predictions
 from .features import FrozenBackbone, extract_features
 from .judge import Head, Judgement, fit_head, judge_labels
+from .table import image_paths
 
 
 def pooled_features(
@@ -116,9 +117,10 @@ def start_from_judge(
         seen = extract_features(dataset, judging, **options)
     if not seen.readable.all():
         bad = np.flatnonzero(~seen.readable)
+        path = image_paths(dataset.select([int(bad[0])]))[0]
         raise ValueError(
-            f"{counted(len(bad), 'image')} cannot be read, the first is in row {bad[0]}. `hnml check` lists them, and "
-            "`--exclude` leaves them out."
+            f"{counted(len(bad), 'image')} cannot be read, the first is {path or f'in row {bad[0]}'}. `hnml check` "
+            "lists them, and `--exclude` leaves them out."
         )
     found = None
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:

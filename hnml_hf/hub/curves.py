@@ -77,7 +77,7 @@ def training_curves(log_history: list[dict], path: str | os.PathLike, *, evaluat
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        logger.warning("The model card has no picture of the curves: `pip install 'hnml_hf[curves]'` (matplotlib).")
+        logger.warning("The model card has no curves: matplotlib is not installed.")
         return False
     figure = Figure(figsize=(12, 5), layout="constrained")
     for axes, (title, series) in zip(figure.subplots(1, 2), panels.items(), strict=True):

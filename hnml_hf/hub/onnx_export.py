@@ -75,7 +75,7 @@ def export_to_onnx(model, path: str | os.PathLike, *, with_cams: bool = False) -
         `Path`: the file. Input `pixel_values`, outputs `logits` and, if asked, `cams`.
 
     Raises:
-        ImportError: without the packages of `pip install hnml_hf[export]`.
+        ImportError: without the packages of the extra `export`.
         ValueError: a model that is training, or maps that this head cannot give.
         ExportError: onnxruntime computes something else; the file is not kept.
 
@@ -87,7 +87,7 @@ def export_to_onnx(model, path: str | os.PathLike, *, with_cams: bool = False) -
         import onnxruntime
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
-        raise ImportError("Exporting to ONNX needs more packages: `pip install hnml_hf[export]`.") from error
+        raise ImportError("Exporting to ONNX needs more packages: `pip install 'hnml_hf[export]'`.") from error
     module, pixel_values, expected = _prepare(model, with_cams)
     path, names = Path(path), ["logits", "cams"][: 1 + with_cams]
     program = torch.onnx.export(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
@@ -118,14 +118,14 @@ def download_weights(repo_id: str) -> Path:
             return Path(hf_hub_download(repo_id, "model.safetensors"))
     except (HTTPError, OSError) as error:
         raise HubError(
-            f"Pretrained weights `{repo_id}` are not in the cache and did not come: {explain(error, 'read')}. "
-            "Without the Hub, give a safetensors file of this backbone (`--pretrained FILE`); a training may "
-            "also start from random weights (`--pretrained false`)."
+            f"Pretrained weights `{repo_id}` are not in the cache and cannot be downloaded: {explain(error, 'read')}. "
+            "Without the Hub, give a safetensors file of this backbone: `--pretrained FILE`."
         ) from error
 
 
 def explain(error: Exception, intent: str = "write") -> str:
     """What an error of the Hub's client means to one who wanted to `read` or to `write`, in one clause."""
+    hub = os.environ.get("HF_ENDPOINT", "the Hub")
     if isinstance(error, LocalTokenNotFoundError):
         return REASONS[401]
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
@@ -137,5 +137,7 @@ def explain(error: Exception, intent: str = "write") -> str:
         )
         said = f" (it says: {error.server_message})" if error.server_message else ""
         return f"{status}, {reason}{said}"
+    if isinstance(error, LocalEntryNotFoundError):  # whose own text is long and says no more
+        return "`HF_HUB_OFFLINE` is set" if constants.HF_HUB_OFFLINE else f"no answer from {hub}"
     first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"no answer from {os.environ.get('HF_ENDPOINT', 'the Hub')} ({type(error).__name__}: {first_line})"
+    return f"no answer from {hub} ({type(error).__name__}: {first_line})"

@@ -83,7 +83,7 @@ def pretrained_state(architecture: str, config: TimmWrapperConfig, weights: bool
     Raises:
         ValueError: if the file is not there, no safetensors file, of another architecture, or the architecture has
             no pretrained weights.
-        HubError: if the weights are on the Hub and did not come from there.
+        HubError: if the weights are on the Hub and cannot be downloaded.
     """
     original = timm.get_pretrained_cfg(architecture)
     if weights is True:

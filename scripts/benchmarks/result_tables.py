@@ -314,7 +314,7 @@ def percent(value: float) -> str:
 
 def detection() -> str:
     """The judge on each dataset."""
-    header = ["labels", "rows", "AUROC", "average precision", "relabelled right", "calibration error", "true rate"]
+    header = ["labels", "rows", "AUROC", "average precision", "relabeled right", "calibration error", "true rate"]
     rows = []
     for row, *_ in detections():
         low, high = (f"{100 * bound:.1f}" for bound in row["estimated_rate_range"])

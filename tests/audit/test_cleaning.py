@@ -43,7 +43,7 @@ def test_cleaned_datasets_keep_their_lineage(tiny_dataset, table, tmp_path):
     relabelled = clean_dataset(tiny_dataset, table, how="relabel")
     assert relabelled["label"][:] == clean.tolist() and relabelled["original_label"][:] == given.tolist()
     assert relabelled["index"][:] == tiny_dataset["index"][:]
-    assert [a == "relabelled" for a in relabelled["audit_action"]] == (clean != given).tolist()
+    assert [a == "relabeled" for a in relabelled["audit_action"]] == (clean != given).tolist()
     dropped = clean_dataset(tiny_dataset, table, how="drop")
     assert dropped["index"][:] == np.array(tiny_dataset["index"])[clean == given].tolist()
     weighted = clean_dataset(tiny_dataset, table, how="weight")

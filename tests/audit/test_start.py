@@ -57,7 +57,7 @@ def test_training_starts_from_the_head_of_the_judge(folder, capfd):
     start = ["--start_from_judge", "true", "--learning_rate", "0", "--freeze_batch_norm", "true"]
     options = [*save_small_quickstart(10), *RESNET, *SHORT, *start, "--monitor_fraction", "0", "--audit", "false"]
     load_script("train").main(options)
-    assert "Training starts from the judge of 400 labels: the pretrained features " in capfd.readouterr().out
+    assert "Judged 400 labels from pretrained features: about " in capfd.readouterr().out
     rows = load_noisy_dataset("data", clean_label_column="clean_label", index_column="index")["train"]
     found = extract_features(rows, weights_of_the_test(64), cache_dir="cache", batch_size=8, num_workers=0)
     labels, how = np.array(rows["label"]), {"num_labels": 10, "device": "cpu"}
@@ -117,8 +117,16 @@ def test_an_image_that_cannot_be_read_is_named_before_training(folder):
     data["train"] = datasets.Dataset.from_list(stored, features=features)
     data.save_to_disk("other")
     options[1] = "other"
+    start = [*options, *RESNET, *SHORT, "--start_from_judge", "true", "--monitor_fraction", "0"]
     with pytest.raises(SystemExit, match="1 image cannot be read, the first is in row 3. `hnml check` lists them"):
-        load_script("train").main([*options, *RESNET, *SHORT, "--start_from_judge", "true", "--monitor_fraction", "0"])
+        load_script("train").main(start)
+    Path("broken.png").write_bytes(b"no image")
+    stored[3]["image"] = {"bytes": None, "path": "broken.png"}
+    data["train"] = datasets.Dataset.from_list(stored, features=features)
+    data.save_to_disk("named")
+    start[1] = "named"
+    with pytest.raises(SystemExit, match="1 image cannot be read, the first is .*broken.png. `hnml check` lists them"):
+        load_script("train").main(start)
 
 
 def test_a_start_without_pretrained_features_is_refused(folder, capfd):

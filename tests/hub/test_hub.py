@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from loopback_hub import LoopbackHub, check_card
 from safetensors.torch import load_file, save
 
 from hnml_hf import TimmCAMForImageClassification, push_to_hub
 from hnml_hf.hub.upload import published_files
+from hnml_hf.modeling.hub_client import explain
 
 
 HELPERS = Path(__file__).parents[1] / "helpers"
@@ -30,6 +32,13 @@ PUSH, LOAD = str(HELPERS / "hub_push_worker.py"), str(HELPERS / "hub_load_worker
 def hub():
     with LoopbackHub() as hub:
         yield hub
+
+
+@pytest.mark.parametrize(("offline", "why"), [(True, "`HF_HUB_OFFLINE` is set"), (False, "no answer from the Hub")])
+def test_a_hub_that_was_not_asked_is_told_from_one_that_does_not_answer(offline, why, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    assert explain(LocalEntryNotFoundError("a long text"), "read") == why
 
 
 def run(script: str, *arguments: str, env: dict):
