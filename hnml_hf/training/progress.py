@@ -34,9 +34,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def not_below_zero(value: float) -> float:
-    """A loss without the sign that rounding gives a zero, and an estimated share that is a little below 0 as 0."""
-    return value if value > 0 or value != value else 0.0
+def written(value: float, form: str) -> str:
+    """A figure as `form` writes it: an estimated share a little below 0 as 0, and no zero with a minus.
+
+    A loss below 0 keeps its sign: ELR's term is the logarithm of at most 1.
+    """
+    text = form.format(max(value, 0.0) if form.endswith("%}") else value)
+    return text.removeprefix("-") if set(text) <= set("-0.%") else text
 
 
 def training_line(logs: dict, *, epochs: float, images_per_second: float | None, seconds_left: float) -> str:
@@ -48,11 +52,7 @@ def training_line(logs: dict, *, epochs: float, images_per_second: float | None,
         images_per_second, seconds_left (`float`): inf or None where that is not known yet.
     """
     figures = [f"epoch {logs.get('epoch', 0):.4g}/{epochs:.4g}"]
-    figures += [
-        f"{name} {form.format(not_below_zero(logs[key]))}"
-        for key, (name, form) in TRAINING_FIGURES.items()
-        if key in logs
-    ]
+    figures += [f"{name} {written(logs[key], form)}" for key, (name, form) in TRAINING_FIGURES.items() if key in logs]
     if images_per_second is not None:
         figures.append(f"{images_per_second:,.0f} images/s")
     if math.isfinite(seconds_left):
@@ -79,7 +79,7 @@ def evaluation_lines(logs: dict, *, evaluated: str) -> list[str]:
     for (split, network), figures in measured.items():
         share = "accuracy" if split == "test" else "agreement"
         texts = [f"{share} {figures['accuracy']:.1%}"] if "accuracy" in figures else []
-        texts += [f"loss {not_below_zero(figures['loss']):.3f}"] if "loss" in figures else []
+        texts += ["loss " + written(figures["loss"], "{:.3f}")] if "loss" in figures else []
         lines.append(f"  {split}, {network}: {'  '.join(texts)}")
     return lines
 

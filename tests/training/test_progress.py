@@ -1,9 +1,11 @@
 """What is printed of a run: lines with names and units, and bars on a terminal alone."""
 
+import math
+
 import pytest
 from trainers import build_trainer
 
-from hnml_hf.training.progress import duration, evaluation_lines, training_line
+from hnml_hf.training.progress import duration, evaluation_lines, training_line, written
 
 
 @pytest.mark.parametrize(("seconds", "written"), [(0.4, "0:00"), (65, "1:05"), (3599.6, "1:00:00"), (7325, "2:02:05")])
@@ -32,6 +34,23 @@ def test_a_training_line_names_its_figures():
         "1,830 images/s",
         "2:10 left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "text"),
+    [
+        (-1.0520, "{:.3f}", "-1.052"),
+        (-0.0004, "{:.3f}", "0.000"),
+        (-0.0005001, "{:.3f}", "-0.001"),
+        (0.0, "{:.3f}", "0.000"),
+        (math.nan, "{:.3f}", "nan"),
+        (-math.inf, "{:.3f}", "-inf"),
+        (math.nan, "{:.1%}", "nan%"),
+        (-0.02, "{:.1%}", "0.0%"),
+    ],
+)
+def test_a_loss_below_zero_is_shown_as_it_is(value, form, text):
+    assert written(value, form) == text
 
 
 def test_what_is_not_known_yet_is_left_out():
