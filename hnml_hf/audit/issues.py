@@ -17,7 +17,7 @@ from ..data.load import load_noisy_dataset
 from ..data.schema import column, labels_fingerprint
 from ..data.targets import top_targets
 from .features import BACKBONE, Features, extract_features, load_backbone
-from .findings import neighbor_columns
+from .findings import TYPICAL, neighbor_columns
 from .judge import Judgement, identical_rows, judge_labels
 from .noise_model import doubt_of_rate
 from .review.annotations import annotated_labels, apply_annotations
@@ -224,11 +224,10 @@ def issue_table(
     top = top_targets(judgement.posterior, judgement.top_labels, top_k=likely.shape[1])
     likely[rows[judgement.judged]], share[rows[judgement.judged]] = (part[judgement.judged] for part in top)
     table = table.assign(**likely_columns(likely, share))
-    if judgement.nearest is not None:
-        nearest, similarities = np.full((n, judgement.nearest.shape[1]), -1), np.full((n, 1), -1.0)
-        similarities = np.repeat(similarities, judgement.nearest.shape[1], 1)
-        nearest[rows] = np.where(judgement.nearest >= 0, rows[judgement.nearest], -1)
-        similarities[rows] = judgement.similarities
+    if judgement.nearest is not None and judgement.similarities is not None:
+        near, cosines = judgement.nearest[:, :TYPICAL], judgement.similarities[:, :TYPICAL]
+        nearest, similarities = np.full((n, near.shape[1]), -1), np.full((n, near.shape[1]), -1.0)
+        nearest[rows], similarities[rows] = np.where(near >= 0, rows[near], -1), cosines
         same = np.arange(n) if groups is None else groups
         table = table.assign(**neighbor_columns(index, nearest, similarities, same))
     matrix = judgement.transition_matrix

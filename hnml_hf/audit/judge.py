@@ -24,6 +24,7 @@ from ..common.words import counted
 
 SHRINKAGES = (0.3, 0.6)
 ROUNDS = 2  # with posteriors instead of labels as targets, where they help
+ROUNDS_LIMIT = 100_000  # samples; beyond it they are not tried: that takes up to nine more passes over the features
 SHARPENED = 1.5  # what the weights of highest likelihood are multiplied by
 MARGIN = 0.01  # of the range of the noise rate, at least
 FEW_LABELS = 3.0  # what one label per class adds to it
@@ -32,10 +33,12 @@ TOP_LABELS = 32  # and beyond it so many
 NEIGHBORS = 50
 NEIGHBOR_DIMENSIONS = 256  # principal components in which neighbors are sought
 NEIGHBOR_LIMIT = 100_000  # samples; beyond it an exact search takes longer than all the rest
+PROBED = 16  # lists in which the neighbors of a sample are sought instead: 99 % of the nearest (docs/ablations.md)
 FIT_ON = 20_000  # samples that the noise model is fitted to, or 50 for each class; all are judged
 TRIPLES = 20  # samples per pair of classes from which on triples of labels tell a rate
 BATCH = 8_192  # rows that are worked on at a time
 STRIP = 512  # rows of a symmetric matrix that are computed at a time
+NONE = -2.0  # in place of the cosine of a pair that does not count
 FLOOR = 1e-4  # least mean posterior of the neighbors
 LEAST_SCATTER = 1e-5  # within classes, of a total variance of 1: what float32 tells from none
 SAME = 1e-12  # variance of a feature, as a share of the square of its mean, below which it is the same everywhere
@@ -68,8 +71,10 @@ class Projection:
 
     def __call__(self, features: np.ndarray) -> torch.Tensor:
         """Unit vectors of features `(n, d)`, of shape `(n, p)`."""
-        parts = [(batch - self.center) @ self.basis for _, batch in _batches(features, self.center.device)]
-        return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+        vectors = torch.empty(len(features), self.basis.shape[1], device=self.center.device)
+        for rows, batch in _batches(features, self.center.device):
+            vectors[rows] = torch.nn.functional.normalize((batch - self.center) @ self.basis, dim=1)
+        return vectors
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,7 @@ class Judgement:
         nearest (`np.ndarray` of shape `(n, m)`, *optional*): int32, rows of the most similar samples of other groups,
             the most similar first; -1 where there are too few. None where none were sought.
         similarities (`np.ndarray` of shape `(n, m)`, *optional*): float32, their cosines.
-        projection ([`Projection`], *optional*): to the space of these cosines, also beyond the number of samples up
-            to which neighbors are sought; None with `neighbors=0`.
+        projection ([`Projection`], *optional*): to the space of these cosines; None with `neighbors=0`.
     """
 
     posterior: np.ndarray
@@ -159,7 +163,7 @@ def judge_labels(
 
     Then P(c | y) may replace R, two times. This helps where a class is mostly given another's labels, and
     harms where classes are confusable; it is done if it makes the labels of a fold that has no part in it more
-    probable by two standard errors.
+    probable by two standard errors. It is not tried beyond 100,000 samples.
 
     The posteriors of a sample's neighbors (cosine, principal components), v_ic = the mean of P(c | y_j, h_j) over its
     nearest, are added to the logits as log v_ic with a weight of their own. The likeliest weights are too small where
@@ -179,7 +183,7 @@ def judge_labels(
             weight 0 is judged, but no other by it.
         known (`np.ndarray` of shape `(n,)`, *optional*): true classes as people have decided them, -1 where they have
             not. They are trained on instead of the labels, tell how labels are mistaken, and are their own posterior.
-        neighbors (`int`): how many of each sample; 0 leaves them out, as more than 100,000 samples do.
+        neighbors (`int`): how many of each sample; 0 leaves them out.
         device (`torch.device` or `str`, *optional*): where to compute. Default: a GPU if there is one.
 
     Returns:
@@ -221,7 +225,7 @@ def judge_labels(
     agreement, confidence = judge.skill(given[chosen], torch.from_numpy(known[chosen] < 0))
     if len(chosen) < len(labels):
         judge = data.discriminate(statistics, shrinkage)
-    enough = len(statistics.counts) > 2 and len(labels) <= NEIGHBOR_LIMIT
+    enough = len(statistics.counts) > 2 and len(labels) <= ROUNDS_LIMIT
     if enough and _rounds_help(data, statistics, shrinkage):
         rounds = ROUNDS
         for _ in range(rounds):
@@ -231,7 +235,7 @@ def judge_labels(
     posterior, clustered_rate = model.posterior(evidence, top_labels, given), 0.0
     nearest = similarities = None
     projection = statistics.projection() if neighbors else None
-    if projection is not None and len(labels) <= NEIGHBOR_LIMIT:
+    if projection is not None:
         nearest, similarities = nearest_neighbors(projection(features), groups, neighbors)
         evidence.append(neighbor_posteriors(nearest, posterior, top_labels, num_labels))
         if len(labels) >= TRIPLES * num_labels**2:
@@ -268,7 +272,7 @@ def judge_labels(
         inverse_temperature=temperature,
         agreement=agreement,
         confidence=confidence,
-        nearest=None if nearest is None else nearest.int().numpy(),
+        nearest=None if nearest is None else nearest.numpy(),
         similarities=None if similarities is None else similarities.numpy(),
         projection=projection,
     )
@@ -693,28 +697,89 @@ def _newton_step(stack, prior, resolved) -> torch.Tensor:
 
 
 def nearest_neighbors(vectors: torch.Tensor, groups: np.ndarray, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of the most similar vectors of other groups, and their cosines, both of shape `(n, count)`.
+    """Rows of the most similar unit vectors of other groups, and their cosines: int32 and float32 `(n, count)`.
 
-    The most similar come first; -1, with a cosine of -1, where there are too few.
+    The most similar come first; -1, with a cosine of -1, where there are too few. Up to 100,000 vectors all pairs are
+    compared; beyond it those of [`search_lists`].
     """
-    group, wanted = torch.from_numpy(groups).to(vectors.device), min(count + 4, len(vectors))
-    rows_found, cosines_found = [], []
-    for rows in torch.arange(len(vectors), device=vectors.device).split(512):
-        cosines, near = (vectors[rows] @ vectors.T).topk(wanted, dim=1)
-        same = group[near] == group[rows, None]
-        near, cosines = near.masked_fill(same, -1), cosines.masked_fill(same, -1)
-        last = torch.where(same, wanted, torch.arange(wanted, device=near.device))  # the order, others at the end
-        order = last.argsort(dim=1, stable=True)[:, :count]
-        rows_found.append(near.gather(1, order).cpu())
-        cosines_found.append(cosines.gather(1, order).cpu())
-    return torch.cat(rows_found), torch.cat(cosines_found)
+    group, n = torch.from_numpy(groups).to(vectors.device), len(vectors)
+    if n > NEIGHBOR_LIMIT:
+        return search_lists(vectors, vectors, count, groups=group)
+    nearest, similarities = torch.empty(n, min(count, n), dtype=torch.int32), torch.empty(n, min(count, n))
+    for rows in torch.arange(n).split(512):
+        cosines = (vectors[rows] @ vectors.T).masked_fill_(group[rows, None] == group, NONE)
+        cosines, near = cosines.topk(nearest.shape[1], dim=1)
+        nearest[rows], similarities[rows] = near.int().cpu(), cosines.cpu()
+    return _without_none(nearest, similarities)
 
 
 def most_similar(vectors: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The row of the most similar of m others, and the cosine, for each of n unit vectors; both of shape `(n,)`."""
+    """The row of the most similar of m others, and the cosine, for each of n unit vectors; both of shape `(n,)`.
+
+    Beyond 10,000,000,000 pairs only those of [`search_lists`] are compared.
+    """
+    if len(vectors) * len(others) > NEIGHBOR_LIMIT**2:
+        nearest, cosines = (part[:, 0].numpy() for part in search_lists(vectors, others, 1))
+        return nearest, cosines
     found = [(some @ others.T).max(dim=1) for some in vectors.split(max(1, 2**24 // len(others)))]  # 64 MB
     cosines, nearest = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
     return nearest, cosines
+
+
+def search_lists(
+    asked: torch.Tensor, vectors: torch.Tensor, wanted: int, *, groups: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the most similar of n vectors, and their cosines, for each of m: an inverted file (IVF).
+
+    Spherical k-means divides the n vectors into sqrt(n) / 2 lists, and each of the m is compared with the 16 lists
+    whose centers are most similar to it (Jegou et al., TPAMI 2011). A list is compared with all that ask for it at
+    once, as a matrix product, so that the vectors need no second copy.
+
+    Args:
+        asked (`torch.Tensor` of shape `(m, p)`), vectors (`torch.Tensor` of shape `(n, p)`): unit vectors.
+        wanted (`int`): w, how many for each.
+        groups (`torch.Tensor` of shape `(n,)`, *optional*): where the m are the n themselves; those of a group are not
+            compared with each other.
+
+    Returns:
+        rows and cosines, int32 and float32 `(m, w)`, the most similar first; -1 where the lists have too few.
+    """
+    centers = cluster_centers(vectors, max(1, round(len(vectors) ** 0.5 / 2)))
+    probed = _closest(asked, centers, min(PROBED, len(centers)))
+    home = _closest(vectors, centers, 1)[:, 0]
+    nearest = torch.full((len(asked), wanted), -1, dtype=torch.int32, device=asked.device)
+    similarities = torch.full((len(asked), wanted), NONE, device=asked.device)
+    for number in range(len(centers)):
+        members, asking = torch.where(home == number)[0].int(), torch.where((probed == number).any(1))[0]
+        there = vectors[members].T
+        for rows in asking.split(2**24 // (len(members) + wanted) + 1):  # 64 MB
+            cosines = asked[rows] @ there
+            if groups is not None:
+                cosines.masked_fill_(groups[rows, None] == groups[members], NONE)
+            similarities[rows], at = torch.cat([similarities[rows], cosines], dim=1).topk(wanted, dim=1)
+            nearest[rows] = torch.cat([nearest[rows], members.expand(len(rows), -1)], dim=1).gather(1, at)
+    return _without_none(nearest.cpu(), similarities.cpu())
+
+
+def _without_none(nearest: torch.Tensor, similarities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """-1 for both where no pair was left, in place."""
+    return nearest.masked_fill_(similarities == NONE, -1), similarities.clamp_(min=-1)
+
+
+def cluster_centers(vectors: torch.Tensor, count: int, *, seed: int = 0, iterations: int = 8) -> torch.Tensor:
+    """Centers of unit vectors `(n, p)`, of shape `(count, p)`: spherical k-means of a sample of 64 for each."""
+    chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))[: 64 * count]
+    sample = vectors[chosen.to(vectors.device)]
+    centers = sample[:count]
+    for _ in range(iterations):
+        sums = torch.zeros_like(centers).index_add_(0, (sample @ centers.T).argmax(1), sample)
+        centers = torch.nn.functional.normalize(sums, dim=1)
+    return centers
+
+
+def _closest(vectors: torch.Tensor, centers: torch.Tensor, count: int) -> torch.Tensor:
+    """Numbers of the most similar centers, int32 `(n, count)`."""
+    return torch.cat([(batch @ centers.T).topk(count, dim=1).indices.int() for batch in vectors.split(BATCH)])
 
 
 def rate_of_triples(labels: torch.Tensor, nearest: torch.Tensor, num_labels: int, *, iterations: int = 200) -> float:

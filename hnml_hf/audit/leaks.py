@@ -21,7 +21,7 @@ def find_leaks(
     *,
     threshold: float = DUPLICATE,
 ) -> pd.DataFrame:
-    """Training images with a copy or near-copy in other splits; every pair of images is compared.
+    """Training images with a copy or near-copy in other splits, by [`~hnml_hf.audit.judge.most_similar`].
 
     Args:
         dataset (`datasets.Dataset`): the training split, with `image` and `index`.

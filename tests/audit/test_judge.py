@@ -5,6 +5,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from hnml_hf.audit import judge
 from hnml_hf.audit.judge import (
     FoldStatistics,
     NoiseModel,
@@ -218,6 +219,40 @@ def test_samples_of_one_group_are_no_neighbors():
     torch.testing.assert_close(means[2], torch.tensor([0.75, 0.25]))  # of rows 1 and 0
     few, cosines = nearest_neighbors(vectors, np.array([0, 0, 0, 2]), 2)
     assert few.tolist()[0] == [3, -1] and cosines[0, 1] == -1
+
+
+def test_beyond_the_limit_neighbors_are_sought_in_lists(monkeypatch):
+    """Clusters with copies among them: nearly all that an exact search finds, every copy, the same cosines."""
+    features, true = clusters(3000, k=30, d=16)
+    features[1500:1510] = features[:10] + 1e-3
+    given = flipped(true, 0.3, k=30)
+    exact = judge_labels(features, given, num_labels=30, neighbors=10)
+    monkeypatch.setattr(judge, "NEIGHBOR_LIMIT", 2999)
+    found, again = (judge_labels(features, given, num_labels=30, neighbors=10) for _ in range(2))
+    assert found.nearest.dtype == exact.nearest.dtype and found.nearest.shape == exact.nearest.shape
+    assert found.nearest[:10, 0].tolist() == list(range(1500, 1510))
+    np.testing.assert_array_equal(found.nearest, again.nearest)
+    assert np.mean([np.isin(*pair).mean() for pair in zip(exact.nearest, found.nearest, strict=True)]) > 0.98
+    same = found.nearest == exact.nearest
+    np.testing.assert_allclose(found.similarities[same], exact.similarities[same], atol=1e-6)
+    wrong = given != true
+    assert roc_auc_score(wrong, found.log_odds) == pytest.approx(roc_auc_score(wrong, exact.log_odds), abs=1e-3)
+
+
+@pytest.mark.parametrize("limit", [0, 100])
+def test_neighbors_of_copies_of_nothing_and_of_few_rows(limit, monkeypatch):
+    monkeypatch.setattr(judge, "NEIGHBOR_LIMIT", limit)
+    vectors = torch.zeros(40, 2)
+    vectors[:30, 0], vectors[30], vectors[31, 1] = 1, torch.tensor([0.8, 0.6]), -1  # the others are zero vectors
+    nearest, cosines = nearest_neighbors(vectors, np.arange(40), 5)
+    assert (nearest[:30] < 30).all() and (cosines[:30] == 1).all() and (nearest != torch.arange(40)[:, None]).all()
+    assert (nearest[30] < 30).all() and cosines[30].tolist() == pytest.approx([0.8] * 5)
+    assert (cosines[31:] == 0).all()
+    groups = np.r_[np.zeros(30, int), np.arange(1, 11)]  # the copies are known as such, and more than are sought
+    nearest, cosines = nearest_neighbors(vectors, groups, 5)
+    assert (nearest[:30, 0] == 30).all() and cosines[:30, 0].tolist() == pytest.approx([0.8] * 30)
+    few, cosines = nearest_neighbors(vectors[30:32], np.arange(2), 5)
+    assert few[:, :2].tolist() == [[1, -1], [0, -1]] and cosines[0, 1] == -1
 
 
 def test_the_noise_model_recovers_a_planted_matrix_and_temperature():

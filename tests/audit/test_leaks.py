@@ -1,7 +1,9 @@
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset, Image
 
+from hnml_hf.audit import judge
 from hnml_hf.audit.features import Features
 from hnml_hf.audit.judge import Projection, judge_labels, most_similar
 from hnml_hf.audit.leaks import find_leaks
@@ -44,6 +46,18 @@ def test_pairs_worked_by_hand():
     assert len(find_leaks(*train, {"validation": validation}, projection, threshold=0.96)) == 1
     none = find_leaks(*train, {"test": split_of([[-1, -1]], [0])}, projection)
     assert none.empty and "cosine" in none
+
+
+def test_copies_are_found_in_lists_beyond_the_limit_of_pairs(monkeypatch):
+    generator = np.random.default_rng(0)
+    test = generator.normal(size=(4_000, 24))
+    train = np.r_[test[:20] + 0.01, generator.normal(size=(100, 24))]
+    projection = Projection(torch.zeros(24), torch.eye(24))
+    splits = split_of(train, range(120)), {"test": split_of(test, range(4_000))}
+    exact = find_leaks(*splits[0], splits[1], projection)
+    monkeypatch.setattr(judge, "NEIGHBOR_LIMIT", 600)
+    pd.testing.assert_frame_equal(find_leaks(*splits[0], splits[1], projection), exact)
+    assert sorted(exact["index"]) == sorted(exact["other_index"]) == list(range(20))
 
 
 def test_cosines_are_those_of_the_neighbors_of_the_judge():
