@@ -18,6 +18,7 @@ has changed since is refused.
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from contextlib import ExitStack
@@ -55,13 +56,15 @@ from hnml_hf.audit.features import FEATURES_FOLDER, FrozenBackbone, extract_feat
 from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import dataset_table, judge_features, worst_pairs
 from hnml_hf.audit.leaks import find_leaks
-from hnml_hf.audit.review import merge_annotations, read_all
+from hnml_hf.audit.review import follow_annotations, merge_annotations, read_all
 from hnml_hf.audit.review.lineage import decided_before
+from hnml_hf.audit.review.matching import Scored, describe_lost
 from hnml_hf.audit.run import write_report
 from hnml_hf.audit.table import image_paths
 from hnml_hf.cli import MOVED, HelpFormatter, answer_help, refuse_too_little
 from hnml_hf.common.words import counted
 from hnml_hf.data.checks import format_report, save_report
+from hnml_hf.data.schema import labels_fingerprint
 from hnml_hf.training.resume.files import run_lock
 
 
@@ -277,12 +280,18 @@ def decisions(audit_args: AuditArguments, data_args: DataArguments, rows: Datase
     """What people have decided of labels, by sample id: in earlier rounds of a dataset that was cleaned, and in the
     annotations of an earlier audit, which go first; None without."""
     names, order = rows.features["label"].names, np.argsort(rows["index"], kind="stable")
-    index, labels = (np.asarray(rows[name])[order].tolist() for name in ("index", "label"))
-    earlier = decided_before(asdict(data_args), index, image_paths(rows), [names[label] for label in labels])
+    index, labels = (np.asarray(rows[name])[order] for name in ("index", "label"))
+    samples = index.tolist(), image_paths(rows), [names[label] for label in labels]
+    earlier = decided_before(asdict(data_args), *samples)
     if not audit_args.annotations:
         return earlier
     before = load_audit(audit_args.output_dir)
     said = merge_annotations(read_all(audit_args.annotations, before)).annotations
+    same = before.attrs["dataset_fingerprint"] == labels_fingerprint(index, labels, len(names))
+    if not same or list(map(os.path.basename, before["path"])) != list(map(os.path.basename, samples[1])):
+        said, lost = follow_annotations(said, before, Scored(*samples))
+        if lost:
+            print(describe_lost(" ".join(audit_args.annotations), lost))
     return said if earlier is None else pd.concat([said, earlier[~earlier.index.isin(said.index)]])
 
 

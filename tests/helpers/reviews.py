@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 
 import numpy as np
+import pandas as pd
 from commands import ROOT
 from PIL import Image
 from reports import make_table
@@ -36,6 +38,20 @@ def make_run(folder, n=30, names=NAMES, *, images=True):
     options = {"dataset": "imagefolder", "data_dir": str(folder / "photos")}
     (folder / "run" / "_audit" / "dataset.json").write_text(json.dumps(options))
     return table
+
+
+def audit_again(folder, table, *, lost=()):
+    """The audit of such a run after an image was added and some were lost: every id is that of another sample."""
+    again = pd.concat([table.drop(index=list(lost)), table.head(1)], ignore_index=True)
+    again.loc[len(again) - 1, "path"] = table["path"][0].replace(".png", "-new.png")
+    again["index"] = sorted([*again["index"][:-1], table["index"].max() + 1])
+    again["rank"] = np.arange(1, len(again) + 1)
+    again.attrs = {**table.attrs, "dataset_fingerprint": "e" * 32}
+    for row in lost:
+        os.remove(table["path"][row])
+    shutil.copy(again["path"][0], again["path"].iloc[-1])
+    write_audit(folder / "run" / "_audit", again)
+    return again
 
 
 @contextmanager

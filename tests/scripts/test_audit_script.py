@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import audit
@@ -383,6 +385,32 @@ def test_an_audit_goes_on_from_what_people_have_decided(run, scripts, weights, t
     with pytest.raises(SystemExit):
         scripts[1]([str(run / "out"), "--annotations", str(marks)])
     assert "`hnml clean` applies" in capsys.readouterr().err
+
+
+def test_decisions_hold_in_a_folder_that_has_grown(photos, scripts, weights, tmp_path, capsys):
+    """An image that comes first gives every sample another id; one that was annotated is gone."""
+    shutil.copytree(photos / "train", tmp_path / "grown")
+    line = [str(tmp_path / "grown"), "--backbone", "test_resnet", "--pretrained", str(weights), "--image_size", "64"]
+    line += ["--num_workers", "0", "--output_dir", str(tmp_path / "out")]
+    scripts[1](line)
+    table = load_audit(tmp_path / "out")
+    log = review.open_review(str(tmp_path / "out"))
+    log.annotate([{"index": index, "annotation": "right"} for index in table["index"][:3].tolist()], "anna", "ab" * 6)
+    first, second, gone = table["path"][:3]
+    with Image.open(second) as image:
+        image.rotate(90).save(Path(first).with_name("0-new.png"))
+    Path(gone).unlink()
+    capsys.readouterr()
+    scripts[1]([*line, "--annotations", str(log.log.path)])
+    assert f"1 annotation is left out, since the image is gone or has another label by now: {gone}" in (
+        capsys.readouterr().out
+    )
+    again = load_audit(tmp_path / "out")
+    assert set(again["path"][again["annotation"] == "right"]) == {first, second}
+    assert (again["annotation"] != "").sum() == 2
+    assert again.set_index("path").loc[first, "index"] != table.set_index("path").loc[first, "index"]
+    clean.main([str(tmp_path / "out"), "--output_dir", str(tmp_path / "copy")])
+    assert "2 annotated" in capsys.readouterr().out
 
 
 def test_a_second_round_knows_what_people_decided_in_the_first(run, scripts, weights, tmp_path):

@@ -38,6 +38,8 @@
   // -- where rows come from and annotations go: this file ...
   function fileSource() {
     const items = data.items, at = new Map(items.map((item) => [item.id, item]));
+    const fileOf = (path) => path.slice(path.lastIndexOf("/") + 1), called = new Map();
+    for (const item of items) called.set(fileOf(item.path), [...(called.get(fileOf(item.path)) || []), item]);
     let entries = storage.get("", {}); // sample id -> {annotation, label, name}
     items.forEach((item, row) => (item.row = row));
     const keep = () => storage.set("", entries);
@@ -115,7 +117,12 @@
       },
       image: (item) => item.image,
       maps: (item) => (item.maps ? { maps: item.maps } : null),
-      known: (id) => at.get(id),
+      known(id, path) { // ids change where images came or went since: then the path tells
+        const item = at.get(id), same = (one) => ("/" + one.path).endsWith("/" + path) || ("/" + path).endsWith("/" + one.path);
+        if (!path || (item && (!item.path || same(item)))) return item;
+        const found = (called.get(fileOf(path)) || []).filter(same);
+        return found.length === 1 ? found[0] : undefined;
+      },
       csv: () => toCsv(Object.entries(entries).map(([id, entry]) => ({ ...entry, item: at.get(Number(id)) })).filter((e) => e.item)),
       listen(changed) { addEventListener("storage", (event) => { if (event.key === storage.key) { entries = storage.get("", {}); changed(); } }); },
     };
@@ -621,7 +628,7 @@
     if (at.index === undefined || verdictAt === undefined) return warn("This file has no columns `index` and `annotation`; a file of annotations comes from this page.");
     const entries = [], strangers = [], unknown = [];
     for (const row of rows) {
-      const index = Number(row[at.index]), annotation = row[verdictAt], item = source.known(index);
+      const index = Number(row[at.index]), annotation = row[verdictAt], path = plain(row[at.path]), item = source.known(index, path);
       const given = plain(row[at.label_name]), label = row[at.new_label] === "" || at.new_label === undefined ? -1 : Number(row[at.new_label]);
       const name = asName(plain(row[at.new_label_name]) || names[label] || ""), found = labels.get(name);
       const open = annotation === "wrong" && label === -1 && row[at.new_label]; // wrong, and no class is known
@@ -629,7 +636,7 @@
       if (!["wrong", "right", "unsure"].includes(annotation)) unknown.push(`“${annotation ?? ""}” of sample ${row[at.index]}`);
       else if (strange) strangers.push(row[at.index]);
       else if (item) entries.push(entryFor(item, annotation, name ? found ?? -1 : open ? item.given : item.suggested, names[found] ?? (name || names[item.suggested])));
-      else entries.push({ index, annotation, new_label: found ?? -1, new_label_name: name || (open ? "" : null), label_name: given || null });
+      else entries.push({ index, annotation, new_label: found ?? -1, new_label_name: name || (open ? "" : null), label_name: given || null, path: path || null });
     }
     if (entries.length) send({ entries, batch: id() });
     const out = (what, list) => (list.length ? [`${what} and left out: ${number(list.length)} of ${counted(rows.length, "row")}, ${list.slice(0, 5).join(", ")}.`] : []);

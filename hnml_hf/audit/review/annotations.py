@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from ...common.atomic import atomic_write
 from ...common.words import counted
 from ...data.files import as_name, is_plain
 from ..exchange import Samples, read_cvat, read_fiftyone_csv, read_json
+from .matching import Scored, describe_lost, is_at, match_annotations
 
 
 if TYPE_CHECKING:  # a review starts without pandas
@@ -32,6 +34,12 @@ FIELDS = (
 WHOLE = re.compile(r"(-?[0-9]{1,19})(?:\.0*)?")
 UNSURE, UNNAMED = "(unsure)", "(wrong)"  # in brackets, since a class may be named `unsure`
 NEW_CLASS = -1  # `new_label` of a class that the dataset does not have, and of none
+
+logger = logging.getLogger(__name__)
+
+
+class LogError(ValueError):
+    """A file that is no annotation log, or no longer one."""
 
 
 def class_ids(names: Sequence[str]) -> dict[str, int]:
@@ -52,6 +60,9 @@ def read_all(paths: Iterable[str | os.PathLike], table: pd.DataFrame) -> list[pd
 def read_annotations(path: str | os.PathLike, table: pd.DataFrame, *, annotator: str | None = None) -> pd.DataFrame:
     """Annotations that were made in the report, by `hnml review`, or by another tool.
 
+    Where images came or went since, ids are of other samples by now: a CSV or a log that says so is matched by the
+    paths of the images, and those that are gone, or have another label, are left out with a warning.
+
     Args:
         path (`str` or `Path`): CSV with the columns `index`, `annotation` (or `mark`: wrong, right, unsure),
             `new_label` (class id; empty: by `new_label_name`, else the suggested class; -1 without a name: wrong, of
@@ -67,7 +78,8 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame, *, annotator:
 
     Raises:
         ValueError: naming file and line, on ids that were not scored, another given label than the one that was
-            scored, an annotator's second word on a sample, or what is no annotation.
+            scored, an annotator's second word on a sample, what is no annotation, or annotations that cannot be
+            matched.
     """
     import pandas as pd
 
@@ -166,21 +178,48 @@ def _read_csv(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
             "export from Label Studio as `JSON`" if "annotation_id" in columns else "such a file comes from the report"
         )
         raise ValueError(f"{path}:1: no column {', '.join(sorted(missing))}; {hint}.")
-    for line, row in rows:
-        yield f"{path}:{line}", {**row, "annotation": row["mark"]} if old else row
+    found = [(f"{path}:{line}", {**row, "annotation": row["mark"]} if old else row) for line, row in rows]
+    if "path" in columns:
+        texts = ("path", "label_name")
+        found = [(where, {**row, **{name: _unescaped(row.get(name) or "") for name in texts}}) for where, row in found]
+        if not _lie_there(found, table):
+            found = _matched(path, found, table)
+    yield from found
+
+
+def _lie_there(rows: Iterable[tuple[str, dict]], table: pd.DataFrame) -> bool:
+    """Whether the samples with the ids of annotations have the images that were annotated."""
+    paths = {str(index): place for index, place in zip(table["index"], table["path"], strict=True)}
+    return all(is_at(paths.get(str(row["index"])), row.get("path")) for _, row in rows)
 
 
 def _read_log(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
-    latest, scored = {}, table.attrs.get("dataset_fingerprint")
-    for line, entry in parse_log(path.read_bytes(), path):
-        if entry.get("dataset_fingerprint", scored) != scored:
-            raise ValueError(
-                f"{path}:{line}: these annotations are of another dataset than the one that was scored, or its labels "
-                f"have changed since ({entry['dataset_fingerprint']}; scored was {scored})."
-            )
+    header, entries = latest_entries(path)
+    scored = table.attrs.get("dataset_fingerprint")
+    if header.get("dataset_fingerprint", scored) == scored and _lie_there(entries, table):
+        return iter(entries)
+    return iter(_matched(path, entries, table, header.get("root")))
+
+
+def latest_entries(path: str | os.PathLike) -> tuple[dict, list[tuple[str, dict]]]:
+    """The first line of an annotation log, and what holds now: where each annotation stands, and itself."""
+    header: dict = {}
+    latest: dict[tuple, tuple[str, dict]] = {}
+    for line, entry in parse_log(Path(path).read_bytes(), path):
+        header = header or entry
         if "index" in entry:
             latest[entry["index"], entry.get("annotator")] = (f"{path}:{line}", entry)
-    yield from (found for found in latest.values() if found[1]["annotation"] is not None)
+    return header, [found for found in latest.values() if found[1]["annotation"] is not None]
+
+
+def _matched(path: Path, rows: list, table: pd.DataFrame, root: str | None = None) -> list[tuple[str, dict]]:
+    """Annotations with the ids that their samples have in a table, and a warning of those that have none."""
+    found, lost = match_annotations(
+        rows, Scored(table["index"].tolist(), table["path"], table["label_name"]), root=root
+    )
+    if lost:
+        logger.warning(describe_lost(path, lost))
+    return found
 
 
 def parse_log(content: bytes, path: str | os.PathLike, start: int = 1) -> Iterator[tuple[int, dict]]:
@@ -195,7 +234,7 @@ def parse_log(content: bytes, path: str | os.PathLike, start: int = 1) -> Iterat
         except ValueError as error:
             if number > 1 and not line.rstrip().endswith(b"}"):
                 continue  # the rest of a line that a crash had cut off, before the next one began
-            raise ValueError(f"{path}:{number}: no line of an annotation log ({error}).") from error
+            raise LogError(f"{path}:{number}: no line of an annotation log ({error}).") from error
         yield number, entry
 
 
@@ -312,6 +351,32 @@ def annotated_labels(annotations: pd.DataFrame, index: np.ndarray, class_names: 
     ids = class_ids(list(map(str, class_names)))
     labels = known["new_label_name"].map(as_name).map(ids).fillna(NEW_CLASS).astype("int64")
     return labels.reindex(index, fill_value=-1).to_numpy()
+
+
+def follow_annotations(annotations: pd.DataFrame, before: pd.DataFrame, now: Scored) -> tuple[pd.DataFrame, list[str]]:
+    """Annotations of an audit for the dataset as it is now, since when images may have come and gone.
+
+    Args:
+        annotations (`pd.DataFrame`): of [`merge_annotations`], by `index`.
+        before (`pd.DataFrame`): the scores that were annotated.
+        now ([`Scored`]): the samples of now.
+
+    Returns:
+        `pd.DataFrame`: by the ids of now, for those whose image is where it was, with the same label; and the paths of
+        the others.
+
+    Raises:
+        ValueError: as [`match_annotations`].
+    """
+    facts = before.set_index("index").loc[annotations.index, ["path", "label_name"]].to_dict("records")
+    rows = [
+        (f"sample {index}", {**row, "was": n})
+        for n, (index, row) in enumerate(zip(annotations.index, facts, strict=True))
+    ]
+    found, lost = match_annotations(rows, now, root="")
+    kept = annotations.iloc[[row["was"] for _, row in found]]
+    index = [row["index"] for _, row in found]
+    return kept.assign(index=index, new_label=NEW_CLASS).set_index("index"), lost
 
 
 def apply_annotations(table: pd.DataFrame, annotations: pd.DataFrame) -> pd.DataFrame:

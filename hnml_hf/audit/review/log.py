@@ -11,13 +11,18 @@ from uuid import uuid4
 
 from filelock import FileLock
 
-from .annotations import parse_log
+from ...common.atomic import atomic_write
+from .annotations import LogError, parse_log
 
 
 LOG_FILE = "annotations.jsonl"
 FORMAT = "hnml_hf annotations 1"
 
 logger = logging.getLogger(__name__)
+
+
+class OtherDatasetError(ValueError):
+    """An annotation log of another dataset than the one that was scored."""
 
 
 class AnnotationLog:
@@ -29,26 +34,29 @@ class AnnotationLog:
     Args:
         path (`str` or `Path`): of the file; made if it is not there.
         fingerprint (`str`): of the dataset that was scored; annotations of another one are refused.
+        root (`str`): the folder that the paths of the images are relative to.
 
     Raises:
-        ValueError: if the file is of another dataset, or no annotation log.
+        OtherDatasetError: if the file is of another dataset.
+        LogError: if it is no annotation log.
         OSError: if it cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, fingerprint: str):
+    def __init__(self, path: str | os.PathLike, fingerprint: str, root: str = ""):
         self.path, self.fingerprint = Path(path), fingerprint
+        self.header = _header(fingerprint, root)
         self.entries: dict[tuple[int, str], dict] = {}
         self.version = 0  # lines read or written
         self._batches: dict[str, list[tuple[tuple[int, str], dict | None]]] = {}
         self._undone: set[str] = set()
-        self._offset, self._lines, self._torn = 0, 0, False
+        self._offset, self._lines, self._torn, self._file = 0, 0, False, (0, 0)
         self._thread = threading.RLock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._process = FileLock(f"{self.path}.lock")
         with self._thread, self._process:
             self._read_new()
             if not self._lines:
-                self._write([{"format": FORMAT, "dataset_fingerprint": fingerprint}])
+                self._write([self.header])
 
     def append(self, entries: Iterable[dict], annotator: str, batch: str | None = None) -> list[dict]:
         """Keep annotations, and return once they are on the disk.
@@ -95,7 +103,8 @@ class AnnotationLog:
     def refresh(self) -> list[dict]:
         """Lines that others have appended since the last call."""
         try:
-            same = os.stat(self.path).st_size == self._offset
+            status = os.stat(self.path)
+            same = status.st_size == self._offset and _identity(status) == self._file
         except FileNotFoundError:
             same = False
         if same:
@@ -110,20 +119,36 @@ class AnnotationLog:
         yield from (entry for _, entry in entries)
 
     def _read_new(self) -> list[dict]:
-        """Take in what was appended by others. Both locks are held, so that a line without its end was cut off."""
-        if not self.path.exists() or self.path.stat().st_size < self._offset:
+        """Take in what was appended by others, or the whole of a file that has taken the place of the one before. Both
+        locks are held, so that a line without its end was cut off."""
+        try:
+            with open(self.path, "rb") as file:
+                status = os.fstat(file.fileno())
+                if self._offset and _identity(status) != self._file and status.st_size:
+                    self._offset, self._lines, self._torn = 0, 0, False
+                file.seek(self._offset)
+                content = file.read()
+        except FileNotFoundError:
             self._rescue()
             return []
-        with open(self.path, "rb") as file:
-            file.seek(self._offset)
-            content = file.read()
+        if status.st_size < self._offset:
+            self._rescue()
+            return []
         found = []
-        for number, entry in parse_log(content, self.path, start=self._lines + 1):
-            if number == 1:
-                self._check_header(entry)
-            else:
-                self._take(entry)
-                found.append(entry)
+        try:
+            for number, entry in parse_log(content, self.path, start=self._lines + 1):
+                if number == 1:
+                    self._check_header(entry)
+                else:
+                    self._take(entry)
+                    found.append(entry)
+        except (LogError, OtherDatasetError):
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise LogError(
+                f"{self.path} has a line that is no annotation ({type(error).__name__}: {error})."
+            ) from error
+        self._file = _identity(status)
         self._lines += content.count(b"\n")
         self._offset += len(content)
         if content:
@@ -132,9 +157,9 @@ class AnnotationLog:
 
     def _check_header(self, header: dict):
         if header.get("format") != FORMAT:
-            raise ValueError(f"{self.path} is no annotation log of this package: its first line is {header}.")
+            raise LogError(f"{self.path} is no annotation log of this package: its first line is {header}.")
         if header.get("dataset_fingerprint") != self.fingerprint:
-            raise ValueError(
+            raise OtherDatasetError(
                 f"{self.path} holds annotations of another dataset ({header.get('dataset_fingerprint')}; scored was "
                 f"{self.fingerprint}): the labels have changed since. Move the file away to begin anew; it is not "
                 "touched."
@@ -149,14 +174,15 @@ class AnnotationLog:
         known = list(self.entries.values())
         open(self.path, "wb").close()
         if known:
-            self._write([{"format": FORMAT, "dataset_fingerprint": self.fingerprint}, *known])
+            self._write([self.header, *known])
 
     def _write(self, lines: list[dict]):
-        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+        content = _content(lines)
         with open(self.path, "ab") as file:
             file.write(b"\n" * self._torn + content)
             file.flush()
             os.fsync(file.fileno())
+            self._file = _identity(os.fstat(file.fileno()))
         self._offset += self._torn + len(content)
         self._lines += self._torn + len(lines)
         self._torn = False
@@ -176,3 +202,25 @@ class AnnotationLog:
         else:
             self.entries[key] = entry
         self.version += 1
+
+
+def write_log(path: str | os.PathLike, fingerprint: str, root: str, lines: Iterable[dict]):
+    """Write a log that holds some lines already, instead of the one that is there; arguments as of
+    [`AnnotationLog`], whose lock the caller has."""
+    with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
+        file.write(_content([_header(fingerprint, root), *lines]))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(fingerprint: str, root: str) -> dict:
+    return {"format": FORMAT, "dataset_fingerprint": fingerprint, "root": root}
+
+
+def _content(lines: Iterable[dict]) -> bytes:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    """What tells a file from another one that has taken its place."""
+    return status.st_dev, status.st_ino

@@ -144,6 +144,13 @@ class ReviewQueue:
         """Where the image of a row lies; empty if it is part of the dataset."""
         return self.rows["path"][int(row)].as_py() or ""
 
+    def path_of(self, sample: int) -> str | None:
+        """Where the image of a sample lies; `None` if there is no such sample."""
+        try:
+            return self.path(int(self.find(np.array([sample], np.int64))[0]))
+        except KeyError:
+            return None
+
     # -- answers --------------------------------------------------------------------------------------------------
 
     def take(self, entries: Iterable[Mapping]):

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -19,15 +20,17 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from ...common.words import counted
 from ...data.files import as_name, is_plain
 from ..dynamics import AUDIT_FOLDER
 from ..report import Evidence, encode_picture, map_values, picture_uri, render_page, script_hash
-from .annotations import ANNOTATIONS, NEW_CLASS, annotations_csv, class_ids
+from .annotations import ANNOTATIONS, NEW_CLASS, LogError, annotations_csv, class_ids, latest_entries
 from .lineage import decided_samples
-from .log import LOG_FILE, AnnotationLog
+from .log import LOG_FILE, AnnotationLog, OtherDatasetError, write_log
+from .matching import Scored, describe_lost, is_at, match_annotations
 from .queue import Query, ReviewQueue, common_folder, read_rows, summary_columns
 
 
@@ -95,7 +98,7 @@ class Review:
         self._busy = threading.Semaphore(4)  # images decoded at once
         self.picture = lru_cache(CACHED_PICTURES)(self._picture)
         _check_given_labels(queue, log)
-        queue.take(log.rows())
+        self._take(log.rows())
         self.page = self._page(list(curves), run)
 
     def _stamp(self) -> int | None:
@@ -121,7 +124,13 @@ class Review:
     def refresh(self):
         """Take in what other processes have appended to the log."""
         with self._lock:
-            self.queue.take(self.log.refresh())
+            self._take(self.log.refresh())
+
+    def _take(self, lines: Iterable[Mapping]):
+        try:
+            self.queue.take(lines)
+        except KeyError as error:
+            raise LogError(f"{self.log.path} annotates sample {error.args[0]}, which is not in this audit.") from None
 
     def state(self) -> dict:
         self.refresh()
@@ -140,7 +149,7 @@ class Review:
     def annotate(self, entries: Any, annotator: str, batch: str) -> dict:
         lines = self._checked(entries)
         with self._lock:
-            self.queue.take(self.log.append(lines, annotator, batch))
+            self._take(self.log.append(lines, annotator, batch))
         return {**self.state(), "count": len(lines)}
 
     def bulk(self, query: Query, annotation: str, annotator: str, batch: str) -> dict:
@@ -166,7 +175,7 @@ class Review:
     def undo(self, batch: str) -> dict:
         try:
             with self._lock:
-                self.queue.take(self.log.undo(batch))
+                self._take(self.log.undo(batch))
         except KeyError:
             raise Refused(404, "There is no such change to undo.") from None
         return self.state()
@@ -196,6 +205,13 @@ class Review:
                 409,
                 f"Sample {entry['index']} was annotated when its label was `{entry['label_name']}`; here it is "
                 f"`{given}`. These annotations are of another run.",
+            )
+        if not is_at(queue.path(row), entry["path"] if isinstance(entry.get("path"), str) else ""):
+            raise Refused(
+                409,
+                f"Sample {entry['index']} was `{entry['path']}` when it was annotated, and here it is "
+                f"`{queue.relative(queue.path(row))}`: the dataset has changed since. Import the file by `hnml review "
+                "RUN --import FILE`, which looks for the images.",
             )
         label, name = NEW_CLASS, ""
         if verdict == "right":
@@ -274,7 +290,10 @@ class Review:
 def _check_given_labels(queue: ReviewQueue, log: AnnotationLog):
     """Raise `ValueError` if what was annotated had other labels than now, as after a class got another name."""
     entries = [entry for entry in log.rows() if entry.get("label_name")]
-    given = queue.label[queue.find(np.array([entry["index"] for entry in entries], np.int64))]
+    try:
+        given = queue.label[queue.find(np.array([entry["index"] for entry in entries], np.int64))]
+    except KeyError as error:
+        raise LogError(f"{log.path} annotates sample {error.args[0]}, which is not in this audit.") from None
     for entry, label in zip(entries, given.tolist(), strict=True):
         if as_name(entry["label_name"]) != as_name(queue.class_names[label]):
             raise ValueError(
@@ -282,6 +301,48 @@ def _check_given_labels(queue: ReviewQueue, log: AnnotationLog):
                 f"it is `{queue.class_names[label]}`. These annotations are of other classes: move the file away to "
                 "begin anew; it is not touched."
             )
+
+
+def take_over(path: Path, queue: ReviewQueue, fingerprint: str):
+    """Write a log anew whose dataset has changed since, with the ids that its samples have now; the file as it was
+    stays beside it. A warning says what was taken over, and which images are gone.
+
+    Raises:
+        ValueError: if it is not known which images were annotated; see [`match_annotations`].
+    """
+    with FileLock(f"{path}.lock"):
+        header, entries = latest_entries(path) if path.is_file() else ({}, [])
+        before = header.get("dataset_fingerprint", fingerprint)
+        if before == fingerprint and all(
+            is_at(queue.path_of(entry["index"]), entry.get("path")) for _, entry in entries
+        ):
+            return
+        if not entries:
+            return write_log(path, fingerprint, queue.root, [])
+        names = [queue.class_names[label] for label in queue.label.tolist()]
+        scored = Scored(queue.index.tolist(), queue.rows["path"].to_pylist(), names)
+        try:
+            found, lost = match_annotations(entries, scored, root=header.get("root"))
+        except ValueError as error:
+            raise ValueError(f"{error} Or move {path} away to begin anew; it is not touched.") from error
+        ids = class_ids(queue.class_names)
+        lines = []
+        for _, entry in found:
+            label = ids.get(as_name(entry.get("new_label_name") or ""), NEW_CLASS)
+            place = queue.relative(queue.path_of(entry["index"]) or "")
+            lines.append({**entry, "new_label": label, "path": place})
+        kept, number = path.with_name(f"{path.stem}-{before[:8]}{path.suffix}"), 1
+        while kept.exists():
+            number += 1
+            kept = path.with_name(f"{path.stem}-{before[:8]}-{number}{path.suffix}")
+        shutil.copy2(path, kept)
+        write_log(path, fingerprint, queue.root, lines)
+    logger.warning(
+        f"The dataset has changed since {path} was begun: {counted(len(lines), 'annotation', 'were')} taken over by "
+        f"the paths of their images, and the file as it was is {kept}."
+    )
+    if lost:
+        logger.warning(describe_lost(path, lost))
 
 
 def parse_query(words: Any) -> Query:
@@ -343,7 +404,8 @@ def open_review(
 
     Raises:
         FileNotFoundError: if the run has no audit.
-        ValueError: if the annotations are of other labels than those that were scored.
+        ValueError: if the annotations are of other labels than those that were scored; of a dataset that images were
+            added to, or taken from, since, those of the others are taken over.
         OSError: if the annotations cannot be written.
     """
     folder = Path(run) / AUDIT_FOLDER
@@ -355,7 +417,9 @@ def open_review(
     queue = ReviewQueue(rows, names, decided=decided_samples(run, rows, names), root=common_folder(rows))
     path = Path(annotations or folder / LOG_FILE)
     try:
-        log = AnnotationLog(path, summary["dataset_fingerprint"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        take_over(path, queue, summary["dataset_fingerprint"])
+        log = AnnotationLog(path, summary["dataset_fingerprint"], queue.root)
     except OSError as error:
         raise type(error)(
             f"{path} cannot be written ({error.strerror or error}): name a file elsewhere by --annotations."
@@ -433,6 +497,12 @@ class _Handler(BaseHTTPRequestHandler):
         except Refused as error:
             self.close_connection = True  # what is left of the request is not read
             self._send(error.status, {"error": str(error)})
+        except OtherDatasetError as error:
+            self.close_connection = True
+            self._send(409, {"error": f"{error} Start `hnml review` again."})
+        except LogError as error:  # somebody edits it: a browser keeps its changes until it can be read
+            self.close_connection = True
+            self._send(503, {"error": str(error)})
         except OSError as error:
             if isinstance(error, ConnectionError | TimeoutError):
                 raise

@@ -326,6 +326,22 @@ def test_annotations_are_imported_and_those_of_another_run_are_named(browser, re
     assert not browser.find_element(By.ID, "toast").is_displayed()
 
 
+def test_an_import_looks_for_the_images_where_ids_have_changed(browser, report, tmp_path):
+    rows = report.iloc[[3, 5]].to_dict("records")
+    path, other = rows[0]["path"].removeprefix("photos/"), report["index"][9]
+    with open(tmp_path / "old.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "annotation", "new_label", "path"])
+        writer.writerows(
+            [[other, "right", "", path], [rows[1]["index"], "unsure", "", ""], [other, "right", "", "gone.jpg"]]
+        )
+    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "old.csv"))
+    wait_for(lambda: "2 of 52 decided" in text(browser, "count"))
+    assert "Of another run and left out: 1 of 3 rows" in text(browser, "warning")
+    found = {row["index"]: row["annotation"] for row in downloaded(browser)[1].values()}
+    assert found == {str(rows[0]["index"]): "right", str(rows[1]["index"]): "unsure"}
+
+
 def test_marks_of_an_earlier_version_are_imported(browser, report, tmp_path):
     first = report.iloc[0]
     (tmp_path / "marks.csv").write_text(f"index,mark,new_label,new_label_name\r\n{first['index']},wrong,1,dog\r\n")

@@ -3,18 +3,22 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from reports import make_table
+from reviews import audit_again, make_run
 
 from hnml_hf.audit.review import (
     annotated_labels,
     apply_annotations,
+    follow_annotations,
     merge_annotations,
     read_all,
     read_annotations,
     write_annotations,
 )
-from hnml_hf.audit.review.log import AnnotationLog
+from hnml_hf.audit.review.log import AnnotationLog, OtherDatasetError
+from hnml_hf.audit.review.matching import Scored
 
 
 NAMES = ("cat", "dog", "=horse")
@@ -264,11 +268,110 @@ def test_annotations_of_another_dataset_are_refused_and_not_touched(tmp_path):
 def test_a_log_is_read_like_a_csv(table, tmp_path):
     log = AnnotationLog(tmp_path / "a.jsonl", table.attrs["dataset_fingerprint"])
     index = [int(value) for value in table["index"]]
-    log.append([{**line(index[0], name="cat"), "new_label": 0}, {**line(index[1]), "label_name": ""}], "anna")
-    log.append([line(index[1], None)], "anna")
+    log.append([{**line(index[1], name="cat"), "new_label": 0}, line(index[0])], "anna")
+    log.append([line(index[0], None)], "anna")
     found = read_annotations(log.path, table)
-    assert found["index"].tolist() == [index[0]] and found["new_label_name"].tolist() == ["cat"]
+    assert found["index"].tolist() == [index[1]] and found["new_label_name"].tolist() == ["cat"]
     assert json.loads(log.path.read_bytes().split(b"\n")[0])["dataset_fingerprint"] == "f" * 32
     table.attrs["dataset_fingerprint"] = "e" * 32
-    with pytest.raises(ValueError, match=r"a.jsonl:1: these annotations are of another dataset"):
+    with pytest.raises(
+        ValueError, match=r"a.jsonl:2: the dataset has changed since, and without the path of its image"
+    ):
         read_annotations(log.path, table)
+
+
+# -- a dataset that has changed since ---------------------------------------------------------------------------------
+
+
+def entries_of(table, rows, root=""):
+    """Lines of a log: the suggested class of each row is true."""
+    return [
+        {"index": int(row["index"]), "annotation": "wrong", "new_label": 7, "new_label_name": row["suggested_name"]}
+        | {"label_name": row["label_name"], "path": row["path"].removeprefix(root)}
+        for row in table.iloc[list(rows)].to_dict("records")
+    ]
+
+
+@pytest.mark.parametrize("kind", ["log", "log of an earlier version", "csv", "csv of a spreadsheet"])
+def test_annotations_follow_their_images(kind, tmp_path, caplog):
+    """Images were added and lost, every id is that of another sample by now, and so are those of the classes."""
+    table = make_run(tmp_path)
+    root = f"{tmp_path}/photos/train/"
+    lines, path = entries_of(table, range(5), root), tmp_path / ("a.jsonl" if "log" in kind else "a.csv")
+    if kind == "log":
+        AnnotationLog(path, table.attrs["dataset_fingerprint"], root).append(lines, "anna")
+    elif "log" in kind:
+        header = {"format": "hnml_hf annotations 1", "dataset_fingerprint": table.attrs["dataset_fingerprint"]}
+        path.write_text(
+            "".join(json.dumps(line) + "\n" for line in (header, *({"annotator": "anna", **a} for a in lines)))
+        )
+    else:
+        write_annotations(path, [{**line, "new_label": ""} for line in lines])
+        if "spreadsheet" in kind:
+            frame = pd.read_csv(path)
+            frame.assign(index=frame["index"].astype(float)).to_csv(path, index=False)
+    again = audit_again(tmp_path, table, lost=[1])
+    again.attrs["class_names"] = ["horse", "cat", "dog"]
+    for name in ("label", "suggested_label"):
+        again[name] = (again[name] + 1) % 3
+    found = read_annotations(path, again).merge(again, on="index")
+    assert found["path"].tolist() == [table["path"][row] for row in (0, 2, 3, 4)]
+    assert found["new_label_name"].tolist() == [table["suggested_name"][row] for row in (0, 2, 3, 4)]
+    assert found["new_label"].tolist() == found["suggested_label"].tolist()
+    assert (
+        f"1 annotation is left out, since the image is gone or has another label by now: {lines[1]['path']}"
+        in caplog.text
+    )
+
+
+def test_annotations_that_cannot_be_matched_are_refused(tmp_path):
+    table = make_run(tmp_path)
+    root, path = f"{tmp_path}/photos/train/", tmp_path / "a.jsonl"
+    AnnotationLog(path, table.attrs["dataset_fingerprint"], root).append(entries_of(table, [0, 1], root), "anna")
+    again = audit_again(tmp_path, table)
+    elsewhere = again.assign(path=again["path"].str.replace("/photos/", "/others/"))  # with files of the same names
+    for other in (elsewhere, again.assign(label_name="zebra")):
+        other.attrs = again.attrs
+        with pytest.raises(
+            ValueError, match=r"a.jsonl:2: these annotations are of another dataset: no image that was"
+        ):
+            read_annotations(path, other)
+    plain = again.assign(path="")  # images that are part of the dataset
+    plain.attrs = again.attrs
+    with pytest.raises(ValueError, match=r"a.jsonl:2: these annotations are of another dataset"):
+        read_annotations(path, plain)
+    csv = write_annotations(tmp_path / "a.csv", [{**entries_of(table, [0])[0], "path": "0000.png", "new_label": ""}])
+    again.loc[5, "path"] = f"{root}bird/0000.png"
+    with pytest.raises(ValueError, match=r"a.csv:2: .* 2 images could be the `0000.png`"):
+        read_annotations(csv, again)
+
+
+def test_decisions_follow_to_the_samples_of_now(tmp_path):
+    table = make_run(tmp_path)
+    rows = [{**row, "new_label": ""} for row in entries_of(table, range(3))]
+    said = merge_annotations([read(tmp_path / "a.csv", rows, table)]).annotations
+    again = audit_again(tmp_path, table, lost=[0])
+    found, lost = follow_annotations(said, table, Scored(again["index"], again["path"], again["label_name"]))
+    assert lost == [table["path"][0]]
+    paths = again.set_index("index").loc[found.index, "path"]
+    assert sorted(paths) == sorted(table["path"][[1, 2]]) and set(found["annotation"]) == {"wrong"}
+    names = table.set_index("path").loc[paths, "suggested_name"]
+    assert found["new_label_name"].tolist() == names.tolist()
+
+
+def test_a_file_that_has_taken_the_place_of_a_log_is_read_and_never_written_over(tmp_path):
+    """As after a restore from a backup, or after a new audit: shorter, longer, and of another dataset."""
+    log = AnnotationLog(tmp_path / "a.jsonl", "f")
+    log.append([line(1), line(2)], "anna", "aa")
+    AnnotationLog(tmp_path / "b.jsonl", "f").append([line(3)], "bo", "bb")
+    (tmp_path / "b.jsonl").replace(log.path)
+    assert [row["index"] for row in log.refresh()] == [3]
+    log.append([line(4)], "anna")
+    assert [row["index"] for row in AnnotationLog(log.path, "f").rows()] == [3, 4]
+    AnnotationLog(tmp_path / "c.jsonl", "g").append([line(5)], "bo", "cc")
+    (tmp_path / "c.jsonl").replace(log.path)
+    before = log.path.read_bytes()
+    for _ in range(2):
+        with pytest.raises(OtherDatasetError, match="holds annotations of another dataset"):
+            log.append([line(6)], "anna")
+    assert log.path.read_bytes() == before

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from commands import ROOT, load_script
 from PIL import Image
-from reviews import NAMES, ask, entry, make_run, serving, start_review
+from reviews import NAMES, ask, audit_again, entry, make_run, serving, start_review
 
 from hnml_hf.audit.report import Evidence, map_values
 from hnml_hf.audit.review import read_annotations
@@ -159,6 +159,7 @@ def test_annotations_of_another_run_change_nothing(server, table):
         ([entry(table, 0), {**entry(table, 1), "index": 5}], 404, "Sample 5 is not in this audit"),
         ([{**entry(table, 0), "annotation": "maybe"}], 400, "'maybe' is none of wrong, right, unsure"),
         ([{**entry(table, 0), "new_label_name": 5}], 400, "must be the name of a class"),
+        ([{**entry(table, 0), "path": "x/0001.png"}], 409, "was `x/0001.png` when it was annotated, and here it is `"),
         ([{**entry(table, 0), "index": True}], 400, "must be a sample id"),
         ([{**entry(table, 0), "index": 2**70}], 400, "must be a sample id"),
         ("x", 400, "must be a list"),
@@ -222,6 +223,72 @@ def test_annotations_of_a_class_that_got_another_name_are_refused_at_the_start(t
     table.attrs["class_names"] = names
     write_audit(tmp_path / "run" / "_audit", table)
     with pytest.raises(ValueError, match=f"was annotated when its label was `{given}`; here it is `kitten`"):
+        open_review(tmp_path / "run")
+
+
+def test_a_review_goes_on_where_images_came_and_went(table, tmp_path, caplog):
+    """Annotations keep who made them and when, the file as it was stays, and the next start has nothing to do."""
+    review = open_review(tmp_path / "run")
+    review.annotate([entry(table, 0), entry(table, 1), entry(table, 2, "right")], "anna", "ab" * 6)
+    review.annotate([entry(table, 0, "right")], "bo", "cd" * 6)
+    log = tmp_path / "run" / "_audit" / "annotations.jsonl"
+    content, before = log.read_bytes(), {(row["index"], row["annotator"]): row for row in review.log.rows()}
+    again = audit_again(tmp_path, table, lost=[1])
+    review = open_review(tmp_path / "run")
+    assert "3 annotations were taken over by the paths of their images, and the file as it was is" in caplog.text
+    assert "1 annotation is left out, since the image is gone" in caplog.text
+    assert log.with_name("annotations-ffffffff.jsonl").read_bytes() == content
+    ids = again.set_index("path")["index"]
+    rows = {(row["index"], row["annotator"]): row for row in review.log.rows()}
+    for row, who in ((0, "anna"), (2, "anna"), (0, "bo")):
+        now, then = rows[ids[table["path"][row]], who], before[table["index"][row], who]
+        assert now == {**then, "index": now["index"]}
+    assert len(rows) == 3 and review.queue.progress()["split"] == 1
+    caplog.clear()
+    assert len(list(open_review(tmp_path / "run").log.rows())) == 3 and not caplog.text
+    assert len(read_annotations(log, again)) == 3
+
+
+def test_a_review_of_another_dataset_is_refused_and_an_empty_one_begins_anew(table, tmp_path):
+    log = tmp_path / "run" / "_audit" / "annotations.jsonl"
+    open_review(tmp_path / "run")
+    again = audit_again(tmp_path, table)
+    open_review(tmp_path / "run").annotate([entry(again, 0)], "anna", "ab" * 6)
+    assert sorted(path.name for path in log.parent.glob("annotations*.jsonl")) == ["annotations.jsonl"]
+    other = again.assign(path=[path.replace("/photos/", "/others/") for path in again["path"]])
+    other.attrs = {**again.attrs, "dataset_fingerprint": "d" * 32}
+    write_audit(tmp_path / "run" / "_audit", other)
+    content = log.read_bytes()
+    with pytest.raises(
+        ValueError, match="of another dataset: .* Or move .*annotations.jsonl away to begin anew; it is"
+    ):
+        open_review(tmp_path / "run")
+    assert log.read_bytes() == content
+
+
+def test_a_log_that_changes_under_a_server_is_told_and_not_written_over(server, table, tmp_path):
+    log = tmp_path / "run" / "_audit" / "annotations.jsonl"
+    assert annotate(server, [entry(table, 0)])[0] == 200
+    whole = log.read_bytes()
+    with open(log, "ab") as file:
+        file.write(b'{"index": }\n')
+    status, answer = annotate(server, [entry(table, 1)], "cd" * 6)
+    assert status == 503 and "annotations.jsonl:3: no line of an annotation log" in answer["error"]
+    log.write_bytes(whole)
+    assert annotate(server, [entry(table, 1)], "cd" * 6)[0] == 200
+    audit_again(tmp_path, table)
+    open_review(tmp_path / "run")  # of another process, which has taken the annotations over
+    content = log.read_bytes()
+    status, answer = annotate(server, [entry(table, 2)], "ef" * 6)
+    assert status == 409 and "Start `hnml review` again" in answer["error"] and log.read_bytes() == content
+
+
+def test_a_log_with_a_stranger_is_named_at_the_start(table, tmp_path):
+    open_review(tmp_path / "run")
+    log = tmp_path / "run" / "_audit" / "annotations.jsonl"
+    with open(log, "a") as file:
+        file.write('{"index": 5, "annotation": "right", "annotator": "anna"}\n')
+    with pytest.raises(ValueError, match="annotations.jsonl annotates sample 5, which is not in this audit"):
         open_review(tmp_path / "run")
 
 
