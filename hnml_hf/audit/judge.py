@@ -33,7 +33,7 @@ TOP_LABELS = 32  # and beyond it so many
 NEIGHBORS = 50
 NEIGHBOR_DIMENSIONS = 256  # principal components in which neighbors are sought
 NEIGHBOR_LIMIT = 100_000  # samples; beyond it an exact search takes longer than all the rest
-PROBED = 16  # lists in which the neighbors of a sample are sought instead: 99 % of the nearest (docs/ablations.md)
+PROBED = 16  # lists in which the neighbors of a sample are sought instead (docs/ablations.md)
 FIT_ON = 20_000  # samples that the noise model is fitted to, or 50 for each class; all are judged
 TRIPLES = 20  # samples per pair of classes from which on triples of labels tell a rate
 BATCH = 8_192  # rows that are worked on at a time
@@ -731,7 +731,7 @@ def search_lists(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of the most similar of n vectors, and their cosines, for each of m: an inverted file (IVF).
 
-    Spherical k-means divides the n vectors into sqrt(n) / 2 lists, and each of the m is compared with the 16 lists
+    Spherical k-means divides the n vectors into sqrt(n) lists, and each of the m is compared with the 16 lists
     whose centers are most similar to it (Jegou et al., TPAMI 2011). A list is compared with all that ask for it at
     once, as a matrix product, so that the vectors need no second copy.
 
@@ -744,7 +744,7 @@ def search_lists(
     Returns:
         rows and cosines, int32 and float32 `(m, w)`, the most similar first; -1 where the lists have too few.
     """
-    centers = cluster_centers(vectors, max(1, round(len(vectors) ** 0.5 / 2)))
+    centers = cluster_centers(vectors, round(len(vectors) ** 0.5))
     probed = _closest(asked, centers, min(PROBED, len(centers)))
     home = _closest(vectors, centers, 1)[:, 0]
     nearest = torch.full((len(asked), wanted), -1, dtype=torch.int32, device=asked.device)

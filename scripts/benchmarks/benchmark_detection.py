@@ -2,12 +2,14 @@
 
     python scripts/benchmarks/benchmark.py detection --data_root data --output docs/results/detection.json
     python scripts/benchmarks/benchmark.py detection --made_up 1000000x2048x1000  # time and memory of the judge alone
+    python scripts/benchmarks/benchmark.py detection --neighbors --datasets "CIFAR-10N worse, 224 pixels"
     python scripts/benchmarks/benchmark.py detection --plot docs/results/reliability.svg  # from docs/results alone
 
 One forward pass of an EfficientNet-lite0 (`--data_root`/weights, or from the Hub), kept in `--cache_dir`. cleanlab
 gets the predictions of a logistic regression in 5-fold cross-validation on the standardized features (C = 0.001); its
 seconds are those of that fit, the judge's those of all it does. On a busy machine compare the seconds of the
-processor.
+processor. `--neighbors` compares, instead, the two ways in which the judge seeks neighbors: among all pairs, as up to
+100,000 images, and in lists, as beyond.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import resource
 import time
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -26,6 +29,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from hnml_hf import add_noise, judge_labels, load_noisy_dataset
 from hnml_hf.audit.features import BACKBONE, extract_features, load_backbone
+from hnml_hf.audit.findings import DUPLICATE
+from hnml_hf.audit.judge import NEIGHBORS, FoldStatistics, nearest_neighbors
 
 
 RECORDS = Path(__file__).parents[2] / "docs" / "results" / "detection.json"
@@ -149,6 +154,28 @@ def cleanlab(name: str, features: np.ndarray, labels: np.ndarray, true: np.ndarr
     return rows
 
 
+def neighbors(name: str, features: np.ndarray, groups: np.ndarray) -> list[dict]:
+    """The search among all pairs and the one in lists: time, and how much of the former's the latter finds."""
+    n, found, rows = len(features), [], []
+    statistics = FoldStatistics.of_labels(
+        features, torch.zeros(n, dtype=torch.long), np.zeros(n, np.int64), 1, weights=None, device=torch.device("cpu")
+    )
+    vectors = statistics.projection()(features)
+    for search, limit in {"all pairs": n, "lists": 0}.items():
+        clock = Clock()
+        with mock.patch("hnml_hf.audit.judge.NEIGHBOR_LIMIT", limit):
+            found.append([part.numpy() for part in nearest_neighbors(vectors, groups, NEIGHBORS)])
+        rows.append({"dataset": name, "search": search, "images": n, **clock.read()})
+    (exact, cosines), (nearest, similarities) = found
+    for count in (1, 10, 50):
+        pairs = zip(exact[:, :count], nearest[:, :count], strict=True)
+        rows[1][f"found_of_the_nearest_{count}"] = round(float(np.mean([np.isin(*pair).mean() for pair in pairs])), 4)
+    copies = cosines[:, 0] >= DUPLICATE
+    rows[1]["near_duplicates"] = int(copies.sum())
+    rows[1]["near_duplicates_found"] = int((similarities[copies, 0] >= DUPLICATE).sum())
+    return rows
+
+
 class MadeUp:
     """Features of n samples, d wide, of k classes: noise around the center of a class, made when rows are asked for.
 
@@ -239,6 +266,7 @@ def add_parser(subparsers):
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--rows", type=int, help="of each dataset, at most")
     parser.add_argument("--made_up", metavar="ROWSxWIDTHxCLASSES", help="instead: features that are made up")
+    parser.add_argument("--neighbors", action="store_true", help="instead: the two searches of neighbors")
     parser.add_argument("--plot", type=Path, help="measure nothing, and draw how reliable the recorded scores are")
     parser.add_argument("--cache_dir", type=Path, default=Path("outputs/detection"), help="for features")
     parser.add_argument("--without_cleanlab", action="store_true")
@@ -264,8 +292,11 @@ def run(args: argparse.Namespace):
         found = extract_features(data, backbone, cache_dir=args.cache_dir, num_workers=0)
         features = np.array(found.values)
         labels, true = (np.array(data.with_format("numpy")[column][:]) for column in ("label", "clean_label"))
-        results.append(judge(name, features, found.groups, labels, true))
-        if not args.without_cleanlab:
+        if args.neighbors:
+            results += neighbors(name, features, found.groups)
+        else:
+            results.append(judge(name, features, found.groups, labels, true))
+        if not args.neighbors and not args.without_cleanlab:
             results += cleanlab(name, features, labels, true)
         write(args, results, name)
 
@@ -274,7 +305,9 @@ def write(args: argparse.Namespace, results: list[dict], dataset: str | None = N
     """The records and where they come from; those of a dataset, or all, are printed."""
     settings = provenance(threads=args.threads)
     if not args.made_up:
-        settings = {"backbone": BACKBONE, "logistic C": C, **settings, "cleanlab": version("cleanlab")}
+        settings = {"backbone": BACKBONE, **settings}
+    if not args.made_up and not args.neighbors:
+        settings |= {"logistic C": C, "cleanlab": version("cleanlab")}
     args.output.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
     for row in results:
         if dataset in (None, row["dataset"]):

@@ -124,6 +124,15 @@ def test_the_detection_benchmark_compares_scores_of_one_set_of_features():
     assert all(row["auroc"] > 0.9 and row["processor_seconds"] >= 0 for row in theirs)
 
 
+def test_the_two_searches_of_neighbors_are_compared():
+    features = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
+    features[300:304] = features[:4] + np.float32(1e-3)
+    exact, lists = benchmark_detection.neighbors("made up", features, np.arange(600))
+    assert (exact["search"], lists["search"]) == ("all pairs", "lists")
+    assert lists["near_duplicates"] == lists["near_duplicates_found"] >= 8
+    assert all(lists[f"found_of_the_nearest_{count}"] > 0.9 for count in (1, 10, 50))
+
+
 def test_made_up_features_are_the_same_however_they_are_asked_for(tmp_path):
     features = benchmark_detection.MadeUp(10_000, 3, 4)
     rows = np.array([9_000, 5, 8_191, 8_192])
