@@ -20,13 +20,14 @@ logger = logging.get_logger(__name__)
 
 
 def backbone_config(
-    architecture: str, *, id2label: dict[int, str], image_size: int | None, model_args: dict
+    architecture: str, *, id2label: dict[int, str], image_size: int | None, needs_cams: bool, model_args: dict
 ) -> TimmWrapperConfig:
     """The configuration of a timm classifier with these classes; arguments as in
     [`~hnml_hf.TimmCAMForImageClassification.from_timm`].
 
     Raises:
-        ValueError: unknown name, channels other than three, arguments that timm refuses, or no linear classifier.
+        ValueError: unknown name, channels other than three, arguments that timm refuses, no classifier, or, where
+            activation maps are needed, no linear one.
     """
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=5)
@@ -46,7 +47,10 @@ def backbone_config(
             probe = timm.create_model(architecture, num_classes=len(id2label), **model_args)
     except (AssertionError, RuntimeError, TypeError) as error:
         raise ValueError(f"timm cannot build `{architecture}` with the arguments {model_args}: {error}") from error
-    require_linear_classifier(probe, architecture)
+    if not hasattr(probe, "get_classifier"):
+        raise ValueError(f"`{architecture}` is an encoder without a classifier: choose an image classifier of timm.")
+    if needs_cams:
+        require_linear_classifier(probe, architecture)
     accepted = inspect.signature(type(probe).__init__).parameters
     if getattr(probe, "global_pool", None) == "token" and "global_pool" not in model_args:
         # a class token hides where the evidence is: average the patch tokens, keep the norm where it was trained

@@ -55,6 +55,8 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
 
     Args:
         config (`TimmWrapperConfig`): architecture and classes; the weights are random.
+        needs_cams (`bool`): whether an architecture without class activation maps is refused. One that has none gives
+            features alone.
 
     Raises:
         ValueError: if the architecture has no single final linear layer, so that no class activation map is defined.
@@ -69,13 +71,14 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
     batch_norm_frozen = False  # for training alone; it is not saved
     normalize_cams = staticmethod(normalize_cams)
 
-    def __init__(self, config: TimmWrapperConfig):
+    def __init__(self, config: TimmWrapperConfig, needs_cams: bool = True):
         # timm writes `num_classes` into `model_args` of its own checkpoints, transformers passes it a second time
         config.model_args = {
             k: v for k, v in (config.model_args or {}).items() if k not in ("num_classes", "label_names")
         }
         super().__init__(config)
-        require_linear_classifier(self.timm_model, config.architecture)
+        if needs_cams:
+            require_linear_classifier(self.timm_model, config.architecture)
         self._pool_is_mean: bool | None = None
 
     def train(self, mode: bool = True):
@@ -117,13 +120,14 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
                 safetensors file with timm's names or a folder that was saved here. A head of another size is replaced
                 by a fresh one.
             image_size (`int`, *optional*): side of the square input in pixels; default: the backbone's own.
-            needs_cams (`bool`): whether a backbone that can give no activation maps at this size is refused.
+            needs_cams (`bool`): whether a backbone that can give no activation maps, at this size or at all, is
+                refused.
             model_args: any other JSON-able argument of `timm.create_model`.
 
         Raises:
             NonFiniteError: pretrained weights that are not finite.
-            ValueError: unknown name, images that are not RGB or of a size that the backbone does not take, no linear
-                classifier, or, where maps are needed, a feature map of one cell at this size.
+            ValueError: unknown name, images that are not RGB or of a size that the backbone does not take, or, where
+                maps are needed, no linear classifier or a feature map of one cell at this size.
         """
         if id2label is not None and num_labels not in (None, len(id2label)):
             raise ValueError(
@@ -133,8 +137,10 @@ class TimmCAMForImageClassification(SavedModelMixin, TimmWrapperForImageClassifi
         if not num_labels or num_labels < 2:
             raise ValueError(f"`num_labels={num_labels}`: a classifier needs at least two classes.")
         id2label = {int(i): str(name) for i, name in (id2label or {i: str(i) for i in range(num_labels)}).items()}
-        config = backbone_config(architecture, id2label=id2label, image_size=image_size, model_args=model_args)
-        model = cls(config)
+        config = backbone_config(
+            architecture, id2label=id2label, image_size=image_size, needs_cams=needs_cams, model_args=model_args
+        )
+        model = cls(config, needs_cams)
         if pretrained:
             of = f"the weights of `{architecture if pretrained is True else pretrained}`"
             try:

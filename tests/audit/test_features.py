@@ -105,6 +105,27 @@ def test_no_map_of_several_cells_is_needed(tmp_path, weights):
         load_backbone("test_vit", pretrained=tmp_path / "vit.safetensors", image_size=33)
 
 
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        ("levit_128s", {}),  # a batch norm in each of two heads
+        ("deit_tiny_distilled_patch16_224", {"depth": 2}),  # two heads on two class tokens
+    ],
+)
+def test_a_backbone_needs_no_single_linear_head(tmp_path, name, small):
+    save_file(timm.create_model(name, num_classes=5, **small).state_dict(), tmp_path / "weights.safetensors")
+    backbone = load_backbone(name, pretrained=tmp_path / "weights.safetensors", **small)
+    features = extract_features(images(tmp_path, 2), backbone, cache_dir=tmp_path / "cache", num_workers=0)
+    assert features.computed == 2 and np.isfinite(features.values).all() and features.values.std() > 0
+    again = load_backbone(name, pretrained=tmp_path / "weights.safetensors", **small)  # another head is drawn
+    assert extract_features(images(tmp_path, 2), again, cache_dir=tmp_path / "cache", num_workers=0).computed == 0
+
+
+def test_an_encoder_without_a_classifier_is_refused():
+    with pytest.raises(ValueError, match="`qwen3_vit_88m_enc` is an encoder without a classifier: choose an image"):
+        load_backbone("qwen3_vit_88m_enc")
+
+
 def test_what_is_there_is_not_computed_again_and_what_changed_is(tmp_path, weights, backbone):
     data = images(tmp_path)
     how = {"cache_dir": tmp_path / "cache", "batch_size": 2, "num_workers": 0}
