@@ -153,7 +153,7 @@ def extract_features(
         [`Features`]
 
     Raises:
-        OSError: if the disk has no room for them.
+        OSError: if the disk has no room for them, or is read-only and lacks some.
         ValueError: if not one image can be read.
     """
     state = launched()
@@ -173,7 +173,11 @@ def extract_features(
     folder = Path(cache_dir, f"{name}-{len(dataset)}")
     with state.main_process_first():
         _create_files(folder, len(dataset), width)
-    values, content, done = (np.load(folder / f"{name}.npy", mmap_mode="r+", allow_pickle=False) for name in FILES)
+    files = [folder / f"{name}.npy" for name in FILES]
+    writable = all(os.access(file, os.W_OK) for file in files)  # to read complete features no write is needed
+    values, content, done = (np.load(file, mmap_mode="r+" if writable else "c", allow_pickle=False) for file in files)
+    if not writable:
+        _refuse_read_only(folder, int((done == NOT_DONE).sum()))
 
     share = np.array_split(np.arange(len(dataset)), state.num_processes)[state.process_index]
     places = dict.fromkeys(os.path.realpath(place) for place in (cache_dir, *also_in))
@@ -191,6 +195,8 @@ def extract_features(
         done[changed] = NOT_DONE  # before what is there is overwritten
         content[rows] = digests
         fresh, elsewhere = rows[states == DONE], rows[(states == NOT_DONE) & (done[rows] != DONE)]
+        if not writable:
+            _refuse_read_only(folder, len({*changed, *fresh, *elsewhere}))
         if found is not None:
             values[fresh] = found
             computed += len(fresh)
@@ -335,6 +341,14 @@ def _create_files(folder: Path, number: int, width: int):
     kinds = {"values": ((number, width), "f4"), "content": ((number, 2), "u8"), "done": ((number,), "u1")}
     for name, (shape, kind) in kinds.items():
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape).flush()
+
+
+def _refuse_read_only(folder: Path, missing: int):
+    if missing:
+        raise OSError(
+            f"{folder} cannot be written, and lacks features of {counted(missing, 'image')} as they are now: give "
+            "another `cache_dir`."
+        )
 
 
 def _fast(

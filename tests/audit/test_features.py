@@ -200,6 +200,30 @@ def test_copies_are_of_one_group_and_an_unreadable_image_is_said(tmp_path, backb
     assert found.readable.tolist() == [True] * 6 + [False] and (found.values[6] == 0).all()
 
 
+def test_complete_features_are_read_where_nothing_can_be_written(tmp_path, backbone, monkeypatch):
+    data, how = images(tmp_path), {"cache_dir": tmp_path / "cache", "num_workers": 0, "batch_size": 3}
+    (tmp_path / "6.png").write_bytes(b"no image")
+    found = extract_features(data, backbone, **how)
+    before = {path: path.read_bytes() for path in found.folder.iterdir()}
+    monkeypatch.setattr(module.os, "access", lambda path, mode: False)
+    again = extract_features(data, backbone, **how)
+    assert again.computed == 0 and again.readable.tolist() == [True] * 6 + [False]
+    assert np.array_equal(again.values, found.values) and np.array_equal(again.groups, found.groups)
+    Pillow.new("RGB", (64, 64)).save(tmp_path / "4.png")
+    with pytest.raises(OSError, match="cannot be written, and lacks features of 1 image as they are now: give anoth"):
+        extract_features(data, backbone, **how)
+    (tmp_path / "4.png").unlink()
+    with pytest.raises(OSError, match="lacks features of 1 image"):
+        extract_features(data, backbone, **how)
+    assert before == {path: path.read_bytes() for path in found.folder.iterdir()}
+    done = np.load(found.folder / "done.npy", mmap_mode="r+")
+    done[:2] = 0
+    done.flush()
+    monkeypatch.setattr(module, "run_over", lambda *words, **more: pytest.fail("a pass was begun"))
+    with pytest.raises(OSError, match="lacks features of 2 images"):
+        extract_features(data, backbone, **how)
+
+
 def test_bad_input_is_named_before_the_pass(tmp_path, weights, monkeypatch):
     with pytest.raises(ValueError, match="needs pretrained features"):
         load_backbone("test_resnet", pretrained=False)
