@@ -34,7 +34,7 @@ SUBCOMMANDS = (
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    subparsers = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
+    subparsers = parser.add_subparsers(required=True)
     for subcommand in SUBCOMMANDS:
         subcommand.add_parser(subparsers)
     args = parser.parse_args(argv)
