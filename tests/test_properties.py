@@ -64,8 +64,10 @@ def test_losses_follow_a_permutation_of_batch_and_classes(name):
     def run(b, k, seed, scale):
         logits, labels, q = draw(b, k, seed, scale)
         expected, function = LOSSES[name](logits, labels, q), LOSSES[name]
-        rows, classes = torch.randperm(b), torch.randperm(k)
-        tolerance = {"rtol": 1e-5, "atol": 1e-5}
+        generator = torch.Generator().manual_seed(seed)
+        rows, classes = torch.randperm(b, generator=generator), torch.randperm(k, generator=generator)
+        # ELR's is the logarithm of at least 1e-4, a difference of two numbers near 1 that are right to 1e-7
+        tolerance = {"rtol": 1e-5, "atol": 5e-3 if name == "elr" else 1e-5}
         assert_close(function(logits[rows], labels[rows], q[rows]), expected[rows], **tolerance)
         renamed = classes.argsort()[labels]  # class c is now called classes.argsort()[c]
         assert_close(function(logits[:, classes], renamed, q[:, classes]), expected, **tolerance)
