@@ -133,7 +133,8 @@ def main(argv: list[str] | None = None):
     if options.dry_run:
         print(f"Nothing was written; without --dry_run {options.output_dir} would be.")
     else:
-        print(f"{options.output_dir}: " + ", ".join(f"{count:,} {name}" for name, count in sorted(actions.items())))
+        counts = ", ".join(f"{count:,} {name}" for name, count in sorted(actions.items()))
+        print(f"{options.output_dir}: {counts.replace('_', ' ')}")
 
 
 def clean(options, folder: Path | None) -> Counter:
