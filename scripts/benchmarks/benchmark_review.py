@@ -440,7 +440,11 @@ def main():
             screenshots(folder, options.screenshots)
             return
         busy = os.getloadavg()[0]
-        known = json.loads(options.output.read_text(encoding="utf-8")) if options.output else {}
+        known = (
+            json.loads(options.output.read_text(encoding="utf-8"))
+            if options.output and options.output.is_file()
+            else {}
+        )
         if options.against:
             compared = first_pages(folder / "large", options.rows, options.against.absolute())
             loads = {"at the start": round(busy, 1), "at the end": round(os.getloadavg()[0], 1)}

@@ -138,7 +138,8 @@
       const moved = answer.status === 403 || answer.status === 421; // a server with another address: it judges no request of this one
       if (!answer.ok) throw Object.assign(new Error(found.error), { moved, refused: !moved && answer.status < 500, failed: answer.status >= 500 });
       if (found.version !== undefined) version = found.version;
-      if (found.stale) warn("The audit was written anew since this server was started: start it again to see the new scores. Annotations are kept.");
+      if (found.gone) warn(`The folder of this audit was moved or deleted. Annotations are written to ${found.gone}, where it was.`);
+      else if (found.stale) warn("The audit was written anew since this server was started: start it again to see the new scores. Annotations are kept.");
       return found;
     }
     let version = 0;

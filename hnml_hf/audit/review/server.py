@@ -134,7 +134,9 @@ class Review:
 
     def state(self) -> dict:
         self.refresh()
-        return {"version": self.log.version, "stale": self._stamp() != self._written}
+        stamp = self._stamp()
+        gone = "" if stamp != 0 or self._written == 0 else str(self.log.path)
+        return {"version": self.log.version, "stale": stamp != self._written, "gone": gone}
 
     def rows(self, words: Mapping[str, str]) -> dict:
         """A page of a view."""
@@ -506,10 +508,11 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError as error:
             if isinstance(error, ConnectionError | TimeoutError):
                 raise
-            logger.exception("A request failed.")
             self.close_connection = True
             what = "written" if self.command == "POST" else "read"
-            self._send(507, {"error": f"The annotations could not be {what}: {error.strerror or error}."})
+            said = f"The annotations could not be {what}: {error.strerror or error}."
+            logger.error("%s", said, exc_info=logger.isEnabledFor(logging.DEBUG))
+            self._send(507, {"error": said})
 
     def _check_origin(self):
         """No other site, and no name that was bent to 127.0.0.1, may ask."""

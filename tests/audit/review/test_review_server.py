@@ -174,7 +174,17 @@ def test_annotations_of_another_run_change_nothing(server, table):
 def test_a_page_is_told_that_the_audit_was_written_anew(server, tmp_path):
     assert get(server, "state")["stale"] is False
     os.utime(tmp_path / "run" / "_audit" / "noise_scores.parquet", (1, 1))
-    assert get(server, "state")["stale"] is True
+    assert get(server, "state") == {"version": 0, "stale": True, "gone": ""}
+
+
+def test_a_run_that_is_deleted_under_a_server_loses_no_annotation(server, table, tmp_path):
+    log = tmp_path / "run" / "_audit" / "annotations.jsonl"
+    annotate(server, [entry(table, 0)])
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert get(server, "state")["gone"] == str(log)
+    status, answer = annotate(server, [entry(table, 1)], "cd" * 6)
+    assert status == 200 and answer["gone"] == str(log)
+    assert len(read_annotations(log, table)) == 2
 
 
 def test_names_of_classes_are_kept_as_tables_read_them(server, table):
@@ -339,7 +349,7 @@ def test_a_run_that_cannot_be_written_says_what_to_do(table, tmp_path, monkeypat
         open_review(tmp_path)
 
 
-def test_a_disk_that_is_full_is_no_confirmation(server, table, monkeypatch):
+def test_a_disk_that_is_full_is_no_confirmation(server, table, monkeypatch, caplog):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
@@ -347,6 +357,7 @@ def test_a_disk_that_is_full_is_no_confirmation(server, table, monkeypatch):
         patch.setattr(os, "fsync", full)
         status, answer = annotate(server, [entry(table, 0)])
     assert status == 507 and "No space left on device" in answer["error"]
+    assert "could not be written: No space left on device" in caplog.text and "Traceback" not in caplog.text
 
 
 # -- who and what is refused ------------------------------------------------------------------------------------------
