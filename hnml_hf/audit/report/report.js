@@ -552,6 +552,12 @@
     for (const item of data.items || []) if (item.issue) counts.set(item.suggested, (counts.get(item.suggested) || 0) + 1);
     return [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, 10).map(([label]) => label).sort((a, b) => a - b);
   }
+  function keyOf(event) { // where a layout has no Latin letters, or its digits want Shift, the place of the key tells
+    const place = /^(?:Key([A-Z])|Digit([0-9]))$/.exec(event.code);
+    if (place && place[2] && !event.shiftKey) return place[2];
+    if (place && place[1] && (event.key === "Process" || /^[^ -~]$/.test(event.key))) return place[1].toLowerCase();
+    return event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  }
   document.addEventListener("keydown", (event) => {
     const target = event.target, field = target.matches("input, select, textarea");
     if (field) {
@@ -560,15 +566,16 @@
       else if (target.id === "page" && event.key === "Enter") { target.blur(); $("page").dispatchEvent(new Event("change")); }
       return;
     }
-    if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") { event.preventDefault(); return undo(); }
+    if ((event.ctrlKey || event.metaKey) && keyOf(event) === "z") { event.preventDefault(); return undo(); }
     if (event.ctrlKey || event.metaKey || event.altKey || $("review").hidden) return;
     if (target.matches("button, summary") && (event.key === "Enter" || event.key === " ")) return;
     if ($("keys").open) return;
-    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    const key = keyOf(event);
     const verdicts = { w: "wrong", r: "right", u: "unsure", x: null };
     const across = $("zoom").open ? 1 : columns();
     const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, Home: -SIZE, End: SIZE };
     const digit = "1234567890".indexOf(key);
+    if (event.repeat && (key in verdicts || digit >= 0 || key === "b")) return; // one that is held decides one card
     if (key in verdicts) annotate(picked(), verdicts[key]);
     else if (digit >= 0 && key.length === 1) {
       const label = palette[digit], items = picked();

@@ -160,6 +160,43 @@ def test_digits_typing_and_a_new_class(browser, report):
     assert found["new_label_name"].tolist()[2:] == ["zebra", other] or len(found) == 4
 
 
+def stroke(browser, key, code, **more):
+    browser.execute_script(
+        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {bubbles: true, ...arguments[0]}))",
+        {"key": key, "code": code, **more},
+    )
+
+
+def test_keys_of_other_layouts_and_one_that_is_held(browser, report):
+    """Russian W and Z, an input method, French 2 without Shift; a held key decides one card."""
+    order, given = ids(report), report["label"].tolist()
+    stroke(browser, "\u0446", "KeyW")
+    stroke(browser, "Process", "KeyR")
+    stroke(browser, "\u00e9", "Digit2")
+    stroke(browser, "z", "KeyW")  # Z of a French layout: no key of this page
+    stroke(browser, "u", "KeyU")
+    for _ in range(5):
+        stroke(browser, "u", "KeyU", repeat=True)
+        stroke(browser, "2", "Digit2", repeat=True)
+    assert "4 of 52 decided" in text(browser, "count")
+    stroke(browser, "\u044f", "KeyZ", ctrlKey=True)
+    wait_for(lambda: "3 of 52 decided" in text(browser, "count"))
+    rows = downloaded(browser)[1]
+    assert [rows[i]["annotation"] for i in order[:3]] == ["wrong", "right", "right" if given[2] == 1 else "wrong"]
+    assert rows[order[2]]["new_label"] == "1"
+
+
+def test_undo_reaches_what_was_decided_on_another_page(browser, report):
+    order = ids(report)
+    press(browser, "n", "w")
+    assert order[24] not in shown_ids(browser)
+    press(browser, "p", "p", "r", "n")
+    undo(browser)
+    undo(browser)
+    wait_for(lambda: "0 of 52 decided" in text(browser, "count"))
+    assert shown_ids(browser) == order[24:48]
+
+
 def test_an_ambiguous_beginning_of_a_class_makes_no_class(browser, tmp_path):
     table = make_table(9, ("cat", "Cow", "crab"))
     table["noise_score"] = 0.9
