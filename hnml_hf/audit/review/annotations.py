@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -99,7 +99,7 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame, *, annotator:
         if verdict not in ANNOTATIONS:
             raise ValueError(f"{where}: the annotation {verdict!r} is none of {', '.join(ANNOTATIONS)}.")
         at_hand = names[given[index]]
-        if row.get("label_name") and as_name(_unescaped(row["label_name"])) != as_name(at_hand):
+        if row.get("label_name") and _class_name(row["label_name"], ids) != as_name(at_hand):
             raise ValueError(
                 f"{where}: sample {index} was annotated when its label was `{row['label_name']}`; here it is "
                 f"`{at_hand}`. These annotations are of another run."
@@ -120,7 +120,7 @@ def _new_label(row, verdict, given, suggested, names, ids, where) -> tuple[int, 
         return given, names[given]
     if verdict == "unsure":
         return NEW_CLASS, ""
-    name = as_name(_unescaped(row.get("new_label_name") or ""))
+    name = _class_name(row.get("new_label_name") or "", ids)
     if not is_plain(name):
         raise ValueError(f"{where}: the class {name[:80]!r} has control characters or is no text.")
     open_label = row.get("new_label") in (None, "")
@@ -137,6 +137,13 @@ def _new_label(row, verdict, given, suggested, names, ids, where) -> tuple[int, 
     if label == given:  # which says only that it is not true
         return NEW_CLASS, ""
     return (label, names[label]) if label >= 0 else (NEW_CLASS, name)
+
+
+def _class_name(text: str, ids: Mapping[str, int]) -> str:
+    """The name of a class in a cell; `3.0` is the class `3`, as pandas writes it in a column with empty cells."""
+    name = as_name(_unescaped(text))
+    whole = WHOLE.fullmatch(name)
+    return whole[1] if whole and name not in ids and whole[1] in ids else name
 
 
 def _integer(value, name: str, where: str) -> int:

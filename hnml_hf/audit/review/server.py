@@ -234,11 +234,13 @@ class Review:
         empty name for an unknown one. `None` is the suggested class."""
         given, suggested = (self.queue.class_names[labels[row]] for labels in (self.queue.label, self.queue.suggested))
         name = suggested if name is None else name
-        if not isinstance(name, str) or len(name) > 200:
-            raise Refused(400, "`new_label_name` must be the name of a class, of at most 200 characters.")
+        if not isinstance(name, str):
+            raise Refused(400, "`new_label_name` must be the name of a class.")
         name = as_name(name)
         if name in ("", as_name(given)):  # it is wrong, and no more is known
             return NEW_CLASS, ""
+        if name not in self._classes and len(name) > 200:
+            raise Refused(400, "The name of a new class has at most 200 characters.")
         if not is_plain(name):  # no table and no folder could hold it
             raise Refused(400, "The name of the class has control characters, or is no text.")
         label = self._classes.get(name, NEW_CLASS)

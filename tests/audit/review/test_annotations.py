@@ -75,6 +75,16 @@ def test_ids_as_pandas_writes_them_and_ids_that_contradict_their_names(table, tm
         read_annotations(path, table)
 
 
+def test_classes_that_are_numbers_as_pandas_writes_them(tmp_path):
+    table, path = make_table(9, ("1", "2", "10")), tmp_path / "a.csv"
+    rows = [said(table, row, "wrong", table["suggested_name"][row]) for row in range(3)]
+    write_annotations(path, [*rows, said(table, 3, "unsure")])
+    frame = pd.read_csv(path)
+    frame.assign(label_name=frame["label_name"].astype(float)).to_csv(path, index=False)
+    assert ".0," in path.read_text()
+    assert read_annotations(path, table)["new_label_name"].tolist() == [*table["suggested_name"][:3], ""]
+
+
 def test_annotations_of_another_run_are_named_by_line(table, tmp_path):
     row = {**said(table, 0, "right"), "label_name": "zebra"}
     with pytest.raises(ValueError, match=r"a.csv:2: sample \d+ was annotated when its label was `zebra`; here it is"):

@@ -206,6 +206,15 @@ def test_names_of_classes_are_kept_as_tables_read_them(server, table):
         assert ask(server, f"/{server.token}/annotate", body)[0] == 400
 
 
+def test_a_class_with_a_long_name_can_be_the_true_one(tmp_path):
+    """A new one has at most 200 characters; a folder may have more."""
+    table = make_run(tmp_path, names=("cat", "x" * 250))
+    row = table["label_name"].tolist().index("cat")
+    with serving(tmp_path / "run") as server:
+        assert annotate(server, [entry(table, row)])[0] == 200
+        assert annotate(server, [entry(table, row, "wrong", "y" * 201)], "cd" * 6)[0] == 400
+
+
 def test_a_label_that_is_wrong_may_have_no_class(server, table):
     """The given class is none, no name is the suggested one, and an empty name none at all."""
     for number, name in enumerate((table["label_name"][0], None, "")):
