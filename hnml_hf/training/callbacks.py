@@ -250,8 +250,12 @@ class DynamicsRecorder(CheckpointedCallback):
         return {"memorized_share": self.monitor.memorized_share(), "meta_weight": self.monitor.meta_weight}
 
     def scores(self, id2label: Mapping[int, str], **facts) -> pd.DataFrame:
-        """The table of [`noise_scores`] of what was seen so far, most probably wrong first; `facts` as there."""
-        table = noise_scores(self.dynamics.records, [id2label[label] for label in range(self.num_labels)], **facts)
+        """The table of [`noise_scores`] of what was seen so far, most probably wrong first; `facts` as there. Classes
+        are called as in the dataset: a model that was built with a number of classes has none but numbers."""
+        names = getattr(self.dataset.dataset.features["label"], "names", ())
+        if len(names) != self.num_labels:
+            names = [id2label[label] for label in range(self.num_labels)]
+        table = noise_scores(self.dynamics.records, names, **facts)
         table["path"] = image_paths(self.dataset.dataset)
         return table.sort_values("rank")
 

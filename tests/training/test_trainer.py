@@ -705,6 +705,9 @@ def test_a_trained_run_gives_the_table_of_its_labels(tiny_dataset, tmp_path):
     assert table.attrs.keys() - frozen.attrs.keys() == {"source"}
     assert (table["rank"].to_numpy() == np.arange(1, len(table) + 1)).all()
     assert set(table["index"]) == set(tiny_dataset["index"])
+    trainer.model.config.id2label = {0: "0", 1: "1", 2: "2"}  # as of a model that knows the number of classes alone
+    names = tiny_dataset.features["label"].names
+    assert trainer.audit().attrs["class_names"] == names and set(trainer.audit()["label_name"]) == set(names)
     trainer.recorder.dynamics = None
     with pytest.raises(ValueError, match="mixed"):
         trainer.audit()
