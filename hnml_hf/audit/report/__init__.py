@@ -364,13 +364,21 @@ def _payload(
     elsewhere = order[len(evidence) :][issue[order[len(evidence) :]]]
     return {
         "served": False,
-        "id": summary["dataset_fingerprint"],
+        "id": _storage_id(table, summary),
         "classes": names,
         "total": len(table),
         "elsewhere": {"issues": len(elsewhere), "expected": float(table["noise_score"].iloc[elsewhere].sum())},
         "items": items,
         "maps": any("maps" in item for item in items),
     }
+
+
+def _storage_id(table: pd.DataFrame, summary: Mapping) -> str:
+    """What a browser keeps annotations under. Ids and labels do not tell one image from another that came when it was
+    deleted, so names of files are a part of it; their folders may move."""
+    paths = table["path"].to_numpy()[np.argsort(table["index"].to_numpy())]
+    names = "/".join([path.rpartition("/")[2] for path in paths])
+    return f"{summary['dataset_fingerprint']}-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
 
 def picture_side(count: int, max_bytes: int = MAX_BYTES) -> int:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from reports import CURVES, EVIL, make_evidence, make_table
 
-from hnml_hf.audit.report import Evidence, picture_side, render_report, row_reasons, score_text
+from hnml_hf.audit.report import Evidence, _storage_id, picture_side, render_report, row_reasons, score_text
 from hnml_hf.audit.review.queue import ReviewQueue
 
 
@@ -71,6 +71,10 @@ def test_payload_has_every_row_and_every_issue(page):
     table, data = make_table(), payload(page)
     items = data["items"]
     assert [item["id"] for item in items] == table["index"].tolist() and data["total"] == 30
+    moved = table.assign(path=["/elsewhere/" + path.rpartition("/")[2] for path in table["path"]])
+    other = table.assign(path=[table["path"][0] + ".png", *table["path"][1:]])
+    ids = [_storage_id(rows, table.attrs) for rows in (moved, other)]
+    assert ids[0] == data["id"] != ids[1]
     np.testing.assert_allclose([item["score"] for item in items], table["noise_score"], atol=1e-6)
     assert sum(item["issue"] for item in items) == 11
     rest = table["noise_score"][11:][table["noise_score"][11:] >= 0.5]
