@@ -70,8 +70,9 @@ class Projection:
     basis: torch.Tensor
 
     def __call__(self, features: np.ndarray) -> torch.Tensor:
-        """Unit vectors of features `(n, d)`, of shape `(n, p)`."""
-        vectors = torch.empty(len(features), self.basis.shape[1], device=self.center.device)
+        """Unit vectors of features `(n, d)`, of shape `(n, p)`; in float16 beyond 100,000, to save memory."""
+        kept = torch.float32 if len(features) <= NEIGHBOR_LIMIT else torch.float16
+        vectors = torch.empty(len(features), self.basis.shape[1], dtype=kept, device=self.center.device)
         for rows, batch in _batches(features, self.center.device):
             vectors[rows] = torch.nn.functional.normalize((batch - self.center) @ self.basis, dim=1)
         return vectors
@@ -716,9 +717,9 @@ def nearest_neighbors(vectors: torch.Tensor, groups: np.ndarray, count: int) -> 
 def most_similar(vectors: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """The row of the most similar of m others, and the cosine, for each of n unit vectors; both of shape `(n,)`.
 
-    Beyond 10,000,000,000 pairs only those of [`search_lists`] are compared.
+    All pairs are compared up to 100,000 vectors and as many others; beyond it those of [`search_lists`].
     """
-    if len(vectors) * len(others) > NEIGHBOR_LIMIT**2:
+    if max(len(vectors), len(others)) > NEIGHBOR_LIMIT:
         nearest, cosines = (part[:, 0].numpy() for part in search_lists(vectors, others, 1))
         return nearest, cosines
     found = [(some @ others.T).max(dim=1) for some in vectors.split(max(1, 2**24 // len(others)))]  # 64 MB
@@ -736,7 +737,8 @@ def search_lists(
     once, as a matrix product, so that the vectors need no second copy.
 
     Args:
-        asked (`torch.Tensor` of shape `(m, p)`), vectors (`torch.Tensor` of shape `(n, p)`): unit vectors.
+        asked (`torch.Tensor` of shape `(m, p)`), vectors (`torch.Tensor` of shape `(n, p)`): unit vectors, in float32
+            or float16; they are multiplied in float32.
         wanted (`int`): w, how many for each.
         groups (`torch.Tensor` of shape `(n,)`, *optional*): where the m are the n themselves; those of a group are not
             compared with each other.
@@ -751,9 +753,9 @@ def search_lists(
     similarities = torch.full((len(asked), wanted), NONE, device=asked.device)
     for number in range(len(centers)):
         members, asking = torch.where(home == number)[0].int(), torch.where((probed == number).any(1))[0]
-        there = vectors[members].T
-        for rows in asking.split(2**24 // (len(members) + wanted) + 1):  # 64 MB
-            cosines = asked[rows] @ there
+        there = vectors[members].float().T
+        for rows in asking.split(2**22 // (len(members) + wanted) + 1):  # 16 MB
+            cosines = asked[rows].float() @ there
             if groups is not None:
                 cosines.masked_fill_(groups[rows, None] == groups[members], NONE)
             similarities[rows], at = torch.cat([similarities[rows], cosines], dim=1).topk(wanted, dim=1)
@@ -763,13 +765,13 @@ def search_lists(
 
 def _without_none(nearest: torch.Tensor, similarities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """-1 for both where no pair was left, in place."""
-    return nearest.masked_fill_(similarities == NONE, -1), similarities.clamp_(min=-1)
+    return nearest.masked_fill_(similarities == NONE, -1), similarities.clamp_(-1, 1)
 
 
 def cluster_centers(vectors: torch.Tensor, count: int, *, seed: int = 0, iterations: int = 8) -> torch.Tensor:
     """Centers of unit vectors `(n, p)`, of shape `(count, p)`: spherical k-means of a sample of 64 for each."""
     chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))[: 64 * count]
-    sample = vectors[chosen.to(vectors.device)]
+    sample = vectors[chosen.to(vectors.device)].float()
     centers = sample[:count]
     for _ in range(iterations):
         sums = torch.zeros_like(centers).index_add_(0, (sample @ centers.T).argmax(1), sample)
@@ -779,7 +781,7 @@ def cluster_centers(vectors: torch.Tensor, count: int, *, seed: int = 0, iterati
 
 def _closest(vectors: torch.Tensor, centers: torch.Tensor, count: int) -> torch.Tensor:
     """Numbers of the most similar centers, int32 `(n, count)`."""
-    return torch.cat([(batch @ centers.T).topk(count, dim=1).indices.int() for batch in vectors.split(BATCH)])
+    return torch.cat([(batch.float() @ centers.T).topk(count, dim=1).indices.int() for batch in vectors.split(BATCH)])
 
 
 def rate_of_triples(labels: torch.Tensor, nearest: torch.Tensor, num_labels: int, *, iterations: int = 200) -> float:
