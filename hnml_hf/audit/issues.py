@@ -27,6 +27,8 @@ from .table import FORMAT, _shared, image_paths, likely_columns
 logger = logging.getLogger(__name__)
 
 LIKELY = 5  # classes of each sample whose probability the table keeps
+ENOUGH = 30  # labels of each class; fewer alone make the range wider by ten points to each side (`rate_margin`)
+NARROW = 0.1  # width of a range that says enough
 DENSE = 1_000  # classes up to which the summary holds the transition matrix as a list
 IMAGE_COLUMNS = ("image", "img", "path", "file", "file_name", "filename", "image_path")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target")
@@ -240,11 +242,23 @@ def issue_table(
         "transition_matrix": _shared(matrix) if len(names) > DENSE else matrix.tolist(),
         "transition_matrix_interval": None,
         "inverse_temperature": judgement.inverse_temperature,
-        "caution": doubt_of_rate(judgement.agreement, labels[rows], judgement.confidence),
+        "caution": doubt_of_rate(judgement.agreement, labels[rows], judgement.confidence)
+        or _too_few_labels(judgement.noise_rate_range, labels[rows]),
         "dataset_fingerprint": labels_fingerprint(index, labels, len(names)),
         **facts,
     }
     return table
+
+
+def _too_few_labels(noise_rate_range: tuple[float, float], labels: np.ndarray) -> str | None:
+    """Why only the range of a noise rate counts; None where labels are enough, or people have decided most of them."""
+    each, (low, high) = len(labels) / len(np.unique(labels)), noise_rate_range
+    if each >= ENOUGH or high - low < NARROW:
+        return None
+    return (
+        f"The noise rate is no estimate to use: with {each:.0f} labels of each class, on average, it is often far too "
+        f"high. Below {ENOUGH} only its range counts, {low:.0%} to {high:.0%}."
+    )
 
 
 def worst_pairs(table: pd.DataFrame, count: int = 10) -> list[tuple[str, str, float]]:

@@ -86,6 +86,16 @@ def test_features_and_labels_without_images():
     assert all(number == pytest.approx(3, abs=1.5) for _, _, number in pairs)
 
 
+def test_few_labels_of_a_class_tell_a_range_alone():
+    generator = np.random.default_rng(0)
+    for each, words in ((10, "with 10 labels of each class, on average, it is often far too high"), (60, None)):
+        labels = np.arange(3 * each) % 3
+        issues = find_label_issues((generator.normal(size=(len(labels), 8)) + 6 * np.eye(8)[labels], labels))
+        low, high = issues.attrs["noise_rate_interval"]
+        assert words is None or f"only its range counts, {low:.0%} to {high:.0%}." in issues.attrs["caution"]
+        assert issues.attrs["caution"] is None if words is None else words in issues.attrs["caution"]
+
+
 def test_a_row_without_a_readable_image_keeps_its_place(colored, weights, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
