@@ -300,6 +300,8 @@ def take_launcher_options(args: TrainingArguments):
             wanted = PARENT_OPTIONS["torch_compile_backend"].wanted
             raise ValueError(f"The launcher asks for `dynamo_backend={backend}`; it must be {wanted}.")
         args.torch_compile, args.torch_compile_backend = True, backend
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        args.use_cpu = True  # or else transformers takes each process for the only one
 
 
 def check_resolved_options(args: TrainingArguments):

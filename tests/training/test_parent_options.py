@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
 from trainers import arguments
 from transformers import TrainingArguments
 
-from hnml_hf.training.parent_options import PARENT_OPTIONS
+from hnml_hf.training.parent_options import PARENT_OPTIONS, take_launcher_options
 
 
 def test_every_option_of_transformers_is_in_the_table():
@@ -183,6 +184,15 @@ def test_what_the_launcher_says_is_checked_like_an_option(variable, value, messa
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, objective="hnml_synthetic", meta_scope="full", second_order=True)
+
+
+@pytest.mark.parametrize(("processes", "gpu", "cpu"), [(2, False, True), (2, True, False), (1, False, False)])
+def test_several_processes_without_a_gpu_are_processes_of_the_cpu(processes, gpu, cpu, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: gpu)
+    args = SimpleNamespace(use_cpu=False, fp16=False, bf16=False, torch_compile=False)
+    take_launcher_options(args)
+    assert args.use_cpu == cpu
 
 
 def test_the_launchers_precision_is_an_option_of_the_run(tmp_path, monkeypatch):
