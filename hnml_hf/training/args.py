@@ -309,6 +309,12 @@ class HNMLTrainingArguments(TrainingArguments):
             )
 
     @property
+    def device(self) -> torch.device:
+        """Of this process. Several processes on a CPU have `cpu:0`, where torch restores no state of an optimizer."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
     def draws_labels(self) -> bool:
         """Whether a step goes down the gradient of synthetic labels."""
         return self.objective in SYNTHETIC_OBJECTIVES
