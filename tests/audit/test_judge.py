@@ -91,6 +91,35 @@ def test_finds_the_flipped_labels_their_share_and_the_true_classes():
     assert (logits.argmax(1) == true).mean() > 0.97
 
 
+def pair_flips(n: int = 2000):
+    """Each class is given the label of the next one in 45 of 100 cases."""
+    features, true = clusters(n, spread=1.5)
+    return features, true, np.where(np.random.default_rng(1).random(n) < 0.45, (true + 1) % K, true)
+
+
+def confusable_classes(n: int = 2000, k: int = 50, d: int = 16):
+    """Families of five classes that overlap; a wrong label is of the class that the sample is second most like."""
+    generator = np.random.default_rng(0)
+    true = generator.permutation(np.arange(n) % k)
+    centers = generator.normal(size=(k // 5, d)).repeat(5, 0) + 0.7 * generator.normal(size=(k, d))
+    features = centers[true] + generator.normal(size=(n, d))
+    distances = ((features[:, None] - centers) ** 2).sum(2)
+    distances[np.arange(n), true] = np.inf
+    given = np.where(generator.random(n) < 0.4, distances.argmin(1), true)
+    return features.astype(np.float32), true, given
+
+
+@pytest.mark.parametrize(("made", "rounds"), [(pair_flips, 2), (confusable_classes, 0)])
+def test_posteriors_take_the_place_of_labels_where_that_finds_more(made, rounds, monkeypatch):
+    features, true, given = made()
+    options = {"num_labels": int(true.max()) + 1, "neighbors": 0, "device": "cpu"}
+    chosen = judge_labels(features, given, **options)
+    monkeypatch.setattr(judge, "_rounds_help", lambda *_: rounds == 0)
+    other = judge_labels(features, given, **options)
+    assert (chosen.rounds, other.rounds) == (rounds, judge.ROUNDS - rounds)
+    assert roc_auc_score(given != true, chosen.log_odds) > roc_auc_score(given != true, other.log_odds)
+
+
 @pytest.mark.parametrize(
     ("rate", "count", "undecided", "margin"),
     [
