@@ -774,7 +774,7 @@ def cluster_centers(vectors: torch.Tensor, count: int, *, seed: int = 0, iterati
     sample = vectors[chosen.to(vectors.device)].float()
     centers = sample[:count]
     for _ in range(iterations):
-        sums = torch.zeros_like(centers).index_add_(0, (sample @ centers.T).argmax(1), sample)
+        sums = torch.zeros_like(centers).index_add_(0, _closest(sample, centers, 1)[:, 0], sample)
         centers = torch.nn.functional.normalize(sums, dim=1)
     return centers
 

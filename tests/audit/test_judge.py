@@ -4,6 +4,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hnml_hf.audit import judge
 from hnml_hf.audit.judge import (
@@ -283,6 +284,25 @@ def test_neighbors_of_copies_of_nothing_and_of_few_rows(limit, monkeypatch):
     assert (nearest[:30, 0] == 30).all() and cosines[:30, 0].tolist() == pytest.approx([0.8] * 30)
     few, cosines = nearest_neighbors(vectors[30:32], np.arange(2), 5)
     assert few[:, :2].tolist() == [[1, -1], [0, -1]] and cosines[0, 1] == -1
+
+
+def test_centers_of_lists_take_no_more_memory_than_the_vectors(monkeypatch):
+    """Of a million vectors the cosines of all that are clustered with all centers would be 256 MB."""
+
+    class Sizes(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                self.largest = max(self.largest, out.numel())
+            return out
+
+    monkeypatch.setattr(judge, "BATCH", 64)
+    vectors = torch.nn.functional.normalize(torch.randn(2000, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    with Sizes() as sizes:
+        centers = judge.cluster_centers(vectors, 40)
+    assert centers.shape == (40, 4) and sizes.largest <= vectors.numel()
 
 
 def test_the_noise_model_recovers_a_planted_matrix_and_temperature():
