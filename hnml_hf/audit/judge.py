@@ -781,7 +781,11 @@ def cluster_centers(vectors: torch.Tensor, count: int, *, seed: int = 0, iterati
 
 def _closest(vectors: torch.Tensor, centers: torch.Tensor, count: int) -> torch.Tensor:
     """Numbers of the most similar centers, int32 `(n, count)`."""
-    return torch.cat([(batch.float() @ centers.T).topk(count, dim=1).indices.int() for batch in vectors.split(BATCH)])
+    numbers = torch.empty(len(vectors), count, dtype=torch.int32, device=vectors.device)
+    for start in range(0, len(vectors), BATCH):  # small results kept between large batches would hold their memory
+        rows = slice(start, start + BATCH)
+        numbers[rows] = (vectors[rows].float() @ centers.T).topk(count, dim=1).indices
+    return numbers
 
 
 def rate_of_triples(labels: torch.Tensor, nearest: torch.Tensor, num_labels: int, *, iterations: int = 200) -> float:
