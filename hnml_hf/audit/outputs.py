@@ -199,10 +199,18 @@ def mark_missing(plan: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         plan (`pd.DataFrame`): of [`plan_cleaning`].
+
+    Raises:
+        ValueError: if none is there, as where a disk is not connected.
     """
     named = (plan["path"] != "").to_numpy()
     gone = np.zeros(len(plan), bool)
     gone[named] = missing_files("", [os.path.abspath(path) for path in plan["path"][named]])
+    if named.any() and gone[named].all():
+        images, first = counted(int(named.sum()), "image"), plan["path"][named].iloc[0]
+        raise ValueError(
+            f"None of the {images} is there any more, first {first}: connect their disk, or bring the images back."
+        )
     marked = plan.assign(label_action=plan["label_action"].where(~gone, "missing"))
     marked.attrs = plan.attrs
     return marked
@@ -245,6 +253,7 @@ def check_output(
         _check_disk(_placed(found, source, folder, removed), files)
         plan.attrs["added"] = [file.path for file in found if file.action == "added"]
     elif form == "csv" and source.tables:
+        plan = mark_missing(plan)
         labels, plan.attrs["added"] = _read_tables(plan, source)
         _check_labels(labels, plan, source)
     elif form == "csv":
@@ -521,7 +530,7 @@ def write_csv(
     """
     if not source.tables:
         _check_has_paths(plan)
-        plan = mark_missing(plan)
+    plan = mark_missing(plan)
     facts = {row["index"]: row for row in plan.to_dict("records")}
     if plan.attrs["how"] == "posterior":
         for row, classes, probabilities in zip(facts.values(), *plan_targets(plan), strict=True):
@@ -575,7 +584,7 @@ def _correct_tables(plan, source, folder, facts, extra, actions, others):
                 else:
                     action = fact["label_action"]
                 actions[action] += 1
-                if action in ("dropped", "excluded"):
+                if action in GONE:
                     continue
                 added = [row[at], "", action] if fact is None else _added(fact, text)
                 if "label_original" in names:  # of an earlier round

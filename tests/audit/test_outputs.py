@@ -821,6 +821,23 @@ def test_images_that_were_deleted_since_are_accounted_for(form, table, tmp_path,
         assert not any("0029.png" in row["file_name"] for row in read_csv(tmp_path / "out" / "train.csv"))
 
 
+def test_rows_of_a_table_whose_images_were_deleted_since_are_left_out(tmp_path, capsys):
+    table = make_table_run(tmp_path)
+    gone = table["path"][0]
+    os.remove(gone)
+    run_clean(tmp_path / "run", "--how", "weight", "--output_dir", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert f"1 image is not there any more, and left out: {gone}" in said and "1 missing" in said
+    assert all(row["photographer"] != "p0" for row in read_csv(tmp_path / "out" / "train.csv"))
+    lineage = {row["path_original"]: row for row in read_csv(tmp_path / "out" / "lineage.csv")}
+    assert (lineage[gone]["label_action"], lineage[gone]["path"]) == ("missing", "")
+    for path in table["path"][1:]:
+        os.remove(path)
+    with pytest.raises(SystemExit, match=r"error: None of the 30 images is there any more.*connect their disk"):
+        run_clean(tmp_path / "run", "--how", "weight", "--output_dir", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
