@@ -22,6 +22,7 @@ from options import HelpFormatter, command_words, load_data, plain_errors, saved
 
 from hnml_hf import load_audit
 from hnml_hf.audit.cleaning import HOW, load_excluded, plan_cleaning
+from hnml_hf.audit.export import escape_formula
 from hnml_hf.audit.outputs import (
     FILES,
     FORMATS,
@@ -183,7 +184,8 @@ def clean(options, folder: Path | None) -> Counter:
     if form in ("csv", "parquet") and all(plan["path"]):
         print(f"The images stay where they are: with the new table give `--data_dir {source.images_root(plan)}`.")
     if merged is not None and len(merged.disagreements):
-        merged.disagreements.to_csv(folder / DISAGREEMENTS_FILE)
+        paths = table.set_index("index")["path"].map(escape_formula)
+        merged.disagreements.join(paths).to_csv(folder / DISAGREEMENTS_FILE)
     return actions
 
 

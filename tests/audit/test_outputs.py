@@ -650,6 +650,9 @@ def test_two_people_are_merged_by_the_command(table, tmp_path, capsys):
     disputed = table["suggested_name"][1] != table["label_name"][1]
     assert "Agreement of anna and bo: Cohen's kappa" in said and ("disagree on 1" in said) == disputed
     assert (tmp_path / "out" / "disagreements.csv").is_file() == disputed
+    if disputed:
+        written = pd.read_csv(tmp_path / "out" / "disagreements.csv")
+        assert written["path"].tolist() == [table["path"][1]] and set(written) >= {"index", "anna", "bo"}
     with pytest.raises(SystemExit, match="is there already"):
         clean.main([str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="has no `_audit/noise_scores.parquet`"):

@@ -222,7 +222,7 @@ def row_reasons(row: Mapping, given: str, suggested: str) -> list[str]:
     own, other = _number(row.get("given_probability")), _number(row.get("suggested_probability"))
     if own is not None and other is not None:
         verb = "looks like" if other >= own else "might be"
-        reasons.append(f"{verb} {suggested} ({other:.2f}); {own:.2f} for {given}")
+        reasons.append(f"{verb} {suggested} ({_probability(other)}); {_probability(own)} for {given}")
     agreement = _number(row.get("foreground_agreement"))
     if agreement is not None:
         reasons.append(f"its foreground alone is seen as the same class {100 * agreement:.0f} % of the time")
@@ -231,6 +231,11 @@ def row_reasons(row: Mapping, given: str, suggested: str) -> list[str]:
         last = f"predicted last in epoch {learned}" if learned >= 0 else "never predicted in training"
         reasons.append(f"its label was {last}")
     return reasons
+
+
+def _probability(value: float) -> str:
+    """With two digits, and never as if it were certain."""
+    return "> 0.99" if value > 0.995 else "< 0.01" if value < 0.005 else f"{value:.2f}"
 
 
 def _number(value: Any) -> float | None:

@@ -418,7 +418,7 @@
   function bulkPair() {
     const now = state.items[state.focus];
     if (!now) return;
-    const q = { ...query(), scope: "issues", status: "open", given: now.given, suggested: now.suggested, least: BULK, text: "", folder: "", order: "likely", group: "" };
+    const q = { ...query(), scope: "issues", status: "open", given: now.given, suggested: now.suggested, least: BULK, order: "likely", group: "" };
     send({ query: q, annotation: "wrong", batch: id() });
   }
 

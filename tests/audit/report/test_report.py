@@ -88,6 +88,8 @@ def test_payload_has_every_row_and_every_issue(page):
 def test_reasons_are_sentences_and_scores_have_digits(page):
     row = {"given_probability": 0.06, "suggested_probability": 0.91, "foreground_agreement": float("nan")}
     assert row_reasons(row, "church", "golf ball") == ["looks like golf ball (0.91); 0.06 for church"]
+    sure = {**row, "given_probability": 1e-9, "suggested_probability": 1 - 1e-9}
+    assert row_reasons(sure, "church", "golf ball")[0] == "looks like golf ball (> 0.99); < 0.01 for church"
     row |= {"times_seen": 3, "last_epoch_learned": -1, "foreground_agreement": 0.5}
     assert row_reasons(row, "church", "golf ball")[1:] == [
         "its foreground alone is seen as the same class 50 % of the time",
