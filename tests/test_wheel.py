@@ -7,8 +7,6 @@ import sys
 import venv
 from pathlib import Path
 
-import pytest
-
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +23,6 @@ def test_every_folder_with_code_is_packaged():
     assert set(project["tool"]["setuptools"]["packages"]) == names | {"hnml_hf.scripts"}
 
 
-@pytest.mark.slow
 def test_the_quickstart_runs_from_the_sdist_and_its_wheel(tmp_path):
     """Built from the sdist of a copy of the sources, installed beside the packages it needs, started far from them."""
     files = subprocess.run(

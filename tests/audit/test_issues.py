@@ -88,7 +88,7 @@ def test_features_and_labels_without_images():
 
 def test_few_labels_of_a_class_tell_a_range_alone():
     generator = np.random.default_rng(0)
-    for each, words in ((10, "with 10 labels of each class, on average, it is often far too high"), (60, None)):
+    for each, words in ((10, "with 10 labels of each class, on average, it is often far off"), (60, None)):
         labels = np.arange(3 * each) % 3
         issues = find_label_issues((generator.normal(size=(len(labels), 8)) + 6 * np.eye(8)[labels], labels))
         low, high = issues.attrs["noise_rate_interval"]

@@ -95,7 +95,7 @@ def match_annotations(
 
 
 def describe_lost(path: str | os.PathLike, lost: list[str]) -> str:
-    """What a user is told of annotations whose images are gone."""
+    """The warning about annotations whose images are gone or have another label."""
     return (
         f"{path}: {counted(len(lost), 'annotation', 'are')} left out, since the image is gone or has another label by "
         f"now: {first_few(lost)}"
