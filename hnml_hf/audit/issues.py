@@ -256,8 +256,8 @@ def _too_few_labels(noise_rate_range: tuple[float, float], labels: np.ndarray) -
     if each >= ENOUGH or high - low < NARROW:
         return None
     return (
-        f"The noise rate is no estimate to use: with {each:.0f} labels of each class, on average, it is often far off. "
-        f"Below {ENOUGH} only its range counts, {low:.0%} to {high:.0%}."
+        f"The noise rate is no estimate to use: with {each:.0f} labels of each class, on average, it is often far "
+        f"off. Below {ENOUGH} only its range counts, {low:.0%} to {high:.0%}."
     )
 
 
