@@ -9,10 +9,9 @@ from torch import nn
 
 from ..common.atomic import atomic_write
 from ..modeling.cam import class_activation_maps
+from ..modeling.onnx_program import write_onnx
 
 
-OPSET = 18  # version of ONNX's operators, the one that torch's exporter writes without converting
-ONE_FILE = 3 * 2**29  # bytes of weights; a file of the format cannot have more than 2 GiB
 TOLERANCE = 1e-4  # largest difference in a logit that counts as the same model
 
 
@@ -75,7 +74,7 @@ def export_to_onnx(model, path: str | os.PathLike, *, with_cams: bool = False) -
         `Path`: the file. Input `pixel_values`, outputs `logits` and, if asked, `cams`.
 
     Raises:
-        ImportError: without the packages of the extra `export`.
+        ImportError: without the packages of the extra `onnx`.
         ValueError: a model that is training, or maps that this head cannot give.
         ExportError: onnxruntime computes something else; the file is not kept.
 
@@ -87,26 +86,14 @@ def export_to_onnx(model, path: str | os.PathLike, *, with_cams: bool = False) -
         import onnxruntime
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
-        raise ImportError("Exporting to ONNX needs more packages: `pip install 'hnml_hf[export]'`.") from error
+        raise ImportError("Exporting to ONNX needs more packages: `pip install 'hnml_hf[onnx]'`.") from error
     module, pixel_values, expected = _prepare(model, with_cams)
     path, names = Path(path), ["logits", "cams"][: 1 + with_cams]
-    program = torch.onnx.export(
-        module,
-        (pixel_values,),
-        input_names=["pixel_values"],
-        output_names=names,
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        opset_version=OPSET,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"_{path.name}-") as aside:
         # under its own name from the start: the model names the file of its weights, if these lie beside it
         unfinished = Path(aside, path.name)
-        program.save(unfinished, external_data=size > ONE_FILE)
+        write_onnx(module, unfinished, example=pixel_values, outputs=names)
         session = onnxruntime.InferenceSession(unfinished, providers=["CPUExecutionProvider"])
         for count in (3, 1):
             found = session.run(names, {"pixel_values": pixel_values[:count].cpu().numpy()})

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import timm
@@ -237,27 +239,79 @@ def test_bad_input_is_named_before_the_pass(tmp_path, weights, monkeypatch):
         extract_features(data, backbone, cache_dir=tmp_path / "full", num_workers=0)
 
 
-def test_a_compiled_network_gets_batches_of_one_size(tmp_path, backbone, monkeypatch):
-    data = images(tmp_path)
-    plain = extract_features(data, backbone, cache_dir=tmp_path / "plain", batch_size=3, num_workers=0)
-    shapes = []
+def without_onnx(monkeypatch, name="onnxscript"):
+    monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
 
-    def compiled(network, options):
-        assert options == {"freezing": True}
-        return lambda pixels: shapes.append(len(pixels)) or network(pixels)
 
-    monkeypatch.setattr(module, "COMPILED_FROM", 7 * 64**2)
-    monkeypatch.setattr(module.torch, "compile", compiled)
-    monkeypatch.setattr(module.shutil, "which", lambda name: name)
-    found = extract_features(data, backbone, cache_dir=tmp_path / "compiled", batch_size=3, num_workers=0)
-    assert shapes == [3, 3, 3]
+def test_onnxruntime_computes_the_same_features_from_any_number_of_images(tmp_path, backbone, monkeypatch):
+    onnxruntime, _ = pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    data, how = images(tmp_path), {"batch_size": 3, "num_workers": 0, "device": "cpu"}
+    plain = extract_features(data, backbone, cache_dir=tmp_path / "plain", **how)
+    sessions = []
+
+    class Watched(onnxruntime.InferenceSession):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            sessions.append([])
+
+        def run(self, names, given):
+            sessions[-1].append(len(given["pixel_values"]))
+            return super().run(names, given)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Watched)
+    monkeypatch.setattr(module, "EXPORTED_FROM", 7 * 64**2 + 1)
+    extract_features(data, backbone, cache_dir=tmp_path / "few", **how)
+    assert not sessions
+    monkeypatch.setattr(module, "EXPORTED_FROM", 7 * 64**2)
+    found = extract_features(data, backbone, cache_dir=tmp_path / "many", **how)
+    assert sessions == [[2, 3, 3, 1]]  # the first is the comparison with PyTorch
     np.testing.assert_allclose(found.values, plain.values, rtol=1e-4, atol=1e-5)
+    assert not np.array_equal(found.values, plain.values)
 
 
-def test_a_missing_compiler_is_said_where_compilation_would_pay(tmp_path, backbone, monkeypatch, caplog):
-    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+@pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
+def test_missing_packages_are_said_where_they_would_save_time(tmp_path, backbone, monkeypatch, caplog, missing):
+    without_onnx(monkeypatch, missing)
     extract_features(images(tmp_path), backbone, cache_dir=tmp_path / "few", num_workers=0, device="cpu")
-    assert "compiler" not in caplog.text
-    monkeypatch.setattr(module, "COMPILED_FROM", 7 * 64**2)
+    assert "pip install" not in caplog.text
+    monkeypatch.setattr(module, "EXPORTED_FROM", 7 * 64**2)
     found = extract_features(images(tmp_path), backbone, cache_dir=tmp_path / "many", num_workers=0, device="cpu")
-    assert "There is no C++ compiler" in caplog.text and found.computed == 7
+    assert "pip install 'hnml_hf[onnx]'" in caplog.text and found.computed == 7
+
+
+@pytest.mark.parametrize("fault", ["cannot", "differs"])
+def test_pytorch_computes_what_onnxruntime_does_not(tmp_path, backbone, monkeypatch, caplog, fault):
+    onnxruntime, _ = pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    data, how = images(tmp_path), {"num_workers": 0, "device": "cpu"}
+    plain = extract_features(data, backbone, cache_dir=tmp_path / "plain", **how)
+    if fault == "cannot":
+        backbone.register_forward_pre_hook(lambda network, given: None if given[0].sum() > 0 else None)
+        said = "onnxruntime cannot run test_resnet, so PyTorch does, which takes longer (GuardOnDataDependentSymNode: "
+    else:
+        run = onnxruntime.InferenceSession.run
+        monkeypatch.setattr(onnxruntime.InferenceSession, "run", lambda *args: [1.01 * run(*args)[0]])
+        said = "onnxruntime computes features of test_resnet that differ by 1.0e-02 of the largest"
+    monkeypatch.setattr(module, "EXPORTED_FROM", 0)
+    found = extract_features(data, backbone, cache_dir=tmp_path / "many", **how)
+    assert said in caplog.text
+    np.testing.assert_array_equal(found.values, plain.values)
+
+
+def test_onnxruntime_without_memory_gets_halves(tmp_path, backbone, monkeypatch, caplog):
+    onnxruntime, _ = pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    data, run, sent = images(tmp_path), onnxruntime.InferenceSession.run, []
+
+    def small(session, names, given):
+        sent.append(len(given["pixel_values"]))
+        if sent[-1] > 2:
+            raise onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException("Failed to allocate memory for buffer")
+        return run(session, names, given)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", small)
+    monkeypatch.setattr(module, "EXPORTED_FROM", 0)
+    how = {"num_workers": 0, "device": "cpu", "batch_size": 4}
+    found = extract_features(data, backbone, cache_dir=tmp_path / "halves", **how)
+    assert sent == [2, 4, 2, 2, 2, 1] and "on with 2 at a time" in caplog.text and found.computed == 7
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", run)
+    whole = extract_features(data, backbone, cache_dir=tmp_path / "whole", **how)
+    np.testing.assert_allclose(found.values, whole.values, rtol=1e-5, atol=1e-6)

@@ -7,6 +7,7 @@ import torch
 from hnml_hf import TimmCAMForImageClassification, export_to_onnx
 from hnml_hf.hub import onnx_export as export
 from hnml_hf.hub.onnx_export import ExportError, export_program
+from hnml_hf.modeling import onnx_program
 
 
 def build(name):
@@ -74,7 +75,7 @@ def test_weights_in_a_file_of_their_own_move_with_the_model(tmp_path, monkeypatc
     pytest.importorskip("onnxscript")
     model = build("test_resnet")
     with monkeypatch.context() as small:
-        small.setattr(export, "ONE_FILE", 0)
+        small.setattr(onnx_program, "ONE_FILE", 0)
         export_to_onnx(model, tmp_path / "new" / "model.onnx")
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["model.onnx", "model.onnx.data"]
     tensors = onnx.load(tmp_path / "new" / "model.onnx", load_external_data=False).graph.initializer
@@ -90,7 +91,7 @@ def test_weights_in_a_file_of_their_own_move_with_the_model(tmp_path, monkeypatc
 
 def test_a_model_with_its_weights_beside_it_that_differs_leaves_the_one_before(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-    monkeypatch.setattr(export, "ONE_FILE", 0)
+    monkeypatch.setattr(onnx_program, "ONE_FILE", 0)
     monkeypatch.setattr(export._Exported, "forward", lambda self, x: (self.model(x).logits + 0.01,))
     (tmp_path / "x.onnx").write_text("the one before")
     with pytest.raises(ExportError, match="differs from the model's by 1.0e-02"):
