@@ -31,6 +31,7 @@ import torch
 import transformers
 from datasets import Dataset, DatasetDict
 from options import (
+    RUN_FILES,
     DataArguments,
     data_name,
     load_data,
@@ -39,12 +40,14 @@ from options import (
     save_data_arguments,
     saved_data_arguments,
 )
+from review import CLASSIFIER_FOLDER
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
 
 from hnml_hf import (
     TimmCAMForImageClassification,
     audit_run,
     check_dataset,
+    create_image_processor,
     create_transforms,
     export_audit,
     load_audit,
@@ -54,7 +57,7 @@ from hnml_hf.audit.dynamics import dynamics_file, judge_dynamics, run_dynamics
 from hnml_hf.audit.export import FORMATS
 from hnml_hf.audit.features import FEATURES_FOLDER, FrozenBackbone, extract_features, launched, load_backbone
 from hnml_hf.audit.findings import FINDINGS, findings
-from hnml_hf.audit.issues import dataset_table, judge_features, worst_pairs
+from hnml_hf.audit.issues import dataset_table, judge_classifier, judge_features, worst_pairs
 from hnml_hf.audit.leaks import find_leaks
 from hnml_hf.audit.review import follow_annotations, merge_annotations, read_all
 from hnml_hf.audit.review.lineage import decided_before
@@ -236,6 +239,7 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
         found["leaks"] = leaks
     how = {"max_issues": audit_args.max_issues, "max_pixels": data_args.max_pixels}
     write_report(audit_args.output_dir, table, data["train"], found=found, **how)
+    save_classifier(audit_args, data["train"], features, judgement, backbone, annotations)
     passes = [features, *(seen for _, seen in others.values())]
     waiting, forward = (sum(part.seconds[what] for part in passes) for what in ("waiting", "forward"))
     computed = sum(part.computed for part in passes)
@@ -258,6 +262,24 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
         f"{time.perf_counter() - started:.0f} in all"
     )
     return table
+
+
+def save_classifier(
+    audit_args: AuditArguments, rows: Dataset, features, judgement, backbone: FrozenBackbone, annotations
+):
+    """Leave the judge as an ordinary model, which predicts, and shows `hnml review` where it looked."""
+    folder = Path(audit_args.output_dir, CLASSIFIER_FOLDER)
+    try:
+        model = judge_classifier(
+            rows, features, judgement, backbone, annotations=annotations, device=audit_args.device
+        )
+    except ValueError as error:  # some backbones end in more than a linear layer
+        print(f"No classifier is saved: {error}")
+        for file in RUN_FILES:
+            (folder / file).unlink(missing_ok=True)
+        return
+    model.save_pretrained(folder)
+    create_image_processor(model.config.pretrained_cfg).save_pretrained(folder)
 
 
 def compared_splits(audit_args: AuditArguments, data: DatasetDict) -> dict[str, Dataset]:
@@ -406,6 +428,9 @@ def audit(audit_args: AuditArguments, data_args: DataArguments):
     if table.attrs["caution"]:
         print(f"Warning: {table.attrs['caution']}")
     print(f"Scores: {folder / 'noise_scores.parquet'}\nReport: {folder / 'report.html'}")
+    classifier = Path(audit_args.output_dir, CLASSIFIER_FOLDER)
+    if backbone is not None and (classifier / "config.json").is_file():
+        print(f"Classifier: {classifier}")
     if audit_args.export:
         for path in export_audit(table, dataset, folder / "exports", audit_args.export):
             print(f"Export: {path}")

@@ -22,6 +22,9 @@ from hnml_hf.cli import plain_message, quiet_pipes
 from hnml_hf.common.words import counted
 
 
+CLASSIFIER_FOLDER = "judge"  # of an audit's `output_dir`: the judge as a model
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -52,6 +55,8 @@ class RunImages:
 
     def __init__(self, run: str):
         self.run = run
+        models = Path(run), Path(run, CLASSIFIER_FOLDER)  # of a training, or of an audit without one
+        self.model = next((folder for folder in models if (folder / "config.json").is_file()), None)
         self._lock = threading.Lock()
         self._dataset = self._model = None
 
@@ -90,7 +95,7 @@ class RunImages:
         with self._lock:
             if self._model is None:
                 self._model = (
-                    *load_classifier(self.run, torch.device("cpu")),
+                    *load_classifier(str(self.model), torch.device("cpu")),
                     load_audit(self.run).set_index("index"),
                 )
             model, transform, crop, has_maps, table = self._model
@@ -141,14 +146,13 @@ def main(argv: list[str] | None = None):
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     images = RunImages(options.run)
     has_data = Path(options.run, "_audit", "dataset.json").is_file()
-    has_model = has_data and Path(options.run, "config.json").is_file()
     try:
         review = open_review(
             options.run,
             annotations=options.annotations,
             annotator=options.annotator,
             pictures=images.picture if has_data else None,
-            maps=images.maps if has_model else None,
+            maps=images.maps if has_data and images.model else None,
         )
         files = list(dict.fromkeys(options.imports))
         for path, found in zip(files, read_imports(options.run, files), strict=True):

@@ -77,6 +77,12 @@ class FrozenBackbone(nn.Module):
         self.timm_model = model.timm_model
         self.config = model.config
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """How the names of the classifier's weights begin."""
+        names = self.config.pretrained_cfg["classifier"]
+        return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if not hasattr(self.timm_model, "forward_intermediates"):
             native = self.timm_model.forward_features(pixel_values)
@@ -325,8 +331,7 @@ def _timed(forward: Callable[[torch.Tensor], np.ndarray], took: list[float]) -> 
 
 def _key(backbone: FrozenBackbone, size: int) -> str:
     """Of what features depend on besides the images: not the classifier, which is drawn anew."""
-    heads = backbone.config.pretrained_cfg["classifier"]
-    heads = tuple(f"timm_model.{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    heads = tuple(f"timm_model.{name}" for name in backbone.heads)
     digest = hashlib.blake2b(f"{backbone.config.architecture} {size}".encode(), digest_size=8)
     for name, tensor in sorted(backbone.state_dict().items()):
         if name.startswith(heads):

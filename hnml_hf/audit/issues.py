@@ -1,5 +1,6 @@
 """Which labels of a dataset are probably wrong, without training: features of a frozen backbone, and their judge."""
 
+import copy
 import logging
 import os
 import tempfile
@@ -16,11 +17,13 @@ from ..data.files import as_name
 from ..data.load import load_noisy_dataset
 from ..data.schema import column, labels_fingerprint
 from ..data.targets import top_targets
-from .features import BACKBONE, Features, extract_features, load_backbone
+from ..modeling.timm_cam import TimmCAMForImageClassification
+from .features import BACKBONE, Features, FrozenBackbone, extract_features, load_backbone
 from .findings import TYPICAL, neighbor_columns
-from .judge import Judgement, identical_rows, judge_labels
+from .judge import Judgement, fit_head, identical_rows, judge_labels
 from .noise_model import doubt_of_rate
 from .review.annotations import annotated_labels, apply_annotations
+from .start import set_head
 from .table import FORMAT, _shared, image_paths, likely_columns
 
 
@@ -134,12 +137,61 @@ def judge_features(
     rows = np.flatnonzero(features.readable)
     values = features.values if len(rows) == len(labels) else features.values[rows]
     index = column(dataset, "index")
-    options: dict[str, Any] = {"seed": seed, "device": device}
+    options: dict[str, Any] = {"seed": seed, "device": device, "weights": _weights(annotations, index[rows])}
     if annotations is not None:
         options["known"] = annotated_labels(annotations, index[rows], names)
-        elsewhere = annotations.index[(annotations["annotation"] == "wrong") & (annotations["new_label"] < 0)]
-        options["weights"] = (~np.isin(index[rows], elsewhere)).astype(np.float32)  # of a class that is none of these
     return judge_labels(values, labels[rows], num_labels=len(names), groups=features.groups[rows], **options)
+
+
+def _weights(annotations: pd.DataFrame | None, index: np.ndarray) -> np.ndarray | None:
+    """0 for the images of which people say that they belong to none of the classes, else 1."""
+    if annotations is None:
+        return None
+    elsewhere = annotations.index[(annotations["annotation"] == "wrong") & (annotations["new_label"] < 0)]
+    return (~np.isin(index, elsewhere)).astype(np.float32)
+
+
+def judge_classifier(
+    dataset: Dataset,
+    features: Features,
+    judgement: Judgement,
+    backbone: FrozenBackbone,
+    *,
+    annotations: pd.DataFrame | None = None,
+    device: str | None = None,
+) -> TimmCAMForImageClassification:
+    """The backbone with a last layer that was fitted to the posteriors of a judgement by [`judge_features`].
+
+    Its features are those that the last layer sees. The judge has the means of the stages as well, which no timm model
+    has room for.
+
+    Returns:
+        [`TimmCAMForImageClassification`] for the classes of the dataset, on the CPU.
+
+    Raises:
+        ValueError: for a backbone without a linear classifier or without a map at this size.
+    """
+    rows, index = np.flatnonzero(features.readable), column(dataset, "index")
+    config, names = copy.deepcopy(backbone.config), dataset.features["label"].names
+    config.id2label, config.label2id = dict(enumerate(names)), {name: number for number, name in enumerate(names)}
+    model = TimmCAMForImageClassification(config).eval()
+    weights = {
+        name: tensor
+        for name, tensor in backbone.timm_model.state_dict().items()
+        if not name.startswith(backbone.heads)
+    }
+    model.timm_model.load_state_dict(weights, strict=False)
+    model.check_spatial_evidence()
+    values = features.values[:, : model.class_weights.shape[1]]
+    head = fit_head(
+        values if len(rows) == len(index) else values[rows],
+        judgement,
+        num_labels=len(names),
+        weights=_weights(annotations, index[rows]),
+        device=device,
+    )
+    set_head(model.classifiers, head)
+    return model
 
 
 def dataset_table(

@@ -11,9 +11,10 @@ from datasets import ClassLabel, Dataset, Image
 from PIL import Image as Pillow
 from safetensors.torch import save_file
 
-from hnml_hf import find_label_issues, load_audit
+from hnml_hf import create_transforms, find_label_issues, load_audit
 from hnml_hf.audit.features import extract_features, load_backbone
-from hnml_hf.audit.issues import as_dataset, judge_dataset, worst_pairs
+from hnml_hf.audit.issues import as_dataset, judge_classifier, judge_dataset, judge_features, worst_pairs
+from hnml_hf.audit.judge import fit_head
 from hnml_hf.audit.run import write_report
 from hnml_hf.audit.table import likely_classes, write_audit
 
@@ -122,6 +123,36 @@ def test_people_decide_and_the_judge_learns_from_it(colored, weights, tmp_path):
     folder = write_report(tmp_path, after, dataset)
     shown = json.loads(re.search(r'id="data">(.*?)</script>', (folder / "report.html").read_text(), re.S)[1])
     assert {item["id"] for item in shown["items"] if item["before"]} == {0, 1, 3}
+
+
+def test_the_judge_is_left_as_a_model(colored, weights, tmp_path):
+    data, broken = as_dataset(colored), tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    paths = [*colored["image"][:-1], str(broken)]  # the last image has no features
+    data = data.remove_columns("image").add_column("image", paths).cast_column("image", Image())
+    backbone = load_backbone("test_resnet", pretrained=weights, image_size=64)
+    features = extract_features(data, backbone, cache_dir=tmp_path, num_workers=0)
+    judgement = judge_features(data, features)
+    model = judge_classifier(data, features, judgement, backbone)
+    assert list(model.config.id2label.values()) == sorted(COLORS)
+    width = model.class_weights.shape[1]
+    head = fit_head(features.values[:-1, :width], judgement, num_labels=3)
+    _, prepare = create_transforms(model.config.pretrained_cfg, augmentation="none")
+    images = [Pillow.open(path).convert("RGB") for path in paths[:-1]]
+    with torch.no_grad():
+        logits = model(torch.stack([prepare(image) for image in images])).logits
+    expected = torch.tensor(features.values[:-1, :width]) @ head.weight.T + head.bias
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-2)
+    truth = (np.arange(60) % 3)[:-1]
+    assert (logits.argmax(1).numpy() == truth).all() and (data["label"][:-1] != truth).sum() == len(WRONG)
+
+    said = {"annotation": ["wrong"], "new_label": [-1], "new_label_name": [""]}
+    elsewhere = pd.DataFrame(said, index=pd.Index([7], name="index"))
+    judgement = judge_features(data, features, annotations=elsewhere)
+    model = judge_classifier(data, features, judgement, backbone, annotations=elsewhere)
+    seen = np.arange(59) != 7
+    head = fit_head(features.values[:-1, :width], judgement, num_labels=3, weights=seen.astype(np.float32))
+    torch.testing.assert_close(model.class_weights, head.weight)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import train
 from options import DataArguments
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
 from hnml_hf import TrainingDynamics, load_audit, load_noisy_dataset
 from hnml_hf.audit.dynamics import score_predictions
@@ -308,6 +308,31 @@ def test_a_dataset_is_audited_without_training(run, scripts, weights, tmp_path, 
     assert "test_resnet at 64 pixels" in table.attrs["provenance"]
     scripts[1]([*line, "--export", "csv"])  # the features are there
     assert "(0 images;" in capsys.readouterr().out and (tmp_path / "_audit" / "exports" / "noise_scores.csv").is_file()
+
+
+def test_the_judge_predicts_and_shows_where_it_looked(run, scripts, weights, tmp_path, capsys):
+    line = [str(run / "data"), "--pretrained", str(weights), "--num_workers", "0", "--output_dir", str(tmp_path)]
+    scripts[1]([*line, "--backbone", "test_resnet", "--image_size", "64"])
+    assert f"Classifier: {tmp_path / 'judge'}" in capsys.readouterr().out
+    classify = pipeline("image-classification", model=str(tmp_path / "judge"))
+    names = load_audit(tmp_path).attrs["class_names"]
+    assert {found["label"] for found in classify(Image.new("RGB", (32, 32)), top_k=None)} == set(names)
+    images, first = review.RunImages(str(tmp_path)), load_audit(tmp_path)["index"].iloc[0]
+    found = images.maps(int(first))
+    assert found.given_map.ndim == 2 and found.given_map.size > 1 and found.suggested_map is not None
+
+
+def test_a_backbone_without_a_linear_layer_leaves_no_model(run, scripts, tmp_path, capsys):
+    weights, name = tmp_path / "model.safetensors", "levit_128s"
+    save_file(timm.create_model(name).state_dict(), weights)
+    (tmp_path / "out" / "judge").mkdir(parents=True)
+    (tmp_path / "out" / "judge" / "config.json").write_text("{}")  # of an earlier audit
+    scripts[1](
+        [str(run / "data"), "--backbone", name, "--pretrained", str(weights), "--output_dir", str(tmp_path / "out")]
+    )
+    shown = capsys.readouterr().out
+    assert "No classifier is saved: Backbone `levit_128s` ends in" in shown and "Classifier:" not in shown
+    assert review.RunImages(str(tmp_path / "out")).model is None
 
 
 @pytest.fixture(scope="module")
