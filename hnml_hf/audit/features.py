@@ -401,14 +401,16 @@ def _lacks_memory(error: Exception) -> bool:
 def _session(backbone: FrozenBackbone) -> Any:
     """The backbone in onnxruntime.
 
-    None where PyTorch is faster, as for transformers, and, with a warning, where it is not installed or cannot run this
-    network.
+    None where PyTorch is faster, as for transformers, and, with a warning, where onnxruntime is not installed or cannot
+    run this network.
     """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError:
-        logger.warning("With `pip install 'hnml_hf[onnx]'` this pass takes half to a quarter of the time on a CPU.")
+        logger.warning(
+            "With `pip install 'hnml_hf[onnx]'` this pass takes a third to two thirds of the time on a CPU."
+        )
         return None
     size = backbone.config.pretrained_cfg["input_size"]
     example = torch.randn(TRIED, *size, generator=torch.Generator().manual_seed(0))
