@@ -401,8 +401,8 @@ def _lacks_memory(error: Exception) -> bool:
 def _session(backbone: FrozenBackbone) -> Any:
     """The backbone in onnxruntime.
 
-    None where PyTorch is faster, as for transformers, and, with a warning, where onnxruntime is not installed or cannot
-    run this network.
+    None where PyTorch is faster, as for transformers, and, with a warning, where onnxruntime is missing or cannot run
+    this network.
     """
     try:
         import onnxruntime
