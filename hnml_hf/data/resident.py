@@ -89,8 +89,9 @@ def resample(images: torch.Tensor, boxes: torch.Tensor, flip: torch.Tensor, size
 
     Args:
         images (`torch.Tensor` of shape `(b, c, h, w)`): uint8.
-        boxes (`torch.Tensor` of shape `(b, 4)`): left, top, right and bottom, in pixels; black outside the image.
-        flip (`torch.Tensor` of shape `(b,)`): bool.
+        boxes (`torch.Tensor` of shape `(b, 4)`): left, top, right and bottom, in pixels; black outside the image. One
+            alone, of shape `(1, 4)`, is that of all images.
+        flip (`torch.Tensor` of shape `(b,)`, or `(1,)`): bool.
         size (`tuple[int, int]`): height and width of the result.
         interpolation (`str`): `bilinear` or `bicubic`.
 
@@ -137,15 +138,21 @@ class BatchTransform:
             `torch.Tensor` of shape `(b, 3, *size)`, normalized.
         """
         height, width = images.shape[2:]
-        flip = torch.zeros_like(draws[:, 2], dtype=torch.bool) if self.kind == "center" else draws[:, 2] < 0.5
-        boxes = {"center": self._center, "shift": shift_boxes, "crop": crop_boxes}[self.kind](draws, height, width)
-        if self.kind == "shift":
-            images, boxes = mirror_borders(images, boxes)
-        pixels = resample(images, boxes, flip, self.size, self.interpolation) / 255
+        if self.kind == "center":
+            box = self._center(height, width)
+            unchanged = box == (0, 0, width, height) and self.size == (height, width)
+            boxes, flip = draws.new_tensor([box]), draws.new_zeros(1, dtype=torch.bool)  # the same of all images
+            pixels = images.float() if unchanged else resample(images, boxes, flip, self.size, self.interpolation)
+        else:
+            flip = draws[:, 2] < 0.5
+            boxes = (shift_boxes if self.kind == "shift" else crop_boxes)(draws, height, width)
+            if self.kind == "shift":
+                images, boxes = mirror_borders(images, boxes)
+            pixels = resample(images, boxes, flip, self.size, self.interpolation)
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (pixels - mean) / std
+        return (pixels / 255 - mean) / std
 
-    def _center(self, draws: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    def _center(self, height: int, width: int) -> tuple[float, float, float, float]:
         """What is left after a resize to `size` / `crop_pct` and a cut to `size`, in pixels of the image."""
         sides = [int(side / self.crop_pct) for side in self.size]
         if self.crop_mode != "squash":  # the shorter side is resized, the other one in proportion
@@ -154,7 +161,7 @@ class BatchTransform:
         (top, bottom), (left, right) = (
             _middle(side, kept, whole) for side, kept, whole in zip(sides, self.size, (height, width), strict=True)
         )
-        return draws.new_tensor([left, top, right, bottom]).expand(len(draws), 4)
+        return left, top, right, bottom
 
 
 def _middle(resized: int, kept: int, whole: int) -> tuple[float, float]:

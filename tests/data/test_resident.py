@@ -65,6 +65,15 @@ def test_the_evaluation_view_is_that_of_single_images(photo, size):
         assert_close(one, evaluation(photo), atol=0.03, rtol=0)  # 255 levels are 4.4 units here
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_an_evaluation_view_of_the_size_of_the_images_keeps_their_pixels(photo, interpolation):
+    image = batch_of(photo, photo)
+    view = BatchTransform("center", size=photo.size[::-1], **{**PLAIN, "interpolation": interpolation})
+    whole = torch.tensor([[0.0, 0, *photo.size]])
+    resampled = resample(image, whole, torch.tensor([False]), photo.size[::-1], interpolation)
+    assert torch.equal(view(image, torch.zeros(2, DRAWS)), resampled / 255)
+
+
 def test_a_shift_moves_whole_pixels_and_mirrors_the_border():
     image = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).expand(1, 3, 8, 8)
     view = BatchTransform("shift", size=(8, 8), **PLAIN)
