@@ -104,8 +104,9 @@ def plan_cleaning(
 
     Annotations go first: `wrong` takes the new class, and drops the row if nobody knows it; `right` and `unsure` keep
     the given one; so do those of earlier rounds. On the others `how` acts where the score reaches the threshold. A
-    sample that no model saw is no issue. What people could not tell, or dispute (`unsure` after a merge), keeps row
-    and label, but nobody vouches for the label: its weight and its targets are those of the scores.
+    sample that no model saw, as an image that cannot be read, is no issue: it stays, `unjudged`. What people could not
+    tell, or dispute (`unsure` after a merge), keeps row and label, but nobody vouches for the label: its weight and
+    its targets are those of the scores.
 
     Whether an image is left out is another question than which class it has: a row of `excluded` goes whatever people
     said of its label, which stays in the plan.
@@ -124,7 +125,7 @@ def plan_cleaning(
     Returns:
         `pd.DataFrame`: in the order of the table `index`, `path`, `label` (id) and `label_name`, `label_scored` (the
         given one, name), `label_original` (the given one of the first of several rounds), `label_score`,
-        `label_action` (kept, annotated, relabeled, dropped, excluded), `annotation`, `annotator`, `weight`,
+        `label_action` (kept, unjudged, annotated, relabeled, dropped, excluded), `annotation`, `annotator`, `weight`,
         `suggested_label`; and the likeliest classes, if the table has kept them.
         `attrs["class_names"]` are all classes.
 
@@ -187,6 +188,8 @@ def plan_cleaning(
         plan.loc[acts, "label_action"] = "relabeled"
     elif how == "drop":
         plan.loc[acts, "label_action"] = "dropped"
+    unjudged = (table["times_seen"].to_numpy() == 0) & (plan["label_action"] == "kept").to_numpy()
+    plan.loc[unjudged, "label_action"] = "unjudged"
     plan.loc[plan["index"].isin(list(excluded or ())), "label_action"] = "excluded"
     plan["label_name"] = np.asarray(names, dtype=object)[plan["label"]]
     plan.attrs = {"class_names": names, "how": how}
@@ -246,8 +249,8 @@ def apply_plan(dataset: Dataset, plan: pd.DataFrame) -> Dataset:
 
     Returns:
         `datasets.Dataset`: the four features and the lineage: `original_label`, `noise_score` and `audit_action`
-        (kept, annotated, relabeled); after `weight` also `weight`, after `posterior` soft targets. `index` stays what
-        it was, and `clean_label` what was known.
+        (kept, unjudged, annotated, relabeled); after `weight` also `weight`, after `posterior` soft targets. `index`
+        stays what it was, and `clean_label` what was known.
     """
     names, how = plan.attrs["class_names"], plan.attrs["how"]
     facts = plan.set_index("index").loc[column(dataset, "index")]

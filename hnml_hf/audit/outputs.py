@@ -145,6 +145,11 @@ def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
     if len(missing):
         names = first_few(missing["path"])
         lines.append(f"{counted(len(missing), 'image', 'are')} not there any more, and left out: {names}")
+    unjudged = plan[plan["label_action"] == "unjudged"]
+    if len(unjudged):
+        names = first_few([row["path"] or str(row["index"]) for row in unjudged.to_dict("records")])
+        rows = counted(len(unjudged), "row", "were")
+        lines.append(f"{rows} not judged, as images that cannot be read, and nothing changes there: {names}")
     added = plan.attrs.get("added")
     if added:
         kept = f"{counted(len(added), 'image', 'were')} added since the audit, and nothing changes there"

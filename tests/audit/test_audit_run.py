@@ -147,7 +147,7 @@ def test_rows_that_no_model_saw_are_no_suspects(tiny_dataset, scored, tmp_path):
     assert table.attrs["noise_rate"] > 0.5 and len(unseen) == 26
     for how in ("drop", "relabel"):
         cleaned = clean_dataset(tiny_dataset, table, how=how).to_pandas().set_index("index")
-        assert unseen <= set(cleaned.index) and set(cleaned.loc[list(unseen), "audit_action"]) == {"kept"}
+        assert unseen <= set(cleaned.index) and set(cleaned.loc[list(unseen), "audit_action"]) == {"unjudged"}
     issues = cleanlab_issues(table)
     assert set(issues.index[issues["is_label_issue"]]) == set(records["index"][wrong])
     page = (tmp_path / "_audit" / "report.html").read_text(encoding="utf-8")

@@ -323,6 +323,19 @@ def test_rows_that_a_list_left_out_are_still_in_the_lineage_of_the_second_round(
     }
 
 
+def test_what_was_not_judged_is_named_and_stays(table, tmp_path):
+    table = table.copy()
+    table.loc[[2, 5, 7], "times_seen"] = 0
+    _, said = annotate(tmp_path, table, {5: "right"})
+    plan = plan_cleaning(table, annotations=said, how="drop", threshold=0.0, excluded={int(table["index"][7])})
+    assert plan["label_action"][[2, 5, 7]].tolist() == ["unjudged", "annotated", "excluded"]
+    assert plan["label_action"].value_counts()["dropped"] == len(table) - 3
+    said = "\n".join(describe_plan(plan))
+    assert (
+        f"1 row was not judged, as images that cannot be read, and nothing changes there: {table['path'][2]}" in said
+    )
+
+
 @pytest.mark.parametrize("form", ["csv", "arrow", "parquet"])
 def test_lists_hold_in_every_format(form, tmp_path):
     """Row 3 was left out by the audit already."""
