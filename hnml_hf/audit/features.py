@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -417,8 +416,7 @@ def _session(backbone: FrozenBackbone) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # readers need the cores
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own code
+    with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "backbone.onnx")
         try:
             write_onnx(backbone, file, example=example, outputs=["features"])

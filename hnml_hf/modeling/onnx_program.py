@@ -1,5 +1,6 @@
 """A network as ONNX, for onnxruntime: of any number of images at a time."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -23,17 +24,19 @@ def write_onnx(network: nn.Module, path: Path, *, example: torch.Tensor, outputs
     Raises:
         torch.onnx.OnnxExporterError: a network that cannot be written.
     """
-    program = torch.onnx.export(
-        network,
-        (example,),
-        input_names=["pixel_values"],
-        output_names=outputs,
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        opset_version=OPSET,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own code
+        program = torch.onnx.export(
+            network,
+            (example,),
+            input_names=["pixel_values"],
+            output_names=outputs,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
     assert program is not None  # it is where `dynamo` is given
     size = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
     program.save(path, external_data=size > ONE_FILE)
