@@ -31,7 +31,6 @@ import torch
 import transformers
 from datasets import Dataset, DatasetDict
 from options import (
-    RUN_FILES,
     DataArguments,
     data_name,
     load_data,
@@ -55,9 +54,10 @@ from hnml_hf import (
 )
 from hnml_hf.audit.dynamics import dynamics_file, judge_dynamics, run_dynamics
 from hnml_hf.audit.export import FORMATS
-from hnml_hf.audit.features import FEATURES_FOLDER, FrozenBackbone, extract_features, launched, load_backbone
+from hnml_hf.audit.features import FEATURES_FOLDER, Features, FrozenBackbone, extract_features, launched, load_backbone
 from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import dataset_table, judge_classifier, judge_features, worst_pairs
+from hnml_hf.audit.judge import Judgement
 from hnml_hf.audit.leaks import find_leaks
 from hnml_hf.audit.review import follow_annotations, merge_annotations, read_all
 from hnml_hf.audit.review.lineage import decided_before
@@ -195,7 +195,8 @@ def load_frozen(audit_args: AuditArguments) -> FrozenBackbone:
 
 
 def checkset(audit_args: AuditArguments, data_args: DataArguments, data: DatasetDict, backbone: FrozenBackbone):
-    """One forward pass of a frozen backbone and the judge of its features: the table, in the first process."""
+    """One forward pass of a frozen backbone and the judge of its features: the table, and the folder of the judge as a
+    model, in the first process."""
     started = time.perf_counter()
     state = launched()
     compared = compared_splits(audit_args, data)
@@ -215,7 +216,7 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
         known = [cache, *beside, *(place / split for place in beside)]
         others[split] = rows, extract_features(rows, backbone, cache_dir=Path(cache, split), also_in=known, **how)
     if not state.is_main_process:
-        return None
+        return None, None
     passed = time.perf_counter()
     size = backbone.config.pretrained_cfg["input_size"][-1]
     judgement = judge_features(data["train"], features, annotations=annotations, device=audit_args.device)
@@ -239,7 +240,7 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
         found["leaks"] = leaks
     how = {"max_issues": audit_args.max_issues, "max_pixels": data_args.max_pixels}
     write_report(audit_args.output_dir, table, data["train"], found=found, **how)
-    save_classifier(audit_args, data["train"], features, judgement, backbone, annotations)
+    classifier = save_classifier(audit_args, data["train"], features, judgement, backbone, annotations)
     passes = [features, *(seen for _, seen in others.values())]
     waiting, forward = (sum(part.seconds[what] for part in passes) for what in ("waiting", "forward"))
     computed = sum(part.computed for part in passes)
@@ -261,25 +262,30 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
         f"{judged - passed:.0f} judging, {time.perf_counter() - judged:.0f} for the report, "
         f"{time.perf_counter() - started:.0f} in all"
     )
-    return table
+    return table, classifier
 
 
 def save_classifier(
-    audit_args: AuditArguments, rows: Dataset, features, judgement, backbone: FrozenBackbone, annotations
-):
-    """Leave the judge as an ordinary model, which predicts, and shows `hnml review` where it looked."""
+    audit_args: AuditArguments,
+    rows: Dataset,
+    features: Features,
+    judgement: Judgement,
+    backbone: FrozenBackbone,
+    annotations: pd.DataFrame | None,
+) -> Path | None:
+    """Leave the judge as an ordinary model, which predicts, and shows `hnml review` where it looked; None if it cannot
+    be one."""
     folder = Path(audit_args.output_dir, CLASSIFIER_FOLDER)
     try:
         model = judge_classifier(
             rows, features, judgement, backbone, annotations=annotations, device=audit_args.device
         )
-    except ValueError as error:  # some backbones end in more than a linear layer
+        model.save_pretrained(folder)
+        create_image_processor(model.config.pretrained_cfg).save_pretrained(folder)
+    except (ValueError, OSError) as error:  # some backbones end in more than a linear layer; a disk may be full
         print(f"No classifier is saved: {error}")
-        for file in RUN_FILES:
-            (folder / file).unlink(missing_ok=True)
-        return
-    model.save_pretrained(folder)
-    create_image_processor(model.config.pretrained_cfg).save_pretrained(folder)
+        return None
+    return folder
 
 
 def compared_splits(audit_args: AuditArguments, data: DatasetDict) -> dict[str, Dataset]:
@@ -415,9 +421,9 @@ def audit(audit_args: AuditArguments, data_args: DataArguments):
         data = load_data(data_args)
     dataset = data["train"]
     if backbone is None:
-        table = audit_classifier(audit_args, data_args, dataset, device)
+        table, classifier = audit_classifier(audit_args, data_args, dataset, device), None
     else:
-        table = checkset(audit_args, data_args, data, backbone)
+        table, classifier = checkset(audit_args, data_args, data, backbone)
         if table is None:  # the first process goes on alone
             return
     low, high = table.attrs["noise_rate_interval"]
@@ -428,8 +434,7 @@ def audit(audit_args: AuditArguments, data_args: DataArguments):
     if table.attrs["caution"]:
         print(f"Warning: {table.attrs['caution']}")
     print(f"Scores: {folder / 'noise_scores.parquet'}\nReport: {folder / 'report.html'}")
-    classifier = Path(audit_args.output_dir, CLASSIFIER_FOLDER)
-    if backbone is not None and (classifier / "config.json").is_file():
+    if classifier is not None:
         print(f"Classifier: {classifier}")
     if audit_args.export:
         for path in export_audit(table, dataset, folder / "exports", audit_args.export):

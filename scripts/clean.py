@@ -26,7 +26,6 @@ from hnml_hf.audit.export import escape_formula
 from hnml_hf.audit.outputs import (
     FILES,
     FORMATS,
-    LISTED,
     Source,
     check_output,
     describe_plan,
@@ -169,13 +168,6 @@ def clean(options, folder: Path | None) -> Counter:
     if merged is not None:
         report_agreement(merged)
     print("\n".join(describe_plan(plan)))
-    unread = table[table["given_probability"].isna()]
-    if len(unread):
-        names = [str(path or index) for path, index in zip(unread["path"], unread["index"], strict=True)][:LISTED]
-        print(
-            f"{counted(len(unread), 'row', 'were')} not judged, and nothing changes there: {', '.join(names)}"
-            f"{' and others' if len(unread) > len(names) else ''}. `hnml check` says which images cannot be read."
-        )
     if options.how == "posterior" and likely_classes(table) is None:
         print("This audit has not kept the likeliest classes: targets are the given and the suggested class alone.")
     if folder is None:

@@ -22,7 +22,7 @@ from hnml_hf.cli import plain_message, quiet_pipes
 from hnml_hf.common.words import counted
 
 
-CLASSIFIER_FOLDER = "judge"  # of an audit's `output_dir`: the judge as a model
+CLASSIFIER_FOLDER = "_judge"  # of an audit's `output_dir`: the judge as a model
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -56,7 +56,7 @@ class RunImages:
     def __init__(self, run: str):
         self.run = run
         models = Path(run), Path(run, CLASSIFIER_FOLDER)  # of a training, or of an audit without one
-        self.model = next((folder for folder in models if (folder / "config.json").is_file()), None)
+        self.model = next((folder for folder in models if names_classes_of(folder, run)), None)
         self._lock = threading.Lock()
         self._dataset = self._model = None
 
@@ -102,6 +102,15 @@ class RunImages:
             row = table.loc[[index]].reset_index()
             (shown,) = collect_evidence(data, row, transform=transform, model=model if has_maps else None, **crop)
             return shown
+
+
+def names_classes_of(model: Path, run: str) -> bool:
+    """Whether a folder holds a model for the classes of an audit."""
+    config, summary = model / "config.json", Path(run, "_audit", "summary.json")
+    if not (config.is_file() and summary.is_file()):
+        return False
+    names, classes = (json.loads(file.read_text(encoding="utf-8")) for file in (config, summary))
+    return names.get("label_names") == classes["class_names"]
 
 
 def read_imports(run: str, paths: list[str]) -> list:

@@ -104,9 +104,9 @@ def plan_cleaning(
 
     Annotations go first: `wrong` takes the new class, and drops the row if nobody knows it; `right` and `unsure` keep
     the given one; so do those of earlier rounds. On the others `how` acts where the score reaches the threshold. A
-    sample that no model saw, as an image that cannot be read, is no issue: it stays, `unjudged`. What people could not
-    tell, or dispute (`unsure` after a merge), keeps row and label, but nobody vouches for the label: its weight and
-    its targets are those of the scores.
+    sample that was not judged is no issue: it stays, `unjudged`, with the weight and the targets of the average. What
+    people could not tell, or dispute (`unsure` after a merge), keeps row and label, but nobody vouches for the label:
+    its weight and its targets are those of the scores.
 
     Whether an image is left out is another question than which class it has: a row of `excluded` goes whatever people
     said of its label, which stays in the plan.

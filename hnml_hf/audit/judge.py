@@ -517,7 +517,11 @@ class FoldStatistics:
         within = torch.addmm(moments, (counts[:, None] * means).float().T, means, alpha=-1)
         within *= (1 - shrinkage) / n
         within.diagonal().add_((shrinkage / (1 - shrinkage) * within.diagonal().mean()).clamp(min=LEAST_SCATTER))
-        weight = torch.cholesky_solve(means.T, torch.linalg.cholesky(within)).T
+        factor, failed = torch.linalg.cholesky_ex(within)
+        if failed:  # no class has any scatter, and what is left of it is rounding
+            rounding = torch.finfo(within.dtype).eps * moments.diagonal().sum() / n.float()
+            factor = torch.linalg.cholesky(within + 8 * rounding * torch.eye(len(within), device=within.device))
+        weight = torch.cholesky_solve(means.T, factor).T
         prior = torch.where(known, (counts / n).clamp(min=1e-300).log(), -torch.inf)
         return weight, prior.float() - (weight * means).sum(1) / 2
 

@@ -148,8 +148,11 @@ def describe_plan(plan: pd.DataFrame, listed: int = LISTED) -> list[str]:
     unjudged = plan[plan["label_action"] == "unjudged"]
     if len(unjudged):
         names = first_few([row["path"] or str(row["index"]) for row in unjudged.to_dict("records")])
-        rows = counted(len(unjudged), "row", "were")
-        lines.append(f"{rows} not judged, as images that cannot be read, and nothing changes there: {names}")
+        reasons = "the image cannot be read, is the only one of its class, or was never seen"
+        lines.append(
+            f"{counted(len(unjudged), 'row', 'were')} not judged: {reasons}. Row and label stay: {names}. `hnml "
+            "check` says what cannot be read."
+        )
     added = plan.attrs.get("added")
     if added:
         kept = f"{counted(len(added), 'image', 'were')} added since the audit, and nothing changes there"

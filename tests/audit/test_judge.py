@@ -357,3 +357,15 @@ def test_agreement_and_confidence_are_of_labels_that_nobody_has_decided():
     known = np.where(np.arange(600) < 300, true, -1)
     judgement = judge_labels(features, true, num_labels=K, known=known)
     assert judgement.agreement < 0.4 and judgement.confidence < 0.6
+
+
+@pytest.mark.parametrize("width", [4, 300, 1500])
+def test_classes_without_any_scatter_are_told_apart(width):
+    """Images of one color each: what differs within a class is rounding."""
+    generator, labels = np.random.default_rng(0), np.arange(40) % 2
+    centers = generator.normal(size=(2, width)) * 10.0 ** generator.integers(-3, 4, width)
+    features = (centers[labels] * (1 + 1e-7 * generator.normal(size=(40, width)))).astype(np.float32)
+    given = np.where(np.arange(40) < 3, 1 - labels, labels)
+    judgement = judge_labels(features, given, num_labels=2, groups=np.arange(40), device="cpu")
+    assert np.isfinite(judgement.noise_scores).all()
+    assert set(np.argsort(-judgement.noise_scores)[:3]) == {0, 1, 2}

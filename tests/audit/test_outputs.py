@@ -331,9 +331,8 @@ def test_what_was_not_judged_is_named_and_stays(table, tmp_path):
     assert plan["label_action"][[2, 5, 7]].tolist() == ["unjudged", "annotated", "excluded"]
     assert plan["label_action"].value_counts()["dropped"] == len(table) - 3
     said = "\n".join(describe_plan(plan))
-    assert (
-        f"1 row was not judged, as images that cannot be read, and nothing changes there: {table['path'][2]}" in said
-    )
+    assert "1 row was not judged: the image cannot be read, is the only one of its class, or was never" in said
+    assert f"Row and label stay: {table['path'][2]}." in said
 
 
 @pytest.mark.parametrize("form", ["csv", "arrow", "parquet"])

@@ -313,8 +313,8 @@ def test_a_dataset_is_audited_without_training(run, scripts, weights, tmp_path, 
 def test_the_judge_predicts_and_shows_where_it_looked(run, scripts, weights, tmp_path, capsys):
     line = [str(run / "data"), "--pretrained", str(weights), "--num_workers", "0", "--output_dir", str(tmp_path)]
     scripts[1]([*line, "--backbone", "test_resnet", "--image_size", "64"])
-    assert f"Classifier: {tmp_path / 'judge'}" in capsys.readouterr().out
-    classify = pipeline("image-classification", model=str(tmp_path / "judge"))
+    assert f"Classifier: {tmp_path / '_judge'}" in capsys.readouterr().out
+    classify = pipeline("image-classification", model=str(tmp_path / "_judge"))
     names = load_audit(tmp_path).attrs["class_names"]
     assert {found["label"] for found in classify(Image.new("RGB", (32, 32)), top_k=None)} == set(names)
     images, first = review.RunImages(str(tmp_path)), load_audit(tmp_path)["index"].iloc[0]
@@ -325,14 +325,35 @@ def test_the_judge_predicts_and_shows_where_it_looked(run, scripts, weights, tmp
 def test_a_backbone_without_a_linear_layer_leaves_no_model(run, scripts, tmp_path, capsys):
     weights, name = tmp_path / "model.safetensors", "levit_128s"
     save_file(timm.create_model(name).state_dict(), weights)
-    (tmp_path / "out" / "judge").mkdir(parents=True)
-    (tmp_path / "out" / "judge" / "config.json").write_text("{}")  # of an earlier audit
+    (tmp_path / "out" / "_judge").mkdir(parents=True)
+    (tmp_path / "out" / "_judge" / "config.json").write_text('{"label_names": ["a"]}')  # of other classes
     scripts[1](
         [str(run / "data"), "--backbone", name, "--pretrained", str(weights), "--output_dir", str(tmp_path / "out")]
     )
     shown = capsys.readouterr().out
     assert "No classifier is saved: Backbone `levit_128s` ends in" in shown and "Classifier:" not in shown
     assert review.RunImages(str(tmp_path / "out")).model is None
+
+
+def test_a_judge_that_cannot_be_written_costs_nothing_else(run, scripts, weights, tmp_path, capsys):
+    (tmp_path / "_judge").write_text("a file")
+    line = [str(run / "data"), "--pretrained", str(weights), "--num_workers", "0", "--output_dir", str(tmp_path)]
+    scripts[1]([*line, "--backbone", "test_resnet", "--image_size", "64", "--export", "csv"])
+    shown = capsys.readouterr().out
+    assert "No classifier is saved: " in shown and "Report:" in shown and "Export:" in shown
+    assert (tmp_path / "_judge").read_text() == "a file"
+
+
+def test_maps_are_of_a_model_for_the_classes_of_the_audit(run, scripts, weights, tmp_path):
+    line = ["--pretrained", str(weights), "--num_workers", "0", "--backbone", "test_resnet", "--image_size", "64"]
+    shutil.copytree(run / "out", tmp_path / "trained")
+    assert review.RunImages(str(tmp_path / "trained")).model == tmp_path / "trained"
+    for color in ("red", "blue"):
+        for number in range(9):
+            (tmp_path / "photos" / color).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32 + number, 32), color).save(tmp_path / "photos" / color / f"{number}.png")
+    scripts[1]([str(tmp_path / "photos"), *line, "--output_dir", str(tmp_path / "trained")])
+    assert review.RunImages(str(tmp_path / "trained")).model == tmp_path / "trained" / "_judge"
 
 
 @pytest.fixture(scope="module")
