@@ -164,7 +164,10 @@ def test_without_a_known_wrong_label_nothing_is_predicted_to_find_one(clean):
             ["--metric_for_best_model", "student_accuracy", "--eval_both", "false"],
             "`metric_for_best_model=student_accuracy` is not measured. There are loss, accuracy, top5_accuracy.",
         ),
-        (["--metric_for_best_model", "teacher_accuracy"], "There are loss, accuracy, top5_accuracy, student_loss"),
+        (
+            ["--metric_for_best_model", "teacher_accuracy", "--eval_both", "true"],
+            "There are loss, accuracy, top5_accuracy, student_loss",
+        ),
         (["--metric_for_best_model", "validation_accuracy"], "`metric_for_best_model=validation_accuracy` is not mea"),
         (["--metric_for_best_model", "test_loss"], "`metric_for_best_model=test_loss` is of the test set"),
         (["--label_names", "a", "b"], "`label_names=['a', 'b']` is not available here"),
@@ -172,7 +175,10 @@ def test_without_a_known_wrong_label_nothing_is_predicted_to_find_one(clean):
         (["--neftune_noise_alpha", "5"], "`neftune_noise_alpha=5.0` is not available here"),
         (["--lr_scheduler_type", "warmup_stable_decay"], "`lr_scheduler_type=warmup_stable_decay` with"),
         (["--num_train_epochs", "0"], "`num_train_epochs=0.0` cannot work"),
-        (["--validation_fraction", "0", "--load_best_model_at_end", "true"], "the test set chooses nothing"),
+        (
+            ["--validation_fraction", "0", "--load_best_model_at_end", "true", "--save_strategy", "epoch"],
+            "the test set chooses nothing",
+        ),
         (
             ["--validation_fraction", "0", "--save_strategy", "best", "--eval_strategy", "epoch"]
             + ["--metric_for_best_model", "accuracy"],
@@ -191,7 +197,7 @@ def test_without_a_known_wrong_label_nothing_is_predicted_to_find_one(clean):
             "`eval_delay=2` lies beyond the end of the run, after 1 ep",
         ),
         (
-            ["--load_best_model_at_end", "true", "--metric_for_best_model", "test_accuracy"],
+            "--load_best_model_at_end true --save_strategy epoch --metric_for_best_model test_accuracy".split(),
             "`metric_for_best_model=test_accuracy` is of the test set, which chooses nothing",
         ),
         (["--dataset", "imagefolder", "--data_dir", "one"], "have one class, `a`; a classifier needs at least two"),
