@@ -153,9 +153,9 @@ def prepare(review):
 @quiet_pipes()
 def main(argv: list[str] | None = None):
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
-    images = RunImages(options.run)
     has_data = Path(options.run, "_audit", "dataset.json").is_file()
     try:
+        images = RunImages(options.run)
         review = open_review(
             options.run,
             annotations=options.annotations,

@@ -144,7 +144,10 @@ def judge_features(
 
 
 def _weights(annotations: pd.DataFrame | None, index: np.ndarray) -> np.ndarray | None:
-    """0 for the images of which people say that they belong to none of the classes, else 1."""
+    """The weight of each image, of shape `(n,)`: 0 where people found that none of the classes fits, otherwise 1.
+
+    None without annotations.
+    """
     if annotations is None:
         return None
     elsewhere = annotations.index[(annotations["annotation"] == "wrong") & (annotations["new_label"] < 0)]

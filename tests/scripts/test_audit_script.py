@@ -344,6 +344,13 @@ def test_a_judge_that_cannot_be_written_costs_nothing_else(run, scripts, weights
     assert (tmp_path / "_judge").read_text() == "a file"
 
 
+def test_a_review_names_a_broken_configuration(run, tmp_path):
+    shutil.copytree(run / "out", tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text("{")
+    with pytest.raises(SystemExit, match="^error: "):
+        review.main([str(tmp_path / "out")])
+
+
 def test_maps_are_of_a_model_for_the_classes_of_the_audit(run, scripts, weights, tmp_path):
     line = ["--pretrained", str(weights), "--num_workers", "0", "--backbone", "test_resnet", "--image_size", "64"]
     shutil.copytree(run / "out", tmp_path / "trained")
