@@ -33,6 +33,8 @@ FIELDS = (
 )
 WHOLE = re.compile(r"(-?[0-9]{1,19})(?:\.0*)?")
 UNSURE, UNNAMED = "(unsure)", "(wrong)"  # in brackets, since a class may be named `unsure`
+TEXTS = ("new_label_name", "label_name", "path", "time", "batch", "undoes")  # that a line of a log may have
+MEND_LINE = "Correct or delete this line; those around it are kept."
 NEW_CLASS = -1  # `new_label` of a class that the dataset does not have, and of none
 
 logger = logging.getLogger(__name__)
@@ -214,8 +216,9 @@ def latest_entries(path: str | os.PathLike) -> tuple[dict, list[tuple[str, dict]
     latest: dict[tuple, tuple[str, dict]] = {}
     for line, entry in parse_log(Path(path).read_bytes(), path):
         header = header or entry
-        if "index" in entry:
-            latest[entry["index"], entry.get("annotator")] = (f"{path}:{line}", entry)
+        if line > 1 or "index" in entry:
+            check_entry(entry, f"{path}:{line}")
+            latest[entry["index"], entry["annotator"]] = (f"{path}:{line}", entry)
     return header, [found for found in latest.values() if found[1]["annotation"] is not None]
 
 
@@ -230,19 +233,37 @@ def _matched(path: Path, rows: list, table: pd.DataFrame, root: str | None = Non
 
 
 def parse_log(content: bytes, path: str | os.PathLike, start: int = 1) -> Iterator[tuple[int, dict]]:
-    """The JSON lines of an annotation log. A last line without its end, cut off by a crash, was never confirmed."""
-    for number, line in enumerate(content.split(b"\n")[:-1], start=start):
+    """The JSON lines of an annotation log, each with its number; lines that a crash has cut off are left out."""
+    *lines, last = content.split(b"\n")
+    if last.rstrip().endswith(b"}"):  # written by hand, without the end of the line
+        lines.append(last)
+    for number, line in enumerate(lines, start=start):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
             if not isinstance(entry, dict):
                 raise ValueError("no object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number > 1 and not line.rstrip().endswith(b"}"):
-                continue  # the rest of a line that a crash had cut off, before the next one began
-            raise LogError(f"{path}:{number}: no line of an annotation log ({error}).") from error
+                continue
+            raise LogError(f"{path}:{number}: no line of an annotation log ({error}). {MEND_LINE}") from error
         yield number, entry
+
+
+def check_entry(entry: Mapping, where: str):
+    """Raise `LogError` on a line of an annotation log that is no annotation; `where` names file and line."""
+    kinds = {"index": int, "annotator": str, **{name: str for name in TEXTS if name in entry}}
+    missing = [name for name in (*kinds, "annotation") if name not in entry]
+    if missing:
+        raise LogError(f"{where}: an annotation has `{missing[0]}`, and this line has none. {MEND_LINE}")
+    for name, kind in kinds.items():
+        if type(entry[name]) is not kind or (kind is int and abs(entry[name]) >= 2**62):
+            what = "a sample id" if kind is int else "a text"
+            raise LogError(f"{where}: `{name}` must be {what}; here it is {str(entry[name])[:80]!r}. {MEND_LINE}")
+    if entry["annotation"] not in (*ANNOTATIONS, None):
+        known = f"{', '.join(ANNOTATIONS)} or null"
+        raise LogError(f"{where}: the annotation {str(entry['annotation'])[:80]!r} is none of {known}. {MEND_LINE}")
 
 
 def write_annotations(path: str | os.PathLike, rows: Iterable[dict]) -> Path:

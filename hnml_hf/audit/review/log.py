@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from uuid import uuid4
@@ -12,7 +12,7 @@ from uuid import uuid4
 from filelock import FileLock
 
 from ...common.atomic import atomic_write
-from .annotations import LogError, parse_log
+from .annotations import MEND_LINE, LogError, check_entry, parse_log
 
 
 LOG_FILE = "annotations.jsonl"
@@ -35,15 +35,17 @@ class AnnotationLog:
         path (`str` or `Path`): of the file; made if it is not there.
         fingerprint (`str`): of the dataset that was scored; annotations of another one are refused.
         root (`str`): the folder that the paths of the images are relative to.
+        known (`Container[int]`, *optional*): the sample ids of the audit; a line about another one is refused.
 
     Raises:
         OtherDatasetError: if the file is of another dataset.
-        LogError: if it is no annotation log.
+        LogError: if it is no annotation log, or has a line that is no annotation of a known sample: naming file and
+            line. Nothing of what was appended with it counts before it is corrected, and all of it after.
         OSError: if it cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, fingerprint: str, root: str = ""):
-        self.path, self.fingerprint = Path(path), fingerprint
+    def __init__(self, path: str | os.PathLike, fingerprint: str, root: str = "", known: Container[int] | None = None):
+        self.path, self.fingerprint, self.known = Path(path), fingerprint, known
         self.header = _header(fingerprint, root)
         self.entries: dict[tuple[int, str], dict] = {}
         self.version = 0  # lines read or written
@@ -75,10 +77,11 @@ class AnnotationLog:
         lines = [{**entry, "annotator": annotator, "time": now, "batch": batch} for entry in entries]
         with self._thread, self._process:
             changed = self._read_new()
-            if batch not in self._batches:
+            kept = {key for key, _ in self._batches.get(batch, ())}  # not all of it after a crash or on a full disk
+            lines = [line for line in lines if _key(line) not in kept]
+            if lines:
                 self._write(lines)
-                changed += lines
-            return changed
+            return changed + lines
 
     def undo(self, batch: str) -> list[dict]:
         """Put back what a batch has changed, except for what was said since; returns the lines that changed.
@@ -120,40 +123,45 @@ class AnnotationLog:
 
     def _read_new(self) -> list[dict]:
         """Take in what was appended by others, or the whole of a file that has taken the place of the one before. Both
-        locks are held, so that a line without its end was cut off."""
+        locks are held, so that nobody is in the middle of a line. All lines are checked before the first is taken."""
+        start, lines = self._offset, self._lines
         try:
             with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())
-                if self._offset and _identity(status) != self._file and status.st_size:
-                    self._offset, self._lines, self._torn = 0, 0, False
-                file.seek(self._offset)
+                if start and _identity(status) != self._file and status.st_size:
+                    start, lines = 0, 0
+                file.seek(start)
                 content = file.read()
         except FileNotFoundError:
             self._rescue()
             return []
-        if status.st_size < self._offset:
+        if status.st_size < start:
             self._rescue()
             return []
         found = []
-        try:
-            for number, entry in parse_log(content, self.path, start=self._lines + 1):
-                if number == 1:
-                    self._check_header(entry)
-                else:
-                    self._take(entry)
-                    found.append(entry)
-        except (LogError, OtherDatasetError):
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise LogError(
-                f"{self.path} has a line that is no annotation ({type(error).__name__}: {error})."
-            ) from error
+        for number, entry in parse_log(content, self.path, start=lines + 1):
+            if number == 1:
+                self._check_header(entry)
+            else:
+                self._check(entry, number)
+                found.append(entry)
+        for entry in found:
+            self._take(entry)
         self._file = _identity(status)
-        self._lines += content.count(b"\n")
-        self._offset += len(content)
+        self._lines = lines + content.count(b"\n")
+        self._offset = start + len(content)
         if content:
             self._torn = not content.endswith(b"\n")
         return found
+
+    def _check(self, entry: dict, number: int):
+        where = f"{self.path}:{number}"
+        check_entry(entry, where)
+        if self.known is not None and entry["index"] not in self.known:
+            raise LogError(
+                f"{where}: sample {entry['index']} is not in this audit. {MEND_LINE} A whole log of another audit is "
+                "taken in by `hnml review RUN --import FILE`."
+            )
 
     def _check_header(self, header: dict):
         if header.get("format") != FORMAT:
@@ -187,11 +195,11 @@ class AnnotationLog:
         self._lines += self._torn + len(lines)
         self._torn = False
         for line in lines:
-            if "index" in line:
+            if line is not self.header:
                 self._take(line)
 
     def _take(self, entry: dict):
-        key = (int(entry["index"]), str(entry["annotator"]))
+        key = _key(entry)
         before = self.entries.get(key)
         if "undoes" in entry:
             self._undone.add(entry["undoes"])
@@ -215,6 +223,10 @@ def write_log(path: str | os.PathLike, fingerprint: str, root: str, lines: Itera
 
 def _header(fingerprint: str, root: str) -> dict:
     return {"format": FORMAT, "dataset_fingerprint": fingerprint, "root": root}
+
+
+def _key(entry: dict) -> tuple[int, str]:
+    return entry["index"], entry["annotator"]
 
 
 def _content(lines: Iterable[dict]) -> bytes:

@@ -140,6 +140,10 @@ class ReviewQueue:
             raise KeyError(int(unknown[0]))
         return rows
 
+    def __contains__(self, sample: object) -> bool:
+        """Whether a sample id is one of this audit."""
+        return isinstance(sample, int) and self.path_of(sample) is not None
+
     def path(self, row: int) -> str:
         """Where the image of a row lies; empty if it is part of the dataset."""
         return self.rows["path"][int(row)].as_py() or ""

@@ -67,7 +67,7 @@ class Review:
 
     Args:
         queue ([`ReviewQueue`]): rows and their states.
-        log ([`AnnotationLog`]): where annotations go.
+        log ([`AnnotationLog`]): where annotations go; it knows the ids of the queue.
         summary (`Mapping`): `attrs` of the table.
         annotator (`str`): who annotates, unless the page says otherwise.
         pictures (`Callable`, *optional*): from a sample id to the image of a row that is part of the dataset.
@@ -98,7 +98,7 @@ class Review:
         self._busy = threading.Semaphore(4)  # images decoded at once
         self.picture = lru_cache(CACHED_PICTURES)(self._picture)
         _check_given_labels(queue, log)
-        self._take(log.rows())
+        queue.take(log.rows())
         self.page = self._page(list(curves), run)
 
     def _stamp(self) -> int | None:
@@ -124,13 +124,7 @@ class Review:
     def refresh(self):
         """Take in what other processes have appended to the log."""
         with self._lock:
-            self._take(self.log.refresh())
-
-    def _take(self, lines: Iterable[Mapping]):
-        try:
-            self.queue.take(lines)
-        except KeyError as error:
-            raise LogError(f"{self.log.path} annotates sample {error.args[0]}, which is not in this audit.") from None
+            self.queue.take(self.log.refresh())
 
     def state(self) -> dict:
         self.refresh()
@@ -151,7 +145,7 @@ class Review:
     def annotate(self, entries: Any, annotator: str, batch: str) -> dict:
         lines = self._checked(entries)
         with self._lock:
-            self._take(self.log.append(lines, annotator, batch))
+            self.queue.take(self.log.append(lines, annotator, batch))
         return {**self.state(), "count": len(lines)}
 
     def bulk(self, query: Query, annotation: str, annotator: str, batch: str) -> dict:
@@ -177,7 +171,7 @@ class Review:
     def undo(self, batch: str) -> dict:
         try:
             with self._lock:
-                self._take(self.log.undo(batch))
+                self.queue.take(self.log.undo(batch))
         except KeyError:
             raise Refused(404, "There is no such change to undo.") from None
         return self.state()
@@ -294,10 +288,7 @@ class Review:
 def _check_given_labels(queue: ReviewQueue, log: AnnotationLog):
     """Raise `ValueError` if what was annotated had other labels than now, as after a class got another name."""
     entries = [entry for entry in log.rows() if entry.get("label_name")]
-    try:
-        given = queue.label[queue.find(np.array([entry["index"] for entry in entries], np.int64))]
-    except KeyError as error:
-        raise LogError(f"{log.path} annotates sample {error.args[0]}, which is not in this audit.") from None
+    given = queue.label[queue.find(np.array([entry["index"] for entry in entries], np.int64))]
     for entry, label in zip(entries, given.tolist(), strict=True):
         if as_name(entry["label_name"]) != as_name(queue.class_names[label]):
             raise ValueError(
@@ -423,7 +414,7 @@ def open_review(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         take_over(path, queue, summary["dataset_fingerprint"])
-        log = AnnotationLog(path, summary["dataset_fingerprint"], queue.root)
+        log = AnnotationLog(path, summary["dataset_fingerprint"], queue.root, known=queue)
     except OSError as error:
         raise type(error)(
             f"{path} cannot be written ({error.strerror or error}): name a file elsewhere by --annotations."

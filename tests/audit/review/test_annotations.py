@@ -17,7 +17,7 @@ from hnml_hf.audit.review import (
     read_annotations,
     write_annotations,
 )
-from hnml_hf.audit.review.log import AnnotationLog, OtherDatasetError
+from hnml_hf.audit.review.log import AnnotationLog, LogError, OtherDatasetError
 from hnml_hf.audit.review.matching import Scored
 
 
@@ -229,6 +229,66 @@ def test_a_batch_that_is_sent_twice_is_kept_once(tmp_path):
     size = log.path.stat().st_size
     assert log.append([line(1)], "anna", "ab12") == [] and log.path.stat().st_size == size
     assert AnnotationLog(log.path, "f").append([line(1)], "anna", "ab12") == []
+
+
+def test_of_a_batch_that_was_cut_off_the_rest_is_kept(tmp_path):
+    """By a crash, or a full disk, in the middle of its lines: the browser sends it again."""
+    log = AnnotationLog(tmp_path / "a.jsonl", "f")
+    log.append([line(1), line(2), line(3)], "anna", "ab12")
+    whole = log.path.read_bytes().split(b"\n")
+    log.path.write_bytes(b"\n".join([*whole[:2], whole[2][:20]]))
+    again = AnnotationLog(log.path, "f")
+    assert [row["index"] for row in again.rows()] == [1]
+    assert [row["index"] for row in again.append([line(1), line(2), line(3)], "anna", "ab12")] == [2, 3]
+    assert [row["index"] for row in AnnotationLog(log.path, "f").rows()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "odd, message",
+    [
+        ({"index": 5}, r"sample 5 is not in this audit. Correct or delete this line; those around it are kept."),
+        ({"index": "1"}, "`index` must be a sample id; here it is '1'. Correct or delete"),
+        ({"index": True}, "`index` must be a sample id; here it is 'True'"),
+        ({"index": 2**70}, "`index` must be a sample id"),
+        ({"annotation": "maybe"}, "the annotation 'maybe' is none of wrong, right, unsure or null"),
+        ({"annotator": ["anna"]}, r"`annotator` must be a text; here it is \"\['anna'\]\""),
+        ({"new_label_name": 3}, "`new_label_name` must be a text; here it is '3'"),
+        ({"annotation": ...}, "an annotation has `annotation`, and this line has none"),
+        ({"index": ...}, "an annotation has `index`, and this line has none"),
+    ],
+)
+def test_a_strange_line_takes_no_line_beside_it_along(odd, message, tmp_path):
+    """Written by hand while the log is in use: named as often as it is read, not written again, and once it is
+    corrected all that was appended with it counts."""
+    log = AnnotationLog(tmp_path / "a.jsonl", "f", known=range(1, 5))
+    log.append([line(1)], "anna")
+    whole = log.path.read_bytes()
+    good = [{**line(index), "annotator": "bo"} for index in (2, 3)]
+    strange = {name: value for name, value in {**good[0], **odd}.items() if value is not ...}
+    text = [json.dumps(one) + "\n" for one in (good[0], strange, good[1])]
+    log.path.write_bytes(whole + "".join(text).encode())
+    for _ in range(2):
+        with pytest.raises(LogError, match=f"a.jsonl:4: {message}"):
+            log.refresh()
+        with pytest.raises(LogError, match="a.jsonl:4"):
+            log.append([line(4)], "anna")
+    with pytest.raises(LogError, match=f"a.jsonl:4: {message}"):
+        AnnotationLog(log.path, "f", known=range(1, 5))
+    assert [row["index"] for row in log.rows()] == [1]
+    log.path.write_bytes(whole + (text[0] + text[2]).encode())
+    assert [row["index"] for row in log.refresh()] == [2, 3]
+    log.path.unlink()
+    log.refresh()
+    assert [row["index"] for row in AnnotationLog(log.path, "f", known=range(1, 5)).rows()] == [1, 2, 3]
+
+
+def test_a_line_by_hand_without_its_end_counts(tmp_path):
+    log = AnnotationLog(tmp_path / "a.jsonl", "f")
+    with open(log.path, "a") as file:
+        file.write(json.dumps({**line(1), "annotator": "bo"}))
+    assert [row["index"] for row in log.refresh()] == [1]
+    log.append([line(2)], "anna")
+    assert [row["index"] for row in AnnotationLog(log.path, "f").rows()] == [1, 2]
 
 
 def test_undo_puts_back_what_was_there_also_after_a_restart(tmp_path):

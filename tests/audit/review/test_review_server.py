@@ -302,12 +302,29 @@ def test_a_log_that_changes_under_a_server_is_told_and_not_written_over(server, 
     assert status == 409 and "Start `hnml review` again" in answer["error"] and log.read_bytes() == content
 
 
+def test_a_stranger_in_the_log_is_named_until_it_is_gone_and_takes_nothing_along(server, table, tmp_path):
+    log = tmp_path / "run" / "_audit" / "annotations.jsonl"
+    annotate(server, [entry(table, 0)])
+    whole = log.read_bytes()
+    lines = [{**entry(table, 1), "annotator": "bo"}, {**entry(table, 1), "index": 5, "annotator": "bo"}]
+    with open(log, "a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in (*lines, {**entry(table, 2), "annotator": "bo"})))
+    for _ in range(2):
+        status, _, content = ask(server, f"/{server.token}/rows")
+        assert status == 503 and "annotations.jsonl:4: sample 5 is not in this audit" in json.loads(content)["error"]
+    log.write_bytes(whole + json.dumps(lines[0]).encode() + b"\n")
+    assert get(server, "rows")["progress"]["wrong"] == 2
+    log.unlink()
+    assert get(server, "rows")["progress"]["wrong"] == 2
+    assert len(read_annotations(log, table)) == 2
+
+
 def test_a_log_with_a_stranger_is_named_at_the_start(table, tmp_path):
     open_review(tmp_path / "run")
     log = tmp_path / "run" / "_audit" / "annotations.jsonl"
     with open(log, "a") as file:
         file.write('{"index": 5, "annotation": "right", "annotator": "anna"}\n')
-    with pytest.raises(ValueError, match="annotations.jsonl annotates sample 5, which is not in this audit"):
+    with pytest.raises(ValueError, match="annotations.jsonl:2: sample 5 is not in this audit"):
         open_review(tmp_path / "run")
 
 
