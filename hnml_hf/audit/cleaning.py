@@ -218,6 +218,12 @@ def _unnamed(annotations: pd.DataFrame) -> pd.Series:
     return (annotations["annotation"] == "wrong") & (annotations["new_label_name"] == "")
 
 
+def _written_otherwise(name: str, ids: Iterable[str]) -> str:
+    """Which class a number may mean: a table that is read as numbers loses the zeros at the front."""
+    meant = [known for known in ids if known.isdecimal() and known.lstrip("0") == name.removesuffix(".0").lstrip("0")]
+    return f", the class is called `{meant[0]}`, and its zeros count" if len(meant) == 1 else ""
+
+
 def _annotate(plan: pd.DataFrame, annotations: pd.DataFrame, names: list[str]):
     """Put annotations into a plan."""
     ids = class_ids(names)
@@ -225,7 +231,7 @@ def _annotate(plan: pd.DataFrame, annotations: pd.DataFrame, names: list[str]):
     wrong = wrong.assign(new_label_name=wrong["new_label_name"].map(as_name))
     unknown = wrong["new_label_name"][~wrong["new_label_name"].isin(ids)].value_counts()
     if len(unknown):
-        found = ", ".join(f"`{name}` ({count})" for name, count in unknown.items())
+        found = ", ".join(f"`{name}` ({count}{_written_otherwise(name, ids)})" for name, count in unknown.items())
         raise ValueError(
             f"Annotations name classes that the dataset does not have: {found}. Add them by `--add_classes`, or mend "
             f"the annotations. It has {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."

@@ -104,6 +104,25 @@ def test_a_class_that_does_not_exist_is_offered(table, tmp_path):
     assert plan["label"][[0, 1, 2]].tolist() == [3, 3, 4] and plan.attrs["class_names"] == [*NAMES, "zebra", "yak"]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("3", r"`3` \(1, the class is called `03`, and its zeros count\)\."),
+        ("3.0", r"`3.0` \(1, the class is called `03`, and its zeros count\)\."),
+        ("0", r"`0` \(1, the class is called `00`, and its zeros count\)\."),
+        ("7", r"`7` \(1\)\."),
+        ("10", r"`10` \(1\)\."),
+    ],
+)
+def test_a_class_whose_zeros_are_lost_is_named(name, said, table, tmp_path):
+    """As in a table whose column was read as numbers."""
+    table.attrs["class_names"] = ["00", "03", "100"]
+    table = table.assign(label_name=[table.attrs["class_names"][label] for label in table["label"]])
+    _, annotations = annotate(tmp_path, table, {0: name})
+    with pytest.raises(ValueError, match="classes that the dataset does not have: " + said):
+        plan_cleaning(table, annotations=annotations)
+
+
 @pytest.mark.parametrize("how", [None, "drop", "relabel", "weight", "posterior"])
 def test_a_label_that_is_wrong_without_a_class_is_left_out(how, table, tmp_path):
     """The last two rows have low scores, which would keep them."""
