@@ -63,7 +63,7 @@ from hnml_hf.audit.review import follow_annotations, merge_annotations, read_all
 from hnml_hf.audit.review.lineage import decided_before
 from hnml_hf.audit.review.matching import Scored, describe_lost
 from hnml_hf.audit.run import write_report
-from hnml_hf.audit.table import image_paths
+from hnml_hf.audit.table import changed_rows, image_paths
 from hnml_hf.cli import MOVED, HelpFormatter, answer_help, refuse_too_little
 from hnml_hf.common.words import counted
 from hnml_hf.data.checks import format_report, save_report
@@ -187,6 +187,24 @@ def is_run(folder: str) -> bool:
     return dynamics_file(folder).is_file()
 
 
+def check_run(run: str, data_args: DataArguments, rows: Dataset):
+    """Refuse rows that a run was not trained on: an audit of other data may lie in its folder.
+
+    Raises:
+        ValueError: naming run and data, and what to do.
+    """
+    records = run_dynamics(run)
+    changed = changed_rows(records["index"], records["label"], rows)
+    if changed:
+        source = " in ".join(filter(None, (data_args.dataset, data_args.data_dir)))
+        raise ValueError(
+            f"{run} is a training run of {counted(len(records), 'row')}, and {source} has "
+            f"{counted(len(rows), 'row')} that are not the same ({changed}). Give `--dataset` and its options as they "
+            f"were in training; without them those of the last audit that was written there count "
+            f"({Path(run, '_audit', 'dataset.json')})."
+        )
+
+
 def load_frozen(audit_args: AuditArguments) -> FrozenBackbone:
     """The backbone of a dataset's judge, before anything is read that takes long: its weights may be missing."""
     given = audit_args.pretrained
@@ -240,7 +258,9 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
         found["leaks"] = leaks
     how = {"max_issues": audit_args.max_issues, "max_pixels": data_args.max_pixels}
     write_report(audit_args.output_dir, table, data["train"], found=found, **how)
+    reported = time.perf_counter()
     classifier = save_classifier(audit_args, data["train"], features, judgement, backbone, annotations)
+    saved = time.perf_counter()
     passes = [features, *(seen for _, seen in others.values())]
     waiting, forward = (sum(part.seconds[what] for part in passes) for what in ("waiting", "forward"))
     computed = sum(part.computed for part in passes)
@@ -259,8 +279,8 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
         f"Seconds: {waiting:.0f} waiting for images, {forward:.0f} in the backbone "
         f"({counted(computed, 'image')}; {features.values.nbytes / 1e6:,.0f} MB of features in "
         f"{features.folder}), "
-        f"{judged - passed:.0f} judging, {time.perf_counter() - judged:.0f} for the report, "
-        f"{time.perf_counter() - started:.0f} in all"
+        f"{judged - passed:.0f} judging, {reported - judged:.0f} for the report, {saved - reported:.0f} for the "
+        f"classifier, {saved - started:.0f} in all"
     )
     return table, classifier
 
@@ -420,6 +440,8 @@ def audit(audit_args: AuditArguments, data_args: DataArguments):
     with launched().main_process_first():
         data = load_data(data_args)
     dataset = data["train"]
+    if audit_args.run:
+        check_run(audit_args.run, data_args, dataset)
     if backbone is None:
         table, classifier = audit_classifier(audit_args, data_args, dataset, device), None
     else:

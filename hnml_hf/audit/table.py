@@ -269,15 +269,27 @@ def check_unchanged(table: pd.DataFrame, dataset: Dataset):
     if names != known:
         what = f"its classes are {names[:5]}, scored were {known[:5]}"
     else:
-        scored = table.set_index("index")["label"]
-        lost = len(scored.index.difference(index))
-        there = pd.Series(labels, index=index)
-        there = there[there.index.isin(scored.index)]
-        changed = int((there != scored.reindex(there.index)).sum())
-        what = f"scored rows that are gone: {lost}, new ones: {len(index) - len(there)}, other labels: {changed}"
+        what = changed_rows(table["index"], table["label"], dataset)
     raise ValueError(
         f"The dataset has changed since it was scored: {what}. Load it as the run did (columns, noise, seed, split), "
         "or score it anew."
+    )
+
+
+def changed_rows(index: np.ndarray | pd.Series, labels: np.ndarray | pd.Series, dataset: Dataset) -> str:
+    """How the rows of a dataset differ from those that were scored; empty if ids and given labels are the same.
+
+    Args:
+        index, labels (`np.ndarray` or `pd.Series` of shape `(n,)`): sample ids and given labels that were scored.
+        dataset (`datasets.Dataset`): with the columns `index` and `label`.
+    """
+    scored = pd.Series(np.asarray(labels), index=np.asarray(index))
+    there = pd.Series(column(dataset, "label"), index=column(dataset, "index"))
+    known = there[there.index.isin(scored.index)]
+    lost, new = len(scored.index.difference(there.index)), len(there) - len(known)
+    changed = int((known != scored.reindex(known.index)).sum())
+    return (
+        f"scored rows that are gone: {lost}, new ones: {new}, other labels: {changed}" if lost + new + changed else ""
     )
 
 

@@ -142,8 +142,27 @@ def test_options_that_are_given_go_before_those_of_the_run(scripts, tiny_dataset
 
 def test_a_dataset_that_has_changed_is_refused(run, scripts, tiny_dataset, tmp_path):
     tiny_dataset.select(range(40)).save_to_disk(tmp_path / "less")
-    with pytest.raises(SystemExit, match="has changed since it was scored: scored rows that are gone: 8,"):
+    with pytest.raises(SystemExit, match=r"run of 48 rows, and .*less has 40 rows .*\(scored rows that are gone: 8,"):
         scripts[1](["--run", str(run / "out"), "--dataset", str(tmp_path / "less"), "--output_dir", str(tmp_path)])
+
+
+def test_a_run_is_not_scored_on_the_data_of_another_audit(run, scripts, photos, tmp_path, monkeypatch):
+    """Such an audit was written into its folder: that is said before its network is loaded, and what to do works."""
+    folder = str(shutil.copytree(run / "out", tmp_path / "out"))
+    saved = Path(folder, "_audit", "dataset.json")
+    options = json.loads(saved.read_text(encoding="utf-8"))
+    saved.write_text(json.dumps({**options, "dataset": str(photos)}), encoding="utf-8")
+    load = audit.load_classifier
+    monkeypatch.setattr(audit, "load_classifier", None)
+    with pytest.raises(SystemExit) as end:
+        scripts[1]([folder])
+    said = str(end.value)
+    assert f"{folder} is a training run of 48 rows, and {photos} has " in said and "new ones: " in said
+    assert "_audit/dataset.json" in said and "Give `--dataset` and its options as they were in training" in said
+    monkeypatch.setattr(audit, "load_classifier", load)
+    scripts[1]([folder, "--dataset", str(run / "data")])
+    assert len(load_audit(folder)) == 48
+    assert json.loads(saved.read_text(encoding="utf-8"))["dataset"] == str(run / "data")
 
 
 def test_any_timm_classifier_by_one_pass(run, scripts, tmp_path):
@@ -308,6 +327,28 @@ def test_a_dataset_is_audited_without_training(run, scripts, weights, tmp_path, 
     assert "test_resnet at 64 pixels" in table.attrs["provenance"]
     scripts[1]([*line, "--export", "csv"])  # the features are there
     assert "(0 images;" in capsys.readouterr().out and (tmp_path / "_audit" / "exports" / "noise_scores.csv").is_file()
+
+
+def test_each_step_has_its_own_seconds(run, scripts, weights, tmp_path, capsys, monkeypatch):
+    clock = [0.0]
+
+    def taking(seconds, name):
+        step = getattr(audit, name)
+
+        def slow(*args, **options):
+            clock[0] += seconds
+            return step(*args, **options)
+
+        monkeypatch.setattr(audit, name, slow)
+
+    monkeypatch.setattr(audit, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    taking(100, "judge_features")
+    taking(20, "write_report")
+    taking(3, "save_classifier")
+    line = [str(run / "data"), "--pretrained", str(weights), "--num_workers", "0", "--output_dir", str(tmp_path)]
+    scripts[1]([*line, "--backbone", "test_resnet", "--image_size", "64"])
+    said = "100 judging, 20 for the report, 3 for the classifier, 123 in all"
+    assert said in capsys.readouterr().out
 
 
 def test_the_judge_predicts_and_shows_where_it_looked(run, scripts, weights, tmp_path, capsys):
