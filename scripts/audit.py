@@ -54,7 +54,15 @@ from hnml_hf import (
 )
 from hnml_hf.audit.dynamics import dynamics_file, judge_dynamics, run_dynamics
 from hnml_hf.audit.export import FORMATS
-from hnml_hf.audit.features import FEATURES_FOLDER, Features, FrozenBackbone, extract_features, launched, load_backbone
+from hnml_hf.audit.features import (
+    FEATURES_FOLDER,
+    Features,
+    FrozenBackbone,
+    extract_features,
+    features_beside,
+    launched,
+    load_backbone,
+)
 from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import dataset_table, judge_classifier, judge_features, worst_pairs
 from hnml_hf.audit.judge import Judgement
@@ -223,9 +231,7 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
     if audit_args.check and state.is_main_process:
         facts["check"] = check(data, audit_args.output_dir, max_pixels=data_args.max_pixels)
     cache = audit_args.cache_dir or Path(audit_args.output_dir, FEATURES_FOLDER)
-    beside = (
-        [] if audit_args.cache_dir else [*Path(audit_args.output_dir).absolute().parent.glob(f"*/{FEATURES_FOLDER}")]
-    )
+    beside = [] if audit_args.cache_dir else features_beside(audit_args.output_dir)
     how = {"batch_size": audit_args.batch_size, "num_workers": audit_args.num_workers, "device": audit_args.device}
     how |= {"max_pixels": data_args.max_pixels}
     features = extract_features(data["train"], backbone, cache_dir=cache, also_in=beside, **how)

@@ -57,7 +57,7 @@ from hnml_hf import (
     create_transforms,
 )
 from hnml_hf.audit.dynamics import save_judge_dynamics
-from hnml_hf.audit.features import FEATURES_FOLDER, load_backbone
+from hnml_hf.audit.features import FEATURES_FOLDER, features_beside, load_backbone
 from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
 from hnml_hf.common.words import counted
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
@@ -298,6 +298,7 @@ def judges(model, model_args: ModelArguments, rows, samples: TransformedDataset,
             load(image_size=model_args.image_size),
             judging=load(image_size=model_args.judge_image_size) if other_size else None,
             cache_dir=Path(args.output_dir, FEATURES_FOLDER),
+            also_in=features_beside(args.output_dir),
             weights=None if weights is None else weights[seen],
             seed=args.seed,
             **reading,

@@ -130,6 +130,11 @@ def launched() -> PartialState:
     return PartialState(cpu=True) if several and not torch.cuda.is_available() else PartialState()
 
 
+def features_beside(output_dir: str | os.PathLike) -> list[Path]:
+    """Where runs and audits in the same folder keep their features, and this one too: for `also_in`."""
+    return [*Path(output_dir).absolute().parent.glob(f"*/{FEATURES_FOLDER}")]
+
+
 def extract_features(
     dataset: Dataset,
     backbone: FrozenBackbone,
