@@ -4,6 +4,7 @@ transformers' `ExportableState` is JSON of the first process alone, and comes ba
 and figures of each process, and are held by the trainer.
 """
 
+import copy
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ import pandas as pd
 import torch
 from accelerate.utils import gather, gather_object
 from safetensors.torch import load_file, save_file
-from timm.utils import ModelEmaV3
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
@@ -96,17 +96,23 @@ class Teacher(CheckpointedCallback):
         self.reset()
 
     def reset(self):
-        self.average = ModelEmaV3(self.student, decay=self.decay, use_warmup=True)
-        self.average.module.requires_grad_(False)
+        self.network = copy.deepcopy(self.student).eval().requires_grad_(False)
 
-    @property
-    def network(self):
-        return self.average.module
+    def on_train_begin(self, args, state, control, **kwargs):
+        # weights stay where they are during training: to list them in each step takes longer than to average them
+        pairs = list(zip(self.network.state_dict().values(), self.student.state_dict().values(), strict=True))
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
 
+    @torch.no_grad()
     def on_optimizer_step(self, args, state, control, **kwargs):
         if args.world_size > 1:  # each process has its own batch-norm statistics; those of the first one count
             broadcast_buffers(self.student)
-        self.average.update(self.student, step=state.global_step + 1)
+        decay = min(self.decay, 1 - (state.global_step + 1) ** (-2 / 3))
+        averages, weights = zip(*self._averaged, strict=True)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        for average, count in self._counts:
+            average.copy_(count)
 
     def save(self, folder):
         self.network.save_pretrained(folder / TEACHER_FOLDER)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 from torch.nn import functional as F
 from torch.testing import assert_close
 from trainers import FORMS, arguments, assert_same_networks, build_model, build_trainer, logged, weights_of
@@ -189,6 +190,27 @@ def test_the_teacher_is_the_moving_average(tiny_dataset, tmp_path):
     trainer.train()
     for name, value in trainer.teacher.network.state_dict().items():
         assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_teacher_is_timms_average_bit_for_bit(tiny_dataset, tmp_path):
+    """Also in a second training, of which it starts anew from the student."""
+    trainer = build_trainer(tmp_path, tiny_dataset, max_steps=5, teacher_decay=0.6)
+    averages = []
+
+    class Timms(TrainerCallback):
+        def on_train_begin(self, args, state, control, model, **kwargs):
+            averages.append(ModelEmaV3(model, decay=0.6, use_warmup=True))
+
+        def on_optimizer_step(self, args, state, control, model, **kwargs):
+            averages[-1].update(model, step=state.global_step + 1)
+
+    trainer.add_callback(Timms())
+    for _ in range(2):
+        trainer.train()
+        for name, value in averages[-1].module.state_dict().items():
+            assert torch.equal(trainer.teacher.network.state_dict()[name], value), name
+    assert not trainer.teacher.network.training
+    assert not any(parameter.requires_grad for parameter in trainer.teacher.network.parameters())
 
 
 def frozen_model():
