@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from accelerate.utils import gather, gather_object
 from safetensors.torch import load_file, save_file
-from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from ..audit.dynamics import AUDIT_FOLDER, DYNAMICS_FILE, TrainingDynamics
@@ -396,7 +395,7 @@ class FiniteCheck(CheckpointedCallback):
     The wish to stop of any process goes round in the same message.
 
     Args:
-        trainer ([`HNMLTrainer`]): with `signals` and `stop_asked`.
+        trainer ([`HNMLTrainer`]): with `gradient_norm`, of the step, `signals` and `stop_asked`.
     """
 
     def __init__(self, trainer):
@@ -416,8 +415,8 @@ class FiniteCheck(CheckpointedCallback):
     def figures(self):
         return self.monitor.averages()  # of all processes
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        norm = self.trainer.gradient_norm
         scaler = self.trainer.accelerator.scaler
         if scaler is not None and scaler.get_scale() >= 1:  # float16: an overflow is how its scale is found
             norm = torch.zeros_like(norm)

@@ -147,6 +147,11 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         given = {name: provided[name] for name in self.provided if name in provided}
         return self.objective(BatchView(model, pixel_values), labels, **given)
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        """As in transformers, which has the norm before clipping; [`FiniteCheck`] looks at it too."""
+        self.gradient_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.gradient_norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None):
         for part in self.parts if "loss" in logs else []:
             logs.update(part.figures())

@@ -346,8 +346,33 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_sample(form, tiny_dataset
     assert all(value.isfinite().all() for value in load_file(checkpoint).values())
 
 
-def test_a_non_finite_gradient_stops_the_run(tiny_dataset, tmp_path):
-    trainer = build_trainer(tmp_path, tiny_dataset, objective="ce")
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_the_norm_that_is_looked_at_is_that_of_the_gradients(max_grad_norm, tiny_dataset, tmp_path):
+    """Before they are clipped; and nothing computes it a second time."""
+    trainer = build_trainer(tmp_path, tiny_dataset, objective="ce", max_grad_norm=max_grad_norm)
+    expected, seen = [], []
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            seen.append(trainer.gradient_norm)
+
+    clip = trainer.accelerator.clip_grad_norm_
+
+    def look_and_clip(parameters, max_norm):
+        parameters = list(parameters)
+        expected.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm())
+        return clip(parameters, max_norm)
+
+    trainer.accelerator.clip_grad_norm_ = look_and_clip
+    trainer.add_callback(Look())
+    trainer.train()
+    assert len(seen) == len(expected) == 3
+    assert_close(torch.stack(seen), torch.stack(expected))
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_non_finite_gradient_stops_the_run(max_grad_norm, tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, objective="ce", max_grad_norm=max_grad_norm)
     trainer.model.class_weights.register_hook(lambda gradient: gradient * math.inf)
     before = weights_of(trainer.model)
     with pytest.raises(NonFiniteError, match="a gradient, from the batch of the samples with index"):
@@ -418,8 +443,8 @@ def test_an_overflow_of_float16_is_left_to_its_scaler(tiny_dataset, tmp_path, mo
     def step(scale, norm):
         monkeypatch.setattr(trainer.accelerator, "scaler", None if scale is None else Scaler(scale))
         trainer.finite_check.monitor.watch(torch.tensor([7]), {"base": torch.ones(1)}, {})
-        trainer.model.class_weights.grad = torch.full_like(trainer.model.class_weights, norm)
-        trainer.finite_check.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control, model=trainer.model)
+        trainer.gradient_norm = torch.tensor(norm)
+        trainer.finite_check.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
 
     step(None, 1.0)
     step(65536.0, math.inf)  # the scaler skips this step and lowers the scale
