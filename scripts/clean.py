@@ -173,7 +173,7 @@ def clean(options, folder: Path | None) -> Counter:
     if folder is None:
         return Counter()
     actions = write_output(options, form, source, plan, data, table, folder)
-    if form in ("csv", "parquet") and all(plan["path"]):
+    if form == "csv" and all(plan["path"]):
         print(f"The images stay where they are: with the new table give `--data_dir {source.images_root(plan)}`.")
     if merged is not None and len(merged.disagreements):
         paths = table.set_index("index")["path"].map(escape_formula)

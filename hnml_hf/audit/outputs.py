@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from datasets import ClassLabel, DatasetDict
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, DatasetDict
+from datasets.table import embed_table_storage
 
 from ..common.atomic import folder_above
 from ..common.words import counted
@@ -36,6 +38,7 @@ FILES = ("copy", "hardlink", "symlink")
 ADDED = ("label_original", "label_score", "label_action")
 RENAMED = {"quarantine": "exclude"}  # options of earlier versions
 LISTED = 20  # changes that a dry run names
+PARQUET_ROWS = 100  # images in memory at once, a row group
 MAX_NAME = 255  # bytes of the name of a file or folder
 
 
@@ -712,7 +715,8 @@ def write_dataset(
     parquet: bool = False,
     gone: Iterable[Mapping] = (),
 ) -> Counter:
-    """The dataset with all its splits as Arrow files (`save_to_disk`) or parquet, and `lineage.csv`.
+    """The dataset with all its splits as Arrow files (`save_to_disk`) or parquet, and `lineage.csv`. Both hold the
+    images, also those of a folder: what is written can be moved, and is read without the original.
 
     Args:
         plan (`pd.DataFrame`): of [`plan_cleaning`].
@@ -733,8 +737,15 @@ def write_dataset(
     folder = _made(folder)
     if parquet:
         for split, part in cleaned.items():
-            part.to_parquet(folder / f"{split}.parquet")
+            _write_parquet(part, folder / f"{split}.parquet")
     else:
         DatasetDict(cleaned).save_to_disk(folder)
-    write_lineage(folder, [*lineage_rows(plan), *gone])
+    write_lineage(folder, [*lineage_rows(plan, paths={}), *gone])
     return actions
+
+
+def _write_parquet(dataset: Dataset, path: Path):
+    """Write a parquet file; `Dataset.to_parquet` would leave images outside, under their absolute paths."""
+    with pq.ParquetWriter(path, dataset.features.arrow_schema) as writer:
+        for rows in dataset.with_format("arrow").iter(PARQUET_ROWS):
+            writer.write_table(embed_table_storage(rows))

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
-from datasets import Dataset
+from datasets import Dataset, Image
 
 from ..common.words import counted
 from ..data.collate import collate_images
@@ -16,7 +16,6 @@ from ..modeling.forward import ask, run_over
 from .dynamics import score_predictions
 from .features import FrozenBackbone, extract_features
 from .judge import Head, Judgement, fit_head, judge_labels
-from .table import image_paths
 
 
 def pooled_features(
@@ -117,7 +116,8 @@ def start_from_judge(
         seen = extract_features(dataset, judging, **options)
     if not seen.readable.all():
         bad = np.flatnonzero(~seen.readable)
-        path = image_paths(dataset.select([int(bad[0])]))[0]
+        images = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+        path = images[int(bad[0])]["image"]["path"]
         raise ValueError(
             f"{counted(len(bad), 'image')} cannot be read, the first is {path or f'in row {bad[0]}'}. `hnml check` "
             "lists them, and `--exclude` leaves them out."

@@ -299,5 +299,7 @@ def image_paths(dataset: Dataset) -> list[str]:
     paths: list[str] = []
     images = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format("arrow")
     for batch in images.iter(10_000):
-        paths += pc.struct_field(batch.column("image").combine_chunks(), "path").to_pylist()
+        content = batch.column("image").combine_chunks()
+        outside = pc.is_null(pc.struct_field(content, "bytes"))  # of others the path is but the name they had
+        paths += pc.if_else(outside, pc.struct_field(content, "path"), None).to_pylist()
     return [paths[row] or "" for row in order]

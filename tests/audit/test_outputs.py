@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
@@ -16,7 +18,16 @@ from reviews import make_run
 
 from hnml_hf import TrainingDynamics, audit_run, load_audit, load_noisy_dataset
 from hnml_hf.audit.cleaning import load_excluded, plan_cleaning, plan_targets
-from hnml_hf.audit.outputs import Source, _place, describe_plan, read_source, write_csv, write_dataset, write_folder
+from hnml_hf.audit.outputs import (
+    FORMATS,
+    Source,
+    _place,
+    describe_plan,
+    read_source,
+    write_csv,
+    write_dataset,
+    write_folder,
+)
 from hnml_hf.audit.review import apply_annotations, merge_annotations, read_annotations, write_annotations
 from hnml_hf.audit.review.lineage import decided_samples, lineage_beside, lineage_of_rows, write_lineage
 from hnml_hf.audit.review.log import AnnotationLog
@@ -573,19 +584,26 @@ def test_posteriors_become_soft_targets(tiny_dataset, scored, tmp_path):
 # -- rounds -----------------------------------------------------------------------------------------------------------
 
 
+QUARTERS = ("left", "right", "bottom")
+
+
 def audit_folder(photos, run):
-    """An audit of a folder in which every third label of the true classes, bright quarters, is wrong."""
-    data = load_noisy_dataset("imagefolder", data_dir=str(photos))["train"]
+    return audit_data({"dataset": "imagefolder", "data_dir": str(photos)}, run)
+
+
+def audit_data(options, run):
+    """An audit of data in which every third label of the true classes, bright quarters, is wrong."""
+    data = load_noisy_dataset(options["dataset"], data_dir=options.get("data_dir"))["train"]
     names = data.features["label"].names
-    digits = [os.path.basename(row["path"])[0] for row in data.cast_column("image", decode_off())["image"]]
-    true = [names.index(("left", "right", "bottom")[int(digit)]) for digit in digits]
+    pixels = [np.asarray(image.convert("L")) for image in data["image"]]
+    quarters = [(image[:16, :16].mean(), image[:16, 16:].mean(), image[16:, :16].mean()) for image in pixels]
+    true = [names.index(QUARTERS[int(np.argmax(means))]) for means in quarters]
     statistics = TrainingDynamics(np.array(data["index"]), np.array(data["label"]), len(names))
     probabilities = np.full((len(true), len(names)), 0.1)
     probabilities[np.arange(len(true)), true] = 0.8
     for epoch in range(3):
         statistics.update(np.array(data["index"]), probabilities, epoch=epoch)
     (run / "_audit").mkdir(parents=True)
-    options = {"dataset": "imagefolder", "data_dir": str(photos)}
     (run / "_audit" / "dataset.json").write_text(json.dumps(options))
     return audit_run(run, statistics.records, data, transform=lambda image: image)
 
@@ -602,6 +620,16 @@ def issues_of(run):
     return {item["path"] for item in data["items"] if item["issue"]}, {i["path"] for i in data["items"] if i["before"]}
 
 
+def write_messy_folder(dataset, folder):
+    """Images by their given class, called by the number of the true one."""
+    names = dataset.features["label"].names
+    rows = zip(dataset["image"], dataset["label"], dataset["clean_label"], strict=True)
+    for row, (image, label, true) in enumerate(rows):
+        place = folder / "messy" / "train" / names[label] / "roll"
+        place.mkdir(parents=True, exist_ok=True)
+        image.save(place / f"{true}_{row:02}.png")
+
+
 def test_a_messy_folder_comes_out_corrected_and_the_second_round_asks_nothing_twice(tiny_dataset, tmp_path):
     """The whole way: audit, review with a server's log, clean, audit again."""
     import clean
@@ -609,12 +637,7 @@ def test_a_messy_folder_comes_out_corrected_and_the_second_round_asks_nothing_tw
     from hnml_hf.audit.review.queue import Query
     from hnml_hf.audit.review.server import open_review
 
-    for row, (image, label, true) in enumerate(
-        zip(tiny_dataset["image"], tiny_dataset["label"], tiny_dataset["clean_label"], strict=True)
-    ):
-        folder = tmp_path / "messy" / "train" / tiny_dataset.features["label"].names[label] / "roll"
-        folder.mkdir(parents=True, exist_ok=True)
-        image.save(folder / f"{true}_{row:02}.png")
+    write_messy_folder(tiny_dataset, tmp_path)
     table = audit_folder(tmp_path / "messy", tmp_path / "first")
     review = open_review(tmp_path / "first", annotator="anna")
     issues = review.queue.view(Query())
@@ -652,6 +675,68 @@ def test_a_messy_folder_comes_out_corrected_and_the_second_round_asks_nothing_tw
         row = lineage[name]
         assert (row["label"], row["label_original"], row["annotation"]) == (true, given[name], "wrong")
     assert isinstance(again, pd.DataFrame) and len(load_audit(tmp_path / "second")) == 48
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_decisions_hold_in_a_second_round_of_every_format(form, tiny_dataset, tmp_path):
+    """Arrow and parquet files hold the images: the folder that they came from is gone by then."""
+    from hnml_hf.audit.review.queue import Query
+    from hnml_hf.audit.review.server import open_review
+
+    write_messy_folder(tiny_dataset, tmp_path)
+    audit_folder(tmp_path / "messy", tmp_path / "first")
+    review, out = open_review(tmp_path / "first"), tmp_path / "out"
+    first = [int(review.queue.index[row]) for row in review.queue.view(Query())[:12]]
+    true = [review.queue.class_names[label] for label in review.queue.suggested[review.queue.find(np.array(first))]]
+    said = zip(first, true, strict=True)
+    review.annotate(
+        [{"index": i, "annotation": "wrong", "new_label_name": name} for i, name in said], "anna", "ab" * 6
+    )
+    run_clean(tmp_path / "first", "--output_dir", out, "--output_format", form)
+    options = {"dataset": "imagefolder", "data_dir": str(out)} if form == "folder" else {"dataset": str(out)}
+    if form == "csv":
+        options["data_dir"] = str(tmp_path / "messy" / "train")
+    else:
+        shutil.rmtree(tmp_path / "messy")
+    again = audit_data(options, tmp_path / "second")
+    assert len(again) == 48 and all(os.path.isabs(path) for path in again["path"] if path)
+    assert (again["path"] == "").all() == (form in ("arrow", "parquet"))
+    queue = open_review(tmp_path / "second").queue
+    decided, shown = queue.view(Query(status="before")), queue.view(Query(scope="all"))
+    assert len(decided) == 12 and len(shown) == 36 and len(queue.view(Query())) == 6
+    if form != "folder":  # where ids are places in a sorted listing
+        assert {int(queue.index[row]) for row in decided} == set(first)
+    run_clean(tmp_path / "second", "--how", "drop", "--output_dir", tmp_path / "third")
+    lineage = read_csv(tmp_path / "third" / "lineage.csv")
+    assert len(lineage) == 48 and sum(row["label_action"] == "dropped" for row in lineage) == 6
+    corrected = [row for row in lineage if row["annotation"] == "wrong"]
+    assert len(corrected) == 12 and all(row["label"] != row["label_original"] for row in corrected)
+
+
+def test_parquet_files_hold_the_images_and_can_be_moved(tiny_dataset, tmp_path, monkeypatch):
+    """Written a few images at a time, read by `datasets` and by this package."""
+    from datasets import load_dataset
+
+    write_messy_folder(tiny_dataset, tmp_path)
+    table = audit_folder(tmp_path / "messy", tmp_path / "run")
+    content = {path: Path(path).read_bytes() for path in table["path"]}
+    monkeypatch.setattr("hnml_hf.audit.outputs.PARQUET_ROWS", 10)
+    options = ["--how", "drop", "--output_format", "parquet", "--output_dir", tmp_path / "out"]
+    run_clean(tmp_path / "run", *options)
+    shutil.rmtree(tmp_path / "messy")
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    with pq.ParquetFile(tmp_path / "moved" / "train.parquet") as file:
+        groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    assert groups == [10, 10, 10]
+    kept = table[table["noise_score"] < 0.5].set_index("index")
+    plain = load_dataset("parquet", data_files=str(tmp_path / "moved" / "train.parquet"), split="train")
+    assert plain.features["label"].names == table.attrs["class_names"] and sorted(plain["index"]) == sorted(kept.index)
+    for row in plain.cast_column("image", decode_off()):
+        path = kept.loc[row["index"], "path"]
+        assert row["image"] == {"bytes": content[path], "path": os.path.basename(path)}
+    for place in (tmp_path / "moved", tmp_path / "moved" / "train.parquet"):
+        ours = load_noisy_dataset(str(place))["train"]
+        assert ours["label"] == plain["label"] and ours[0]["image"].size == (32, 32)
 
 
 def test_what_the_judge_has_learned_from_people_is_not_asked_again(table, tmp_path):
