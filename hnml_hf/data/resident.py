@@ -127,30 +127,36 @@ class BatchTransform:
     crop_pct: float = 1.0
     crop_mode: str = "center"
 
-    def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    @property
+    def is_random(self) -> bool:
+        return self.kind != "center"
+
+    def __call__(self, images: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
         """Prepare a batch.
 
         Args:
             images (`torch.Tensor` of shape `(b, 3, h, w)`): uint8.
-            draws (`torch.Tensor` of shape `(b, 5)`): of [`uniform_draws`].
+            draws (`torch.Tensor` of shape `(b, 5)`): of [`uniform_draws`]; None for a view that is not random.
 
         Returns:
             `torch.Tensor` of shape `(b, 3, *size)`, normalized.
         """
         height, width = images.shape[2:]
-        if self.kind == "center":
+        pixels = images
+        if not self.is_random:
             box = self._center(height, width)
-            unchanged = box == (0, 0, width, height) and self.size == (height, width)
-            boxes, flip = draws.new_tensor([box]), draws.new_zeros(1, dtype=torch.bool)  # the same of all images
-            pixels = images.float() if unchanged else resample(images, boxes, flip, self.size, self.interpolation)
+            if box != (0, 0, width, height) or self.size != (height, width):  # the same of all images
+                boxes, flip = (torch.tensor([value], device=images.device) for value in (box, False))
+                pixels = resample(images, boxes, flip, self.size, self.interpolation)
         else:
+            assert draws is not None  # a random view is given some
             flip = draws[:, 2] < 0.5
             boxes = (shift_boxes if self.kind == "shift" else crop_boxes)(draws, height, width)
             if self.kind == "shift":
                 images, boxes = mirror_borders(images, boxes)
             pixels = resample(images, boxes, flip, self.size, self.interpolation)
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (pixels / 255 - mean) / std
+        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
+        return (pixels / 255).sub_(mean).div_(std)
 
     def _center(self, height: int, width: int) -> tuple[float, float, float, float]:
         """What is left after a resize to `size` / `crop_pct` and a cut to `size`, in pixels of the image."""
@@ -283,13 +289,13 @@ class ResidentDataset(TransformedDataset):
         self.pixels = images
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        batch = {name: torch.as_tensor(values[rows]) for name, values in self._columns.items()}
-        draws = torch.from_numpy(uniform_draws(self.seed, int(self._epoch), self.index[rows], DRAWS))
-        device = self.pixels.device
-        images = self.pixels[torch.as_tensor(rows, device=device)]
-        for name, view in self.views.items():
-            batch[name] = view(images, draws.to(device))  # type: ignore[call-arg]
-        return batch
+        at, device = np.asarray(rows), self.pixels.device
+        batch = {name: torch.as_tensor(values[at]) for name, values in self._columns.items()}
+        images, draws = self.pixels[torch.as_tensor(at, device=device)], None
+        view: BatchTransform = self.views["pixel_values"]  # type: ignore[assignment]
+        if view.is_random:
+            draws = torch.from_numpy(uniform_draws(self.seed, int(self._epoch), self.index[at], DRAWS)).to(device)
+        return batch | {"pixel_values": view(images, draws)}
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         return {name: values[0] for name, values in self.__getitems__([row]).items()}

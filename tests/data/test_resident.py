@@ -144,6 +144,18 @@ def test_what_batches_cannot_do_is_refused():
         create_batch_transforms(config_of(interpolation="lanczos"), (32, 32))
 
 
+def test_a_batch_without_augmentation_by_hand(tiny_dataset, monkeypatch):
+    """Bit for bit, and without a draw; the images that are kept stay as they are."""
+    images = stack_images(TransformedDataset(tiny_dataset, lambda image: image))
+    view, _ = create_batch_transforms(config_of(), images.shape[2:], augmentation="none")
+    monkeypatch.setattr("hnml_hf.data.resident.uniform_draws", None)
+    kept, rows = images.clone(), [5, 0, 7]
+    batch = ResidentDataset(tiny_dataset, images, view).__getitems__(rows)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (view.mean, view.std))
+    assert torch.equal(batch["pixel_values"], (images[rows].float() / 255 - mean) / std)
+    assert torch.equal(images, kept)
+
+
 @pytest.mark.gpu
 def test_a_batch_is_the_same_on_a_gpu(resident):
     rows = list(range(16))
