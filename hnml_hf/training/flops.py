@@ -84,6 +84,7 @@ class CostMeter:
         self.between = 0.0  # steps, in units of one of cross-entropy
         self.ratios: dict[Hashable, float] = {}
         self.steps: Counter = Counter()
+        self._references: dict[torch.Size, int] = {}  # FLOPs of a cross-entropy step on batches of this shape
 
     @contextmanager
     def step(self, kind: Hashable, model: nn.Module, pixel_values: torch.Tensor):
@@ -93,7 +94,9 @@ class CostMeter:
         else:
             with counting_flops() as flops:
                 yield
-            self.ratios[kind] = flops() / cross_entropy_flops(model, pixel_values)
+            if pixel_values.shape not in self._references:
+                self._references[pixel_values.shape] = cross_entropy_flops(model, pixel_values)
+            self.ratios[kind] = flops() / self._references[pixel_values.shape]
         self.steps[kind] += 1
 
     def forward_passes(self, batches: float):

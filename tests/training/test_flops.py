@@ -87,6 +87,18 @@ def test_meter_averages_over_kinds_of_steps():
     assert meter.cost == (1 + 1 + 3 + 1 + 6 / 3) / 4
 
 
+def test_what_a_cross_entropy_step_costs_is_counted_once_for_each_shape(monkeypatch):
+    counted = []
+    monkeypatch.setattr(
+        "hnml_hf.training.flops.cross_entropy_flops", lambda model, images: counted.append(images) or 1
+    )
+    model, meter = Linear(), CostMeter()
+    for kind, size in (("one", 4), ("two", 4), ("three", 2), ("four", 4)):
+        with meter.step(kind, model, torch.zeros(size, 30)):
+            pass
+    assert counted == [4, 2]
+
+
 def test_a_step_that_fails_is_not_counted():
     meter = CostMeter()
     with pytest.raises(RuntimeError, match="stop"), meter.step("kind", Linear(), torch.zeros(4, 30)):

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -288,6 +289,14 @@ class ResumableTrainer(Trainer):
             best = os.path.join(os.path.dirname(checkpoint), name)
             if os.path.isdir(best):
                 self.state.best_model_checkpoint = best
+
+    @cached_property
+    def _num_weights(self) -> int:
+        return self.model.num_parameters(exclude_embeddings=True)
+
+    def floating_point_ops(self, inputs):
+        """As in transformers, which counts the weights again in each step."""
+        return 6 * inputs["pixel_values"].numel() * self._num_weights
 
     def store_flos(self):
         """As in transformers, which adds up in single precision: the sum would depend on how often it was stored."""

@@ -18,7 +18,7 @@ import torch
 from checkpoints import steps
 from safetensors import SafetensorError
 from trainers import build_trainer
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 import hnml_hf.training.resume.files as checkpoints
 from hnml_hf import CheckpointError, MixupCollator, NonFiniteError, TrainingInterrupted
@@ -644,6 +644,21 @@ def test_operations_are_added_up_exactly(tiny_dataset, tmp_path):
     trainer.current_flos = 2.0**40 + 1
     trainer.store_flos()
     assert trainer.state.total_flos == 2**24 + 2 + 2**40 + 1 and trainer.current_flos == 0
+
+
+def test_operations_are_those_of_transformers(tiny_dataset, tmp_path, monkeypatch):
+    trainer = build_trainer(tmp_path, tiny_dataset, objective="ce")
+    counted, count = [], type(trainer.model).num_parameters
+
+    def counting(model, **options):
+        counted.append(options)
+        return count(model, **options)
+
+    batches = [{"pixel_values": torch.zeros(size, 3, 32, 32)} for size in (12, 5)]
+    expected = [Trainer.floating_point_ops(trainer, batch) for batch in batches]
+    monkeypatch.setattr(type(trainer.model), "num_parameters", counting)
+    assert [trainer.floating_point_ops(batch) for batch in batches] == expected
+    assert len(counted) == 1
 
 
 def test_a_run_that_saves_nothing_leaves_signals_alone(tiny_dataset, tmp_path):
