@@ -39,6 +39,7 @@ ADDED = ("label_original", "label_score", "label_action")
 RENAMED = {"quarantine": "exclude"}  # options of earlier versions
 LISTED = 20  # changes that a dry run names
 PARQUET_ROWS = 100  # images in memory at once, a row group
+LEAST_SCORE = 1e-12  # that a table shows
 MAX_NAME = 255  # bytes of the name of a file or folder
 
 
@@ -190,13 +191,19 @@ def changes(plan: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["before"] != rows["after"]]
 
 
+def score_cell(score: float) -> str:
+    """A score or a weight in a table that is written: 6 digits, and 0 for what is below 1e-12 and as good as none."""
+    return "0" if abs(score) < LEAST_SCORE else f"{score:.6g}"
+
+
 def lineage_rows(plan: pd.DataFrame, paths: Mapping[int, str] | None = None) -> Iterable[dict]:
     """Rows of `lineage.csv`; `paths` are those in the output by sample id, default: where the images lie."""
     for row in plan.to_dict("records"):
         gone = row["label_action"] in GONE
         path = "" if gone else row["path"] if paths is None else paths.get(row["index"], "")
         original = row["path"] or ""
-        yield {**row, "label": "" if gone else row["label_name"], "path": path, "path_original": original}
+        score, label = score_cell(row["label_score"]), "" if gone else row["label_name"]
+        yield {**row, "label": label, "label_score": score, "path": path, "path_original": original}
 
 
 def source_rows(files: Iterable[tuple[str, str, str]]) -> Iterable[dict]:
@@ -670,12 +677,12 @@ def _check_same_image(fact: Mapping, image: str, path: str):
 
 def _added(fact: Mapping, text: Mapping[str, str]) -> list:
     original = fact["label_original"]
-    return [text.get(original, original), f"{fact['label_score']:.6g}", fact["label_action"]]
+    return [text.get(original, original), score_cell(fact["label_score"]), fact["label_action"]]
 
 
 def _more(name: str, fact: Mapping, plan: pd.DataFrame) -> str:
     if name == "label_weight":
-        return f"{fact['weight']:.6g}"
+        return score_cell(fact["weight"])
     return json.dumps(
         {plan.attrs["class_names"][label]: round(float(p), 6) for label, p in fact["posterior"] if p > 0}
     )

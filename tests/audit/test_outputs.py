@@ -524,6 +524,19 @@ def test_a_folder_as_a_table(table, tmp_path):
     assert loaded["train"]["index"][:] == table["index"].tolist()
 
 
+def test_tables_show_six_digits_of_a_score_and_no_trace_of_one(table, tmp_path):
+    """As after a second round, where what people have decided is beyond doubt."""
+    scores = [1e-300, 9.9e-13, 0.123456789, 1 - 1e-300, 2e-12, 0.0]
+    table.loc[range(6), "noise_score"] = scores
+    plan = plan_cleaning(table, how="weight")
+    write_csv(plan, read_source(tmp_path / "run"), tmp_path / "out")
+    expected = ["0", "0", "0.123457", "1", "2e-12", "0"]
+    for name in ("lineage.csv", "train.csv"):
+        rows = {int(row["index"]): row for row in read_csv(tmp_path / "out" / name)}
+        assert [rows[index]["label_score"] for index in table["index"][:6]] == expected
+    assert [rows[index]["label_weight"] for index in table["index"][:6]] == ["1", "1", "0.876543", "0", "1", "1"]
+
+
 def test_a_path_that_a_spreadsheet_would_compute_is_found_again(table, tmp_path):
     (tmp_path / "photos" / "train" / "cat").rename(tmp_path / "photos" / "train" / "=cat")
     table["path"] = [path.replace("/train/cat/", "/train/=cat/") for path in table["path"]]
