@@ -89,9 +89,12 @@ def test_meter_averages_over_kinds_of_steps():
 
 def test_what_a_cross_entropy_step_costs_is_counted_once_for_each_shape(monkeypatch):
     counted = []
-    monkeypatch.setattr(
-        "hnml_hf.training.flops.cross_entropy_flops", lambda model, images: counted.append(images) or 1
-    )
+
+    def reference(model, images):
+        counted.append(len(images))
+        return 1
+
+    monkeypatch.setattr("hnml_hf.training.flops.cross_entropy_flops", reference)
     model, meter = Linear(), CostMeter()
     for kind, size in (("one", 4), ("two", 4), ("three", 2), ("four", 4)):
         with meter.step(kind, model, torch.zeros(size, 30)):
