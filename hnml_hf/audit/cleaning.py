@@ -130,7 +130,8 @@ def plan_cleaning(
         `attrs["class_names"]` are all classes.
 
     Raises:
-        ValueError: on another `how`, nothing to do, or a class that the dataset does not have.
+        ValueError: on another `how`, nothing to do, a class that the dataset does not have, or a new one whose name
+            differs from another only in upper and lower case.
     """
     if how not in (None, *HOW):
         raise ValueError(f"`how={how!r}` is none of {', '.join(HOW)}.")
@@ -148,6 +149,14 @@ def plan_cleaning(
     odd = [name for name in added if not name or not is_plain(name)]
     if odd:
         raise ValueError(f"{odd[0]!r} is no name of a class: it is empty, or has control characters.")
+    lower = {as_name(name).lower(): name for name in names}
+    for name in added:
+        twin = lower.setdefault(name.lower(), name)
+        if twin != name:
+            raise ValueError(
+                f"The new class `{name}` differs from `{twin}` only in upper and lower case, and many disks have one "
+                "folder for both: choose another name, or write the same one in `--add_classes` and the annotations."
+            )
     names += added
     plan = pd.DataFrame(
         {

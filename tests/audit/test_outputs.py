@@ -134,6 +134,17 @@ def test_a_class_whose_zeros_are_lost_is_named(name, said, table, tmp_path):
         plan_cleaning(table, annotations=annotations)
 
 
+@pytest.mark.parametrize(
+    ("added", "message"), [(["Dog"], "`Dog` differs from `dog`"), (["zebra", "ZEBRA"], "`ZEBRA` differs from `zebra`")]
+)
+def test_new_classes_that_some_disks_would_put_into_one_folder_are_refused(added, message, table, tmp_path, capsys):
+    annotate(tmp_path, table, {0: added[-1]})
+    options = [tmp_path / "run", "--annotations", tmp_path / "anna.csv", "--output_dir", tmp_path / "out"]
+    with pytest.raises(SystemExit, match=f"The new class {message} only in upper and lower case.*choose another"):
+        run_clean(*options, "--add_classes", *added)
+    assert capsys.readouterr().out == "" and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("how", [None, "drop", "relabel", "weight", "posterior"])
 def test_a_label_that_is_wrong_without_a_class_is_left_out(how, table, tmp_path):
     """The last two rows have low scores, which would keep them."""
