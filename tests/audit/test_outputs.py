@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -735,6 +736,33 @@ def test_decisions_hold_in_a_second_round_of_every_format(form, tiny_dataset, tm
     assert len(lineage) == 48 and sum(row["label_action"] == "dropped" for row in lineage) == 6
     corrected = [row for row in lineage if row["annotation"] == "wrong"]
     assert len(corrected) == 12 and all(row["label"] != row["label_original"] for row in corrected)
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+def test_annotations_of_the_first_round_are_not_those_of_the_second(form, tiny_dataset, tmp_path):
+    """Said with both data by name, and how decisions go on."""
+    from hnml_hf.audit.review.server import open_review
+
+    write_messy_folder(tiny_dataset, tmp_path)
+    table = audit_folder(tmp_path / "messy", tmp_path / "first")
+    review = open_review(tmp_path / "first")
+    review.annotate([{"index": int(table["index"][0]), "annotation": "right"}], "anna", "ab" * 6)
+    run_clean(tmp_path / "first", "--output_dir", tmp_path / "out", "--output_format", form, "--how", "drop")
+    options = {"dataset": "imagefolder", "data_dir": str(tmp_path / "out")}
+    audit_data(options if form == "folder" else {"dataset": str(tmp_path / "out")}, tmp_path / "second")
+    where = f"31 images below {tmp_path}/out/train" if form == "folder" else "31 images that are part of the dataset"
+    message = (
+        f"{review.log.path}:2: these annotations are of another dataset: no image that was annotated, first "
+        f"`{table['path'][0]}`, is one of the {where} of this audit with the same label. Give annotations of this "
+        "audit. Those of another one are put into its data by `hnml clean RUN --annotations FILE --output_dir NEW`, "
+        "with the RUN that they were made for; an audit of NEW knows them without the file."
+    )
+    before = review.log.path.read_bytes()
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        run_clean(tmp_path / "second", "--annotations", review.log.path, "--output_dir", tmp_path / "third")
+    with pytest.raises(ValueError, match=re.escape(f"{message} Or move {review.log.path} away to begin anew")):
+        open_review(tmp_path / "second", annotations=review.log.path)
+    assert review.log.path.read_bytes() == before and not (tmp_path / "third").exists()
 
 
 def test_parquet_files_hold_the_images_and_can_be_moved(tiny_dataset, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from ...common.atomic import atomic_write
 from ...common.words import counted
 from ...data.files import as_name, is_plain
 from ..exchange import Samples, read_cvat, read_fiftyone_csv, read_json
-from .matching import Scored, describe_lost, is_at, match_annotations
+from .matching import TAKE_ALONG, Scored, describe_lost, is_at, match_annotations
 
 
 if TYPE_CHECKING:  # a review starts without pandas
@@ -94,9 +94,7 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame, *, annotator:
     for where, row in _rows(path, table):
         index = _integer(row.get("index"), "index", where)
         if index not in given:
-            raise ValueError(
-                f"{where}: sample id {index} is not among the scored samples; whose annotations are these?"
-            )
+            raise ValueError(f"{where}: sample id {index} is not among the scored samples. {TAKE_ALONG}")
         verdict = row.get("annotation")
         if verdict not in ANNOTATIONS:
             raise ValueError(f"{where}: the annotation {verdict!r} is none of {', '.join(ANNOTATIONS)}.")
@@ -104,7 +102,7 @@ def read_annotations(path: str | os.PathLike, table: pd.DataFrame, *, annotator:
         if row.get("label_name") and _class_name(row["label_name"], ids) != as_name(at_hand):
             raise ValueError(
                 f"{where}: sample {index} was annotated when its label was `{row['label_name']}`; here it is "
-                f"`{at_hand}`. These annotations are of another run."
+                f"`{at_hand}`. These annotations are of another run. {TAKE_ALONG}"
             )
         label, name = _new_label(row, verdict, given[index], suggested[index], names, ids, where)
         who = row.get("annotator") or annotator or path.stem

@@ -7,6 +7,12 @@ from ...common.words import counted
 from ...data.files import as_name, first_few
 
 
+TAKE_ALONG = (
+    "Give annotations of this audit. Those of another one are put into its data by `hnml clean RUN --annotations FILE "
+    "--output_dir NEW`, with the RUN that they were made for; an audit of NEW knows them without the file."
+)
+
+
 def is_at(known: str | None, path: str | None) -> bool:
     """Whether the image of a sample (`None`: there is none; empty: part of the dataset) may lie where a path ends."""
     return not path or known == "" or (known is not None and f"/{known}".endswith(f"/{path.lstrip('/')}"))
@@ -28,6 +34,13 @@ class Scored:
             self._label[sample], self._path[sample] = as_name(label), os.path.abspath(path) if path else ""
             self._named.setdefault(os.path.basename(path), []).append(sample)
 
+    def __str__(self):
+        paths = [path for path in self._path.values() if path]
+        lie = (
+            f"below {os.path.commonpath([*map(os.path.dirname, paths)])}" if paths else "that are part of the dataset"
+        )
+        return f"{counted(len(self._path), 'image')} {lie}"
+
     def find(self, row: Mapping, root: str | None) -> list[int]:
         """Ids of the samples whose image is the one that was annotated; `root` as in [`match_annotations`]."""
         path, near = row["path"], self._named.get(os.path.basename(row["path"]), [])
@@ -45,13 +58,13 @@ class Scored:
         if not row.get("path"):
             raise ValueError(
                 f"{where}: the dataset has changed since, and without the path of its image nobody knows which sample "
-                "was annotated. Give annotations of this audit."
+                f"was annotated. {TAKE_ALONG}"
             )
         found = self.find(row, root)
         if len(found) > 1:
             raise ValueError(
                 f"{where}: the dataset has changed since, and {counted(len(found), 'image')} could be the "
-                f"`{row['path']}` that was annotated. Give annotations of this audit."
+                f"`{row['path']}` that was annotated. {TAKE_ALONG}"
             )
         label = as_name(row.get("label_name") or "")
         same = [sample for sample in found if label in ("", self._label[sample])]
@@ -86,10 +99,10 @@ def match_annotations(
             by_name = {"new_label": ""} if row.get("new_label_name") else {}
             found.append((where, {**row, "index": sample, **by_name}))
     if lost and not found:
-        where, path = lost[0]
+        where, path = lost[0][0], os.path.join(root or "", lost[0][1])
         raise ValueError(
-            f"{where}: these annotations are of another dataset: no image that was annotated is there with the same "
-            f"label, the first is `{path}`. Give annotations of this audit."
+            f"{where}: these annotations are of another dataset: no image that was annotated, first `{path}`, is one "
+            f"of the {scored} of this audit with the same label. {TAKE_ALONG}"
         )
     return found, [path for _, path in lost]
 
