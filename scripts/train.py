@@ -14,6 +14,11 @@ SIGTERM or SIGINT (Ctrl-C) finishes the step, saves a checkpoint and ends with c
 After that, or any other end, the same command with `--resume_from_checkpoint auto` goes on as if it had not happened.
 """
 
+import gc
+
+
+gc.disable()  # until all is imported
+
 import logging
 import math
 import sys
@@ -59,6 +64,7 @@ from hnml_hf import (
 from hnml_hf.audit.dynamics import save_judge_dynamics
 from hnml_hf.audit.features import FEATURES_FOLDER, features_beside, load_backbone
 from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
+from hnml_hf.common.collector import end_of_imports
 from hnml_hf.common.words import counted
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
 from hnml_hf.data.schema import column
@@ -76,6 +82,8 @@ from hnml_hf.training.resume.files import run_lock
 from hnml_hf.training.resume.signals import EXIT_CODE, EndAtOnce
 from hnml_hf.training.resume.trainer import OF_EACH_PROCESS
 
+
+end_of_imports()
 
 RESIDENT_BYTES = 4 * 2**30  # of images that are kept on the device without being asked for
 
