@@ -2,7 +2,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
-  const names = data.classes, SIZE = 24, BULK = 0.9;
+  const names = data.classes, SIZE = 24, BULK = 0.9, UNDO = 100; // changes that a reload can undo
   const asName = (text) => text.trim().normalize("NFC"); // accents composed, as the loaders of data have them
   const labels = new Map(names.map((name, label) => [asName(name), label]));
   const number = (n) => n.toLocaleString("en");
@@ -16,6 +16,15 @@
     set(name, value) {
       try { localStorage.setItem(this.key + name, JSON.stringify(value)); }
       catch (error) { warn("This browser keeps nothing (" + error.message + "). Download the annotations before you close the page."); }
+    },
+  };
+  const session = { // of this tab alone: no other one undoes what was decided here
+    get(name) { try { return JSON.parse(sessionStorage.getItem(storage.key + name)) ?? []; } catch { return []; } },
+    set(name, list) {
+      try {
+        sessionStorage.removeItem(storage.key + name); // none rather than an old one, where it has no room
+        sessionStorage.setItem(storage.key + name, JSON.stringify(list.slice(-UNDO)));
+      } catch { /* a reload forgets */ }
     },
   };
   const annotator = () => (data.served ? $("annotator").value.trim() || data.annotator : "report");
@@ -83,7 +92,7 @@
         elsewhere: others.issues,
         expected: (left.reduce((sum, item) => sum + item.score, 0) + others.expected) / Math.max(undecided, 1) };
     }
-    const batches = new Map();
+    const batches = new Map(session.get(":before")); // batch -> what its samples were said to be before
     return {
       query(q, start) {
         const rows = view(q), groups = {};
@@ -107,14 +116,18 @@
           else entries[index] = { annotation, label: new_label, name: new_label_name };
         }
         batches.set(batch, before);
+        session.set(":before", [...batches]);
         keep();
         return before.length;
       },
       bulk(q, annotation, batch) { return this.annotate(view(q).map((item) => entryFor(item, annotation)), batch); },
       undo(batch) {
         for (const [index, entry] of batches.get(batch).reverse()) if (entry) entries[index] = entry; else delete entries[index];
+        batches.delete(batch);
+        session.set(":before", [...batches]);
         keep();
       },
+      undoes: (batch) => batches.has(batch),
       image: (item) => item.image,
       maps: (item) => (item.maps ? { maps: item.maps } : null),
       known(id, path) { // ids change where images came or went since: then the path tells
@@ -149,6 +162,7 @@
       async annotate(entries, batch) { return (await ask("annotate", { entries, batch, annotator: annotator() })).count; },
       async bulk(q, annotation, batch) { return (await ask("bulk", { query: q, annotation, batch, annotator: annotator() })).count; },
       undo: (batch) => ask("undo", { batch }),
+      undoes: () => true,
       image: (item, side) => `image/${item.id}?side=${side}`,
       async maps(item) {
         if (!data.maps) return null;
@@ -379,7 +393,7 @@
       $("saved").textContent = data.served ? `keeping ${waiting.length}` : "";
       try {
         const count = one.undoes ? await source.undo(one.undoes) : one.query ? await source.bulk(one.query, one.annotation, one.batch) : await source.annotate(one.entries, one.batch);
-        if (!one.undoes) { state.undo.push(one.batch); if (one.query) toast(`${counted(count, "sample")}: ${one.annotation}`); }
+        if (!one.undoes) { remember([...state.undo, one.batch]); if (one.query) toast(`${counted(count, "sample")}: ${one.annotation}`); }
         else toast("Undone");
         if ($("warning").dataset.offline) { delete $("warning").dataset.offline; warn(""); }
       } catch (error) {
@@ -394,7 +408,7 @@
           else retry = setTimeout(() => { delivering = false; deliver(); }, 1500);
           return;
         }
-        refused.push({ ...one, reason: error.message });
+        if (!one.undoes) refused.push({ ...one, reason: error.message });
         storage.set(":refused", refused);
         drawRefused();
         delete $("warning").dataset.offline;
@@ -407,12 +421,17 @@
       release(one);
     }
     delivering = false;
-    $("undo").disabled = !state.undo.length;
     $("saved").textContent = refused.length ? `${counted(refused.length, "change")} not taken by the server` : data.served ? "all on disk" : state.undo.length ? "kept in this browser" : "";
     draw();
   }
+  function remember(batches) {
+    state.undo = batches;
+    session.set(":undo", batches);
+    $("undo").disabled = !batches.length;
+  }
   function undo() {
-    const batch = state.undo.pop();
+    const batch = state.undo.at(-1);
+    remember(state.undo.slice(0, -1));
     if (batch) send({ undoes: batch });
   }
   function bulkPair() {
@@ -714,6 +733,7 @@
     $("refused-forget").addEventListener("click", () => { refused.length = 0; storage.set(":refused", refused); drawRefused(); warn(""); deliver(); });
     drawRefused();
   }
+  remember(session.get(":undo").filter(source.undoes));
   source.listen(() => refresh());
   restart().then(() => { if (waiting.length || refused.length) deliver(); });
 })();

@@ -197,6 +197,23 @@ def test_undo_reaches_what_was_decided_on_another_page(browser, report):
     assert shown_ids(browser) == order[24:48]
 
 
+def test_a_reload_can_undo_what_was_decided_before(browser, report):
+    order = ids(report)
+    press(browser, "w", "r", "w")
+    undo(browser)
+    chord(browser, Keys.SHIFT, Keys.ARROW_RIGHT)
+    press(browser, "u")
+    wait_for(lambda: "2 unsure" in text(browser, "count"))
+    for left in ((order[2], "2 of 52"), (order[1], "1 of 52"), (order[0], "0 of 52")):
+        browser.refresh()
+        undo(browser)
+        wait_for(lambda left=left: shown_ids(browser)[0] == left[0] and left[1] in text(browser, "count"))
+    browser.refresh()
+    assert not browser.find_element(By.ID, "undo").is_enabled() and "0 wrong, 0 right, 0 unsure" in text(
+        browser, "count"
+    )
+
+
 def test_an_ambiguous_beginning_of_a_class_makes_no_class(browser, tmp_path):
     table = make_table(9, ("cat", "Cow", "crab"))
     table["noise_score"] = 0.9
@@ -487,6 +504,10 @@ def test_every_key_is_on_the_disk(browser, served, tmp_path):
     undo(browser)
     wait_for(lambda: saved(browser) and order[3] == shown_ids(browser)[0])
     assert len(read_annotations(log_of(tmp_path), table)) == 3
+    browser.refresh()
+    undo(browser)
+    wait_for(lambda: saved(browser) and order[2] == shown_ids(browser)[0])
+    assert len(read_annotations(log_of(tmp_path), table)) == 2
     loaded = "return [...document.querySelectorAll('.card img')].every(i => i.complete && i.naturalWidth === 60)"
     wait_for(lambda: browser.execute_script(loaded))
     assert browser.get_log("browser") == []
