@@ -25,6 +25,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from hnml_hf import TrainingDynamics, load_audit, load_noisy_dataset
 from hnml_hf.audit.dynamics import score_predictions
 from hnml_hf.audit.report import map_values
+from hnml_hf.audit.review.queue import Query
 from hnml_hf.audit.table import image_paths
 
 
@@ -461,6 +462,12 @@ def test_splits_that_cannot_be_compared_are_refused_before_the_pass(
     assert "--compare_splits takes the features" in capsys.readouterr().err
 
 
+def asked_about(run):
+    """Ids of all rows that a review of a run would show, issues or not."""
+    queue = review.open_review(str(run)).queue
+    return set(queue.index[queue.view(Query(scope="all"))].tolist())
+
+
 def test_an_audit_goes_on_from_what_people_have_decided(run, scripts, weights, tmp_path, capsys):
     line = [str(run / "data"), "--backbone", "test_resnet", "--pretrained", str(weights), "--image_size", "64"]
     line += ["--num_workers", "0", "--output_dir", str(tmp_path / "out")]
@@ -476,6 +483,7 @@ def test_an_audit_goes_on_from_what_people_have_decided(run, scripts, weights, t
     table = load_audit(tmp_path / "out").set_index("index")
     assert table.loc[[first, second], "noise_score"].tolist() == [0, 1]
     assert table.loc[[first, second], "annotation"].tolist() == ["right", "wrong"]
+    assert asked_about(tmp_path / "out") == set(table.index) - {first, second}
     with pytest.raises(SystemExit):
         scripts[1]([str(run / "out"), "--annotations", str(marks)])
     assert "`hnml clean` applies" in capsys.readouterr().err
@@ -526,6 +534,7 @@ def test_a_second_round_knows_what_people_decided_in_the_first(run, scripts, wei
     assert again.loc[[first, second], "noise_score"].tolist() == [0, 0]
     assert again.loc[[first, second, third], "annotation"].tolist() == ["right", "right", ""]
     assert (again["annotation"] != "").sum() == 2
+    assert asked_about(tmp_path / "two") == set(again.index) - {first, second}
 
 
 def test_a_folder_of_a_run_is_scored_as_one(run, scripts, tmp_path):
