@@ -7,7 +7,6 @@ A wheel has the folder `scripts/` as `hnml_hf/scripts/`; in a source tree it lie
 """
 
 import difflib
-import gc
 import importlib
 import os
 import signal
@@ -25,7 +24,7 @@ from .cli import (
     script_of,
     scripts_folder,
 )
-from .common.collector import end_of_imports
+from .common.collector import end_of_imports, start_of_imports
 
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -73,7 +72,7 @@ def main():
     sys.argv = [f"hnml {command}", *words]
     sys.path[:0] = [str(script_of(command).parent), str(scripts_folder())]  # scripts import their neighbors
     previous = signal.signal(signal.SIGINT, _end_at_once)
-    gc.disable()
+    start_of_imports()
     script = importlib.import_module(command)
     end_of_imports()
     signal.signal(signal.SIGINT, previous)

@@ -14,10 +14,10 @@ SIGTERM or SIGINT (Ctrl-C) finishes the step, saves a checkpoint and ends with c
 After that, or any other end, the same command with `--resume_from_checkpoint auto` goes on as if it had not happened.
 """
 
-import gc
+from hnml_hf.common.collector import end_of_imports, start_of_imports
 
 
-gc.disable()  # until all is imported
+start_of_imports()
 
 import logging
 import math
@@ -64,7 +64,6 @@ from hnml_hf import (
 from hnml_hf.audit.dynamics import save_judge_dynamics
 from hnml_hf.audit.features import FEATURES_FOLDER, features_beside, load_backbone
 from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
-from hnml_hf.common.collector import end_of_imports
 from hnml_hf.common.words import counted
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
 from hnml_hf.data.schema import column
