@@ -30,6 +30,7 @@ MARGIN = 0.01  # of the range of the noise rate, at least
 FEW_LABELS = 3.0  # what one label per class adds to it
 ALL_CLASSES = 256  # up to so many classes every class is a top label of every sample
 TOP_LABELS = 32  # and beyond it so many
+SPARSE_FROM = 64  # classes for each top label from which on a matrix product with mostly zeros takes longer
 NEIGHBORS = 50
 NEIGHBOR_DIMENSIONS = 256  # principal components in which neighbors are sought
 NEIGHBOR_LIMIT = 100_000  # samples; beyond it an exact search takes longer than all the rest
@@ -463,7 +464,8 @@ class FoldStatistics:
             there = overall[number]
             left, right = torch.stack([there, mean], 1), torch.stack([mean, there - n * mean])
             standardized[number] = moments[number].addmm_(left, right, alpha=-1).div_(scale)
-        sums = (sums - counts[..., None] * mean) / deviation
+        for own_sums, own_counts in zip(sums, counts, strict=True):  # all at once would be most of the memory
+            own_sums.addr_(own_counts, mean, alpha=-1).div_(deviation)
         return cls(counts, sums, standardized, shift.double() + mean, deviation)
 
     def with_targets(self, features, posterior, top_labels, fold: np.ndarray, *, weights=None) -> "FoldStatistics":
@@ -472,16 +474,20 @@ class FoldStatistics:
         counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
         for rows, batch in _batches(features, device, _rows_at_a_time(num_labels)):
             batch -= self.center.float()
-            targets = torch.zeros(len(batch), num_labels, device=device)
-            targets.scatter_(1, top_labels[rows].to(device), posterior[rows].float().to(device))
+            classes, share = top_labels[rows].to(device), posterior[rows].float().to(device)
             if weights is not None:
-                targets *= torch.as_tensor(weights[rows], dtype=torch.float32, device=device)[:, None]
+                share = share * torch.as_tensor(weights[rows], dtype=torch.float32, device=device)[:, None]
             part = torch.from_numpy(fold[rows]).to(device)
+            if num_labels > SPARSE_FROM * classes.shape[1]:
+                _add_shares(counts, sums, batch, part[:, None] * num_labels + classes, share)
+                continue
+            targets = torch.zeros(len(batch), num_labels, device=device).scatter_(1, classes, share)
             for number in part.unique().tolist():
                 there = torch.where(part == number)[0]
                 counts[number] += targets[there].sum(0)
                 sums[number] += targets[there].T @ batch[there]
-        return FoldStatistics(counts, sums / self.deviation, self.moments, self.center, self.deviation)
+        sums /= self.deviation
+        return FoldStatistics(counts, sums, self.moments, self.center, self.deviation)
 
     def without_first_fold(self) -> "FoldStatistics":
         """Of the others in two folds, those of even and those of odd numbers, and of a third one without samples."""
@@ -494,11 +500,13 @@ class FoldStatistics:
     def solve(self, shrinkage: float) -> "Discriminants":
         """A discriminant for each fold, of the other folds."""
         counts, sums, moments = self.counts.sum(0), self.sums.sum(0), self.moments.sum(0)
-        solved = [
-            self._solve(counts - own_counts, sums - own_sums, moments - own_moments, shrinkage)
-            for own_counts, own_sums, own_moments in zip(self.counts, self.sums, self.moments, strict=True)
-        ]
-        return Discriminants(self, *(torch.stack(part) for part in zip(*solved, strict=True)))
+        weight = torch.empty(self.sums.shape, device=sums.device)
+        bias = torch.empty(self.counts.shape, device=sums.device)
+        for fold, own in enumerate(zip(self.counts, self.sums, self.moments, strict=True)):
+            others = counts - own[0], sums - own[1], moments - own[2]
+            standardized, bias[fold] = self._solve(*others, shrinkage)
+            weight[fold] = standardized / self.deviation
+        return Discriminants(weight, bias, self.center.float())
 
     def head(self, shrinkage: float, temperature: float) -> Head:
         """The discriminant of all samples, on the raw features, its logits scaled by an inverse temperature."""
@@ -541,17 +549,30 @@ def _add_moments(moments: torch.Tensor, rows: torch.Tensor):
         moments[start:stop, :stop] += rows[:, start:stop].T @ rows[:, :stop]
 
 
+def _add_shares(counts: torch.Tensor, sums: torch.Tensor, batch: torch.Tensor, at: torch.Tensor, share: torch.Tensor):
+    """Add to counts `(f, k)` and sums `(f, k, d)`, in place, the shares `(b, c)` of a batch `(b, d)` in its top
+    labels, which are the rows `at` `(b, c)` of both.
+
+    All others have none, so that the time does not grow with the number of classes.
+    """
+    size = batch.shape[1]
+    counts.view(-1).index_add_(0, at.flatten(), share.flatten().double())
+    step = max(1, 2**21 // (at.shape[1] * size))  # 16 MB
+    for some, places, parts in zip(batch.split(step), at.split(step), share.split(step), strict=True):
+        theirs = (parts[..., None] * some[:, None]).view(-1, size)
+        sums.view(-1, size).index_add_(0, places.flatten(), theirs.double())
+
+
 class Discriminants:
-    """One linear classifier per fold on standardized features.
+    """One linear classifier per fold on centered features.
 
     Args:
-        statistics ([`FoldStatistics`]): that they are of.
-        weight (`torch.Tensor` of shape `(f, k, d)`), bias (`torch.Tensor` of shape `(f, k)`).
+        weight (`torch.Tensor` of shape `(f, k, d)`), bias (`torch.Tensor` of shape `(f, k)`): float32.
+        center (`torch.Tensor` of shape `(d,)`): float32.
     """
 
-    def __init__(self, statistics: FoldStatistics, weight: torch.Tensor, bias: torch.Tensor):
-        self.weight, self.bias = (weight / statistics.deviation).float(), bias
-        self.center = statistics.center.float()
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, center: torch.Tensor):
+        self.weight, self.bias, self.center = weight, bias, center
 
     def top_logits(self, features, labels, fold, rows=None, known=None) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of each sample's top labels, and these, both of shape `(n, c)`, in the order of the rows.
@@ -565,29 +586,33 @@ class Discriminants:
         logits = torch.empty(len(rows), wanted)
         top_labels = torch.arange(wanted).expand(len(rows), wanted).clone()
         step = _rows_at_a_time(num_labels)
+        room = torch.empty(
+            min(step, len(rows)), num_labels, device=device
+        )  # filling it anew takes as long as a product
         for start in range(0, len(rows), step):
-            there = rows[start : start + step]
-            batch = _tensor(features[there], device)
+            order = np.argsort(fold[rows[start : start + step]], kind="stable")
+            place, there = torch.from_numpy(start + order), rows[start : start + step][order]
+            batch, scores = _tensor(features[there], device), room[: len(there)]
             batch -= self.center
-            part = torch.from_numpy(fold[there]).to(device)
-            scores = torch.empty(len(batch), num_labels, device=device)
-            for number in part.unique().tolist():
-                own = torch.where(part == number)[0]
-                scores[own] = batch[own] @ self.weight[number].T + self.bias[number]
-            scores = scores.clamp(min=DOUBTLESS)
-            sure = labels[there].to(device)
+            counts = np.bincount(fold[there], minlength=len(self.weight)).tolist()
+            parts = batch.split(counts), scores.split(counts), self.weight, self.bias
+            for own, found, weight, bias in zip(*parts, strict=True):
+                torch.addmm(bias, own, weight.T, out=found)
+            scores.clamp_(min=DOUBTLESS)
+            given = labels[there].to(device)
+            sure = given.clone()
             if known is not None:
                 decided = torch.where(known[there] >= 0)[0].to(device)
                 sure[decided] = known[there].to(device)[decided]
                 scores[decided] = DOUBTLESS
                 scores[decided, sure[decided]] = 0
-            place = slice(start, start + len(there))
             if wanted < num_labels:
-                lifted = scores.scatter(1, torch.stack([labels[there].to(device), sure], 1), torch.inf)
-                some = lifted.topk(wanted, dim=1).indices.sort(dim=1).values
-                top_labels[place], logits[place] = some.cpu(), scores.gather(1, some).cpu()
-            else:
-                logits[place] = scores.cpu()
+                named = torch.stack([given, sure], 1)
+                theirs = scores.gather(1, named)
+                some = scores.scatter_(1, named, torch.inf).topk(wanted, dim=1).indices.sort(dim=1).values
+                top_labels[place] = some.cpu()
+                scores = scores.scatter_(1, named, theirs).gather(1, some)
+            logits[place] = scores.cpu()
         return logits, top_labels
 
 
@@ -597,10 +622,14 @@ class Discriminants:
 class NoiseModel:
     """P(c, y) = softmax(sum_m w_m z_m + a)_c T[c, y], fitted to given labels y by expectation maximization.
 
+    Of k^2 pairs of classes the samples that it is fitted to show few where classes are many. For another sample a pair
+    that they do not show is as probable as the class's mistakes are on average, (1 - T[c, c]) / (k - 1): with no
+    probability at all every such mistake would pass for right.
+
     Args:
         weights (`torch.Tensor` of shape `(m,)`): w of each source of evidence.
         offsets (`torch.Tensor` of shape `(k,)`): a.
-        cells (`torch.Tensor` of shape `(t,)`): k i + j of the entries T[i, j] that are not 0, ascending.
+        cells (`torch.Tensor` of shape `(t,)`): k j + i of the entries T[i, j] that are not 0, ascending.
         values (`torch.Tensor` of shape `(t,)`): these entries.
         num_labels (`int`): k.
         likelihood (`float`): mean log probability of the given labels.
@@ -609,6 +638,8 @@ class NoiseModel:
     def __init__(self, weights, offsets, cells, values, num_labels, likelihood):
         self.weights, self.offsets, self.cells, self.values = weights, offsets, cells, values
         self.num_labels, self.likelihood = num_labels, likelihood
+        right = values[torch.searchsorted(cells, torch.arange(num_labels) * (num_labels + 1))]
+        self.unseen = (1 - right) / (num_labels - 1)
 
     @classmethod
     def fit(
@@ -623,30 +654,30 @@ class NoiseModel:
             weights (`torch.Tensor` of shape `(m,)`, *optional*): fixed ones; default: those of highest likelihood.
             iterations (`int`): at most.
         """
-        fixed = weights is not None
-        k, stack = num_labels, torch.stack(list(evidence))
+        fixed, k, stack = weights is not None, num_labels, torch.stack(list(evidence))
+        if len(labels) > FIT_ON:  # rows of a label together, whose cells lie together in memory
+            order = labels.argsort(stable=True)
+            stack, labels, top_labels = stack[:, order], labels[order], top_labels[order]
         sure = torch.arange(k) * (k + 1)
-        cells, at = torch.cat([(top_labels * k + labels[:, None]).flatten(), sure]).unique(return_inverse=True)
-        at, sure, row, flat = at[:-k], at[-k:], cells // k, top_labels.flatten()
+        cells, at = torch.cat([(labels[:, None] * k + top_labels).flatten(), sure]).unique(return_inverse=True)
+        at, sure, row = at[:-k].view_as(top_labels), at[-k:], cells % k
         values = torch.full((len(cells),), 0.3 / (k - 1))
         values[sure] = 0.7
         offsets, weights = torch.zeros(k), weights if fixed else torch.full((len(stack),), 0.4)
         likelihood = -torch.inf
         for _ in range(iterations):
-            prior = _prior(stack, weights, offsets, top_labels)
-            joint = prior * values.index_select(0, at).view_as(prior)
-            total = joint.sum(1, keepdim=True).clamp(min=1e-30)
-            resolved = joint / total
-            before, likelihood = likelihood, float(total.log().mean())
-            counts = torch.zeros(len(cells)).scatter_add_(0, at, resolved.flatten())
-            counts[sure] += 1
-            found = torch.zeros(k).scatter_add_(0, row, counts)
-            values = counts / found[row]
-            expected = torch.zeros(k).scatter_add_(0, flat, prior.flatten()) + 1
-            offsets = offsets + 0.5 * (found.log() - expected.log())
+            before, found = likelihood, _Expected(weights, offsets, values)
+            for start in range(0, len(labels), FIT_ON):
+                rows = slice(start, start + FIT_ON)
+                found.add(stack[:, rows], top_labels[rows], at[rows], moments=not fixed)
+            likelihood = float(found.likelihood / len(labels))
+            found.counts[sure] += 1
+            drawn = torch.zeros(k).scatter_add_(0, row, found.counts)
+            values = found.counts / drawn.index_select(0, row)
+            offsets = offsets + 0.5 * (drawn.log() - (found.prior + 1).log())
             offsets = offsets - offsets.mean()
             if not fixed:
-                weights = (weights + _newton_step(stack, prior, resolved)).clamp(min=0.02, max=5)
+                weights = (weights + found.newton_step(len(labels))).clamp(min=0.02, max=5)
             if abs(likelihood - before) < 1e-5:
                 break
         return cls(weights, offsets, cells, values, k, likelihood)
@@ -670,15 +701,16 @@ class NoiseModel:
             rows = slice(start, start + BATCH)
             stack = torch.stack([part[rows] for part in evidence])
             prior = _prior(stack, self.weights, self.offsets, top_labels[rows])
-            wanted = top_labels[rows] * self.num_labels + labels[rows, None]
+            wanted = labels[rows, None] * self.num_labels + top_labels[rows]
             at = torch.searchsorted(self.cells, wanted).clamp(max=len(self.cells) - 1)
-            yield prior, prior * torch.where(self.cells[at] == wanted, self.values[at], 0)
+            unseen = self.unseen[top_labels[rows]]
+            yield prior, prior * torch.where(self.cells[at] == wanted, self.values[at], unseen)
 
     def transition_matrix(self) -> np.ndarray:
         """T of shape `(k, k)`, float32."""
-        matrix = torch.zeros(self.num_labels**2)
-        matrix[self.cells] = self.values
-        return matrix.view(self.num_labels, self.num_labels).numpy()
+        matrix = torch.zeros(self.num_labels, self.num_labels)
+        matrix[self.cells % self.num_labels, self.cells // self.num_labels] = self.values
+        return matrix.numpy()
 
 
 def _prior(stack, weights, offsets, top_labels) -> torch.Tensor:
@@ -688,14 +720,40 @@ def _prior(stack, weights, offsets, top_labels) -> torch.Tensor:
     return powers / powers.sum(1, keepdim=True)
 
 
-def _newton_step(stack, prior, resolved) -> torch.Tensor:
-    """Of the weights `(m,)` towards the highest expected likelihood, with prior and posterior of shape `(n, c)`."""
-    expected = (prior * stack).sum(-1)
-    gradient = ((resolved * stack).sum(-1) - expected).mean(1)
-    centered = stack - expected[..., None]
-    hessian = (prior * centered).flatten(1) @ centered.flatten(1).T / stack.shape[1]
-    hessian.diagonal().add_(1e-3 * hessian.diagonal().mean() + 1e-9)
-    return torch.linalg.solve(hessian, gradient).clamp(-0.2, 0.2)
+class _Expected:
+    """What an iteration of [`NoiseModel.fit`] sums over the samples, batch by batch.
+
+    Args:
+        weights (`torch.Tensor` of shape `(m,)`), offsets (`torch.Tensor` of shape `(k,)`), values (`torch.Tensor` of
+            shape `(t,)`): the model so far.
+    """
+
+    def __init__(self, weights, offsets, values):
+        self.weights, self.offsets, self.values = weights, offsets, values
+        self.counts, self.prior = torch.zeros_like(values), torch.zeros_like(offsets)
+        self.likelihood, self.gradient = torch.zeros(()), torch.zeros_like(weights)
+        self.hessian = torch.zeros(len(weights), len(weights))
+
+    def add(self, stack, top_labels, at, *, moments: bool):
+        """Evidence `(m, b, c)`, classes `(b, c)` and where their cells are `(b, c)`; `moments`: for a Newton step."""
+        prior = _prior(stack, self.weights, self.offsets, top_labels)
+        resolved = self.values.index_select(0, at.flatten()).view_as(prior).mul_(prior)
+        total = resolved.sum(1, keepdim=True).clamp_(min=1e-30)
+        resolved /= total
+        self.likelihood += total.log_().sum()
+        self.counts.scatter_add_(0, at.flatten(), resolved.flatten())
+        self.prior.scatter_add_(0, top_labels.flatten(), prior.flatten())
+        if moments:
+            expected = (prior * stack).sum(-1)
+            self.gradient += (resolved.mul(stack).sum(-1) - expected).sum(1)
+            centered = stack - expected[..., None]
+            self.hessian += (prior * centered).flatten(1) @ centered.flatten(1).T
+
+    def newton_step(self, count: int) -> torch.Tensor:
+        """Of the weights `(m,)` towards the highest expected likelihood of so many samples."""
+        hessian = self.hessian / count
+        hessian.diagonal().add_(1e-3 * hessian.diagonal().mean() + 1e-9)
+        return torch.linalg.solve(hessian, self.gradient / count).clamp(-0.2, 0.2)
 
 
 # -- neighbors -------------------------------------------------------------------------------------------------------
@@ -823,7 +881,7 @@ def rate_of_triples(labels: torch.Tensor, nearest: torch.Tensor, num_labels: int
 def neighbor_posteriors(nearest, posterior, top_labels, num_labels) -> torch.Tensor:
     """Log of the mean posterior of each sample's neighbors on its top labels, of shape `(n, c)`."""
     means = torch.empty(posterior.shape)
-    for rows in torch.arange(len(nearest)).split(2_048):
+    for rows in torch.arange(len(nearest)).split(max(128, min(512, 2**20 // num_labels))):  # 2 MB of shares
         near = nearest[rows].clamp(min=0)
         weight = (nearest[rows] >= 0).float() / (nearest[rows] >= 0).sum(1, keepdim=True).clamp(min=1)
         share = torch.zeros(len(rows), num_labels)

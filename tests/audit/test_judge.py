@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hnml_hf.audit import judge
 from hnml_hf.audit.judge import (
+    Discriminants,
     FoldStatistics,
     NoiseModel,
     assign_folds,
@@ -174,6 +175,93 @@ def test_many_classes_have_top_labels_and_few_have_all():
     assert few.posterior.shape == (300, 40) and (few.top_labels == np.arange(40)).all()
 
 
+def test_top_logits_of_many_classes_by_hand():
+    """Rows of mixed folds and a known class; the given class is there though it is none of the likeliest."""
+    n, k = 50, 70
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(3, k, D, generator=generator), torch.randn(3, k, generator=generator)
+    features, center = torch.randn(n, D, generator=generator).numpy(), torch.randn(D, generator=generator)
+    fold = np.random.default_rng(0).integers(0, 3, n)
+    expected = torch.stack(
+        [weight[f] @ (torch.from_numpy(row) - center) + bias[f] for row, f in zip(features, fold, strict=True)]
+    )
+    labels, known = expected.argmin(1), torch.full((n,), -1)
+    known[4] = 9
+    expected[4] = torch.full((k,), judge.DOUBTLESS).index_fill_(0, torch.tensor([9]), 0)
+    logits, top_labels = Discriminants(weight, bias, center).top_logits(features, labels, fold, known=known)
+    assert logits.shape == (n, 32) and (top_labels.diff(dim=1) > 0).all()
+    torch.testing.assert_close(logits, expected.gather(1, top_labels), atol=1e-5, rtol=1e-5)
+    assert (top_labels == labels[:, None]).any(1).all() and (top_labels[4] == 9).any()
+    best = expected.topk(31, dim=1).indices
+    for row in set(range(n)) - {4}:
+        assert set(best[row].tolist()) <= set(top_labels[row].tolist())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_soft_targets_of_many_classes_take_no_room_for_the_others(weighted):
+    n, k, c = 400, 3_000, 32
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(n, D)).astype(np.float32)
+    fold, labels = np.arange(n) % 3, generator.integers(0, k, n)
+    top_labels = np.sort(np.stack([generator.choice(k, c, replace=False) for _ in range(n)]), 1)
+    posterior = generator.dirichlet(np.ones(c), n).astype(np.float32)
+    weights = generator.uniform(size=n).astype(np.float32) if weighted else None
+    before = statistics_of(features, labels, fold, k)
+    given = torch.from_numpy(posterior), torch.from_numpy(top_labels)
+    with Sizes() as sizes:
+        found = before.with_targets(features, *given, fold, weights=weights)
+    targets = np.zeros((n, k))
+    np.put_along_axis(targets, top_labels, posterior * (np.ones(n) if weights is None else weights)[:, None], 1)
+    standardized = (features - before.center.numpy()) / before.deviation.numpy()
+    for number in range(3):
+        there = fold == number
+        np.testing.assert_allclose(found.counts[number], targets[there].sum(0), atol=1e-6)
+        np.testing.assert_allclose(found.sums[number], targets[there].T @ standardized[there], atol=1e-5)
+    assert sizes.largest <= n * c * D < n * k
+
+
+def test_the_noise_model_is_the_same_batch_by_batch(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    n, k, c = 3_000, 60, 32
+    logits = [torch.randn(n, c, generator=generator) * 3 for _ in range(2)]
+    top_labels = torch.rand(n, k, generator=generator).topk(c, dim=1).indices.sort(1).values
+    labels = top_labels[torch.arange(n), logits[0].argmax(1)]
+    whole = NoiseModel.fit(logits, top_labels, labels, k, iterations=10)
+    monkeypatch.setattr(judge, "FIT_ON", 700)
+    parts = NoiseModel.fit(logits, top_labels, labels, k, iterations=10)
+    torch.testing.assert_close(parts.weights, whole.weights, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(parts.offsets, whole.offsets, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(parts.transition_matrix(), whole.transition_matrix(), atol=1e-5)
+    found, expected = (model.posterior(logits, top_labels, labels) for model in (parts, whole))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mistake_that_the_noise_model_has_not_seen_is_no_proof():
+    """By hand: the samples that it is fitted to show no 2 for a 0. T[0, 0] is then the share of right labels of class
+    0 with one sure sample, and a 2 for a 0 as probable as half of the rest."""
+    top_labels, sure = torch.tensor([[0, 1], [1, 2]]), torch.tensor([[30.0, 0.0]])
+    which = torch.tensor([0] * 10 + [1] * 10)
+    logits = sure.expand(20, 2).clone()
+    labels = torch.tensor([0] * 7 + [1] * 3 + [1] * 10)
+    model = NoiseModel.fit([logits], top_labels[which], labels, 3, weights=torch.ones(1))
+    assert model.transition_matrix()[0] == pytest.approx([8 / 11, 3 / 11, 0], abs=1e-4)
+    posterior = model.posterior([torch.tensor([[3.0, 0.0]])], torch.tensor([[0, 2]]), torch.tensor([2]))
+    prior = torch.softmax(torch.tensor([3.0 + model.offsets[0], model.offsets[2]]), 0)
+    wrong, right = float(prior[0]) * 3 / 11 / 2, float(prior[1]) * float(model.transition_matrix()[2, 2])
+    assert float(posterior[0, 0]) == pytest.approx(wrong / (wrong + right), rel=1e-3)
+
+
+def test_wrong_labels_beyond_the_sample_of_the_noise_model_are_found(monkeypatch):
+    """A sample of 5,000 rows shows few of the 10,000 pairs of 100 classes, of which 4 are looked at for each row."""
+    for name, value in {"FIT_ON": 1_000, "TOP_LABELS": 4, "ALL_CLASSES": 16}.items():
+        monkeypatch.setattr(judge, name, value)
+    features, true = clusters(9_000, k=100, d=24)
+    given = flipped(true, 0.1, k=100)
+    judgement = judge_labels(features, given, num_labels=100, neighbors=10, device="cpu")
+    assert roc_auc_score(given != true, judgement.log_odds) > 0.95
+    assert judgement.noise_rate == pytest.approx(0.1, abs=0.03)
+
+
 def test_of_a_class_with_one_sample_only_the_rate_is_said():
     features, labels = clusters(300)
     labels[7] = K
@@ -286,18 +374,20 @@ def test_neighbors_of_copies_of_nothing_and_of_few_rows(limit, monkeypatch):
     assert few[:, :2].tolist() == [[1, -1], [0, -1]] and cosines[0, 1] == -1
 
 
+class Sizes(TorchDispatchMode):
+    """How many numbers the largest tensor has that anything inside makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
 def test_centers_of_lists_take_no_more_memory_than_the_vectors(monkeypatch):
     """Of a million vectors the cosines of all that are clustered with all centers would be 256 MB."""
-
-    class Sizes(TorchDispatchMode):
-        largest = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor):
-                self.largest = max(self.largest, out.numel())
-            return out
-
     monkeypatch.setattr(judge, "BATCH", 64)
     vectors = torch.nn.functional.normalize(torch.randn(2000, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     with Sizes() as sizes:
