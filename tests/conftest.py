@@ -1,6 +1,7 @@
 import gc
 import logging
 import os
+import warnings
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
@@ -41,7 +42,9 @@ def own_process_state():
     os.environ.clear()
     os.environ.update(before)
     AcceleratorState._reset_state(reset_partial_state=True)
-    torch._dynamo.reset()
+    with warnings.catch_warnings():  # with a GPU this imports modules of torch that use what torch deprecates
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch._dynamo.reset()
     assert not torch.is_autocast_enabled("cpu"), "autocast was left on"
 
 

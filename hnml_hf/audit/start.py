@@ -1,5 +1,6 @@
 """The start of training on a pretrained backbone: its features judge the labels, and give the head."""
 
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -8,6 +9,8 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
 from datasets import Dataset, Image
+from scipy.optimize import minimize_scalar
+from torch.nn import functional as F
 
 from ..common.words import counted
 from ..data.collate import collate_images
@@ -16,6 +19,10 @@ from ..modeling.forward import ask, run_over
 from .dynamics import score_predictions
 from .features import FrozenBackbone, extract_features
 from .judge import Head, Judgement, fit_head, judge_labels
+
+
+ENOUGH = 20_000  # samples to find one number by
+LEAST_SURE = 1e-4  # of that number: next to nothing is left of the logits
 
 
 def pooled_features(
@@ -75,6 +82,35 @@ def judge_by_model(
     )
 
 
+def as_sure_as_labels(head: Head, features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Head:
+    """A head with its logits scaled so that the cross-entropy of given labels is least (the temperature scaling of Guo
+    et al., ICML 2017, with noisy labels).
+
+    The judge's head is sure of true classes. Where many labels are wrong, its loss on them is ten nats and more, and
+    what training does about that spoils the features.
+
+    Args:
+        head ([`Head`]): of k classes.
+        features (`np.ndarray` of shape `(n, d)`), labels (`np.ndarray` of shape `(n,)`): of the training samples, of
+            which at most 20,000 are looked at.
+        weights (`np.ndarray` of shape `(n,)`, *optional*): the confidence in each label.
+
+    Returns:
+        [`Head`]: the same classes are the most probable; no logit is larger than before.
+    """
+    rows = np.linspace(0, len(labels), min(len(labels), ENOUGH), endpoint=False).astype(np.int64)
+    logits = torch.from_numpy(np.asarray(features[rows])).double() @ head.weight.mT.double() + head.bias.double()
+    given = torch.from_numpy(labels[rows])
+    confidence = torch.ones(len(rows)) if weights is None else torch.from_numpy(weights[rows])
+
+    def loss(power: float) -> float:
+        losses = F.cross_entropy(math.exp(power) * logits, given, reduction="none")
+        return float((confidence * losses).sum() / confidence.sum())
+
+    scale = math.exp(minimize_scalar(loss, bounds=(math.log(LEAST_SURE), 0.0), method="bounded").x)
+    return Head(scale * head.weight, scale * head.bias)
+
+
 def start_from_judge(
     model,
     dataset: Dataset,
@@ -82,6 +118,7 @@ def start_from_judge(
     *,
     judging: FrozenBackbone | None = None,
     cache_dir: str | os.PathLike,
+    given: bool = False,
     weights: np.ndarray | None = None,
     seed: int = 0,
     **options,
@@ -103,6 +140,8 @@ def start_from_judge(
         judging ([`FrozenBackbone`], *optional*): that the judge has its features from, at another size; default:
             the same.
         cache_dir (`str` or `Path`): where features are kept, see [`extract_features`].
+        given (`bool`): training has the given labels as targets, not the posterior: the head is as sure as those allow
+            (see [`as_sure_as_labels`]).
         weights (`np.ndarray` of shape `(n,)`, *optional*): the confidence in each label.
         seed (`int`): of the folds.
         options: of [`extract_features`].
@@ -127,8 +166,9 @@ def start_from_judge(
         how = {"num_labels": model.config.num_labels, "weights": weights, "device": model.device}
         labels = column(dataset, "label").astype(np.int64)
         judgement = judge_labels(seen.values, labels, groups=seen.groups, seed=seed, **how)
-        width = model.class_weights.shape[1]
-        found = judgement, fit_head(at_its_size.values[:, :width], judgement, **how)
+        values = at_its_size.values[:, : model.class_weights.shape[1]]
+        head = fit_head(values, judgement, **how)
+        found = judgement, as_sure_as_labels(head, values, labels, weights) if given else head
     ((judgement, head),) = broadcast_object_list([found])
     set_head(model.classifiers, head)
     for classifier in model.classifiers:

@@ -1,9 +1,9 @@
-"""Which learning rate each method of a suite chose by held-out noisy labels, as patterns for `--only`.
+"""Which step size each method of a suite chose by held-out noisy labels, as patterns for `--only`.
 
     python scripts/benchmarks/chosen_rates.py outputs/finetune/runs.jsonl 1 2
 
-A method named `NAME, learning rate R` is `NAME` at another one. Prints one line `NOISE, METHOD, seed S` for each
-noise, method and given seed.
+A method named `NAME, learning rate R` is `NAME` at another one, and `NAME, clipped` is one with clipped gradients.
+Prints one line `NOISE, METHOD, seed S` for each noise, method and given seed.
 """
 
 import re
@@ -19,7 +19,7 @@ def chosen(records: list[dict]) -> dict[tuple[str, str], str]:
     for record in records:
         if record["seed"] != 0:
             continue
-        key = (record["noise"], re.sub(r", learning rate [0-9.]+$", "", record["method"]))
+        key = (record["noise"], re.sub(r", (learning rate [0-9.]+|clipped)$", "", record["method"]))
         score = record["curve"][-1]["validation"]
         if key not in best or score > best[key][0]:
             best[key] = (score, record["method"])

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmark_accuracy import finished, markdown, mean_spread
+from chosen_rates import chosen
 
 
 ROOT = Path(__file__).parents[2]
@@ -110,30 +111,57 @@ def on_gpu(suite: str) -> list[dict]:
     return having(list(finished(RESULTS / "full.runs.jsonl").values()), suite=suite)
 
 
-def recovered(found: list[dict], noisy: str, clean: str) -> str:
-    """A row per method under the noise `noisy`: accuracies, and how much of what the noise costs cross-entropy the
-    method makes good: (its accuracy - cross-entropy's) / (that of cross-entropy on clean labels - cross-entropy's)."""
-
-    def mean(**names: str) -> float:
-        return statistics.mean(record["last"] for record in having(found, **names))
-
-    floor, ceiling = (mean(noise=noise, method="cross-entropy") for noise in (noisy, clean))
-    groups = {record["method"]: having(found, noise=noisy, method=record["method"]) for record in found}
-    groups = {method: group for method, group in groups.items() if group}
-    rows = []
-    for method, group in sorted(groups.items(), key=lambda item: mean(noise=noisy, method=item[0])):
-        share = (mean(noise=noisy, method=method) - floor) / (ceiling - floor)
-        figures = [figure(group, key) for key in ("last", "best", "last_student")]
-        rows.append(
-            [method, str(len(group)), *figures, figure(group, "auroc", False), f"{100 * share:.0f} %", cost(group)]
-        )
-    group = having(found, noise=clean, method="cross-entropy")
-    figures = [figure(group, key) for key in ("last", "best", "last_student")]
-    rows.append(["cross-entropy on clean labels", str(len(group)), *figures, "", "100 %", cost(group)])
-    return markdown(["", "seeds", "last", "best", "student, last", "AUROC", "recovered", "cost"], rows)
-
-
 CLEAN = "cross-entropy, clean labels"
+LARGE = ", 224 px"  # in the names of methods on images of that size
+SURE = ", sure head"  # ends the names of runs with the given labels as targets and the judge's own temperature
+COMPARED = ("cross-entropy", "ELR", "HNML", "ELR on the posterior")
+
+
+def whole_cifar(size: str = "") -> str:
+    """Methods on the whole CIFAR-10N, the best last: accuracies, and how far each comes from cross-entropy's to that
+    of cross-entropy on the clean labels."""
+    found = on_gpu("finetune") + records("finetune-given")
+    found = [record for record in found if (LARGE in record["method"]) == bool(size)]
+    noisy = having(found, noise="human 40 %")
+    groups = {name: having(noisy, method=name) for name in dict.fromkeys(record["method"] for record in noisy)}
+    groups = dict(sorted(groups.items(), key=lambda group: mean_of(group[1], "last")))
+    plain = f"cross-entropy{size}"
+    floor = mean_of(groups.get(plain) or groups[plain + SURE], "last")
+    groups[CLEAN] = having(found, noise="clean", method=plain + SURE)
+    ceiling = mean_of(groups[CLEAN], "last")
+    rows = []
+    for name, group in groups.items():
+        share = (mean_of(group, "last") - floor) / (ceiling - floor)
+        figures = [figure(group, key) for key in ("last", "best", "last_student")]
+        measured = ["", ""] if name == CLEAN else [figure(group, "auroc", False), figure(group, "memorized")]
+        name = name.replace(size, "") if size else name
+        rows.append([name, str(len(group)), *figures, f"{100 * share:.0f} %", *measured, cost(group)])
+    return markdown(["", "seeds", "last", "best", "student, last", "recovered", "AUROC", "memorized", "cost"], rows)
+
+
+def benchmark() -> str:
+    """The table of the README: accuracy after the last epoch, each method with the settings that it chose by held-out
+    noisy labels, beside the classifier that the audit writes. A mean without a spread is of one seed."""
+    cifar = on_gpu("finetune") + records("finetune-given")
+    photographs = on_gpu("imagenette-judge") + records("imagenette-judge")
+    alone = json.loads((RESULTS / "judge-alone.json").read_text(encoding="utf-8"))["records"]
+    best = chosen(photographs)
+    rows = []
+    for name, found, noise in (
+        ("CIFAR-10N, 40 % wrong", cifar, "human 40 %"),
+        ("CIFAR-10N, 9 % wrong", cifar, "human 9 %"),
+        ("CIFAR-10, 50 % at random", cifar, "symmetric 50 %"),
+        ("CIFAR-10, 40 % in pairs", cifar, "asymmetric 40 %"),
+        ("CIFAR-10, clean", cifar, "clean"),
+        ("Imagenette, 50 % wrong", photographs, "50 %"),
+        ("Imagenette, 25 % wrong", photographs, "25 %"),
+    ):
+        cells = [figure(having(alone, noise=noise), "last")]
+        for method in COMPARED:
+            chosen_there = best.get((noise, method), method) if found is photographs else method
+            cells.append(figure(having(found, noise=noise, method=chosen_there), "last"))
+        rows.append([name, *cells])
+    return markdown(["", "audit's classifier", *COMPARED], rows)
 
 
 def finetuned_on_a_cpu() -> list[tuple[str, list[dict]]]:
@@ -158,26 +186,6 @@ def full_on_a_cpu() -> str:
         measured = [figure(found, "auroc", False), figure(found, "memorized")] if noisy else ["", ""]
         rows.append([method, str(len(found)), *by_epoch, f"{100 * share:.0f} %", *measured, cost(found)])
     return markdown(["", "seeds", "epoch 1", "epoch 2", "recovered", "AUROC", "memorized", "cost"], rows)
-
-
-def full_at_144() -> str:
-    """The same after the one epoch at 144 pixels; the ceiling was not run."""
-    groups = sorted(groups_of("finetune-144", "human 40 %"), key=lambda group: mean_of(group[1], "last"))
-    rows = []
-    for method, found in groups:
-        measured = [figure(found, "last"), figure(found, "auroc", False), figure(found, "memorized")]
-        rows.append([method, str(len(found)), *measured, cost(found)])
-    return markdown(["", "seeds", "epoch 1", "AUROC", "memorized", "cost"], rows)
-
-
-def short() -> str:
-    """The table of the README: the same in short, without what is judged again."""
-    rows = []
-    for name, group in finetuned_on_a_cpu():
-        if "refreshed" not in name:
-            auroc = "" if name == CLEAN else figure(group, "auroc", False)
-            rows.append([name, figure(group, "last"), auroc, cost(group)])
-    return markdown(["method", "test accuracy", "AUROC of label errors", "cost in FLOPs"], rows)
 
 
 def backgrounds() -> str:
@@ -222,9 +230,12 @@ def frozen_targets(rate: float = 0.02) -> str:
 
 def imagenette_judge() -> str:
     """Methods on Imagenette, from the judge's head."""
-    found = having(on_gpu("imagenette-judge"), noise="50 %")
-    methods = dict.fromkeys(record["method"] for record in found)
-    return by_method([(f"50 % wrong: {method}", having(found, method=method)) for method in methods])
+    found, groups = on_gpu("imagenette-judge") + records("imagenette-judge"), []
+    for noise in ("50 %", "25 %"):
+        noisy = having(found, noise=noise)
+        for method in dict.fromkeys(record["method"] for record in noisy):
+            groups.append((f"{noise} wrong: {method}", having(noisy, method=method)))
+    return by_method(groups)
 
 
 def pretrained() -> str:
@@ -392,7 +403,7 @@ def leads(suite: str, noises: dict[str, str], method: str, others: Sequence[str]
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"FULL": short},
+    "README.md": {"BENCHMARK": benchmark},
     "docs/results.md": {
         "CPU": partial(by_noise, "last", "cpu", CPU, ("cross-entropy", *CONSTANT, CORRECTED[0], CORRECTED[-1])),
         "DETECTION": detection,
@@ -406,7 +417,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "OWN_PROBE": own_probe,
         "BACKGROUNDS": backgrounds,
         "FULL_CPU": full_on_a_cpu,
-        "FULL_144": full_at_144,
+        "WHOLE_144": whole_cifar,
+        "WHOLE_224": partial(whole_cifar, LARGE),
         "IMAGENETTE_JUDGE": imagenette_judge,
     },
 }
@@ -416,7 +428,6 @@ SHOWN: dict[str, Callable[[], str]] = {  # on no page
     "leads_cosine": partial(leads, "cpu", CPU, "HNML", [method for method in COSINE if method != "HNML"]),
     "leads": partial(leads, "cpu", CPU, CONSTANT[-1], ("cross-entropy", *CONSTANT[:-1])),
     "leads_corrected": partial(leads, "cpu", CPU, CORRECTED[-1], ("cross-entropy", *CONSTANT, *CORRECTED[:-1])),
-    "gpu": lambda: recovered(on_gpu("finetune"), "human 40 %", "clean"),
     "frozen_targets": frozen_targets,
     "pretrained": pretrained,
     "audit_rates": audit_rates,

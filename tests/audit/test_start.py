@@ -1,6 +1,7 @@
 """Training starts from the judge: its classifier is the head of an ordinary model, and what it says is kept."""
 
 import json
+import math
 from pathlib import Path
 
 import datasets
@@ -20,8 +21,8 @@ from hnml_hf import (
 )
 from hnml_hf.audit.dynamics import judge_dynamics, run_dynamics
 from hnml_hf.audit.features import extract_features, load_backbone
-from hnml_hf.audit.judge import fit_head
-from hnml_hf.audit.start import judge_records, pooled_features, set_head, start_from_judge
+from hnml_hf.audit.judge import Head, fit_head
+from hnml_hf.audit.start import as_sure_as_labels, judge_records, pooled_features, set_head, start_from_judge
 
 
 WIDTH = 96  # of the features of a test_resnet
@@ -67,6 +68,33 @@ def test_training_starts_from_the_head_of_the_judge(folder, capfd):
     torch.testing.assert_close(run["fc.weight"], head.weight, rtol=1e-4, atol=1e-5)
     before = load_file("weights/model.safetensors")
     assert all(torch.equal(run[name], before[name]) for name in before if not name.startswith("fc."))
+
+
+def test_a_head_is_as_sure_as_noisy_labels_allow():
+    """38 of 50 samples on each side have its label, so the best head says 38 to 12; its logits are 10 apart."""
+    features = np.repeat([[-1.0], [1.0]], 50, axis=0).astype(np.float32)
+    left = np.tile([0, 0, 0, 1], 13)[:50]
+    labels = np.concatenate([left, 1 - left])
+    head = Head(torch.tensor([[-5.0], [5.0]]), torch.zeros(2))
+    scaled = as_sure_as_labels(head, features, labels)
+    torch.testing.assert_close(scaled.weight, math.log(38 / 12) / 10 * head.weight, rtol=1e-3, atol=0)
+    right = (labels == (features[:, 0] > 0)).astype(np.float32)  # without the others no head is too sure
+    torch.testing.assert_close(as_sure_as_labels(head, features, labels, right).weight, head.weight, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("targets", ["given", "posterior"])
+def test_the_start_is_as_sure_as_its_targets(folder, targets):
+    """With the given labels as targets the head's loss on them is as low as its scale allows."""
+    start = ["--start_from_judge", "true", "--learning_rate", "0", "--freeze_batch_norm", "true", "--targets", targets]
+    options = [*save_small_quickstart(10), *RESNET, *SHORT, *start, "--audit", "false", "--monitor_fraction", "0"]
+    load_script("train").main(options)
+    rows = load_noisy_dataset("data", clean_label_column="clean_label", index_column="index")["train"]
+    found = extract_features(rows, weights_of_the_test(64), cache_dir="cache", batch_size=8, num_workers=0)
+    values, labels = found.values[:, :WIDTH], np.array(rows["label"])
+    run = load_file("run/model.safetensors")
+    head = Head(run["fc.weight"], run["fc.bias"])
+    scaled = as_sure_as_labels(head, values, labels)
+    assert (float(scaled.weight.norm() / head.weight.norm()) > 0.99) == (targets == "given")
 
 
 def test_the_judge_may_see_larger_images_than_the_network(folder, monkeypatch):

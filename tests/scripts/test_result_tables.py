@@ -134,17 +134,23 @@ def test_audits_by_hand(script, tmp_path):
     ]
 
 
-def test_recovered_is_a_share_of_what_the_noise_costs(script):
+def test_recovered_is_a_share_of_what_the_noise_costs(script, tmp_path):
     """Cross-entropy has 0.6 under noise and 0.9 on clean labels; 0.675 is a quarter of the way."""
+    noise, clean = {"noise": "human 40 %", "suite": "finetune"}, {"noise": "clean", "suite": "finetune"}
     found = [
-        run("cross-entropy", 0.6, best=0.6, seed=0),
-        run("A", 0.675, best=0.7, seed=0),
-        run("cross-entropy", 0.9, best=0.9, seed=0, noise="none"),
+        run("A", 0.675, best=0.7, memorized=0.1, **noise),
+        run("cross-entropy, sure head", 0.5, best=0.5, memorized=0.1, **noise),
+        run("A, 224 px", 0.1, **noise),
+        run("cross-entropy, sure head", 0.9, best=0.9, **clean),
     ]
-    assert script.recovered(found, "half", "none").splitlines()[2:] == [
-        "| cross-entropy | 1 | 60.0 | 60.0 | 55.0 | 0.900 | 0 % | 1.25 |",
-        "| A | 1 | 67.5 | 70.0 | 62.5 | 0.900 | 25 % | 1.25 |",
-        "| cross-entropy on clean labels | 1 | 90.0 | 90.0 | 85.0 |  | 100 % | 1.25 |",
+    lines = [json.dumps({"cell": str(number), **record}) for number, record in enumerate(found)]
+    (tmp_path / "full.runs.jsonl").write_text("\n".join(lines))
+    write(tmp_path, "finetune-given", run("cross-entropy", 0.6, best=0.6, memorized=0.1, noise="human 40 %"))
+    assert script.whole_cifar().splitlines()[2:] == [
+        "| cross-entropy, sure head | 1 | 50.0 | 50.0 | 45.0 | -33 % | 0.900 | 10.0 | 1.25 |",
+        "| cross-entropy | 1 | 60.0 | 60.0 | 55.0 | 0 % | 0.900 | 10.0 | 1.25 |",
+        "| A | 1 | 67.5 | 70.0 | 62.5 | 25 % | 0.900 | 10.0 | 1.25 |",
+        "| cross-entropy, clean labels | 1 | 90.0 | 90.0 | 85.0 | 100 % |  |  | 1.25 |",
     ]
 
 
