@@ -1,4 +1,5 @@
-"""How good the classifier is that an audit writes, with nothing trained: accuracy on the clean test images.
+"""How good the classifier is that an audit writes, with nothing trained: accuracy on the clean test images; and its
+cross-entropy on the given labels, as it is and with the temperature that training on them starts from.
 
 python docs/results/judge-alone.py FILE_OF_WEIGHTS FOLDER_FOR_FEATURES > docs/results/judge-alone.json
 """
@@ -9,10 +10,13 @@ import sys
 import numpy as np
 import timm
 import torch
+from torch.nn import functional as F
 
 from hnml_hf import add_noise, load_noisy_dataset
 from hnml_hf.audit.features import extract_features, load_backbone
 from hnml_hf.audit.issues import judge_classifier, judge_features
+from hnml_hf.audit.judge import Head
+from hnml_hf.audit.start import as_sure_as_labels
 
 
 CIFAR = {"clean_label_column": "label", "test_label_column": "label", "index_column": "index"}
@@ -46,11 +50,23 @@ for noise, data, options, corruption in ROWS:
     seen = extract_features(splits["test"], backbone, cache_dir=f"{folder}/test")
     model = judge_classifier(rows, features, judge_features(rows, features), backbone)
     (head,) = model.classifiers
-    values = torch.from_numpy(np.array(seen.values[:, : model.class_weights.shape[1]]))
-    with torch.no_grad():
-        found = head(values[..., None, None] if head.weight.ndim == 4 else values).flatten(1).argmax(1).numpy()
-    accuracy = float((found == np.array(splits["test"]["clean_label"])).mean())
-    records.append({"noise": noise, "rows": len(rows), "test_rows": len(found), "last": round(accuracy, 4)})
+    head = Head(head.weight.detach(), head.bias.detach())
+    values, labels = (np.array(part.values[:, : head.weight.shape[1]]) for part in (seen, features)), rows["label"]
+    tests, trained = (torch.from_numpy(part) for part in values)
+    right = (tests @ head.weight.mT + head.bias).argmax(1).numpy() == np.array(splits["test"]["clean_label"])
+    given = torch.tensor(labels)
+    scaled = as_sure_as_labels(head, trained.numpy(), given.numpy())
+    losses = [float(F.cross_entropy(trained @ part.weight.mT + part.bias, given)) for part in (head, scaled)]
+    records.append(
+        {
+            "noise": noise,
+            "rows": len(rows),
+            "test_rows": len(right),
+            "last": round(float(right.mean()), 4),
+            "cross_entropy_of_given_labels": round(losses[0], 2),
+            "the_same_scaled": round(losses[1], 2),
+        }
+    )
     print(records[-1], file=sys.stderr)
 versions = {"torch": torch.__version__, "timm": timm.__version__}
 facts = {"backbone": "tf_efficientnet_lite0.in1k", "pixels": 224, "threads": 1, "versions": versions}
