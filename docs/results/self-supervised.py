@@ -49,10 +49,14 @@ def main(table: str, file: str, epochs: str = "60"):
     torch.set_num_threads(1)
     rows = load_dataset("parquet", data_files=table, split="train")
     images = torch.from_numpy(np.stack([np.asarray(image) for image in rows["image"]])).permute(0, 3, 1, 2)
-    network = timm.create_model(
-        "resnet10t", num_classes=0, output_stride=16, channels=[24, 48, 96, 192], stem_width=12
+    network = timm.create_model(  # its head of two classes is not used, and is there since files of weights have one
+        "resnet10t", num_classes=2, output_stride=16, channels=[24, 48, 96, 192], stem_width=12
     ).to(memory_format=torch.channels_last)
     width = network.num_features
+
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        return network.forward_head(network.forward_features(pixels), pre_logits=True)
+
     projector = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 64))
     parameters = [*network.parameters(), *projector.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -64,7 +68,7 @@ def main(table: str, file: str, epochs: str = "60"):
         order = np.random.default_rng(epoch).permutation(len(images))
         for index in np.array_split(order, len(images) // BATCH):
             chosen = images[torch.from_numpy(index)]
-            first, second = (projector(network(view(chosen, seed, epoch, index))) for seed in (1, 2))
+            first, second = (projector(features(view(chosen, seed, epoch, index))) for seed in (1, 2))
             loss = contrast(first, second)
             optimizer.zero_grad()
             loss.backward()
