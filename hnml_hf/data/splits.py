@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from datasets import Dataset
-from sklearn.model_selection import train_test_split
 
 from ..common.words import counted
 from .schema import column
@@ -79,6 +78,8 @@ def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[D
             f"{counted(num_classes, 'class')} with two or "
             "more images, and each part needs a row for each of them. Choose another `fraction` or add data."
         )
+    from sklearn.model_selection import train_test_split  # a second to import, and not needed without a held-out part
+
     _, validation = train_test_split(divisible, test_size=fraction, random_state=seed, stratify=labels[divisible])
     validation = np.sort(validation)
     train = np.setdiff1d(np.arange(len(dataset)), validation, assume_unique=True)

@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -148,3 +150,10 @@ def test_the_share_held_out_is_the_one_asked_for(seed, start, step):
     assert 0.07 < held_out.mean() < 0.13
     assert np.array_equal(held_out_labels(index[::-1], 0.1, seed=seed), held_out[::-1])
     assert not np.array_equal(held_out_labels(index, 0.1, seed=seed + 1), held_out)
+
+
+def test_what_cuts_no_part_does_not_wait_for_scikit_learn():
+    """Its import takes a second of every command; only `--validation_fraction` needs it."""
+    code = "import sys, hnml_hf.data.splits; print('sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
