@@ -7,6 +7,7 @@ import threading
 from collections.abc import Container, Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from filelock import FileLock
@@ -17,6 +18,7 @@ from .annotations import MEND_LINE, LogError, check_entry, parse_log
 
 LOG_FILE = "annotations.jsonl"
 FORMAT = "hnml_hf annotations 1"
+TAIL = 256  # bytes of the end of a log that tell whether it was edited
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +51,12 @@ class AnnotationLog:
         self.header = _header(fingerprint, root)
         self.entries: dict[tuple[int, str], dict] = {}
         self.version = 0  # lines read or written
-        self._batches: dict[str, list[tuple[tuple[int, str], dict | None]]] = {}
+        self._batches: dict[str, list[tuple[tuple[int, str], dict]]] = {}  # what they found, by what they changed
+        self._last: dict[tuple[int, str], dict] = {}  # also of samples that are undecided again
         self._undone: set[str] = set()
-        self._offset, self._lines, self._torn, self._file = 0, 0, False, (0, 0)
+        self._offset, self._lines, self._torn = 0, 0, False
+        self._status: os.stat_result | None = None  # of the file, and its end, as they were last seen
+        self._tail = b""
         self._thread = threading.RLock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._process = FileLock(f"{self.path}.lock")
@@ -70,7 +75,7 @@ class AnnotationLog:
                 twice, so that a browser may send again what it got no answer to.
 
         Returns:
-            `list[dict]`: what changed hands since the last call: the lines of others, and these.
+            `list[dict]`: what changed since the last call: the lines of others, and these.
         """
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         batch = batch or uuid4().hex
@@ -93,11 +98,8 @@ class AnnotationLog:
             changed = self._read_new()
             now, lines = datetime.now(timezone.utc).isoformat(timespec="milliseconds"), []
             for key, before in reversed(self._batches[batch]):
-                current = self.entries.get(key)
-                if (current or {}).get("batch") not in (batch, None):
-                    continue
-                nothing = {"index": key[0], "annotator": key[1], "annotation": None}
-                lines.append({**(before or nothing), "time": now, "undoes": batch})
+                if self._last[key].get("batch") == batch:
+                    lines.append({**before, "time": now, "undoes": batch})
             if batch not in self._undone:
                 self._write(lines)
                 changed += lines
@@ -106,8 +108,7 @@ class AnnotationLog:
     def refresh(self) -> list[dict]:
         """Lines that others have appended since the last call."""
         try:
-            status = os.stat(self.path)
-            same = status.st_size == self._offset and _identity(status) == self._file
+            same = self._status is not None and _stamp(os.stat(self.path)) == _stamp(self._status)
         except FileNotFoundError:
             same = False
         if same:
@@ -122,13 +123,15 @@ class AnnotationLog:
         yield from (entry for _, entry in entries)
 
     def _read_new(self) -> list[dict]:
-        """Take in what was appended by others, or the whole of a file that has taken the place of the one before. Both
-        locks are held, so that nobody is in the middle of a line. All lines are checked before the first is taken."""
+        """Take in what was appended by others, or the whole of a file that was edited, or has taken the place of the
+        one before. Both locks are held, so that nobody is in the middle of a line. All lines are checked before the
+        first is taken."""
         start, lines = self._offset, self._lines
         try:
             with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())
-                if start and _identity(status) != self._file and status.st_size:
+                anew = self._is_another(file, status)
+                if anew:
                     start, lines = 0, 0
                 file.seek(start)
                 content = file.read()
@@ -145,14 +148,31 @@ class AnnotationLog:
             else:
                 self._check(entry, number)
                 found.append(entry)
+        gone = set()
+        if anew:
+            gone = self.entries.keys() - {_key(entry) for entry in found}
+            self.entries, self._batches, self._last, self._undone = {}, {}, {}, set()
         for entry in found:
             self._take(entry)
-        self._file = _identity(status)
+        self._status, self._tail = status, ((b"" if anew else self._tail) + content)[-TAIL:]
         self._lines = lines + content.count(b"\n")
         self._offset = start + len(content)
         if content:
             self._torn = not content.endswith(b"\n")
-        return found
+        return [_undecided(key) for key in sorted(gone)] + found
+
+    def _is_another(self, file: BinaryIO, status: os.stat_result) -> bool:
+        """Whether a file is not the one that was read so far, whatever was appended to that."""
+        known = self._status
+        if known is None or not status.st_size:
+            return False
+        if not os.path.samestat(known, status):
+            return True
+        if status.st_size < self._offset:
+            return False
+        file.seek(self._offset - len(self._tail))
+        edited = status.st_size == self._offset and status.st_mtime_ns != known.st_mtime_ns
+        return edited or file.read(len(self._tail)) != self._tail
 
     def _check(self, entry: dict, number: int):
         where = f"{self.path}:{number}"
@@ -178,7 +198,7 @@ class AnnotationLog:
         if self._offset:
             logger.warning("%s was cut or deleted while it was in use; what was kept is written again.", self.path)
         self._offset = self._lines = 0
-        self._torn = False
+        self._torn, self._tail = False, b""
         known = list(self.entries.values())
         open(self.path, "wb").close()
         if known:
@@ -190,7 +210,8 @@ class AnnotationLog:
             file.write(b"\n" * self._torn + content)
             file.flush()
             os.fsync(file.fileno())
-            self._file = _identity(os.fstat(file.fileno()))
+            self._status = os.fstat(file.fileno())
+        self._tail = (self._tail + b"\n" * self._torn + content)[-TAIL:]
         self._offset += self._torn + len(content)
         self._lines += self._torn + len(lines)
         self._torn = False
@@ -200,7 +221,8 @@ class AnnotationLog:
 
     def _take(self, entry: dict):
         key = _key(entry)
-        before = self.entries.get(key)
+        before = self._last.get(key) or _undecided(key)
+        self._last[key] = entry
         if "undoes" in entry:
             self._undone.add(entry["undoes"])
         elif before is not entry:
@@ -229,10 +251,14 @@ def _key(entry: dict) -> tuple[int, str]:
     return entry["index"], entry["annotator"]
 
 
+def _undecided(key: tuple[int, str]) -> dict:
+    return {"index": key[0], "annotator": key[1], "annotation": None}
+
+
 def _content(lines: Iterable[dict]) -> bytes:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    """What tells a file from another one that has taken its place."""
-    return status.st_dev, status.st_ino
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    """What changes where a file does."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

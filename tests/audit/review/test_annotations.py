@@ -1,6 +1,7 @@
 """Annotations: read, merged, and what follows from them."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -312,6 +313,42 @@ def test_undo_keeps_what_was_said_since(tmp_path):
     assert [(row["index"], row["annotation"]) for row in log.rows()] == [(1, "right")]
 
 
+def test_undo_does_not_put_back_what_was_taken_back_since(tmp_path):
+    log = AnnotationLog(tmp_path / "a.jsonl", "f")
+    for batch, word in (("aa", "wrong"), ("bb", "right"), ("cc", None), ("dd", "unsure")):
+        log.append([line(1, word)], "anna", batch)
+    log.undo("dd")
+    assert list(log.rows()) == []
+    log.undo("bb")  # of another tab
+    assert list(log.rows()) == [] and list(AnnotationLog(log.path, "f").rows()) == []
+    log.undo("cc")
+    assert [row["annotation"] for row in log.rows()] == ["right"]
+
+
+@pytest.mark.parametrize("edit", ["in place", "a new file"])
+def test_a_log_that_is_edited_while_it_is_used_holds_what_it_says(edit, tmp_path):
+    log = AnnotationLog(tmp_path / "a.jsonl", "f")
+    log.append([line(1), line(2, "right"), line(3, "right")], "anna", "aa")
+    first, *lines = log.path.read_text().splitlines(keepends=True)
+    one, two, three = lines
+    four = json.dumps({**line(4), "annotator": "bo", "batch": "b" * 200}) + "\n"
+    for changed, said in (
+        ([one, two.replace("right", "wrong"), three], ["wrong", "wrong", "right"]),  # of the same size
+        ([one.replace("wrong", "unsure"), two, three], ["unsure", "right", "right"]),
+        ([one, three, four], ["wrong", "right", "wrong"]),
+    ):
+        place = log.path if edit == "in place" else tmp_path / "new"
+        place.write_text(first + "".join(changed))
+        os.utime(place, ns=(0, len(said) + log.version))
+        place.replace(log.path)
+        found = log.refresh()
+        assert [row["annotation"] for row in log.rows()] == said
+    assert [row["index"] for row in log.rows()] == [1, 3, 4]
+    assert {"index": 2, "annotator": "anna", "annotation": None} in found
+    log.append([line(5)], "anna")
+    assert [row["index"] for row in AnnotationLog(log.path, "f").rows()] == [1, 3, 4, 5]
+
+
 def test_a_log_that_is_cut_while_it_is_used_is_written_again(tmp_path, caplog):
     log = AnnotationLog(tmp_path / "a.jsonl", "f")
     log.append([line(1), line(2)], "anna")
@@ -435,7 +472,8 @@ def test_a_file_that_has_taken_the_place_of_a_log_is_read_and_never_written_over
     log.append([line(1), line(2)], "anna", "aa")
     AnnotationLog(tmp_path / "b.jsonl", "f").append([line(3)], "bo", "bb")
     (tmp_path / "b.jsonl").replace(log.path)
-    assert [row["index"] for row in log.refresh()] == [3]
+    assert [(row["index"], row["annotation"]) for row in log.refresh()][-1] == (3, "wrong")
+    assert [row["index"] for row in log.rows()] == [3]
     log.append([line(4)], "anna")
     assert [row["index"] for row in AnnotationLog(log.path, "f").rows()] == [3, 4]
     AnnotationLog(tmp_path / "c.jsonl", "g").append([line(5)], "bo", "cc")
