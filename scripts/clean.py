@@ -176,8 +176,10 @@ def clean(options, folder: Path | None) -> Counter:
     if form == "csv" and all(plan["path"]):
         print(f"The images stay where they are: with the new table give `--data_dir {source.images_root(plan)}`.")
     if merged is not None and len(merged.disagreements):
-        paths = table.set_index("index")["path"].map(escape_formula)
-        merged.disagreements.join(paths).to_csv(folder / DISAGREEMENTS_FILE)
+        rows = merged.disagreements.map(escape_formula).rename(columns=escape_formula)
+        paths = table.set_index("index")["path"].reindex(rows.index).map(escape_formula)
+        rows.insert(rows.shape[1], "path", paths, allow_duplicates=True)  # an annotator may be called so
+        rows.to_csv(folder / DISAGREEMENTS_FILE)
     return actions
 
 

@@ -830,6 +830,20 @@ def test_two_people_are_merged_by_the_command(table, tmp_path, capsys):
         clean.main([str(tmp_path / "run"), "--output_dir", str(tmp_path / "new")])
 
 
+def test_disagreements_of_people_and_classes_with_any_name(table, tmp_path):
+    """One annotator is called as a column is, one as a formula begins, as does the class that one names."""
+    import clean
+
+    log = AnnotationLog(tmp_path / "run" / "_audit" / "annotations.jsonl", table.attrs["dataset_fingerprint"])
+    for who, name in (("path", "=1+1"), ("@bo", table["suggested_name"][0])):
+        log.append([{"index": int(table["index"][0]), "annotation": "wrong", "new_label_name": name}], who)
+    clean.main([str(tmp_path / "run"), "--add_classes", "=1+1", "--output_dir", str(tmp_path / "out")])
+    with open(tmp_path / "out" / "disagreements.csv", newline="", encoding="utf-8") as file:
+        header, row = csv.reader(file)
+    assert header == ["index", "'@bo", "path", "path"]
+    assert row == [str(table["index"][0]), table["suggested_name"][0], "'=1+1", table["path"][0]]
+
+
 @pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
 @pytest.mark.parametrize(
     ("options", "dataset", "message"),

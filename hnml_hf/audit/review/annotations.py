@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # a review starts without pandas
     import pandas as pd
 
 
+FORMAT = "hnml_hf annotations 1"
 ANNOTATIONS = ("wrong", "right", "unsure")
 FIELDS = (
     *("index", "annotation", "new_label", "new_label_name"),
@@ -213,6 +214,8 @@ def latest_entries(path: str | os.PathLike) -> tuple[dict, list[tuple[str, dict]
     header: dict = {}
     latest: dict[tuple, tuple[str, dict]] = {}
     for line, entry in parse_log(Path(path).read_bytes(), path):
+        if line == 1 and "index" not in entry:  # lines alone, without the first one, were written by hand
+            check_format(entry, path)
         header = header or entry
         if line > 1 or "index" in entry:
             check_entry(entry, f"{path}:{line}")
@@ -247,6 +250,18 @@ def parse_log(content: bytes, path: str | os.PathLike, start: int = 1) -> Iterat
                 continue
             raise LogError(f"{path}:{number}: no line of an annotation log ({error}). {MEND_LINE}") from error
         yield number, entry
+
+
+def check_format(header: Mapping, path: str | os.PathLike):
+    """Raise `LogError` if the first line of a file does not say that it is an annotation log of this version."""
+    said = str(header.get("format"))
+    if said.rpartition(" ")[0] == FORMAT.rpartition(" ")[0] and said != FORMAT:
+        raise LogError(
+            f"{path} was written by another version of this package ({said[:80]}; this one reads {FORMAT}): use that "
+            "version, or download the annotations there as a CSV. The file is not touched."
+        )
+    if said != FORMAT:
+        raise LogError(f"{path} is no annotation log of this package: its first line is {str(header)[:200]}.")
 
 
 def check_entry(entry: Mapping, where: str):

@@ -13,11 +13,10 @@ from uuid import uuid4
 from filelock import FileLock
 
 from ...common.atomic import atomic_write
-from .annotations import MEND_LINE, LogError, check_entry, parse_log
+from .annotations import FORMAT, MEND_LINE, LogError, check_entry, check_format, parse_log
 
 
 LOG_FILE = "annotations.jsonl"
-FORMAT = "hnml_hf annotations 1"
 TAIL = 256  # bytes of the end of a log that tell whether it was edited
 
 logger = logging.getLogger(__name__)
@@ -184,8 +183,7 @@ class AnnotationLog:
             )
 
     def _check_header(self, header: dict):
-        if header.get("format") != FORMAT:
-            raise LogError(f"{self.path} is no annotation log of this package: its first line is {header}.")
+        check_format(header, self.path)
         if header.get("dataset_fingerprint") != self.fingerprint:
             raise OtherDatasetError(
                 f"{self.path} holds annotations of another dataset ({header.get('dataset_fingerprint')}; scored was "

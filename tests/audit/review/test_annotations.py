@@ -20,6 +20,7 @@ from hnml_hf.audit.review import (
 )
 from hnml_hf.audit.review.log import AnnotationLog, LogError, OtherDatasetError
 from hnml_hf.audit.review.matching import Scored
+from hnml_hf.audit.review.server import open_review
 
 
 NAMES = ("cat", "dog", "=horse")
@@ -370,6 +371,22 @@ def test_annotations_of_another_dataset_are_refused_and_not_touched(tmp_path):
     (tmp_path / "b.jsonl").write_text("hello\n")
     with pytest.raises(ValueError, match="b.jsonl:1: no line of an annotation log"):
         AnnotationLog(tmp_path / "b.jsonl", "f")
+
+
+@pytest.mark.parametrize("fingerprint", ["same", "another"])
+def test_a_log_of_another_version_is_refused_and_not_touched(fingerprint, tmp_path):
+    """Also where the dataset has changed since, so that a log of this version would be written anew."""
+    table = make_run(tmp_path)
+    scored = table.attrs["dataset_fingerprint"] if fingerprint == "same" else "e" * 32
+    header = {"format": "hnml_hf annotations 2", "dataset_fingerprint": scored, "root": f"{tmp_path}/photos/train/"}
+    path = tmp_path / "run" / "_audit" / "annotations.jsonl"
+    said = {**entries_of(table, [0], header["root"])[0], "annotator": "anna", "confidence": 3}
+    path.write_text(json.dumps(header) + "\n" + json.dumps(said) + "\n")
+    before = path.read_bytes()
+    for read in (lambda: read_annotations(path, table), lambda: open_review(tmp_path / "run")):
+        with pytest.raises(LogError, match=r"was written by another version .*\(hnml_hf annotations 2; this one"):
+            read()
+    assert path.read_bytes() == before
 
 
 def test_a_log_is_read_like_a_csv(table, tmp_path):
