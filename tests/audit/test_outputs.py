@@ -214,6 +214,18 @@ def test_two_files_of_one_name_both_arrive(table, tmp_path):
     assert {"0000.png", "0000-2.png"} <= {path.name for path in (tmp_path / "out" / "train" / new).iterdir()}
 
 
+@pytest.mark.parametrize("letter", ["x", "ü"])
+def test_two_files_of_one_name_that_fills_its_room_both_arrive(letter, table, tmp_path):
+    new, long = other_class(table, 0), letter * (250 // len(letter.encode())) + ".png"
+    for folder in (table["label_name"][0], new):
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "train" / folder / long)
+    table.loc[0, "path"] = str(tmp_path / "photos" / "train" / table["label_name"][0] / long)
+    _, said = annotate(tmp_path, table, {0: new})
+    write_folder(plan_cleaning(table, annotations=said), read_source(tmp_path / "run"), tmp_path / "out")
+    arrived = [path.name for path in (tmp_path / "out" / "train" / new).iterdir() if path.name.startswith(letter)]
+    assert len(arrived) == 2 and long in arrived and all(len(os.fsencode(name)) in (253, 254, 255) for name in arrived)
+
+
 def test_a_folder_that_cannot_be_written_leaves_nothing(table, tmp_path, monkeypatch):
     plan, source = plan_cleaning(table, how="relabel"), read_source(tmp_path / "run")
     (tmp_path / "out").mkdir()
