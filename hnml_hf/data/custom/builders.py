@@ -295,7 +295,10 @@ def list_images(folder: str) -> tuple[list[str], list[str]]:
         odd += [prefix + name for name in no_files]
         for name in files:
             if not is_plain(prefix + name):
-                raise ValueError(f"{folder}: the file name {prefix + name!r} is not UTF-8 text; rename the file.")
+                raise ValueError(
+                    f"{folder}: the file name {prefix + name!r} has control characters or is no UTF-8 text; rename "
+                    "the file."
+                )
             (images if is_image(name) else others).append(prefix + name)
     if odd:
         logger.warning(

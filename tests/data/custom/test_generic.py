@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -166,6 +167,15 @@ def test_bad_labels_name_their_row(images, load, label, message):
     write_table(root / "train.csv", ["image", "label"], [(names[0], 0), (names[1], 1), (names[2], label)])
     with pytest.raises(ValueError, match=f"train.csv:4: .*({message})|train.csv:4: ({message})"):
         load(str(root))
+
+
+@pytest.mark.parametrize("name", [b"a\nb.jpg", b"a\tb.jpg", b"a\xffb.jpg"])
+def test_a_file_name_that_no_list_could_hold(folder, load, name):
+    (place,) = (folder / "train").glob("2")
+    with open(os.path.join(os.fsencode(place), name), "wb"):
+        pass
+    with pytest.raises(ValueError, match="the file name .* has control characters or is no UTF-8 text; rename"):
+        load(str(folder))
 
 
 def test_blanks_around_labels_and_column_names_do_not_count(images, load):
