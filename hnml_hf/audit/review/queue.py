@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -214,10 +215,9 @@ class ReviewQueue:
         if query.suggested is not None:
             keep &= self.suggested == query.suggested
         if query.text:
-            named = np.zeros(len(self), bool)
-            named[numbers(pc.indices_nonzero(pc.match_substring(self.rows["path"], query.text, ignore_case=True)))] = (
-                True
-            )
+            text, named = unicodedata.normalize("NFC", query.text), np.zeros(len(self), bool)
+            paths = self.rows["path"] if text.isascii() else self._composed_paths
+            named[numbers(pc.indices_nonzero(pc.match_substring(paths, text, ignore_case=True)))] = True
             keep &= named
         if query.folder:
             codes, names = self.folders
@@ -250,6 +250,11 @@ class ReviewQueue:
         return self._orders[name, group]
 
     @cached_property
+    def _composed_paths(self) -> pa.ChunkedArray:
+        """Paths with composed accents, as people type them: names from macOS have them apart from their letters."""
+        return pc.utf8_normalize(self.rows["path"], form="NFC")
+
+    @cached_property
     def folders(self) -> tuple[np.ndarray, list[str]]:
         """Code of each row's folder, and their names relative to the root."""
         folders = pc.replace_substring_regex(self.rows["path"], r"/?[^/]*$", "")
@@ -273,28 +278,29 @@ class ReviewQueue:
 
     def page(self, query: Query, *, start: int = 0, size: int = 24, annotator: str = "") -> dict:
         """Rows `start` to `start + size` of a view, the number of all of them, groups and progress."""
-        view = self.view(query, annotator)
-        if start >= len(view):
-            start = max(0, (len(view) - 1) // size * size)
-        rows = view[start : start + size]
-        groups = {}
-        if query.group and len(rows):
-            codes, names = self.group_codes(query.group)
-            for code in np.unique(codes[rows]).tolist():
-                here = view[codes[view] == code]
-                groups[str(code)] = {"count": len(here), "wrong": round(float(self.score[here].sum()), 1)}
-        items = self.items(rows)
-        if groups:
-            for item, code in zip(items, codes[rows].tolist(), strict=True):
-                item["group"] = str(code)
-        return {
-            "items": items,
-            "start": start,
-            "total": len(view),
-            "groups": groups,
-            "progress": self.progress(),
-            "rate": self.rate(),
-        }
+        with self._lock:  # so that no annotation comes in between
+            view = self.view(query, annotator)
+            if start >= len(view):
+                start = max(0, (len(view) - 1) // size * size)
+            rows = view[start : start + size]
+            groups = {}
+            if query.group and len(rows):
+                codes, names = self.group_codes(query.group)
+                for code in np.unique(codes[rows]).tolist():
+                    here = view[codes[view] == code]
+                    groups[str(code)] = {"count": len(here), "wrong": round(float(self.score[here].sum()), 1)}
+            items = self.items(rows)
+            if groups:
+                for item, code in zip(items, codes[rows].tolist(), strict=True):
+                    item["group"] = str(code)
+            return {
+                "items": items,
+                "start": start,
+                "total": len(view),
+                "groups": groups,
+                "progress": self.progress(),
+                "rate": self.rate(),
+            }
 
     def items(self, rows: np.ndarray) -> list[dict]:
         """What a card shows."""

@@ -355,8 +355,9 @@ def parse_query(words: Any) -> Query:
         if "least" in values:
             values["least"] = _number(values["least"], "least")
         for name in ("folder", "text"):
-            if not isinstance(values.setdefault(name, ""), str) or len(values[name]) > 1000:
-                raise Refused(400, f"`{name}` must be a text of at most 1,000 characters.")
+            text = values.setdefault(name, "")
+            if not isinstance(text, str) or len(text) > 1000 or not is_plain(text):
+                raise Refused(400, f"`{name}` must be a text of at most 1,000 characters, none of them for control.")
         return Query(**values)
     except (TypeError, ValueError) as error:
         raise Refused(400, str(error)) from None

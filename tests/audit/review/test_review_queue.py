@@ -1,5 +1,7 @@
 """Which rows a page shows, in which order, and what the answers say of the noise rate."""
 
+import threading
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -55,6 +57,33 @@ def test_views_are_what_pandas_selects(queue, table):
     assert len(queue.view(Query(folder="no such folder"))) == 0
     by_id = queue.index[queue.view(Query(scope="all", order="index"))]
     assert by_id.tolist() == sorted(table["index"])
+
+
+@pytest.mark.parametrize("typed", ["über", "u\u0308ber", "ÜBER"])
+def test_a_search_finds_names_with_accents_of_either_kind(typed, table, tmp_path):
+    rows, summary = read_rows(tmp_path / "run" / "_audit" / "noise_scores.parquet")
+    names = ["a/Über.jpg", "a/u\u0308ber.jpg", *["a/uber.jpg"] * 58]
+    queue = ReviewQueue(rows.set_column(rows.column_names.index("path"), "path", [names]), summary["class_names"])
+    assert queue.view(Query(scope="all", text=typed)).tolist() == [0, 1]
+    assert queue.view(Query(scope="all", text="UBER")).tolist() == list(range(2, 60))
+
+
+def test_no_annotation_comes_into_the_middle_of_a_page(queue, monkeypatch):
+    """One of somebody else, while the page lists those of a row."""
+    answer(queue, 0), answer(queue, 0, annotator="bo")
+    others = []
+
+    def listed(entry):
+        others.append(threading.Thread(target=answer, args=(queue, 0, "right", "cat", f"other {len(others)}")))
+        others[-1].start()
+        others[-1].join(0.1)
+        return entry["annotator"]
+
+    monkeypatch.setattr("hnml_hf.audit.review.queue.short_entry", listed)
+    assert queue.page(Query(status="any"), size=1)["items"][0]["annotations"] == ["anna", "bo"]
+    for other in others:
+        other.join()
+    assert len(queue.annotations[0]) == 4
 
 
 def test_groups_lie_together_and_those_with_most_errors_come_first(queue, table):

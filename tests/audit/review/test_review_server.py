@@ -475,7 +475,10 @@ def test_bodies_that_are_refused(server, table):
         assert annotate(server, [entry(table, 0)], annotator=annotator)[0] == 400
     assert annotate(server, [entry(table, 0, "wrong", "x" * 201)])[0] == 400
     assert annotate(server, [entry(table, 0, "wrong", "half a letter: \ud800")])[0] == 400
-    for query in ({"text": 5}, {"folder": ["x"]}, {"least": "x"}, {"least": []}, {"given": "x"}):
+    for query in (
+        *({"text": 5}, {"folder": ["x"]}, {"least": "x"}, {"least": []}, {"given": "x"}),
+        *({"text": "half a letter: \ud800"}, {"folder": "a\0b"}),
+    ):
         body = {"query": query, "annotation": "wrong", "batch": "ab" * 6}
         assert ask(server, f"/{server.token}/bulk", body)[0] == 400, query
     for body in ({"query": [], "annotation": "wrong"}, {"query": {}, "annotation": None}, {"annotation": "wrong"}):
