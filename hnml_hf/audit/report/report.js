@@ -3,6 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const names = data.classes, SIZE = 24, BULK = 0.9, UNDO = 100; // changes that a reload can undo
+  const PIECE = 5000; // annotations in one request: a server takes some megabytes at once
   const asName = (text) => text.trim().normalize("NFC"); // accents composed, as the loaders of data have them
   const labels = new Map(names.map((name, label) => [asName(name), label]));
   const number = (n) => n.toLocaleString("en");
@@ -62,7 +63,7 @@
     }
     const groupOf = { pair: (i) => i.given + ">" + i.suggested, given: (i) => String(i.given), folder: (i) => i.folder };
     function view(q) {
-      const text = q.text.toLowerCase();
+      const text = q.text.normalize("NFC").toLowerCase();
       let rows = items.filter((item) => {
         const entry = entries[item.id];
         return (q.scope === "all" || q.status === "before" || item.issue)
@@ -70,7 +71,7 @@
           && (["any", "before"].includes(q.status) || (q.status === "open" ? !entry : entry && entry.annotation === q.status))
           && item.score >= q.least && (q.given === null || item.given === q.given)
           && (q.suggested === null || item.suggested === q.suggested)
-          && (!q.folder || item.folder === q.folder) && (!text || item.path.toLowerCase().includes(text));
+          && (!q.folder || item.folder === q.folder) && (!text || item.path.normalize("NFC").toLowerCase().includes(text));
       });
       rows = orderOf(q.order, rows);
       if (q.group) {
@@ -374,7 +375,8 @@
     deliver();
   }
   function release(one) {
-    for (const entry of one.entries || []) if (!waiting.some((w) => (w.entries || []).some((e) => e.index === entry.index))) held.delete(entry.index);
+    const still = new Set(waiting.flatMap((other) => (other.entries || []).map((entry) => entry.index)));
+    for (const entry of one.entries || []) if (!still.has(entry.index)) held.delete(entry.index);
   }
   function drawRefused() {
     if (!data.served) return;
@@ -634,13 +636,14 @@
     return lines.join("\r\n") + "\r\n";
   }
   function parseCsv(text) {
-    const rows = [[]];
+    const rows = [[]], first = text.split("\n", 1)[0];
+    const separator = [",", ";", "\t"].sort((a, b) => first.split(b).length - first.split(a).length)[0]; // a spreadsheet's, by its language
     let value = "", quoted = false;
     for (let at = 0; at < text.length; at++) {
       const c = text[at];
       if (quoted) { if (c === '"' && text[at + 1] === '"') { value += c; at++; } else if (c === '"') quoted = false; else value += c; }
       else if (c === '"') quoted = true;
-      else if (c === "," || c === "\n") { rows.at(-1).push(value.replace(/\r$/, "")); value = ""; if (c === "\n") rows.push([]); }
+      else if (c === separator || c === "\n") { rows.at(-1).push(value.replace(/\r$/, "")); value = ""; if (c === "\n") rows.push([]); }
       else value += c;
     }
     if (value || rows.at(-1).length) rows.at(-1).push(value);
@@ -665,7 +668,7 @@
       else if (item) entries.push(entryFor(item, annotation, name ? found ?? -1 : open ? item.given : item.suggested, names[found] ?? (name || names[item.suggested])));
       else entries.push({ index, annotation, new_label: found ?? -1, new_label_name: name || (open ? "" : null), label_name: given || null, path: path || null });
     }
-    if (entries.length) send({ entries, batch: id() });
+    for (let start = 0; start < entries.length; start += PIECE) send({ entries: entries.slice(start, start + PIECE), batch: id() });
     const out = (what, list) => (list.length ? [`${what} and left out: ${number(list.length)} of ${counted(rows.length, "row")}, ${list.slice(0, 5).join(", ")}.`] : []);
     warn([...out("Of another run", strangers.map((index) => "sample " + index)), ...out("Neither wrong, right nor unsure", unknown)].join(" "));
     toast(`${counted(entries.length, "annotation")} imported`);

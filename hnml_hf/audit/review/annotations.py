@@ -169,8 +169,11 @@ def _rows(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
 
 
 def _read_csv(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
+    with open(path, "rb") as file:
+        first = file.readline()
+    separator = max(",", ";", "\t", key=lambda mark: first.count(mark.encode()))  # a spreadsheet's, by its language
     with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, delimiter=separator)
         try:
             columns = set(reader.fieldnames or ())
             rows = [(reader.line_num, row) for row in reader]

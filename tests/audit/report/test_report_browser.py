@@ -365,6 +365,12 @@ def test_annotations_are_imported_and_those_of_another_run_are_named(browser, re
     browser.find_element(By.ID, "file").send_keys(str(path))
     wait_for(lambda: "2 of 52 decided" in text(browser, "count"))
     assert downloaded(browser)[1] == rows
+    undo(browser)
+    wait_for(lambda: "0 of 52 decided" in text(browser, "count"))
+    (tmp_path / "excel.csv").write_text("\ufeff" + path.read_text().replace(",", ";"))
+    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "excel.csv"))
+    wait_for(lambda: "2 of 52 decided" in text(browser, "count"))
+    assert downloaded(browser)[1] == rows
     (tmp_path / "other.csv").write_text(f"index,annotation,new_label\n5,right,\n{report['index'][9]},right,\n")
     browser.find_element(By.ID, "file").send_keys(str(tmp_path / "other.csv"))
     wait_for(lambda: "Of another run and left out: 1 of 2 rows" in text(browser, "warning"))
@@ -675,6 +681,17 @@ def test_a_refused_change_is_kept_and_offered(browser, served, tmp_path):
     wait_for(lambda: saved(browser))
     assert not browser.find_element(By.ID, "refused").is_displayed()
     browser.get_log("browser")
+
+
+def test_an_import_that_is_larger_than_a_request_may_be_arrives_in_pieces(browser, served, tmp_path, monkeypatch):
+    table, server = served
+    monkeypatch.setattr("hnml_hf.audit.review.server.MAX_BODY", 2**20)
+    said = [f"{index},right,\n" for index in table["index"]] * 130
+    (tmp_path / "large.csv").write_text("index,annotation,new_label\n" + "".join(said))
+    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "large.csv"))
+    wait_for(lambda: saved(browser), 30)
+    assert len(log_of(tmp_path).read_bytes().splitlines()) == 1 + len(said)
+    assert set(read_annotations(log_of(tmp_path), table)["annotation"]) == {"right"} and not text(browser, "warning")
 
 
 def test_a_full_disk_is_named_and_the_key_waits_for_room(browser, served, tmp_path, monkeypatch):

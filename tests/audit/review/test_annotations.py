@@ -373,6 +373,19 @@ def test_annotations_of_another_dataset_are_refused_and_not_touched(tmp_path):
         AnnotationLog(tmp_path / "b.jsonl", "f")
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_table_may_have_gone_through_any_spreadsheet(separator, end, table, tmp_path):
+    """Where numbers have a decimal comma, it separates by semicolons; a comma in a name stays one."""
+    rows = [["index", "annotation", "new_label", "new_label_name"], [table["index"][0], "wrong", "", '"cat, wild"']]
+    rows.append([table["index"][1], "right", "", ""])
+    text = "".join(separator.join(map(str, row)) + end for row in rows)
+    (tmp_path / "anna.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    found = read_annotations(tmp_path / "anna.csv", table)
+    assert found["index"].tolist() == table["index"][:2].tolist()
+    assert found["new_label_name"].tolist() == ["cat, wild", table["label_name"][1]]
+
+
 @pytest.mark.parametrize("fingerprint", ["same", "another"])
 def test_a_log_of_another_version_is_refused_and_not_touched(fingerprint, tmp_path):
     """Also where the dataset has changed since, so that a log of this version would be written anew."""
