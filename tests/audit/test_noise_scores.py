@@ -63,6 +63,27 @@ def test_predictions_drawn_worked_by_hand():
     np.testing.assert_allclose(found, np.array([[1, 0.81, 0.9]]) / 2.71)
 
 
+def test_one_iteration_of_the_fit_worked_sample_by_sample():
+    """However the samples lie in memory."""
+    records, _, _ = simulate(0.3, n=60)
+    k, dynamics = 5, noise_estimate.SampleDynamics(records, 5)
+    matrix = np.full((k, k), 0.3 / (k - 1))
+    np.fill_diagonal(matrix, 0.7)
+    counts, found, expected = np.eye(k), np.ones(k), np.ones(k)
+    for record in records:
+        classes = [record["label"], *record["top_labels"]]
+        prior = (np.array([record["given"], *record["top_probabilities"]], float) + 1e-6) ** 1.5
+        prior /= prior.sum()
+        resolved = prior * matrix[classes, record["label"]]
+        resolved /= resolved.sum()
+        for label, before, after in zip(classes, prior, resolved, strict=True):
+            counts[label, record["label"]] += after
+            found[label], expected[label] = found[label] + after, expected[label] + before
+    fitted, offsets = dynamics.fit_transitions(1.5, iterations=1)
+    np.testing.assert_allclose(fitted, counts / counts.sum(-1, keepdims=True), rtol=1e-10)
+    np.testing.assert_allclose(offsets, 0.5 * np.log(found / expected), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("rate", [0.2, 0.4])
 def test_labels_held_out_tell_the_rate_of_a_run_that_knows_the_others_by_heart(rate):
     records, clean, labels = simulate(rate, memorized=0.6, held_out=0.15)
