@@ -114,6 +114,7 @@ def on_gpu(suite: str) -> list[dict]:
 CLEAN = "cross-entropy, clean labels"
 LARGE = ", 224 px"  # in the names of methods on images of that size
 SURE = ", sure head"  # ends the names of runs with the given labels as targets and the judge's own temperature
+FAIR = ("human 9 %", "asymmetric 40 %", "clean")  # under which it is about what the labels allow: judge-alone.json
 COMPARED = ("cross-entropy", "ELR", "HNML", "ELR on the posterior")
 
 
@@ -159,7 +160,10 @@ def benchmark() -> str:
         cells = [figure(having(alone, noise=noise), "last")]
         for method in COMPARED:
             chosen_there = best.get((noise, method), method) if found is photographs else method
-            cells.append(figure(having(found, noise=noise, method=chosen_there), "last"))
+            group = having(found, noise=noise, method=chosen_there)
+            if not group and noise in FAIR:
+                group = having(found, noise=noise, method=method + SURE)
+            cells.append(figure(group, "last"))
         rows.append([name, *cells])
     return markdown(["", "audit's classifier", *COMPARED], rows)
 
