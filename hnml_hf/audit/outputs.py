@@ -29,7 +29,7 @@ from ..data.load import DATASET_NAMES
 from ..data.splits import SPLITS, find_splits
 from .cleaning import apply_plan, plan_targets
 from .export import escape_formula
-from .review.lineage import DECIDED, DISAGREEMENTS_FILE, GONE, LINEAGE_FILE, write_lineage
+from .review.lineage import DECIDED, DISAGREEMENTS_FILE, GONE, LINEAGE_FILE, is_lineage, write_lineage
 from .table import check_unchanged
 
 
@@ -359,6 +359,11 @@ def _folder_files(
             )
     if removed and (_lies_in(removed, folder) or _lies_in(folder, removed)):
         raise ValueError(f"What is left out cannot go to {removed}: it must not lie in {folder}, nor around it.")
+    own = f"{root}/{LINEAGE_FILE}"
+    if os.path.isfile(own) and not is_lineage(own):
+        raise ValueError(
+            f"{own} was not written by `hnml clean`, which gives its output a file of that name: rename it."
+        )
     inside = _train_folder(root, source)
     targets = _folder_targets(plan, root, inside, named="train" in source.splits)
     excluded = {path: index for index, path in source.excluded.items() if path}

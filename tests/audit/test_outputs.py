@@ -1125,6 +1125,20 @@ def test_the_lineage_of_a_table_goes_before_that_of_its_images(tmp_path, monkeyp
     assert lineage_beside({"dataset": "imagefolder", "data_dir": str(tmp_path / "images")}).parent.name == "images"
 
 
+def test_a_file_of_ones_own_that_is_called_as_a_lineage_is(table, tmp_path):
+    """Beside the dataset or in it, it is no lineage; one that was damaged is not passed over."""
+    run, photos = tmp_path / "run", tmp_path / "photos"
+    for folder in (tmp_path, photos):
+        (folder / "lineage.csv").write_text("species,parent\nlynx,cat\n")
+        assert lineage_beside({"dataset": "imagefolder", "data_dir": str(photos)}) is None
+    assert lineage_of_rows(run, table["index"], table["path"]) == {}
+    with pytest.raises(ValueError, match="photos/lineage.csv was not written by `hnml clean`.*: rename it"):
+        write_folder(plan_cleaning(table, how="drop"), read_source(run), tmp_path / "out")
+    (photos / "lineage.csv").write_text("index,path,label_action\n")
+    with pytest.raises(ValueError, match="is no lineage of a cleaned dataset: no column annotation, .*Restore what"):
+        lineage_of_rows(run, table["index"], table["path"])
+
+
 def test_a_label_that_was_changed_since_it_was_decided_is_asked_again(table, tmp_path):
     rows = [
         {"index": table["index"][row], "path": table["path"][row], "label": label, "label_original": "horse"}

@@ -46,6 +46,14 @@ def write_lineage(folder: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
     return path
 
 
+def is_lineage(path: str | os.PathLike) -> bool:
+    """Whether a file is a lineage, also a damaged one: of people's own files one may have its name."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return b"label_action" in file.readline(10_000)
+
+
 def find_lineage(run: str | os.PathLike) -> Path | None:
     """The lineage of the dataset that a run was trained on, if an audit has cleaned it."""
     saved = Path(run) / AUDIT_FOLDER / "dataset.json"
@@ -59,7 +67,7 @@ def lineage_beside(options: Mapping) -> Path | None:
         if not options.get(name) or not place.exists():  # a name, as `imagefolder`
             continue
         for folder in (place, place.parent):
-            if (folder / LINEAGE_FILE).is_file():
+            if is_lineage(folder / LINEAGE_FILE):
                 return folder / LINEAGE_FILE
     return None
 
@@ -79,7 +87,10 @@ def read_lineage(path: str | os.PathLike) -> list[dict]:
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path} is no lineage: no CSV in UTF-8 ({error}).") from error
     if missing:
-        raise ValueError(f"{path} is no lineage of a cleaned dataset: no column {', '.join(sorted(missing))}.")
+        raise ValueError(
+            f"{path} is no lineage of a cleaned dataset: no column {', '.join(sorted(missing))}. Restore what `hnml "
+            "clean` wrote, or delete the file to ask people everything anew."
+        )
     folder = os.path.abspath(path.parent)
     return [{**row, "path": os.path.join(folder, row["path"]) if row["path"] else ""} for row in rows]
 
