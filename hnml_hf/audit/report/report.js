@@ -656,21 +656,27 @@
     const at = Object.fromEntries((header || []).map((name, n) => [name, n]));
     const verdictAt = at.annotation ?? at.mark;
     if (at.index === undefined || verdictAt === undefined) return warn("This file has no columns `index` and `annotation`; a file of annotations comes from this page.");
-    const entries = [], strangers = [], unknown = [];
+    const entries = [], strangers = [], unknown = [], again = [], said = new Map();
     for (const row of rows) {
-      const index = Number(row[at.index]), annotation = row[verdictAt], path = plain(row[at.path]), item = source.known(index, path);
+      const index = /^\s*-?\d+(\.0*)?\s*$/.test(row[at.index]) ? Number(row[at.index]) : NaN; // an empty cell is not 0
+      const annotation = row[verdictAt], path = plain(row[at.path]), item = source.known(index, path);
       const given = plain(row[at.label_name]), label = row[at.new_label] === "" || at.new_label === undefined ? -1 : Number(row[at.new_label]);
       const name = asName(plain(row[at.new_label_name]) || names[label] || ""), found = labels.get(name);
       const open = annotation === "wrong" && label === -1 && row[at.new_label]; // wrong, and no class is known
-      const strange = (!data.served && !item) || (item && given && asName(given) !== asName(names[item.given]));
+      const strange = Number.isNaN(index) || (!data.served && !item) || (item && given && asName(given) !== asName(names[item.given]));
+      const sample = item ? item.id : index, word = annotation === "wrong" ? `wrong ${open} ${name}` : annotation;
       if (!["wrong", "right", "unsure"].includes(annotation)) unknown.push(`“${annotation ?? ""}” of sample ${row[at.index]}`);
       else if (strange) strangers.push(row[at.index]);
-      else if (item) entries.push(entryFor(item, annotation, name ? found ?? -1 : open ? item.given : item.suggested, names[found] ?? (name || names[item.suggested])));
-      else entries.push({ index, annotation, new_label: found ?? -1, new_label_name: name || (open ? "" : null), label_name: given || null, path: path || null });
+      else if (said.has(sample)) { if (said.get(sample) !== word) again.push("sample " + row[at.index]); }
+      else {
+        said.set(sample, word);
+        entries.push(item ? entryFor(item, annotation, name ? found ?? -1 : open ? item.given : item.suggested, names[found] ?? (name || names[item.suggested]))
+          : { index, annotation, new_label: found ?? -1, new_label_name: name || (open ? "" : null), label_name: given || null, path: path || null });
+      }
     }
     for (let start = 0; start < entries.length; start += PIECE) send({ entries: entries.slice(start, start + PIECE), batch: id() });
     const out = (what, list) => (list.length ? [`${what} and left out: ${number(list.length)} of ${counted(rows.length, "row")}, ${list.slice(0, 5).join(", ")}.`] : []);
-    warn([...out("Of another run", strangers.map((index) => "sample " + index)), ...out("Neither wrong, right nor unsure", unknown)].join(" "));
+    warn([...out("Said once more, in another way,", again), ...out("Of another run", strangers.map((index) => "sample " + index)), ...out("Neither wrong, right nor unsure", unknown)].join(" "));
     toast(`${counted(entries.length, "annotation")} imported`);
   }
   function save(file, text) {
