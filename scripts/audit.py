@@ -339,7 +339,13 @@ def decisions(audit_args: AuditArguments, data_args: DataArguments, rows: Datase
     earlier = decided_before(asdict(data_args), *samples)
     if not audit_args.annotations:
         return earlier
-    before = load_audit(audit_args.output_dir)
+    try:
+        before = load_audit(audit_args.output_dir)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"--annotations are of the audit in --output_dir, and {audit_args.output_dir} has none: give the folder "
+            "of the audit that people have reviewed, or leave --annotations out."
+        ) from error
     said = merge_annotations(read_all(audit_args.annotations, before)).annotations
     same = before.attrs["dataset_fingerprint"] == labels_fingerprint(index, labels, len(names))
     if not same or list(map(os.path.basename, before["path"])) != list(map(os.path.basename, samples[1])):

@@ -474,7 +474,7 @@ def test_an_audit_goes_on_from_what_people_have_decided(run, scripts, weights, t
     marks = tmp_path / "marks.csv"
     first, second = load_audit(run / "out")["index"][:2]
     marks.write_text(f"index,annotation,new_label\n{first},right,\n{second},wrong,\n")
-    with pytest.raises(SystemExit, match="noise_scores.parquet"):  # nothing was audited yet
+    with pytest.raises(SystemExit, match="of the audit in --output_dir, and .*/out has none: give the folder of the"):
         scripts[1]([*line, "--annotations", str(marks)])
     scripts[1](line)
     capsys.readouterr()
