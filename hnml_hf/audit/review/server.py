@@ -378,8 +378,8 @@ def _number(value: object, name: str) -> float:
 
 def check_annotator(name: object) -> str:
     """The name of an annotator; raises `Refused` on what cannot be one."""
-    if not isinstance(name, str) or not ANNOTATOR.fullmatch(name):
-        raise Refused(400, "An annotator's name has 1 to 40 letters, digits, spaces and `.@_-`.")
+    if not isinstance(name, str) or not ANNOTATOR.fullmatch(name) or not name.strip():
+        raise Refused(400, "An annotator's name has 1 to 40 letters, digits, spaces and `.@_-`, not spaces alone.")
     return name
 
 

@@ -471,7 +471,7 @@ def test_bodies_that_are_refused(server, table):
         assert ask(server, where, raw=raw)[0] == 400, raw[:10]
     for batch in ("", "x", "AB" * 6, "ab" * 100, 5, None, "../../x"):
         assert annotate(server, [entry(table, 0)], batch)[0] == 400
-    for annotator in ("", "x" * 41, "a/b", "<b>", "a\nb", 5, None):
+    for annotator in ("", " ", "x" * 41, "a/b", "<b>", "a\nb", 5, None):
         assert annotate(server, [entry(table, 0)], annotator=annotator)[0] == 400
     assert annotate(server, [entry(table, 0, "wrong", "x" * 201)])[0] == 400
     assert annotate(server, [entry(table, 0, "wrong", "half a letter: \ud800")])[0] == 400
