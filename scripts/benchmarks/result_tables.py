@@ -420,6 +420,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "ABLATIONS": ablations,
         "OWN_PROBE": own_probe,
         "BACKGROUNDS": backgrounds,
+        "SELF_SUPERVISED": lambda: by_method(groups_of("self-supervised", "human 40 %")),
         "FULL_CPU": full_on_a_cpu,
         "WHOLE_144": whole_cifar,
         "WHOLE_224": partial(whole_cifar, LARGE),
