@@ -252,7 +252,7 @@ def test_a_mistake_that_the_noise_model_has_not_seen_is_no_proof():
 
 
 def test_wrong_labels_beyond_the_sample_of_the_noise_model_are_found(monkeypatch):
-    """A sample of 5,000 rows shows few of the 10,000 pairs of 100 classes, of which 4 are looked at for each row."""
+    """100 classes make 10,000 pairs. A sample of 5,000 rows, each with 4 top labels, shows few of them."""
     for name, value in {"FIT_ON": 1_000, "TOP_LABELS": 4, "ALL_CLASSES": 16}.items():
         monkeypatch.setattr(judge, name, value)
     features, true = clusters(9_000, k=100, d=24)

@@ -193,7 +193,7 @@ def test_the_teacher_is_the_moving_average(tiny_dataset, tmp_path):
 
 
 def test_the_teacher_is_timms_average_bit_for_bit(tiny_dataset, tmp_path):
-    """Also in a second training, of which it starts anew from the student."""
+    """Also in a second training, where it starts from the student again."""
     trainer = build_trainer(tmp_path, tiny_dataset, max_steps=5, teacher_decay=0.6)
     averages = []
 
