@@ -586,9 +586,8 @@ class Discriminants:
         logits = torch.empty(len(rows), wanted)
         top_labels = torch.arange(wanted).expand(len(rows), wanted).clone()
         step = _rows_at_a_time(num_labels)
-        room = torch.empty(
-            min(step, len(rows)), num_labels, device=device
-        )  # filling it anew takes as long as a product
+        # used again for each batch: new memory takes as long as a product
+        room = torch.empty(min(step, len(rows)), num_labels, device=device)
         for start in range(0, len(rows), step):
             order = np.argsort(fold[rows[start : start + step]], kind="stable")
             place, there = torch.from_numpy(start + order), rows[start : start + step][order]

@@ -514,14 +514,14 @@ def _folder_name(name: str, *, alone: bool) -> str:
 
 def _free_name(name: str, taken: set[str], root: str) -> str:
     """A name that no other file of the output has."""
-    folder, _, last = name.rpartition("/")
-    stem, suffix = os.path.splitext(last)
+    start = name.rfind("/") + 1
+    stem, suffix = os.path.splitext(name[start:])
     number, free = 1, name
     while free in taken or os.path.lexists(f"{root}/{free}"):
         number += 1
         end = f"-{number}{suffix}"
         begin = stem.encode()[: MAX_NAME - len(end.encode())].decode(errors="ignore")  # of a name that fills its room
-        free = f"{folder}/{begin}{end}"
+        free = f"{name[:start]}{begin}{end}"
     return free
 
 

@@ -21,8 +21,8 @@ from .features import FrozenBackbone, extract_features
 from .judge import Head, Judgement, fit_head, judge_labels
 
 
-ENOUGH = 20_000  # samples to find one number by
-LEAST_SURE = 1e-4  # of that number: next to nothing is left of the logits
+ENOUGH = 20_000  # samples, to find the scale of a head
+LEAST_SURE = 1e-4  # the smallest scale: all classes are about as probable
 
 
 def pooled_features(

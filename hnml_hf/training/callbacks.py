@@ -107,7 +107,7 @@ class Teacher(CheckpointedCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         if args.world_size > 1:  # each process has its own batch-norm statistics; those of the first one count
             broadcast_buffers(self.student)
-        decay = min(self.decay, 1 - (state.global_step + 1) ** (-2 / 3))
+        decay = min(self.decay, 1 - (state.global_step + 1) ** (-2 / 3))  # the warm-up of timm's ModelEmaV3
         averages, weights = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, count in self._counts:

@@ -131,6 +131,20 @@ def test_the_judge_may_see_larger_images_than_the_network(folder, monkeypatch):
     assert [part.computed for part in passes] == [200, 200, 0, 0]
 
 
+def test_a_run_takes_the_features_of_the_run_beside_it(folder, monkeypatch):
+    passes = []
+
+    def counting(*given, **options):
+        passes.append(extract_features(*given, **options))
+        return passes[-1]
+
+    monkeypatch.setattr("hnml_hf.audit.start.extract_features", counting)
+    options = [*save_small_quickstart(40), *RESNET, *SHORT, "--start_from_judge", "true", "--monitor_fraction", "0"]
+    for output in ("runs/first", "runs/second", "elsewhere/third"):
+        load_script("train").main([*options, "--audit", "false", "--output_dir", output])
+    assert [part.computed for part in passes] == [100, 0, 100]
+
+
 def test_a_size_of_the_judge_needs_a_judge(folder):
     with pytest.raises(SystemExit, match="`judge_image_size` is of the judge: give `--start_from_judge true`"):
         load_script("train").main([*save_small_quickstart(40), *RESNET, *SHORT, "--judge_image_size", "96"])
