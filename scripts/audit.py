@@ -68,6 +68,7 @@ from hnml_hf.audit.issues import dataset_table, judge_classifier, judge_features
 from hnml_hf.audit.judge import Judgement
 from hnml_hf.audit.leaks import find_leaks
 from hnml_hf.audit.review import follow_annotations, merge_annotations, read_all
+from hnml_hf.audit.review.annotations import unknown_classes
 from hnml_hf.audit.review.lineage import decided_before
 from hnml_hf.audit.review.matching import Scored, describe_lost
 from hnml_hf.audit.run import write_report
@@ -352,6 +353,8 @@ def decisions(audit_args: AuditArguments, data_args: DataArguments, rows: Datase
         said, lost = follow_annotations(said, before, Scored(*samples))
         if lost:
             print(describe_lost(" ".join(audit_args.annotations), lost))
+    if unknown := unknown_classes(said.loc[said["annotation"] == "wrong", "new_label_name"], names):
+        print(f"Annotations name classes that the dataset does not have, and teach nothing: {unknown}.")
     return said if earlier is None else pd.concat([said, earlier[~earlier.index.isin(said.index)]])
 
 

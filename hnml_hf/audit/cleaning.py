@@ -16,7 +16,7 @@ from ..data.files import as_name, is_plain
 from ..data.schema import column
 from ..data.targets import add_targets
 from .findings import probably_wrong
-from .review.annotations import class_ids, read_annotations
+from .review.annotations import class_ids, read_annotations, unknown_classes
 from .review.lineage import DECIDED, GONE, is_decided
 from .table import check_unchanged, likely_classes
 
@@ -227,23 +227,15 @@ def _unnamed(annotations: pd.DataFrame) -> pd.Series:
     return (annotations["annotation"] == "wrong") & (annotations["new_label_name"] == "")
 
 
-def _written_otherwise(name: str, ids: Iterable[str]) -> str:
-    """Which class a number may mean: a table that is read as numbers loses the zeros at the front."""
-    meant = [known for known in ids if known.isdecimal() and known.lstrip("0") == name.removesuffix(".0").lstrip("0")]
-    return f", the class is called `{meant[0]}`, and its zeros count" if len(meant) == 1 else ""
-
-
 def _annotate(plan: pd.DataFrame, annotations: pd.DataFrame, names: list[str]):
     """Put annotations into a plan."""
     ids = class_ids(names)
     wrong = annotations[(annotations["annotation"] == "wrong") & ~_unnamed(annotations)]
     wrong = wrong.assign(new_label_name=wrong["new_label_name"].map(as_name))
-    unknown = wrong["new_label_name"][~wrong["new_label_name"].isin(ids)].value_counts()
-    if len(unknown):
-        found = ", ".join(f"`{name}` ({count}{_written_otherwise(name, ids)})" for name, count in unknown.items())
+    if unknown := unknown_classes(wrong["new_label_name"], names):
         raise ValueError(
-            f"Annotations name classes that the dataset does not have: {found}. Add them by `--add_classes`, or mend "
-            f"the annotations. It has {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
+            f"Annotations name classes that the dataset does not have: {unknown}. Add them by `--add_classes`, or "
+            f"mend the annotations. It has {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
         )
     at = pd.Series(np.arange(len(plan)), index=plan["index"])
     rows = at.reindex(annotations.index).to_numpy()

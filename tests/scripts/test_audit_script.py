@@ -484,6 +484,9 @@ def test_an_audit_goes_on_from_what_people_have_decided(run, scripts, weights, t
     assert table.loc[[first, second], "noise_score"].tolist() == [0, 1]
     assert table.loc[[first, second], "annotation"].tolist() == ["right", "wrong"]
     assert asked_about(tmp_path / "out") == set(table.index) - {first, second}
+    marks.write_text(f"index,annotation,new_label,new_label_name\n{first},wrong,-1,cheese\n{second},wrong,,\n")
+    scripts[1]([*line, "--annotations", str(marks)])
+    assert "classes that the dataset does not have, and teach nothing: `cheese` (1).\n" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         scripts[1]([str(run / "out"), "--annotations", str(marks)])
     assert "`hnml clean` applies" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -48,6 +49,19 @@ class LogError(ValueError):
 def class_ids(names: Sequence[str]) -> dict[str, int]:
     """Ids of classes by their names, as people write them: without blanks around them, accents composed."""
     return {as_name(name): label for label, name in enumerate(names)}
+
+
+def unknown_classes(named: Iterable[str], class_names: Sequence[str]) -> str:
+    """Names that are no class, with how often each is named: `cat` (2), `dog` (1). Empty if there are none."""
+    ids = class_ids(class_names)
+    counts = Counter(name for name in map(as_name, named) if name and name not in ids)
+    return ", ".join(f"`{name}` ({count}{_written_otherwise(name, ids)})" for name, count in counts.most_common())
+
+
+def _written_otherwise(name: str, ids: Iterable[str]) -> str:
+    """Which class a number may mean: a table that is read as numbers loses the zeros at the front."""
+    meant = [known for known in ids if known.isdecimal() and known.lstrip("0") == name.removesuffix(".0").lstrip("0")]
+    return f", the class is called `{meant[0]}`, and its zeros count" if len(meant) == 1 else ""
 
 
 def read_all(paths: Iterable[str | os.PathLike], table: pd.DataFrame) -> list[pd.DataFrame]:
