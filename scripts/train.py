@@ -64,6 +64,7 @@ from hnml_hf import (
 from hnml_hf.audit.dynamics import save_judge_dynamics
 from hnml_hf.audit.features import FEATURES_FOLDER, features_beside, load_backbone
 from hnml_hf.audit.start import judge_by_model, judge_records, start_from_judge
+from hnml_hf.common.allocator import keep_freed_memory
 from hnml_hf.common.words import counted
 from hnml_hf.data.resident import BATCHED, ResidentDataset, create_batch_transforms, stack_images
 from hnml_hf.data.schema import column
@@ -501,6 +502,8 @@ def run(argv: list[str]):
             f"{counted(args.dataloader_num_workers, 'worker', 'share')} {counted(cores(), 'core')}; as many as cores "
             "are faster."
         )
+    if args.device.type == "cpu":
+        keep_freed_memory()
     transformers.utils.logging.disable_progress_bar()  # of single files; training keeps its own
     check_metric(args, eval_test=data_args.eval_test, eval_both=data_args.eval_both)
     with ExitStack() as held:
