@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,10 @@ logger = logging.getLogger(__name__)
 BACKBONE = "tf_efficientnet_lite0.in1k"
 FEATURES_FOLDER = "_features"  # of a run, where they are kept by default
 USUAL_SIZE = 224  # pixels, of the images that the default batch is for
+ON_A_CORE = 8  # such images in a batch: their activations stay in the processor's cache
+ON_A_GPU = 256
 EXPORTED_FROM = 2 * 10**7  # pixels (400 images of 224), below which export takes longer than onnxruntime saves
-TRIED = 8  # images, by which the faster way is found
+AT_ONCE = 64  # images, at most, that go into onnxruntime together
 TOLERANCE = 1e-4  # of the largest feature, by which ways to compute them may differ
 NOT_DONE, DONE, UNREADABLE_IMAGE = 0, 1, 2
 FILES = ("values", "content", "done")
@@ -158,9 +159,9 @@ def extract_features(
         cache_dir (`str` or `Path`): for 4 n d bytes.
         also_in (`Iterable[str | Path]`): `cache_dir` of other audits, whose features of images with the same content
             are taken as well.
-        batch_size (`int`, *optional*): images in a forward pass. Default: 64 on a CPU and 256 on a GPU, of images
-            above 224 pixels as many fewer as they are larger. It is halved, for the rest of the pass, where memory
-            runs out.
+        batch_size (`int`, *optional*): images in a forward pass. Default: 8 for each thread of a CPU and 256 on a
+            GPU, of images above 224 pixels as many fewer as they are larger, and of smaller ones as many more, up to
+            256. It is halved, for the rest of the pass, where memory runs out.
         num_workers (`int`, *optional*): processes that read images. Default: the cores, less one, at most 8.
         device (`torch.device` or `str`, *optional*): default: a GPU if there is one.
         max_pixels (`int`): a larger image counts as unreadable.
@@ -181,8 +182,8 @@ def extract_features(
     _, transform = create_transforms(backbone.config.pretrained_cfg, augmentation="none")
     size = backbone.config.pretrained_cfg["input_size"][-1]
     if batch_size is None:  # of larger images fewer, since each reader keeps two batches of them as well
-        most = 256 if place.type == "cuda" else 64
-        batch_size = min(most, max(1, most * USUAL_SIZE**2 // size**2))
+        usual = ON_A_GPU if place.type == "cuda" else ON_A_CORE * torch.get_num_threads()
+        batch_size = min(ON_A_GPU, max(1, usual * USUAL_SIZE**2 // size**2))
     backbone = backbone.to(place, memory_format=torch.channels_last)
     width = backbone(torch.zeros(1, 3, size, size, device=place)).shape[1]
     name = _key(backbone, size)
@@ -203,7 +204,7 @@ def extract_features(
     images = _Images(dataset, transform, share, folder, max_pixels, kept.digests)
     took: list[float] = []
     missing = int((done[share] == NOT_DONE).sum())
-    forward = _timed(_fast(backbone, place, batch_size, missing * size**2), took)
+    forward = _timed(_Forward(backbone, place, batch_size, missing * size**2), took)
     loading = {"batch_size": batch_size, "num_workers": num_workers}
     computed, started = 0, time.perf_counter()
     for batch, found in run_over(forward, images, collate_readable, desc="features", **loading):
@@ -367,50 +368,45 @@ def _refuse_read_only(folder: Path, missing: int):
         )
 
 
-def _fast(
-    backbone: FrozenBackbone, device: torch.device, batch_size: int, pixels_in_all: int
-) -> Callable[[torch.Tensor], np.ndarray]:
+class _Forward:
     """From images to features; on a CPU by onnxruntime where that saves time in all.
 
-    Where the memory does not hold a batch, this and all that follow are sent in halves.
+    Where the memory does not hold a batch, this and all that follow are sent in halves, by PyTorch.
     """
 
-    def send(pixels: torch.Tensor) -> np.ndarray:
-        return backbone(pixels.to(device, memory_format=torch.channels_last)).float().cpu().numpy()
+    def __init__(self, backbone: FrozenBackbone, device: torch.device, batch_size: int, pixels_in_all: int):
+        self.backbone, self.device, self.batch_size = backbone, device, batch_size
+        self.exported = device.type == "cpu" and pixels_in_all >= EXPORTED_FROM
+        self.way: Callable[[torch.Tensor], np.ndarray] | None = None
 
-    @cache  # made for the first batch: often all features are there already
-    def way() -> Callable[[torch.Tensor], np.ndarray]:
-        exported = device.type == "cpu" and pixels_in_all >= EXPORTED_FROM
-        session = _session(backbone, min(TRIED, batch_size)) if exported else None
-        return send if session is None else lambda pixels: session.run(None, {"pixel_values": pixels.numpy()})[0]
-
-    def forward(pixels: torch.Tensor) -> np.ndarray:
-        nonlocal batch_size
+    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
+        if self.way is None:  # for the first batch: often all features are there already
+            faster = _by_onnxruntime(self.backbone, min(AT_ONCE, self.batch_size)) if self.exported else None
+            self.way = faster or self.send
         while True:
             try:
-                return np.concatenate([way()(part) for part in pixels.split(batch_size)])
+                return np.concatenate([self.way(part) for part in pixels.split(self.batch_size)])
             except Exception as error:  # onnxruntime has no class for what it raises
-                if batch_size == 1 or not _lacks_memory(error):
+                if self.batch_size == 1 or not _lacks_memory(error):
                     raise
-            batch_size //= 2
+            self.batch_size //= 2
+            self.way = self.send
             clear_device_cache(garbage_collection=True)
-            logger.warning("The memory does not hold a batch of images: on with %d at a time.", batch_size)
+            logger.warning("The memory does not hold a batch of images: on with %d at a time.", self.batch_size)
 
-    return forward
+    def send(self, pixels: torch.Tensor) -> np.ndarray:
+        return self.backbone(pixels.to(self.device, memory_format=torch.channels_last)).float().cpu().numpy()
 
 
 def _lacks_memory(error: Exception) -> bool:
     return should_reduce_batch_size(error) or "Failed to allocate memory" in str(error)  # the latter of onnxruntime
 
 
-def _session(backbone: FrozenBackbone, tried: int) -> Any:
-    """The backbone in onnxruntime.
+def _by_onnxruntime(backbone: FrozenBackbone, number: int) -> Callable[[torch.Tensor], np.ndarray] | None:
+    """From images to features by onnxruntime, so many at a time; those that lack are filled up with zeros.
 
-    None where PyTorch is faster, as for transformers, and, with a warning, where onnxruntime is missing or cannot run
-    this network.
-
-    Args:
-        tried (`int`): images in the batch that tells.
+    The number is fixed, since a network of any number takes half as long again to export. None where PyTorch is
+    faster, as for transformers, and, with a warning, where onnxruntime is missing or cannot run this network.
     """
     try:
         import onnxruntime
@@ -419,18 +415,23 @@ def _session(backbone: FrozenBackbone, tried: int) -> Any:
         logger.warning("With `pip install 'hnml_hf[onnx]'` this pass may take a third of the time on a CPU.")
         return None
     size = backbone.config.pretrained_cfg["input_size"]
-    images = torch.randn(max(tried, 2), *size, generator=torch.Generator().manual_seed(0))
-    one, batch = images[:1], images[:tried]
+    images = torch.randn(number, *size, generator=torch.Generator().manual_seed(0))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # readers need the cores
+
+    def run(pixels: torch.Tensor) -> np.ndarray:
+        parts = pixels.split(number)
+        filled = [nn.functional.pad(part, (0, 0, 0, 0, 0, 0, 0, number - len(part))) for part in parts]
+        found = [session.run(None, {"pixel_values": part.numpy()})[0] for part in filled]
+        return np.concatenate(found)[: len(pixels)]
+
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "backbone.onnx")
-            write_onnx(backbone, file, example=images[:2], outputs=["features"])
+            write_onnx(backbone, file, example=images, outputs=["features"], any_number=False)
             session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        alone = session.run(None, {"pixel_values": one.numpy()})[0]
-        found, seconds = _timed_twice(lambda: session.run(None, {"pixel_values": batch.numpy()})[0])
+        found, seconds = _timed_twice(lambda: run(images))
     except Exception as error:  # whatever the exporter and onnxruntime cannot do; PyTorch can
         cause = error.__cause__ or error  # the exporter's own words are advice to its developers
         logger.warning(
@@ -439,9 +440,9 @@ def _session(backbone: FrozenBackbone, tried: int) -> Any:
             f"{type(cause).__name__}: {cause}".splitlines()[0],
         )
         return None
-    by_channels = batch.contiguous(memory_format=torch.channels_last)
+    by_channels = images.contiguous(memory_format=torch.channels_last)
     expected, seconds_of_pytorch = _timed_twice(lambda: backbone(by_channels).numpy())
-    difference = max(_difference(found, expected), _difference(alone, expected[:1]))
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= TOLERANCE:
         logger.warning(
             "onnxruntime is not used for %s, so the pass may take longer: its features differ from PyTorch's by %.1e "
@@ -450,12 +451,7 @@ def _session(backbone: FrozenBackbone, tried: int) -> Any:
             difference,
         )
         return None
-    return session if seconds < seconds_of_pytorch else None
-
-
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest one, as a share of the largest value."""
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    return run if seconds < seconds_of_pytorch else None
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A network as ONNX, for onnxruntime: of any number of images at a time."""
+"""A network as ONNX, for onnxruntime."""
 
 import warnings
 from pathlib import Path
@@ -11,15 +11,17 @@ OPSET = 18  # version of ONNX's operators, the one that torch's exporter writes 
 ONE_FILE = 3 * 2**29  # bytes of weights; a file of the format cannot have more than 2 GiB
 
 
-def write_onnx(network: nn.Module, path: Path, *, example: torch.Tensor, outputs: list[str]):
+def write_onnx(network: nn.Module, path: Path, *, example: torch.Tensor, outputs: list[str], any_number: bool = True):
     """Write a network in evaluation mode as ONNX.
 
     Args:
         network (`nn.Module`): from `pixel_values` to a tensor, or a tuple of them.
         path (`Path`): the file. Above 1.5 GiB of weights these lie beside it, in a file with `.data` at the end of its
             name; both belong together.
-        example (`torch.Tensor` of shape `(b, channels, height, width)`): at least 2 images; the size stays fixed.
+        example (`torch.Tensor` of shape `(b, channels, height, width)`): images; their size stays fixed.
         outputs (`list[str]`): what the tensors are called.
+        any_number (`bool`): the network takes any number of images, otherwise as many as the example has. For any
+            number this must have at least 2, and the export takes half as long again.
 
     Raises:
         torch.onnx.OnnxExporterError: a network that cannot be written.
@@ -31,7 +33,7 @@ def write_onnx(network: nn.Module, path: Path, *, example: torch.Tensor, outputs
             (example,),
             input_names=["pixel_values"],
             output_names=outputs,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if any_number else None,
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
