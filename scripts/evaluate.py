@@ -19,6 +19,7 @@ from options import (
     add_source_options,
     chosen_split,
     command_words,
+    inference_device,
     load_model,
     plain_errors,
     read_dataset,
@@ -73,9 +74,8 @@ def main(argv: list[str] | None = None):
     transform = create_transforms(model.config.pretrained_cfg)[1]
     rows = TransformedDataset(data[options.split], transform, max_pixels=options.max_pixels)
     outputs = outputs_of(model, names, rows.labels)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     loading = {"batch_size": options.batch_size, "num_workers": options.num_workers}
-    passes = run_over(partial(ask, model.to(device)), rows, collate_images, **loading)
+    passes = run_over(partial(ask, model.to(inference_device(options.device))), rows, collate_images, **loading)
     logits = torch.cat([output.logits.float().cpu() for _, output in passes]).numpy()
     labels = outputs[rows.labels]
 

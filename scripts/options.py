@@ -41,6 +41,7 @@ from hnml_hf.cli import (
     quiet_pipes,
     refuse_retired,
 )
+from hnml_hf.common.allocator import keep_freed_memory
 from hnml_hf.common.atomic import atomic_write
 from hnml_hf.common.words import counted
 from hnml_hf.data.checks import apply_exclusions, load_exclusions
@@ -442,6 +443,14 @@ def chosen_split(data: DatasetDict, asked: str | None) -> str:
         there = ", ".join(f"`{name}`" for name in data)
         raise SystemExit(f"error: no split `{split}`; there are {there}: name one by --split")
     return split
+
+
+def inference_device(name: str | None) -> torch.device:
+    """The device of this name; by default a GPU if there is one. On a CPU the process keeps freed memory."""
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
 
 
 def load_model(options: argparse.Namespace) -> TimmCAMForImageClassification:

@@ -21,9 +21,16 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import torch
 import transformers
-from options import add_source_options, chosen_split, command_words, load_model, plain_errors, read_dataset
+from options import (
+    add_source_options,
+    chosen_split,
+    command_words,
+    inference_device,
+    load_model,
+    plain_errors,
+    read_dataset,
+)
 from PIL import Image
 from tqdm import tqdm
 
@@ -112,7 +119,7 @@ def main(argv: list[str] | None = None):
 def predict_all(options: argparse.Namespace):
     """Read model and images, predict, and write what was asked for."""
     model = load_model(options)
-    model.eval().to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.eval().to(inference_device(options.device))
 
     if options.dataset:
         data = read_dataset(options, labels=False)
