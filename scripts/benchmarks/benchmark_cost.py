@@ -12,6 +12,7 @@ from figures import drawing, save
 from transformers import Trainer
 
 from hnml_hf import HNMLTrainer
+from hnml_hf.common.allocator import keep_freed_memory
 from hnml_hf.training.args import SYNTHETIC_OBJECTIVES, TEACHER_OBJECTIVES
 from hnml_hf.training.flops import peak_tensor_bytes, tensor_bytes
 
@@ -138,6 +139,8 @@ def plot(result: dict, path: str):
 
 
 def cost(args):
+    if args.device == "cpu":
+        keep_freed_memory()  # as `hnml train` does
     args.memory_batch_size = args.memory_batch_size or args.batch_size
     # before anything else asks for the state: several processes on a CPU would each take themselves for the only one
     state = PartialState(cpu=args.device == "cpu")

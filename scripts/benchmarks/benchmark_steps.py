@@ -33,6 +33,8 @@ CASES = {  # a loop of plain PyTorch, transformers' Trainer and `ce` come first:
     "gce": {"objective": "gce"},
     "elr": {"objective": "elr"},
     "mean teacher": {"objective": "mean_teacher"},
+    "momentum, no mask": {"objective": "hnml"},  # the default
+    "momentum, no mask, memory": {"objective": "hnml", **MEMORY},
     "momentum": MOMENTUM,
     "momentum, memory": {**MOMENTUM, **MEMORY},
     "head, 1 set": {**HEAD, "num_meta_draws": 1},
