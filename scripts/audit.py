@@ -32,6 +32,7 @@ import transformers
 from datasets import Dataset, DatasetDict
 from options import (
     DataArguments,
+    check_device,
     data_name,
     load_data,
     parse_all,
@@ -182,10 +183,7 @@ def refuse_values(parser: HfArgumentParser, given: AuditArguments):
     for unknown in sorted(set(given.export) - set(FORMATS)):
         parser.error(f"--export {unknown} is none of {', '.join(FORMATS)}")
     if given.device is not None:
-        try:
-            torch.empty(0, device=given.device)
-        except (RuntimeError, AssertionError) as error:
-            parser.error(f"--device {given.device} cannot be used here: {str(error).splitlines()[0]}")
+        check_device(given.device)
 
 
 def parse_target(parser: HfArgumentParser, argv: list[str]) -> tuple[AuditArguments, DataArguments, tuple[str | None]]:

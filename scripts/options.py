@@ -445,8 +445,18 @@ def chosen_split(data: DatasetDict, asked: str | None) -> str:
     return split
 
 
+def check_device(name: str):
+    """Raise SystemExit if nothing can be computed on the device of this name."""
+    try:
+        torch.zeros(1, device=name).tolist()
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"error: --device {name} cannot be used here: {str(error).splitlines()[0][:200]}") from error
+
+
 def inference_device(name: str | None) -> torch.device:
     """The device of this name; by default a GPU if there is one. On a CPU the process keeps freed memory."""
+    if name is not None:
+        check_device(name)
     device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         keep_freed_memory()

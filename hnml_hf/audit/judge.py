@@ -527,8 +527,9 @@ class FoldStatistics:
         within.diagonal().add_((shrinkage / (1 - shrinkage) * within.diagonal().mean()).clamp(min=LEAST_SCATTER))
         factor, failed = torch.linalg.cholesky_ex(within)
         if failed:  # no class has any scatter, and what is left of it is rounding
-            rounding = torch.finfo(within.dtype).eps * moments.diagonal().sum() / n.float()
-            factor = torch.linalg.cholesky(within + 8 * rounding * torch.eye(len(within), device=within.device))
+            spectrum = torch.linalg.eigvalsh(within)
+            within.diagonal().add_(1e-3 * spectrum[-1].clamp(min=LEAST_SCATTER) - spectrum[0])
+            factor = torch.linalg.cholesky(within)
         weight = torch.cholesky_solve(means.T, factor).T
         prior = torch.where(known, (counts / n).clamp(min=1e-300).log(), -torch.inf)
         return weight, prior.float() - (weight * means).sum(1) / 2

@@ -1,4 +1,4 @@
-"""The C library's memory: kept for the next step of a training on a CPU, instead of being given back and asked for."""
+"""Memory of the C library, kept for the next step of a training on a CPU instead of being given back."""
 
 import ctypes
 import os
@@ -6,11 +6,11 @@ import sys
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-NEVER = 2**31 - 1
+KEPT = 2**31 - 1  # bytes at the end of the heap: more than a step of most trainings frees, and no more than that
 
 
 def keep_freed_memory() -> bool:
-    """Keep what is freed until the process ends.
+    """Keep up to 2 GiB of what is freed at the end of the heap, and all that is freed before it.
 
     glibc gives an array of more than 32 MiB back to the system when it is freed, and the system fills it with zeros,
     page by page, when the next one is asked for. Activations of a batch of photographs are that large. The peak grows
@@ -26,4 +26,4 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):  # another C library
         return False
-    return bool(library.mallopt(M_TRIM_THRESHOLD, NEVER)) and bool(library.mallopt(M_MMAP_MAX, 0))
+    return bool(library.mallopt(M_TRIM_THRESHOLD, KEPT)) and bool(library.mallopt(M_MMAP_MAX, 0))

@@ -287,6 +287,26 @@ def test_onnxruntime_computes_the_same_features_from_any_number_of_images(tmp_pa
     assert sessions[1:] == [[3]] and np.array_equal(slower.values, plain.values)
 
 
+@pytest.mark.parametrize(("batch_size", "at_once", "sent"), [(7, 2, [2, 2, 2, 2, 2]), (6, 6, [6, 6])])
+def test_parts_go_into_onnxruntime_and_a_few_images_do_not(
+    tmp_path, backbone, monkeypatch, onnx_is, batch_size, at_once, sent
+):
+    """Seven images: in parts of two; or six, and then one by PyTorch, since filled up it would take as long as six."""
+    onnx_is(faster=True)
+    onnxruntime, _ = pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    data, run, seen = images(tmp_path), onnxruntime.InferenceSession.run, []
+    how = {"batch_size": batch_size, "num_workers": 0, "device": "cpu"}
+    plain = extract_features(data, backbone, cache_dir=tmp_path / "plain", **how)
+    monkeypatch.setattr(
+        onnxruntime.InferenceSession, "run", lambda *given: seen.append(len(given[2]["pixel_values"])) or run(*given)
+    )
+    monkeypatch.setattr(module, "EXPORTED_FROM", 0)
+    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    found = extract_features(data, backbone, cache_dir=tmp_path / "many", **how)
+    assert seen == sent  # the first of them is compared with PyTorch
+    np.testing.assert_allclose(found.values, plain.values, rtol=1e-4, atol=1e-5)
+
+
 def test_the_faster_of_two_calls_counts(monkeypatch):
     clock = iter([0.0, 5.0, 6.0, 9.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))

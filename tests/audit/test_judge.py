@@ -449,6 +449,17 @@ def test_agreement_and_confidence_are_of_labels_that_nobody_has_decided():
     assert judgement.agreement < 0.4 and judgement.confidence < 0.6
 
 
+@pytest.mark.parametrize("width", [4, 200])
+@pytest.mark.parametrize("count", [6, 19])
+@pytest.mark.parametrize("kept", [1, 2, 3, 5])
+def test_labels_are_judged_by_the_few_that_count(kept, count, width):
+    """People have found that the other images are of no class: some folds have nothing to learn from."""
+    features = np.random.default_rng(width).normal(size=(count, width)).astype(np.float32)
+    weights = (np.arange(count) < kept).astype(np.float32)
+    judgement = judge_labels(features, np.arange(count) % 3, num_labels=3, weights=weights, device="cpu")
+    assert np.isfinite(judgement.noise_scores).all() and np.isfinite(judgement.posterior).all()
+
+
 @pytest.mark.parametrize("width", [4, 300, 1500])
 def test_classes_without_any_scatter_are_told_apart(width):
     """Images of one color each: what differs within a class is rounding."""

@@ -1,10 +1,15 @@
 """glibc is told to keep what is freed, unless its settings were given; the effect is seen in a process of its own."""
 
+import os
 import platform
 import subprocess
 import sys
 
+import options
 import pytest
+from commands import load_script
+
+from hnml_hf.common import allocator
 
 
 GLIBC = platform.libc_ver()[0] == "glibc"
@@ -38,6 +43,24 @@ def test_freed_memory_is_used_again():
     assert count < 1000  # of 8 x 16,384 pages
 
 
+def test_what_glibc_is_told(monkeypatch):
+    told = []
+
+    class Library:
+        gnu_get_libc_version = None
+
+        def mallopt(self, what, value):
+            told.append((what, value))
+            return 1
+
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: Library())
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
+        monkeypatch.delenv(name)
+    assert allocator.keep_freed_memory() is True
+    assert told == [(-1, 2**31 - 1), (-4, 0)]  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+
+
 @pytest.mark.skipif(not GLIBC, reason="another C library")
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
 def test_settings_of_the_user_stay(name):
@@ -47,8 +70,23 @@ def test_settings_of_the_user_stay(name):
 
 
 def test_other_systems_are_left_alone(monkeypatch):
-    from hnml_hf.common import allocator
-
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(allocator.ctypes, "CDLL", None)  # it would not even be asked
     assert allocator.keep_freed_memory() is False
+
+
+def test_a_training_on_a_cpu_keeps_memory(monkeypatch, tmp_path):
+    train, called = load_script("train"), []
+    monkeypatch.setattr(train, "keep_freed_memory", lambda: called.append("kept"))
+    monkeypatch.setattr(train, "train", lambda *given: called.append("trained"))
+    train.run(["--use_cpu", "true", "--output_dir", str(tmp_path / "run")])
+    assert called == ["kept", "trained"]
+
+
+def test_predictions_on_a_cpu_keep_memory_and_a_wrong_device_is_named(monkeypatch):
+    called = []
+    monkeypatch.setattr(options, "keep_freed_memory", lambda: called.append("kept"))
+    assert options.inference_device("cpu").type == "cpu" and called == ["kept"]
+    for name in ("nonsense", "meta"):
+        with pytest.raises(SystemExit, match=f"error: --device {name} cannot be used here: "):
+            options.inference_device(name)

@@ -52,10 +52,15 @@ def class_ids(names: Sequence[str]) -> dict[str, int]:
 
 
 def unknown_classes(named: Iterable[str], class_names: Sequence[str]) -> str:
-    """Names that are no class, with how often each is named: `cat` (2), `dog` (1). Empty if there are none."""
+    """Names that are no class, the ten most frequent ones, with how often each is named: `cat` (2), `dog` (1). Empty
+    if there are none."""
     ids = class_ids(class_names)
     counts = Counter(name for name in map(as_name, named) if name and name not in ids)
-    return ", ".join(f"`{name}` ({count}{_written_otherwise(name, ids)})" for name, count in counts.most_common())
+    shown = [
+        f"`{name if len(name) <= 60 else name[:57] + '...'}` ({count}{_written_otherwise(name, ids)})"
+        for name, count in counts.most_common(10)
+    ]
+    return ", ".join(shown + [f"{len(counts) - 10} more"] * (len(counts) > 10))
 
 
 def _written_otherwise(name: str, ids: Iterable[str]) -> str:

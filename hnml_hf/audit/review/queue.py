@@ -215,8 +215,8 @@ class ReviewQueue:
         if query.suggested is not None:
             keep &= self.suggested == query.suggested
         if query.text:
-            text, named = unicodedata.normalize("NFC", query.text), np.zeros(len(self), bool)
-            paths = self.rows["path"] if text.isascii() else self._composed_paths
+            text, named = unicodedata.normalize("NFD", query.text), np.zeros(len(self), bool)
+            paths = self.rows["path"] if text.isascii() else self._decomposed_paths
             named[numbers(pc.indices_nonzero(pc.match_substring(paths, text, ignore_case=True)))] = True
             keep &= named
         if query.folder:
@@ -250,9 +250,10 @@ class ReviewQueue:
         return self._orders[name, group]
 
     @cached_property
-    def _composed_paths(self) -> pa.ChunkedArray:
-        """Paths with composed accents, as people type them: names from macOS have them apart from their letters."""
-        return pc.utf8_normalize(self.rows["path"], form="NFC")
+    def _decomposed_paths(self) -> pa.ChunkedArray:
+        """Paths with accents apart from their letters, as names from macOS have them. Up to pyarrow 21 the composed
+        form, as people type it, comes out decomposed as well."""
+        return pc.utf8_normalize(self.rows["path"], form="NFD")
 
     @cached_property
     def folders(self) -> tuple[np.ndarray, list[str]]:
