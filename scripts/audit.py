@@ -32,13 +32,13 @@ import transformers
 from datasets import Dataset, DatasetDict
 from options import (
     DataArguments,
-    check_device,
     data_name,
     load_data,
     parse_all,
     plain_errors,
     save_data_arguments,
     saved_data_arguments,
+    unusable,
 )
 from review import CLASSIFIER_FOLDER
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
@@ -182,8 +182,8 @@ def refuse_values(parser: HfArgumentParser, given: AuditArguments):
             parser.error(f"--{name} must be at least {least}; given {value}")
     for unknown in sorted(set(given.export) - set(FORMATS)):
         parser.error(f"--export {unknown} is none of {', '.join(FORMATS)}")
-    if given.device is not None:
-        check_device(given.device)
+    if problem := unusable(given.device):
+        parser.error(problem)
 
 
 def parse_target(parser: HfArgumentParser, argv: list[str]) -> tuple[AuditArguments, DataArguments, tuple[str | None]]:

@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--output", type=Path, help="JSON file to write.")
     options = parser.parse_intermixed_args(command_words(argv))
     settle_dataset(parser, options)
+    device = inference_device(options.device)
     transformers.utils.logging.disable_progress_bar()
     model = load_model(options)
     data = read_dataset(options)
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None):
     rows = TransformedDataset(data[options.split], transform, max_pixels=options.max_pixels)
     outputs = outputs_of(model, names, rows.labels)
     loading = {"batch_size": options.batch_size, "num_workers": options.num_workers}
-    passes = run_over(partial(ask, model.to(inference_device(options.device))), rows, collate_images, **loading)
+    passes = run_over(partial(ask, model.to(device)), rows, collate_images, **loading)
     logits = torch.cat([output.logits.float().cpu() for _, output in passes]).numpy()
     labels = outputs[rows.labels]
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -445,18 +446,19 @@ def chosen_split(data: DatasetDict, asked: str | None) -> str:
     return split
 
 
-def check_device(name: str):
-    """Raise SystemExit if nothing can be computed on the device of this name."""
+def unusable(device: str | None) -> str | None:
+    """Why nothing can be computed on the device of this name; None if it can, or none was named."""
     try:
-        torch.zeros(1, device=name).tolist()
-    except (RuntimeError, AssertionError) as error:
-        raise SystemExit(f"error: --device {name} cannot be used here: {str(error).splitlines()[0][:200]}") from error
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        return f"--device {device} cannot be used here: {textwrap.shorten(str(error).splitlines()[0], 200)}"
+    return None
 
 
 def inference_device(name: str | None) -> torch.device:
     """The device of this name; by default a GPU if there is one. On a CPU the process keeps freed memory."""
-    if name is not None:
-        check_device(name)
+    if problem := unusable(name):
+        raise SystemExit(f"error: {problem}")
     device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         keep_freed_memory()

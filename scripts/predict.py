@@ -118,8 +118,9 @@ def main(argv: list[str] | None = None):
 
 def predict_all(options: argparse.Namespace):
     """Read model and images, predict, and write what was asked for."""
+    device = inference_device(options.device)
     model = load_model(options)
-    model.eval().to(inference_device(options.device))
+    model.eval().to(device)
 
     if options.dataset:
         data = read_dataset(options, labels=False)

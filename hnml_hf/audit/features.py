@@ -37,7 +37,6 @@ ON_A_CORE = 8  # such images in a batch: their activations stay in the processor
 ON_A_GPU = 256
 EXPORTED_FROM = 2 * 10**7  # pixels (400 images of 224), below which export takes longer than onnxruntime saves
 AT_ONCE = 64  # images, at most, that go into onnxruntime together
-TRIED = 8  # of them, by which the faster way is found
 TOLERANCE = 1e-4  # of the largest feature, by which ways to compute them may differ
 NOT_DONE, DONE, UNREADABLE_IMAGE = 0, 1, 2
 FILES = ("values", "content", "done")
@@ -382,8 +381,8 @@ class _Forward:
 
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
         if self.way is None:  # for the first batch: often all features are there already
-            faster = self.exported and _by_onnxruntime(self.backbone, min(AT_ONCE, self.batch_size), self.send)
-            self.way = faster or self.send
+            number = min(AT_ONCE, self.batch_size)
+            self.way = (_by_onnxruntime(self.backbone, number, self.send) if self.exported else None) or self.send
         while True:
             try:
                 return np.concatenate([self.way(part) for part in pixels.split(self.batch_size)])
@@ -446,9 +445,8 @@ def _by_onnxruntime(
             f"{type(cause).__name__}: {cause}".splitlines()[0],
         )
         return None
-    some = images[:TRIED]
-    expected, seconds_of_pytorch = _timed_twice(lambda: send(some))
-    difference = float(np.abs(found[:TRIED] - expected).max() / np.abs(expected).max())
+    expected, seconds_of_pytorch = _timed_twice(lambda: send(images))
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= TOLERANCE:
         logger.warning(
             "onnxruntime is not used for %s, so the pass may take longer: its features differ from PyTorch's by %.1e "
@@ -457,7 +455,7 @@ def _by_onnxruntime(
             difference,
         )
         return None
-    return run if seconds / number < seconds_of_pytorch / len(some) else None
+    return run if seconds < seconds_of_pytorch else None
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
 
     glibc gives an array of more than 32 MiB back to the system when it is freed, and the system fills it with zeros,
     page by page, when the next one is asked for. Activations of a batch of photographs are that large. The peak grows
-    by up to a quarter (docs/cost.md). For a process that does one thing, as a training does: a long-lived one that
+    by up to a third (docs/cost.md). For a process that does one thing, as a training does: a long-lived one that
     needs much memory once would hold it.
 
     Returns:

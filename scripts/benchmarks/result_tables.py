@@ -43,6 +43,11 @@ def figure(found: list[dict], key: str, percent: bool = True) -> str:
     return mean_spread([record.get(key) for record in found], percent)
 
 
+def rounded_up(found: list[dict], key: str) -> str:
+    """The same, halves rounded up: the double nearest to 0.8955 lies below it, and would lose 0.1."""
+    return mean_spread([record[key] + 1e-9 for record in found if record.get(key) is not None])
+
+
 def cost(found: list[dict]) -> str:
     return f"{statistics.mean(record['cost_ce'] for record in found):.2f}" if found else ""
 
@@ -119,7 +124,7 @@ BENCHMARK = {
     "human 40 %": "CIFAR-10N, 40 % wrong",
     "human 9 %": "CIFAR-10N, 9 % wrong",
     "symmetric 50 %": "CIFAR-10, 50 % at random",
-    "asymmetric 40 %": "CIFAR-10, 40 % in pairs",
+    "asymmetric 40 %": "CIFAR-10, 20 % wrong in pairs",
     "clean": "CIFAR-10, clean",
     "50 %": "Imagenette, 50 % wrong",
     "25 %": "Imagenette, 25 % wrong",
@@ -142,7 +147,7 @@ def whole_cifar(size: str = "") -> str:
     rows = []
     for name, group in groups.items():
         share = (mean_of(group, "last") - floor) / (ceiling - floor)
-        figures = [figure(group, key) for key in ("last", "best", "last_student")]
+        figures = [rounded_up(group, key) for key in ("last", "best", "last_student")]
         measured = ["", ""] if name == CLEAN else [figure(group, "auroc", False), figure(group, "memorized")]
         name = name.replace(size, "") if size else name
         rows.append([name, str(len(group)), *figures, f"{100 * share:.0f} %", *measured, cost(group)])
@@ -158,13 +163,13 @@ def benchmark(noises: Sequence[str] = tuple(BENCHMARK)) -> str:
     best, rows = chosen(photographs), []
     for noise in noises:
         found = cifar if having(cifar, noise=noise) else photographs
-        cells = [figure(having(alone, noise=noise), "last")]
+        cells = [rounded_up(having(alone, noise=noise), "last")]
         for method in COMPARED:
             chosen_there = best.get((noise, method), method) if found is photographs else method
             group = having(found, noise=noise, method=chosen_there)
             if not group and noise in FAIR:
                 group = having(found, noise=noise, method=method + SURE)
-            cells.append(figure(group, "last"))
+            cells.append(rounded_up(group, "last"))
         rows.append([BENCHMARK[noise], *cells])
     return markdown(["", "audit's classifier", *COMPARED], rows)
 
