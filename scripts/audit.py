@@ -119,9 +119,7 @@ class AuditArguments:
     max_issues: int = field(default=2000, metadata={"help": "Label issues that the report shows, at most."})
     batch_size: int | None = field(
         default=None,
-        metadata={
-            "help": "Images in a forward pass, fewer where memory runs out; default: 8 per thread, 256 on a GPU."
-        },
+        metadata={"help": "Images in a forward pass, fewer where memory runs out; default: by size and device."},
     )
     device: str | None = field(default=None, metadata={"help": "Default: a GPU if there is one."})
     export: list[str] = field(

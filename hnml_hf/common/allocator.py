@@ -18,7 +18,7 @@ def keep_freed_memory() -> bool:
     needs much memory once would hold it.
 
     Returns:
-        `bool`: whether it was done: only glibc is told, and not where its settings were given in the environment.
+        `bool`: false if the C library is not glibc, or if the environment already sets its memory options.
     """
     told = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
     if sys.platform != "linux" or told:

@@ -98,7 +98,7 @@ def test_larger_images_come_in_smaller_batches(tmp_path, weights, monkeypatch):
     for size in (32, 64, 448):
         backbone = load_backbone("test_resnet", pretrained=weights, image_size=size)
         extract_features(images(tmp_path, 2), backbone, cache_dir=tmp_path / "cache", num_workers=0, device="cpu")
-    assert sizes == [256, 196, 4]  # 448 pixels are four times as many as 224, of which each thread has 8
+    assert sizes == [256, 196, 4]  # two threads with 8 images of 224 pixels each; 448 has four times as many
 
 
 def test_no_map_of_several_cells_is_needed(tmp_path, weights):

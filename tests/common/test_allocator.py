@@ -1,4 +1,4 @@
-"""glibc is told to keep what is freed, unless its settings were given; the effect is seen in a process of its own."""
+"""glibc keeps freed memory, unless the user has set its options. A separate process counts the page faults."""
 
 import os
 import platform
