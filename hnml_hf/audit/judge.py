@@ -26,6 +26,7 @@ SHRINKAGES = (0.3, 0.6)
 ROUNDS = 2  # with posteriors instead of labels as targets, where they help
 ROUNDS_LIMIT = 100_000  # samples; beyond it they are not tried: that takes up to nine more passes over the features
 SHARPENED = 1.5  # what the weights of highest likelihood are multiplied by
+SHARPENED_TOO_FAR = 6.0  # and for the high end of the range of the noise rate, where every prediction is almost sure
 MARGIN = 0.01  # of the range of the noise rate, at least
 FEW_LABELS = 3.0  # what one label per class adds to it
 ALL_CLASSES = 256  # up to so many classes every class is a top label of every sample
@@ -91,8 +92,8 @@ class Judgement:
         judged (`np.ndarray` of shape `(n,)`, bool): false where no other fold knows the class; the estimated rate is
             all that is said of such a label.
         noise_rate (`float`): estimated share of wrong labels, in [0, 1].
-        noise_rate_range (`tuple[float, float]`): low and high: of the likeliest and of thrice as sharp predictions and
-            of the labels of neighbors, and the margin of [`rate_margin`]. No confidence interval.
+        noise_rate_range (`tuple[float, float]`): low and high: of the likeliest and of six times as sharp predictions
+            and of the labels of neighbors, and the margin of [`rate_margin`]. No confidence interval.
         transition_matrix (`np.ndarray` of shape `(k, k)`): `[i, j] = P(given j | true i)`; rows sum to 1.
         head ([`Head`]): the classifier of all samples, trained on the posterior; its logits are scaled by the inverse
             temperature, so that fine-tuning may start from it.
@@ -246,7 +247,7 @@ def judge_labels(
     fitted_on = [part[chosen] for part in evidence], top_labels[chosen], given[chosen], num_labels
     model = NoiseModel.fit(*fitted_on)
     rates = {}
-    for factor in (3.0, SHARPENED):
+    for factor in (SHARPENED_TOO_FAR, SHARPENED):
         sharpened = NoiseModel.fit(*fitted_on, weights=factor * model.weights)
         posterior = sharpened.posterior(evidence, top_labels, given)
         log_odds = _log_odds(posterior, top_labels, given)
@@ -265,7 +266,7 @@ def judge_labels(
         noise_rate=rate,
         noise_rate_range=(
             max(0.0, min(low, rate) - margin),
-            min(1.0, max(rates[3.0], rate, clustered_rate) + margin),
+            min(1.0, max(rates[SHARPENED_TOO_FAR], rate, clustered_rate) + margin),
         ),
         transition_matrix=sharpened.transition_matrix(),
         head=final.head(shrinkage, temperature),
