@@ -137,6 +137,19 @@ def test_the_margin_of_the_range_by_hand(rate, count, undecided, margin):
     assert rate_margin(rate, count, 3, undecided=undecided) == pytest.approx(margin)
 
 
+def test_the_range_spans_likeliest_and_six_times_as_sharp_predictions(monkeypatch):
+    """Mistakes that follow the image look like doubt, so that the likeliest predictions are too soft."""
+    features, true, given = confusable_classes(k=10)
+    options = {"num_labels": 10, "neighbors": 0, "device": "cpu"}
+    found, rates = judge_labels(features, given, **options), {}
+    for factor in (1.0, 6.0):
+        monkeypatch.setattr(judge, "SHARPENED", factor)
+        rates[factor] = judge_labels(features, given, **options).noise_rate
+    margin = rate_margin(found.noise_rate, len(given), 10)
+    assert rates[1.0] < found.noise_rate < rates[6.0]
+    assert found.noise_rate_range == pytest.approx((rates[1.0] - margin, rates[6.0] + margin), abs=2e-3)
+
+
 def test_the_range_of_few_labels_holds_the_true_rate():
     """With 15 labels of each class and more features than labels the judge takes doubt for mistakes."""
     features, true = clusters(45, k=3, d=200, spread=6.0)
