@@ -74,6 +74,7 @@ from hnml_hf.data.transforms import SMALL_IMAGE, create_strong_transform
 from hnml_hf.hub.model_card import command_line
 from hnml_hf.inference import cam_examples
 from hnml_hf.training.args import TEACHER_OBJECTIVES
+from hnml_hf.training.data_checks import chosen_targets
 from hnml_hf.training.distributed import on_first_process, require_same_on_all_processes
 from hnml_hf.training.memorization import create_monitor
 from hnml_hf.training.metrics import estimate_accuracy, noise_auroc
@@ -288,14 +289,20 @@ def judged(judge: Callable, rows, args):
     return judgement, records, add_targets(rows, posterior, classes)
 
 
-def judges(model, model_args: ModelArguments, rows, samples: TransformedDataset, args) -> tuple[Callable, Callable]:
+def judges(
+    model, model_args: ModelArguments, rows, samples: TransformedDataset, args, *, mixes: bool
+) -> tuple[Callable, Callable]:
     """For [`judged`]: the judge that training starts from, and one that asks the network as it has become.
 
     Both are functions of positions; the second one of the network first.
+
+    Raises:
+        ValueError: if `args` asks for targets that this run, whose images are mixed if `mixes`, cannot have.
     """
     others = from_json("model_args", model_args.model_args)
     load = partial(load_backbone, model_args.backbone, pretrained=model_args.pretrained, **others)
     weights, resident = samples.weights, isinstance(samples, ResidentDataset)
+    targets = chosen_targets(args, there=True, weighted=weights is not None, mixes=mixes, can_judge=True)
     reading = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
     other_size = model_args.judge_image_size not in (None, model.input_size[-1])
 
@@ -307,7 +314,7 @@ def judges(model, model_args: ModelArguments, rows, samples: TransformedDataset,
             judging=load(image_size=model_args.judge_image_size) if other_size else None,
             cache_dir=Path(args.output_dir, FEATURES_FOLDER),
             also_in=features_beside(args.output_dir),
-            given=args.targets == "given",
+            given=targets == "given",
             weights=None if weights is None else weights[seen],
             seed=args.seed,
             **reading,
@@ -358,11 +365,15 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         raise ValueError(
             "`start_from_judge` needs pretrained features: give `--pretrained true` or `--pretrained FILE`."
         )
-    if model_args.judge_image_size and not model_args.start_from_judge:
+    if model_args.judge_image_size is not None and not model_args.start_from_judge:
         raise ValueError("`judge_image_size` is of the judge: give `--start_from_judge true`, or leave it out.")
+    if model_args.judge_image_size is not None and model_args.judge_image_size < 1:
+        raise ValueError(f"`judge_image_size={model_args.judge_image_size}` must be at least 1 pixel.")
     if model_args.start_from_judge:
         plain = prepared(data["train"], pixels.get("train"), training=False)
-        start, again = judges(model.to(args.device), model_args, data["train"], plain, args)
+        start, again = judges(
+            model.to(args.device), model_args, data["train"], plain, args, mixes=bool(data_args.mixup_alpha)
+        )
         judgement, crossed, with_targets = judged(start, data["train"], args)
         unjudged, data["train"] = data["train"], with_targets
 

@@ -1,5 +1,6 @@
 """Options of [`HNMLTrainer`]."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
@@ -225,9 +226,10 @@ class HNMLTrainingArguments(TrainingArguments):
             "consistency_weight",
             "mask_weight",
         ):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
+            self._require(name, 0 <= getattr(self, name) < math.inf, "a number from 0 on")
         for name in ("meta_lr", "extrapolation"):
-            self._require(name, getattr(self, name) is None or getattr(self, name) >= 0, "at least 0")
+            value = getattr(self, name)
+            self._require(name, value is None or 0 <= value < math.inf, "a number from 0 on")
         for name, kind in HNMLTrainingArguments.__annotations__.items():
             if name == "targets" and self.targets is None:
                 continue

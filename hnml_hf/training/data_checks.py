@@ -117,14 +117,20 @@ def check_symmetric_correction(args, dataset, *, mixes: bool, provided: Collecti
         raise ValueError(f"`symmetric_correction` is not available here: {reason}. Set it to false.")
 
 
-def chosen_targets(args, dataset, *, mixes: bool, can_judge: bool) -> str:
+def chosen_targets(args, *, there: bool, weighted: bool, mixes: bool, can_judge: bool) -> str:
     """`given`, `posterior` or `refreshed`: as the options say, or by what the dataset and the objective have.
 
-    `can_judge` says whether there is somebody to judge the labels again.
+    Args:
+        args ([`HNMLTrainingArguments`]): of the run.
+        there (`bool`): whether the dataset has soft targets, or will have them.
+        weighted (`bool`): whether its samples have weights.
+        mixes (`bool`): whether images are mixed.
+        can_judge (`bool`): whether there is somebody to judge the labels again.
+
+    Raises:
+        ValueError: if the options ask for targets that this run cannot have.
     """
-    chosen, data = args.targets, dataset
-    there = getattr(data, "targets", None) is not None
-    reason = None
+    chosen, reason = args.targets, None
     if not there:
         reason = "the training set has no soft targets; start from the judge's head, or `add_targets`"
     elif mixes:
@@ -137,7 +143,7 @@ def chosen_targets(args, dataset, *, mixes: bool, can_judge: bool) -> str:
         reason = "nobody judges again; start from the judge's head, or give the trainer `judge_again`"
     if chosen in ("posterior", "refreshed") and reason is not None:
         raise ValueError(f"`targets={chosen}` is not available here: {reason}. Leave it out, or give `given`.")
-    if chosen is None and there and reason is None and data.weights is not None:
+    if chosen is None and there and reason is None and weighted:
         reason = "the weights of the samples are the confidence in each given label"
     if chosen is None and there:
         chosen = "posterior" if reason is None else "given"

@@ -38,8 +38,9 @@ def running_directions(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, t
 
 
 def _no_running_gradient(optimizer: torch.optim.Optimizer) -> str:
+    own = getattr(optimizer, "optimizer", optimizer)  # Accelerate has wrapped it
     return (
-        f"`extrapolation` goes along the optimizer's momentum, and `{type(optimizer).__name__}` keeps none here. Use "
+        f"`extrapolation` goes along the optimizer's momentum, and `{type(own).__name__}` keeps none here. Use "
         "SGD with momentum (`optim='sgd', optim_args='momentum=0.9'`), Adam or AdamW, or set `extrapolation` to 0."
     )
 

@@ -21,6 +21,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 from transformers.utils.logging import log_levels
 
+from .extrapolation import running_directions
+
 
 @dataclass(frozen=True)
 class ParentOption:
@@ -323,12 +325,14 @@ FAILURES = (ValueError, TypeError, ImportError, KeyError, AttributeError, Arithm
 
 
 def check_optimizer(args: TrainingArguments):
-    """Make optimizer and schedule for one weight. Raises `ValueError` if they cannot be made."""
+    """Make optimizer and schedule for one weight. Raises `ValueError` if they cannot be made, or if the run extrapolates
+    along a momentum that the optimizer does not have."""
     weight = torch.nn.ParameterList([torch.zeros(2, 2)])
     chosen = f"`optim={_word(args.optim)}` with `optim_args={args.optim_args!r}`"
     try:
         make, options = Trainer.get_optimizer_cls_and_kwargs(args, weight)
-        if isinstance(make, type) and issubclass(make, torch.optim.Optimizer):  # else it is a factory for whole models
+        real = isinstance(make, type) and issubclass(make, torch.optim.Optimizer)  # else a factory for whole models
+        if real:
             optimizer = make(weight.parameters(), **options)
         else:
             optimizer = torch.optim.SGD(weight.parameters(), lr=args.learning_rate)
@@ -341,6 +345,8 @@ def check_optimizer(args: TrainingArguments):
         ignored = sorted(names - options.keys())  # transformers takes what it knows
         if ignored:
             raise ValueError(f"{chosen} cannot be made: `{ignored[0]}` has no effect on it.")
+    if real and getattr(args, "extrapolation", 0):
+        running_directions(optimizer)
     schedule_options = f"`lr_scheduler_kwargs={args.lr_scheduler_kwargs}`"
     chosen = f"`lr_scheduler_type={_word(args.lr_scheduler_type)}` with {schedule_options}"
     steps = args.max_steps if args.max_steps > 0 else 1000  # how many it will be is not known before the data are

@@ -89,7 +89,13 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         mixes = getattr(self.data_collator, "mixup", None) is not None
         self.objective, self.provided = bind_objective(args, self.model, mixes=mixes)
         check_data(args, train_dataset, self.model.config.num_labels, mixes=mixes, provided=self.provided)
-        self.targets = chosen_targets(args, train_dataset, mixes=mixes, can_judge=judge_again is not None)
+        self.targets = chosen_targets(
+            args,
+            there=getattr(train_dataset, "targets", None) is not None,
+            weighted=getattr(train_dataset, "weights", None) is not None,
+            mixes=mixes,
+            can_judge=judge_again is not None,
+        )
 
         self.finite_check, self.cost = FiniteCheck(self), Cost()  # each of the others is there if this run uses it
         self.teacher = create_teacher(self.model, args)

@@ -82,10 +82,20 @@ def test_a_head_is_as_sure_as_noisy_labels_allow():
     torch.testing.assert_close(as_sure_as_labels(head, features, labels, right).weight, head.weight, rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("targets", ["given", "posterior"])
-def test_the_start_is_as_sure_as_its_targets(folder, targets):
-    """With the given labels as targets the head's loss on them is as low as its scale allows."""
-    start = ["--start_from_judge", "true", "--learning_rate", "0", "--freeze_batch_norm", "true", "--targets", targets]
+@pytest.mark.parametrize(
+    ("options", "targets"),
+    [
+        ("--targets given", "given"),
+        ("--targets posterior", "posterior"),
+        ("--objective gce", "given"),
+        ("--objective ce --mixup_alpha 0.2", "given"),
+        ("--objective ce --symmetric_correction true", "given"),
+    ],
+)
+def test_the_start_is_as_sure_as_its_targets(folder, options, targets):
+    """With the given labels as targets, chosen or all that can be had, the head's loss on them is as low as its scale
+    allows."""
+    start = ["--start_from_judge", "true", "--learning_rate", "0", "--freeze_batch_norm", "true", *options.split()]
     options = [*save_small_quickstart(10), *RESNET, *SHORT, *start, "--audit", "false", "--monitor_fraction", "0"]
     load_script("train").main(options)
     rows = load_noisy_dataset("data", clean_label_column="clean_label", index_column="index")["train"]
@@ -95,6 +105,27 @@ def test_the_start_is_as_sure_as_its_targets(folder, targets):
     head = Head(run["fc.weight"], run["fc.bias"])
     scaled = as_sure_as_labels(head, values, labels)
     assert (float(scaled.weight.norm() / head.weight.norm()) > 0.99) == (targets == "given")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--targets posterior --objective gce", "objective `gce` takes labels alone"),
+        ("--targets posterior --objective ce --mixup_alpha 0.2", "images are mixed"),
+        ("--judge_image_size 0", "`judge_image_size=0` must be at least 1 pixel"),
+        ("--judge_image_size 0 --start_from_judge false", "give `--start_from_judge true`"),
+        ("--extrapolation 5 --optim_args momentum=0", "`extrapolation` goes along the optimizer's momentum, and `SGD`"),
+        ("--optim adafactor --optim_args=", "and `Adafactor` keeps none here"),
+        ("--mask_weight inf", "`mask_weight=inf` must be a number from 0 on"),
+        ("--elr_weight nan", "`elr_weight=nan` must be a number from 0 on"),
+        ("--extrapolation inf", "`extrapolation=inf` must be a number from 0 on"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_labels_are_judged(folder, capfd, options, said):
+    start = ["--start_from_judge", "true", *options.split()]
+    with pytest.raises(SystemExit, match=said):
+        load_script("train").main([*save_small_quickstart(20), *RESNET, *SHORT, *start])
+    assert "Judged" not in capfd.readouterr().out
 
 
 def test_the_judge_may_see_larger_images_than_the_network(folder, monkeypatch):

@@ -131,7 +131,7 @@ def test_the_home_folder(parse, monkeypatch):
         ("save_strategy: steps\nload_best_model_at_end: true", 5, "`load_best_model_at_end` chooses nothing"),
         ("optim_args: impetus=0.9", 4, "`optim=sgd` with `optim_args='impetus=0.9'` cannot be made"),
         ("lr_scheduler_type: warmup_stable_decay", 4, "`lr_scheduler_type=warmup_stable_decay` with"),
-        ("elr_weight: -1", 4, "`elr_weight=-1.0` must be at least 0"),
+        ("elr_weight: -1", 4, "`elr_weight=-1.0` must be a number from 0 on"),
         ("report_to: tensorbord", 4, "`report_to="),
         (
             "eval_strategy: epoch\nsave_strategy: steps\nload_best_model_at_end: true",

@@ -102,3 +102,13 @@ def test_batches_of_the_device_need_no_workers_and_resume_exactly(with_targets, 
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert_same_networks(whole, resumed)
     assert resumed.evaluate()["eval_loss"] == whole.evaluate()["eval_loss"]
+
+
+def test_other_targets_of_a_resumed_run_are_named(with_targets, tiny_dataset, posterior, tmp_path, caplog):
+    """As of a judge that sees the images at another size."""
+    saving = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2, "max_steps": -1}
+    resident_trainer(tmp_path, with_targets, **saving).train()
+    checkpoint, named = str(tmp_path / "checkpoint-3"), "likeliest classes of the targets"
+    for dataset, times in ((with_targets, 0), (add_targets(tiny_dataset, np.roll(posterior, 1, axis=1)), 1)):
+        resident_trainer(tmp_path, dataset, **saving).train(resume_from_checkpoint=checkpoint)
+        assert caplog.text.count(named) == times

@@ -686,11 +686,11 @@ def test_a_column_that_is_missing_is_named(tiny_dataset):
     [
         ({"objective": "magic"}, "`objective='magic'` is none of hnml"),
         ({"teacher_decay": 1.5}, "`teacher_decay=1.5` must be between 0 and 1"),
-        ({"extrapolation": -1.0}, "`extrapolation=-1.0` must be at least 0"),
+        ({"extrapolation": -1.0}, "`extrapolation=-1.0` must be a number from 0 on"),
         ({"gce_q": 0.0}, "above 0"),
         ({"elr_decay": 1.0}, "`elr_decay=1.0` must be below 1"),
         ({"teacher_decay": 1.0}, "`teacher_decay=1.0` must be below 1"),
-        ({"meta_lr": -1.0}, "`meta_lr=-1.0` must be at least 0"),
+        ({"meta_lr": -1.0}, "`meta_lr=-1.0` must be a number from 0 on"),
         ({"num_meta_draws": 0}, "at least 1"),
         ({"objective": "hnml_synthetic", "num_neighbors": 12}, "`num_neighbors=12` needs a batch of more images"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),

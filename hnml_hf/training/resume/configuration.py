@@ -46,7 +46,8 @@ def changeable_configuration(trainer) -> dict:
     """What else its course depends on, and may be changed for the rest of it; JSON values."""
     options, data = trainer.args.to_dict(), trainer.train_dataset
     own = HNMLTrainingArguments.__annotations__.keys() - fixed_configuration(trainer).keys()
-    return {
+    judged = {} if trainer.targets == "given" else {"likeliest classes of the targets": digest(data.targets[0][:, 0])}
+    return judged | {
         **{name: options.get(name) for name in FREE_OPTIONS},
         **{name: options[name] for name in sorted(own)},
         "batch_norm_frozen": trainer.model.batch_norm_frozen,
