@@ -22,7 +22,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +128,9 @@ class AuditArguments:
     )
 
 
+OF_THE_JUDGE = ("backbone", "pretrained", "image_size", "num_workers", "cache_dir")
+
+
 def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
     answer_help("audit", argv)
     parser = HfArgumentParser(
@@ -151,6 +154,11 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
         parser.error("give --run (a finished training run) or --model (any classifier), one of them")
     refuse_too_little(parser, "audit", argparse.Namespace(**vars(audit_args), **vars(data_args)))
     refuse_values(parser, audit_args)
+    if audit_args.run or audit_args.model:
+        scored = "a training run" if audit_args.run else "--model"
+        for option in fields(AuditArguments):
+            if option.name in OF_THE_JUDGE and getattr(audit_args, option.name) != option.default:
+                parser.error(f"--{option.name} is for the judge of a dataset; {scored} is scored by its own network")
     if audit_args.run and audit_args.check:
         parser.error("--check is of a dataset; a run has read all of its images")
     if audit_args.compare_splits and (audit_args.run or audit_args.model):

@@ -325,8 +325,11 @@ FAILURES = (ValueError, TypeError, ImportError, KeyError, AttributeError, Arithm
 
 
 def check_optimizer(args: TrainingArguments):
-    """Make optimizer and schedule for one weight. Raises `ValueError` if they cannot be made, or if the run extrapolates
-    along a momentum that the optimizer does not have."""
+    """Make optimizer and schedule for one weight.
+
+    Raises:
+        ValueError: if they cannot be made, or if the run extrapolates along a momentum that the optimizer has not.
+    """
     weight = torch.nn.ParameterList([torch.zeros(2, 2)])
     chosen = f"`optim={_word(args.optim)}` with `optim_args={args.optim_args!r}`"
     try:

@@ -114,7 +114,7 @@ def test_the_start_is_as_sure_as_its_targets(folder, options, targets):
         ("--targets posterior --objective ce --mixup_alpha 0.2", "images are mixed"),
         ("--judge_image_size 0", "`judge_image_size=0` must be at least 1 pixel"),
         ("--judge_image_size 0 --start_from_judge false", "give `--start_from_judge true`"),
-        ("--extrapolation 5 --optim_args momentum=0", "`extrapolation` goes along the optimizer's momentum, and `SGD`"),
+        ("--extrapolation 5 --optim_args momentum=0", "along the optimizer's momentum, and `SGD`"),
         ("--optim adafactor --optim_args=", "and `Adafactor` keeps none here"),
         ("--mask_weight inf", "`mask_weight=inf` must be a number from 0 on"),
         ("--elr_weight nan", "`elr_weight=nan` must be a number from 0 on"),

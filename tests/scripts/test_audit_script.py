@@ -554,6 +554,8 @@ def test_a_folder_of_a_run_is_scored_as_one(run, scripts, tmp_path):
         ("quickstart --export csv excel", "--export excel is none of csv, cleanlab"),
         ("quickstart --device gpu", "--device gpu cannot be used here"),
         ("quickstart --num_workers -1", "--num_workers must be at least 0"),
+        ("quickstart --model m --output_dir o --image_size 32", "--image_size is for the judge of a dataset; --model"),
+        ("--run r --cache_dir c", "--cache_dir is for the judge of a dataset; a training run is scored by its own"),
     ],
 )
 def test_a_mistake_is_named_before_the_pass(line, message, scripts, tmp_path, monkeypatch, capsys):
