@@ -63,6 +63,19 @@ class Features:
     folder: Path
 
 
+def describe_unreadable(dataset: Dataset, features: Features) -> str | None:
+    """How many images cannot be read, and which is the first, as a sentence; None if all can."""
+    bad = np.flatnonzero(~features.readable)
+    if not len(bad):
+        return None
+    first = _undecoded(dataset)[int(bad[0])]["image"] or {}
+    return f"{counted(len(bad), 'image')} cannot be read, the first is {first.get('path') or f'in row {bad[0]}'}."
+
+
+def _undecoded(dataset: Dataset) -> Dataset:
+    return dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+
+
 class FrozenBackbone(nn.Module):
     """The input of a classifier's last layer, and the mean of each stage's map beside it.
 
@@ -287,7 +300,7 @@ class _Images(torch.utils.data.Dataset):
         kept: np.ndarray,
     ):
         self.kept = kept  # digests, sorted, of images whose features lie elsewhere
-        self.stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+        self.stored = _undecoded(dataset)
         self.transform, self.rows, self.folder, self.max_pixels = transform, rows, folder, max_pixels
         self.content: Any = None
         self.done: Any = None

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -108,6 +109,44 @@ def test_a_row_without_a_readable_image_keeps_its_place(colored, weights, tmp_pa
     assert issues.loc[7, "rank"] == 60
 
 
+def broken(data: pd.DataFrame, rows, folder) -> pd.DataFrame:
+    """The same with files that are no images in some rows."""
+    paths = data["image"].copy()
+    for row in np.flatnonzero(rows):
+        paths[row] = str(folder / f"{row}.png")
+        (folder / f"{row}.png").write_bytes(b"no image")
+    return data.assign(image=paths)
+
+
+def test_unreadable_images_are_counted_and_classes_without_any_other_are_named(colored, weights, tmp_path, caplog):
+    data = broken(colored, colored["label"] == "blue", tmp_path)
+    issues = find_label_issues(data, **options(weights))
+    first = data["image"][data["label"] == "blue"].iloc[0]
+    assert f"20 images cannot be read, the first is {first}." in caplog.text
+    caution = "No image can be read of 1 class (blue): the noise rate is that of the others."
+    assert caution in issues.attrs["caution"] and caution in caplog.text
+    data = broken(colored, colored["label"] != "red", tmp_path)
+    with pytest.raises(ValueError, match="one class with a readable image, `red`; .* takes at least two classes"):
+        find_label_issues(data, **options(weights))
+
+
+def test_missing_files_of_a_table_are_an_error(colored, tmp_path):
+    paths = colored["image"].where(np.arange(60) % 3 == 0, str(tmp_path / "none.png"))
+    message = "Row 1, column `image`: no such image: 40 of 60 rows, first: .*none.png"
+    for data in (colored.assign(image=paths), Dataset.from_pandas(colored.assign(image=paths))):
+        with pytest.raises(ValueError, match=message):
+            as_dataset(data)
+
+
+def test_a_column_may_mix_paths_bytes_and_images(colored):
+    images = colored["image"].tolist()
+    images[0], images[1] = Path(images[0]), Path(images[1]).read_bytes()
+    with Pillow.open(images[2]) as image:
+        images[2] = image.copy()
+    mixed = as_dataset(colored.assign(image=images))
+    assert mixed[:4]["image"] == as_dataset(colored)[:4]["image"]
+
+
 def test_people_decide_and_the_judge_learns_from_it(colored, weights, tmp_path):
     dataset, backbone = as_dataset(colored), load_backbone("test_resnet", pretrained=weights, image_size=64)
     features = extract_features(dataset, backbone, cache_dir=tmp_path, num_workers=0)
@@ -176,7 +215,8 @@ def test_the_judge_is_left_as_a_model(colored, weights, tmp_path):
         (Dataset.from_dict({"image": ["a", "b"], "label": [{"x": 1}, {"x": 2}]}), "Row 0, column `label`"),
         (pd.DataFrame({"image": ["a", "b"], "label": ["x", "x"]}), "have one class, `x`"),
         (pd.DataFrame({"image": [], "label": []}), "have no rows"),
-        (pd.DataFrame({"image": [3, 4], "label": ["x", "y"]}), "column of images is of the type int64"),
+        (pd.DataFrame({"img": [3, 4], "label": ["x", "y"]}), "Row 0, column `img`: .* int"),
+        (Dataset.from_dict({"image": [3, 4], "label": ["x", "y"]}), "column of images is of the type int64"),
         (pd.DataFrame({"image": ["a", "b"], "label": [0, 1], "index": [7, 7]}), "another for each"),
         (Dataset.from_dict({"image": ["a", "b"], "label": [0, 1], "index": ["u", "v"]}), "whole number"),
         (
@@ -201,7 +241,7 @@ def test_bad_input_is_named(data, message):
     ],
 )
 def test_labels_are_read_as_those_of_files(given, labels, names):
-    dataset = as_dataset(pd.DataFrame({"image": ["a", "b", "c"], "label": given}))
+    dataset = as_dataset(pd.DataFrame({"image": [None] * 3, "label": given}))
     assert dataset["label"] == labels and dataset.features["label"].names == names
 
 
@@ -230,8 +270,8 @@ def test_features_may_be_of_any_kind_and_names_of_mixed_types():
         pd.testing.assert_frame_equal(find_label_issues((features, labels.tolist())), expected)
 
 
-def test_ids_of_a_table_are_kept_and_a_row_without_an_image_has_a_place():
-    data = pd.DataFrame({"path": [None, "b.png"], "label": ["x", "y"], "index": [7, 5]})
+def test_ids_of_a_table_are_kept_and_a_row_without_an_image_has_a_place(colored):
+    data = pd.DataFrame({"path": [None, colored["image"][0]], "label": ["x", "y"], "index": [7, 5]})
     assert list(as_dataset(data)["index"]) == [7, 5]
     assert as_dataset(data).cast_column("image", Image(decode=False))[0]["image"] is None
 
