@@ -73,7 +73,7 @@ def describe_unreadable(dataset: Dataset, features: Features) -> str | None:
 
 
 def _undecoded(dataset: Dataset) -> Dataset:
-    return dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+    return dataset.with_format(None).select_columns(["image"]).cast_column("image", Image(decode=False))
 
 
 class FrozenBackbone(nn.Module):

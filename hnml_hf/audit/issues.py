@@ -28,7 +28,7 @@ from .features import (
     load_backbone,
 )
 from .findings import TYPICAL, neighbor_columns
-from .judge import Judgement, fit_head, identical_rows, judge_labels
+from .judge import Judgement, check_labels, fit_head, identical_rows, judge_labels
 from .noise_model import doubt_of_rate
 from .review.annotations import annotated_labels, apply_annotations
 from .start import set_head
@@ -360,6 +360,7 @@ def as_dataset(data, *, image_column: str | None = None, label_column: str | Non
     if isinstance(data, str | os.PathLike):
         loaded = load_noisy_dataset(os.fspath(data), image_column=image_column, label_column=label_column)["train"]
         _check_classes(loaded.features["label"].names)
+        check_labels(column(loaded, "label"), column=label_column)
         return loaded
     if not isinstance(data, pd.DataFrame | Dataset):
         raise ValueError(
@@ -388,6 +389,7 @@ def as_dataset(data, *, image_column: str | None = None, label_column: str | Non
         else:
             labels, names = _encode(given, label_column)
     _check_classes(names if len(data) else [])
+    check_labels(labels, column=label_column)
     dataset = dataset.add_column("label", labels.tolist()).cast_column("label", ClassLabel(names=names))
     dataset = dataset.add_column("index", _sample_ids(data))
     if missing := not_on_disk(dataset):

@@ -210,11 +210,7 @@ def judge_labels(
     fold = assign_folds(trained_on, groups, folds=folds, seed=seed)
     judged = _known_elsewhere(trained_on, fold, weights, num_labels) | (known >= 0)
     if not judged.any():
-        raise ValueError(
-            f"No class has two different samples ({counted(len(labels), 'sample')}, "
-            f"{counted(num_labels, 'class')}), so no label can be "
-            "judged by others of its class. Give more samples."
-        )
+        raise _all_alone(labels)
 
     given = torch.from_numpy(labels)
     statistics = FoldStatistics.of_labels(
@@ -397,6 +393,29 @@ def _rounds_help(data: _Data, statistics: "FoldStatistics", shrinkage: float) ->
     )
     gain = (after - before).double()
     return bool(gain.mean() > 2 * gain.std() / len(gain) ** 0.5)
+
+
+def check_labels(labels: np.ndarray, *, column: str | None = None):
+    """Refuse labels that nothing can be judged by, whatever their images: before the pass that takes long.
+
+    Args:
+        labels (`np.ndarray` of shape `(n,)`): given labels.
+        column (`str`, *optional*): that they are from; it may be the wrong one.
+
+    Raises:
+        ValueError: if no class has two samples.
+    """
+    if len(np.unique(labels)) == len(labels):
+        raise _all_alone(labels, column)
+
+
+def _all_alone(labels: np.ndarray, column: str | None = None) -> ValueError:
+    where = f", by the column `{column}`" if column else ""
+    return ValueError(
+        f"No class has two different samples ({counted(len(labels), 'sample')}, "
+        f"{counted(len(np.unique(labels)), 'class')}{where}), so no label can be judged by others of its class. Give "
+        f"more samples{', or another column of labels' if column else ''}."
+    )
 
 
 def assign_folds(labels: np.ndarray, groups: np.ndarray, *, folds: int, seed: int) -> np.ndarray:

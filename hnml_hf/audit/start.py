@@ -17,7 +17,7 @@ from ..data.schema import column
 from ..modeling.forward import ask, run_over
 from .dynamics import score_predictions
 from .features import FrozenBackbone, describe_unreadable, extract_features
-from .judge import Head, Judgement, fit_head, judge_labels
+from .judge import Head, Judgement, check_labels, fit_head, judge_labels
 
 
 ENOUGH = 20_000  # samples, to find the scale of a head
@@ -148,6 +148,8 @@ def start_from_judge(
     Raises:
         ValueError: if an image cannot be read, and as [`judge_labels`] and [`set_head`].
     """
+    labels = column(dataset, "label").astype(np.int64)
+    check_labels(labels)
     options |= {"cache_dir": cache_dir, "device": model.device}
     seen = at_its_size = extract_features(dataset, backbone, **options)
     if judging is not None:
@@ -157,7 +159,6 @@ def start_from_judge(
     found = None
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         how = {"num_labels": model.config.num_labels, "weights": weights, "device": model.device}
-        labels = column(dataset, "label").astype(np.int64)
         judgement = judge_labels(seen.values, labels, groups=seen.groups, seed=seed, **how)
         values = at_its_size.values[:, : model.class_weights.shape[1]]
         head = fit_head(values, judgement, **how)

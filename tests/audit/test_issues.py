@@ -217,8 +217,12 @@ def test_the_judge_is_left_as_a_model(colored, weights, tmp_path):
         (pd.DataFrame({"image": [], "label": []}), "have no rows"),
         (pd.DataFrame({"img": [3, 4], "label": ["x", "y"]}), "Row 0, column `img`: .* int"),
         (Dataset.from_dict({"image": [3, 4], "label": ["x", "y"]}), "column of images is of the type int64"),
-        (pd.DataFrame({"image": ["a", "b"], "label": [0, 1], "index": [7, 7]}), "another for each"),
-        (Dataset.from_dict({"image": ["a", "b"], "label": [0, 1], "index": ["u", "v"]}), "whole number"),
+        (pd.DataFrame({"image": ["a"] * 3, "label": [0, 1, 1], "index": [7, 7, 8]}), "another for each"),
+        (Dataset.from_dict({"image": ["a"] * 3, "label": [0, 1, 1], "index": ["u", "v", "w"]}), "whole number"),
+        (
+            pd.DataFrame({"image": ["a"] * 3, "label": [4, 7, 2]}),
+            r"two different samples \(3 samples, 3 classes, by the column `label`\).*, or another column of labels",
+        ),
         (
             Dataset.from_dict({"image": ["a", "b"], "label": [0, -1]}).cast_column("label", ClassLabel(names=["x"])),
             "Row 1 has no label",
@@ -271,9 +275,17 @@ def test_features_may_be_of_any_kind_and_names_of_mixed_types():
 
 
 def test_ids_of_a_table_are_kept_and_a_row_without_an_image_has_a_place(colored):
-    data = pd.DataFrame({"path": [None, colored["image"][0]], "label": ["x", "y"], "index": [7, 5]})
-    assert list(as_dataset(data)["index"]) == [7, 5]
+    data = pd.DataFrame({"path": [None, *colored["image"][:2]], "label": ["x", "y", "y"], "index": [7, 5, 6]})
+    assert list(as_dataset(data)["index"]) == [7, 5, 6]
     assert as_dataset(data).cast_column("image", Image(decode=False))[0]["image"] is None
+
+
+def test_a_dataset_that_is_made_into_tensors_on_the_fly(colored, weights):
+    data = Dataset.from_pandas(colored).cast_column("image", Image())
+    expected = find_label_issues(data, **options(weights))
+    ready = data.with_transform(lambda batch: {"pixel_values": [torch.zeros(3, 8, 8) for _ in batch["image"]]})
+    pd.testing.assert_frame_equal(find_label_issues(ready, **options(weights)), expected)
+    pd.testing.assert_frame_equal(find_label_issues(data.with_format("torch"), **options(weights)), expected)
 
 
 def test_class_labels_and_ids_are_kept(colored):
