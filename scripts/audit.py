@@ -75,6 +75,7 @@ from hnml_hf.audit.review.matching import Scored, describe_lost
 from hnml_hf.audit.run import write_report
 from hnml_hf.audit.table import changed_rows, image_paths
 from hnml_hf.cli import MOVED, HelpFormatter, answer_help, refuse_too_little
+from hnml_hf.common.devices import usable_device
 from hnml_hf.common.words import counted
 from hnml_hf.data.checks import format_report, save_report
 from hnml_hf.data.schema import column, labels_fingerprint
@@ -449,7 +450,7 @@ def main(argv: list[str] | None = None):
 
 def audit(audit_args: AuditArguments, data_args: DataArguments):
     """Read the data, score every label, and write what was asked for."""
-    device = torch.device(audit_args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(audit_args.device)
 
     backbone = None if audit_args.run or audit_args.model else load_frozen(audit_args)
     with launched().main_process_first():

@@ -12,6 +12,8 @@ import pandas as pd
 import torch
 from datasets import ClassLabel, Dataset, Image, Value
 
+from ..common.devices import usable_device
+from ..common.values import require_whole
 from ..common.words import counted
 from ..data.files import as_name, first_few
 from ..data.load import load_noisy_dataset
@@ -66,7 +68,8 @@ def find_label_issues(
     Args:
         data (`str`, `Path`, `pd.DataFrame`, `datasets.Dataset` or `tuple`): whatever [`load_noisy_dataset`] loads, of
             which the training split is judged; a table with a column of images or paths, and one of labels; or
-            features `(n, d)` and labels `(n,)`, numbers or names, without any image.
+            features `(n, d)` and labels `(n,)`, numbers or names, without any image; then `seed` and `device` are the
+            only options. Each number among labels is a class, -1 too.
         backbone (`str`): timm name.
         pretrained (`bool`, `str` or `Path`): `True` for timm's weights from the Hub, or a safetensors file or folder.
         image_size (`int`, *optional*): side in pixels; default: the backbone's own.
@@ -79,36 +82,63 @@ def find_label_issues(
         `pd.DataFrame`: a row per sample, the most probably wrong first; columns and `attrs` as of [`load_audit`].
 
     Raises:
-        ValueError: if the data have no such columns, an image file is missing, or fewer than two classes have a
-            readable image.
+        ValueError: if an option has a value that cannot be or is without effect, the data have no such columns, an
+            image file is missing, or fewer than two classes have a readable image.
 
     Example:
 
         issues = find_label_issues("photos")
         issues[issues.noise_score > 0.5][["path", "label_name", "suggested_name"]]
     """
+    usable_device(device)
+    require_whole("seed", seed, least=0)
     if isinstance(data, tuple):
-        features, labels, names = _from_arrays(data)
-        judgement = judge_labels(features, labels, num_labels=len(names), seed=seed, device=device)
-        groups = identical_rows(features)
-        return issue_table(judgement, np.arange(len(labels)), labels, names, groups=groups).sort_values("rank")
-    dataset = as_dataset(data, image_column=image_column, label_column=label_column)
-    frozen = load_backbone(backbone, pretrained=pretrained, image_size=image_size)
-    with tempfile.TemporaryDirectory() as temporary:
-        extracted = extract_features(
-            dataset,
-            frozen,
-            cache_dir=cache_dir or temporary,
+        _refuse_image_options(
+            backbone=backbone,
+            pretrained=pretrained,
+            image_size=image_size,
             batch_size=batch_size,
             num_workers=num_workers,
-            device=device,
+            cache_dir=cache_dir,
+            image_column=image_column,
+            label_column=label_column,
         )
-        if said := describe_unreadable(dataset, extracted):
-            logger.warning("%s Such rows have no score of their own: `times_seen` is 0.", said)
-        table = judge_dataset(dataset, extracted, seed=seed, device=device)
+        table = _judge_arrays(data, seed=seed, device=device)
+    else:
+        dataset = as_dataset(data, image_column=image_column, label_column=label_column)
+        frozen = load_backbone(backbone, pretrained=pretrained, image_size=image_size)
+        with tempfile.TemporaryDirectory() as temporary:
+            extracted = extract_features(
+                dataset,
+                frozen,
+                cache_dir=cache_dir or temporary,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                device=device,
+            )
+            if said := describe_unreadable(dataset, extracted):
+                logger.warning("%s Such rows have no score of their own: `times_seen` is 0.", said)
+            table = judge_dataset(dataset, extracted, seed=seed, device=device)
     if table.attrs["caution"]:
         logger.warning(table.attrs["caution"])
     return table.sort_values("rank")
+
+
+def _refuse_image_options(**given):
+    """Of features and labels: what is not as by default would have no effect."""
+    usual = find_label_issues.__kwdefaults__
+    changed = [f"`{name}={value!r}`" for name, value in given.items() if value != usual[name]]
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)}: without an effect on features and labels, which have no images or columns. Leave "
+            "such options out, or give the images."
+        )
+
+
+def _judge_arrays(data: tuple, *, seed: int, device: str | None) -> pd.DataFrame:
+    features, labels, names = _from_arrays(data)
+    judgement = judge_labels(features, labels, num_labels=len(names), seed=seed, device=device)
+    return issue_table(judgement, np.arange(len(labels)), labels, names, groups=identical_rows(features))
 
 
 def judge_dataset(
@@ -344,8 +374,8 @@ def _too_few_labels(noise_rate_range: tuple[float, float], labels: np.ndarray) -
     if each >= ENOUGH or high - low < NARROW:
         return None
     return (
-        f"The noise rate is no estimate to use: with {each:.0f} labels of each class, on average, it is often far "
-        f"off. Below {ENOUGH} only its range counts, {low:.0%} to {high:.0%}."
+        f"The noise rate is no estimate to use: with {counted(int(each), 'label')} of each class, on average, it is "
+        f"often far off. Below {ENOUGH} only its range counts, {low:.0%} to {high:.0%}."
     )
 
 
@@ -455,9 +485,11 @@ def _as_class(value: Any, row: int, column: str | None) -> int | str:
     value = as_name(value) if isinstance(value, str) else value
     if (isinstance(value, str) and not value) or (pd.api.types.is_scalar(value) and pd.isna(value)):
         raise ValueError(f"Row {row} has no label.")
-    if isinstance(value, bool | np.bool_ | str):
+    if isinstance(value, str):
         return str(value)
-    if isinstance(value, int | np.integer) or (isinstance(value, float | np.floating) and float(value).is_integer()):
+    if isinstance(value, int | np.integer | np.bool_) or (
+        isinstance(value, float | np.floating) and float(value).is_integer()
+    ):
         return int(value)
     raise ValueError(
         f"Row {row}{f', column `{column}`' if column else ''}: the label {str(value)[:80]!r} is not a class; give one "

@@ -90,8 +90,14 @@ def test_features_and_labels_without_images():
 
 def test_few_labels_of_a_class_tell_a_range_alone():
     generator = np.random.default_rng(0)
-    for each, words in ((10, "with 10 labels of each class, on average, it is often far off"), (60, None)):
-        labels = np.arange(3 * each) % 3
+    few = "with {} of each class, on average, it is often far off"
+    for count, words in (
+        (4, few.format("1 label")),
+        (30, few.format("10 labels")),
+        (89, few.format("29 labels")),
+        (180, None),
+    ):
+        labels = np.arange(count) % 3
         issues = find_label_issues((generator.normal(size=(len(labels), 8)) + 6 * np.eye(8)[labels], labels))
         low, high = issues.attrs["noise_rate_interval"]
         assert words is None or f"only its range counts, {low:.0%} to {high:.0%}." in issues.attrs["caution"]
@@ -239,7 +245,8 @@ def test_bad_input_is_named(data, message):
     [
         ([2.0, 10.0, 2.0], [0, 1, 0], ["2", "10"]),  # as pandas writes numbers in a column that had empty cells
         ([" b", "a", "b "], [1, 0, 1], ["a", "b"]),
-        ([True, False, True], [1, 0, 1], ["False", "True"]),
+        ([True, False, True], [1, 0, 1], ["0", "1"]),
+        (["True", "False", "True"], [1, 0, 1], ["False", "True"]),
         (["b", 1, "b"], [1, 0, 1], ["1", "b"]),
         (pd.Categorical(["z", "y", "z"]), [1, 0, 1], ["y", "z"]),
     ],
@@ -257,12 +264,45 @@ def test_labels_are_read_as_those_of_files(given, labels, names):
         ((FEATURES, np.eye(9)), r"must have the shape \(n,\), one class each; given \(9, 9\)"),
         ((FEATURES, [["a"]] * 8 + [["a", "b"]]), "Row 0: the label"),
         ((FEATURES, ["a"] * 9, 3), "a tuple of 3"),
+        ((FEATURES[:, :0], ["a", "b", "c"] * 3), r"the shape \(9, 0\): no feature to judge labels by"),
         ((FEATURES.astype(str), ["a", "b", "c"] * 3), "give numbers"),
     ],
 )
 def test_bad_features_are_named(data, message):
     with pytest.raises(ValueError, match=message):
         find_label_issues(data)
+
+
+def test_options_of_images_are_refused_for_features_and_doubts_are_logged(caplog):
+    labels = np.arange(9) % 3
+    with pytest.raises(ValueError, match="`backbone='zzz'`, `image_size=-4`, `label_column='x'`: without an effect"):
+        find_label_issues((FEATURES, labels), image_size=-4, backbone="zzz", label_column="x")
+    issues = find_label_issues((FEATURES, labels))
+    assert issues.attrs["caution"] and issues.attrs["caution"] in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": "nonsense"}, "`device='nonsense'` cannot be used here: "),
+        ({"device": "meta"}, "`device='meta'` cannot be used here: "),
+        ({"seed": -1}, "`seed=-1` must be a whole number, at least 0"),
+        ({"image_size": 64.5}, "`image_size=64.5` must be a whole number, at least 1"),
+        ({"image_size": (64, 64)}, r"`image_size=\(64, 64\)` must be a whole number"),
+        ({"batch_size": 0}, "`batch_size=0` must be a whole number, at least 1"),
+        ({"num_workers": -1}, "`num_workers=-1` must be a whole number, at least 0"),
+        ({"backbone": None}, "`backbone=None` is no name of a timm model"),
+        ({"cache_dir": __file__}, "`cache_dir='.*'`: .* is a file; give a folder"),
+        ({"cache_dir": f"{__file__}/features"}, "is a file; give a folder"),
+    ],
+)
+def test_values_that_cannot_be_are_named_before_the_pass(given, message, colored, weights, monkeypatch):
+    monkeypatch.setattr("hnml_hf.audit.features.run_over", None)
+    with pytest.raises(ValueError, match=message):
+        find_label_issues(colored, **(options(weights) | given))
+    if given.keys() <= {"device", "seed"}:
+        with pytest.raises(ValueError, match=message):
+            find_label_issues((FEATURES, np.arange(9) % 3), **given)
 
 
 def test_features_may_be_of_any_kind_and_names_of_mixed_types():
@@ -286,6 +326,17 @@ def test_a_dataset_that_is_made_into_tensors_on_the_fly(colored, weights):
     ready = data.with_transform(lambda batch: {"pixel_values": [torch.zeros(3, 8, 8) for _ in batch["image"]]})
     pd.testing.assert_frame_equal(find_label_issues(ready, **options(weights)), expected)
     pd.testing.assert_frame_equal(find_label_issues(data.with_format("torch"), **options(weights)), expected)
+
+
+def test_booleans_have_the_same_names_wherever_they_come_from(colored, tmp_path):
+    data = colored.assign(label=colored["label"] == "red")
+    data.assign(image=[Path(path).name for path in data["image"]]).to_parquet(tmp_path / "train.parquet")
+    for path in data["image"]:
+        shutil.copy(path, tmp_path)
+    for given in (data, Dataset.from_pandas(data), tmp_path / "train.parquet"):
+        assert as_dataset(given).features["label"].names == ["0", "1"]
+    features = np.random.default_rng(0).normal(size=(60, 4))
+    assert find_label_issues((features, data["label"].to_numpy())).attrs["class_names"] == ["0", "1"]
 
 
 def test_class_labels_and_ids_are_kept(colored):
