@@ -66,7 +66,7 @@ from hnml_hf.audit.features import (
 )
 from hnml_hf.audit.findings import FINDINGS, findings
 from hnml_hf.audit.issues import dataset_table, judge_classifier, judge_features, worst_pairs
-from hnml_hf.audit.judge import Judgement
+from hnml_hf.audit.judge import Judgement, check_labels
 from hnml_hf.audit.leaks import find_leaks
 from hnml_hf.audit.review import follow_annotations, merge_annotations, read_all
 from hnml_hf.audit.review.annotations import unknown_classes
@@ -75,9 +75,10 @@ from hnml_hf.audit.review.matching import Scored, describe_lost
 from hnml_hf.audit.run import write_report
 from hnml_hf.audit.table import changed_rows, image_paths
 from hnml_hf.cli import MOVED, HelpFormatter, answer_help, refuse_too_little
+from hnml_hf.common.devices import usable_device
 from hnml_hf.common.words import counted
 from hnml_hf.data.checks import format_report, save_report
-from hnml_hf.data.schema import labels_fingerprint
+from hnml_hf.data.schema import column, labels_fingerprint
 from hnml_hf.training.resume.files import run_lock
 
 
@@ -234,6 +235,8 @@ def checkset(audit_args: AuditArguments, data_args: DataArguments, data: Dataset
     state = launched()
     compared = compared_splits(audit_args, data)
     annotations = decisions(audit_args, data_args, data["train"])
+    if annotations is None:  # what people have decided may tell of classes that have one sample
+        check_labels(column(data["train"], "label"), column=data_args.label_column)
     facts = {}
     if audit_args.check and state.is_main_process:
         facts["check"] = check(data, audit_args.output_dir, max_pixels=data_args.max_pixels)
@@ -455,7 +458,7 @@ def main(argv: list[str] | None = None):
 
 def audit(audit_args: AuditArguments, data_args: DataArguments):
     """Read the data, score every label, and write what was asked for."""
-    device = torch.device(audit_args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(audit_args.device)
 
     backbone = None if audit_args.run or audit_args.model else load_frozen(audit_args)
     with launched().main_process_first():

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import sys
-import textwrap
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -44,6 +43,7 @@ from hnml_hf.cli import (
 )
 from hnml_hf.common.allocator import keep_freed_memory
 from hnml_hf.common.atomic import atomic_write
+from hnml_hf.common.devices import usable_device, why_unusable
 from hnml_hf.common.words import counted
 from hnml_hf.data.checks import apply_exclusions, load_exclusions
 from hnml_hf.data.load import DATASET_NAMES
@@ -448,18 +448,15 @@ def chosen_split(data: DatasetDict, asked: str | None) -> str:
 
 def unusable(device: str | None) -> str | None:
     """Why nothing can be computed on the device of this name; None if it can, or none was named."""
-    try:
-        torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        return f"--device {device} cannot be used here: {textwrap.shorten(str(error).splitlines()[0], 200)}"
-    return None
+    reason = None if device is None else why_unusable(device)
+    return f"--device {device} cannot be used here: {reason}" if reason else None
 
 
 def inference_device(name: str | None) -> torch.device:
     """The device of this name; by default a GPU if there is one. On a CPU the process keeps freed memory."""
     if problem := unusable(name):
         raise SystemExit(f"error: {problem}")
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(name)
     if device.type == "cpu":
         keep_freed_memory()
     return device

@@ -19,6 +19,8 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset, Image
 from torch import nn
 
+from ..common.devices import usable_device
+from ..common.values import require_whole
 from ..common.words import counted
 from ..data.collate import collate_readable
 from ..data.decoding import MAX_PIXELS, UNREADABLE, decode, read_stored
@@ -61,6 +63,19 @@ class Features:
     computed: int
     seconds: dict[str, float]
     folder: Path
+
+
+def describe_unreadable(dataset: Dataset, features: Features) -> str | None:
+    """How many images cannot be read, and which is the first, as a sentence; None if all can."""
+    bad = np.flatnonzero(~features.readable)
+    if not len(bad):
+        return None
+    first = _undecoded(dataset)[int(bad[0])]["image"] or {}
+    return f"{counted(len(bad), 'image')} cannot be read, the first is {first.get('path') or f'in row {bad[0]}'}."
+
+
+def _undecoded(dataset: Dataset) -> Dataset:
+    return dataset.with_format(None).select_columns(["image"]).cast_column("image", Image(decode=False))
 
 
 class FrozenBackbone(nn.Module):
@@ -109,10 +124,15 @@ def load_backbone(
         model_args: any other JSON-able argument of `timm.create_model`.
 
     Raises:
-        ValueError: without weights, since random features tell nothing, and as `from_timm`.
+        ValueError: for a name or size that cannot be; without weights, since random features tell nothing, and as
+            `from_timm`.
     """
     if not pretrained:
         raise ValueError("An audit needs pretrained features: give `pretrained` true or a file of weights.")
+    if not isinstance(backbone, str) or not backbone:
+        raise ValueError(f"`backbone={backbone!r}` is no name of a timm model; give one, as `{BACKBONE}`.")
+    if image_size is not None:
+        image_size = require_whole("image_size", image_size, least=1)
     model = TimmCAMForImageClassification.from_timm(
         backbone,
         num_labels=2,
@@ -171,10 +191,16 @@ def extract_features(
 
     Raises:
         OSError: if the disk has no room for them, or is read-only and lacks some.
-        ValueError: if not one image can be read.
+        ValueError: if an option has a value that cannot be, or not one image can be read.
     """
     state = launched()
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for number, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value is not None:
+            require_whole(number, value, least=least)
+    there = next(place for place in (Path(cache_dir), *Path(cache_dir).absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"`cache_dir={os.fspath(cache_dir)!r}`: {there} is a file; give a folder.")
+    place = usable_device(device)
     if place.type == "cuda" and place.index is None and state.num_processes > 1:
         place = torch.device("cuda", state.local_process_index)
     if num_workers is None:
@@ -287,7 +313,7 @@ class _Images(torch.utils.data.Dataset):
         kept: np.ndarray,
     ):
         self.kept = kept  # digests, sorted, of images whose features lie elsewhere
-        self.stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+        self.stored = _undecoded(dataset)
         self.transform, self.rows, self.folder, self.max_pixels = transform, rows, folder, max_pixels
         self.content: Any = None
         self.done: Any = None

@@ -4,8 +4,7 @@ import copy
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,25 @@ import pandas as pd
 import torch
 from datasets import ClassLabel, Dataset, Image, Value
 
-from ..data.files import as_name
+from ..common.devices import usable_device
+from ..common.values import require_whole
+from ..common.words import counted
+from ..data.files import as_name, first_few
 from ..data.load import load_noisy_dataset
+from ..data.published.builder import not_on_disk
 from ..data.schema import column, labels_fingerprint
 from ..data.targets import top_targets
 from ..modeling.timm_cam import TimmCAMForImageClassification
-from .features import BACKBONE, Features, FrozenBackbone, extract_features, load_backbone
+from .features import (
+    BACKBONE,
+    Features,
+    FrozenBackbone,
+    describe_unreadable,
+    extract_features,
+    load_backbone,
+)
 from .findings import TYPICAL, neighbor_columns
-from .judge import Judgement, fit_head, identical_rows, judge_labels
+from .judge import Judgement, check_labels, fit_head, identical_rows, judge_labels
 from .noise_model import doubt_of_rate
 from .review.annotations import annotated_labels, apply_annotations
 from .start import set_head
@@ -58,7 +68,8 @@ def find_label_issues(
     Args:
         data (`str`, `Path`, `pd.DataFrame`, `datasets.Dataset` or `tuple`): whatever [`load_noisy_dataset`] loads, of
             which the training split is judged; a table with a column of images or paths, and one of labels; or
-            features `(n, d)` and labels `(n,)`, numbers or names, without any image.
+            features `(n, d)` and labels `(n,)`, numbers or names, without any image; then `seed` and `device` are the
+            only options. Each number among labels is a class, -1 too.
         backbone (`str`): timm name.
         pretrained (`bool`, `str` or `Path`): `True` for timm's weights from the Hub, or a safetensors file or folder.
         image_size (`int`, *optional*): side in pixels; default: the backbone's own.
@@ -71,33 +82,63 @@ def find_label_issues(
         `pd.DataFrame`: a row per sample, the most probably wrong first; columns and `attrs` as of [`load_audit`].
 
     Raises:
-        ValueError: if the data have no such columns, fewer than two classes, or no readable image.
+        ValueError: if an option has a value that cannot be or is without effect, the data have no such columns, an
+            image file is missing, or fewer than two classes have a readable image.
 
     Example:
 
         issues = find_label_issues("photos")
         issues[issues.noise_score > 0.5][["path", "label_name", "suggested_name"]]
     """
+    usable_device(device)
+    require_whole("seed", seed, least=0)
     if isinstance(data, tuple):
-        features, labels, names = _from_arrays(data)
-        judgement = judge_labels(features, labels, num_labels=len(names), seed=seed, device=device)
-        groups = identical_rows(features)
-        return issue_table(judgement, np.arange(len(labels)), labels, names, groups=groups).sort_values("rank")
-    dataset = as_dataset(data, image_column=image_column, label_column=label_column)
-    frozen = load_backbone(backbone, pretrained=pretrained, image_size=image_size)
-    with tempfile.TemporaryDirectory() as temporary:
-        extracted = extract_features(
-            dataset,
-            frozen,
-            cache_dir=cache_dir or temporary,
+        _refuse_image_options(
+            backbone=backbone,
+            pretrained=pretrained,
+            image_size=image_size,
             batch_size=batch_size,
             num_workers=num_workers,
-            device=device,
+            cache_dir=cache_dir,
+            image_column=image_column,
+            label_column=label_column,
         )
-        table = judge_dataset(dataset, extracted, seed=seed, device=device)
+        table = _judge_arrays(data, seed=seed, device=device)
+    else:
+        dataset = as_dataset(data, image_column=image_column, label_column=label_column)
+        frozen = load_backbone(backbone, pretrained=pretrained, image_size=image_size)
+        with tempfile.TemporaryDirectory() as temporary:
+            extracted = extract_features(
+                dataset,
+                frozen,
+                cache_dir=cache_dir or temporary,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                device=device,
+            )
+            if said := describe_unreadable(dataset, extracted):
+                logger.warning("%s Such rows have no score of their own: `times_seen` is 0.", said)
+            table = judge_dataset(dataset, extracted, seed=seed, device=device)
     if table.attrs["caution"]:
         logger.warning(table.attrs["caution"])
     return table.sort_values("rank")
+
+
+def _refuse_image_options(**given):
+    """Of features and labels: what is not as by default would have no effect."""
+    usual = find_label_issues.__kwdefaults__
+    changed = [f"`{name}={value!r}`" for name, value in given.items() if value != usual[name]]
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)}: without an effect on features and labels, which have no images or columns. Leave "
+            "such options out, or give the images."
+        )
+
+
+def _judge_arrays(data: tuple, *, seed: int, device: str | None) -> pd.DataFrame:
+    features, labels, names = _from_arrays(data)
+    judgement = judge_labels(features, labels, num_labels=len(names), seed=seed, device=device)
+    return issue_table(judgement, np.arange(len(labels)), labels, names, groups=identical_rows(features))
 
 
 def judge_dataset(
@@ -132,14 +173,21 @@ def judge_features(
     seed: int = 0,
     device: str | None = None,
 ) -> Judgement:
-    """The judgement of the labels of those images that can be read; arguments as in [`judge_dataset`]."""
+    """The judgement of the labels of those images that can be read; arguments as in [`judge_dataset`].
+
+    Raises:
+        ValueError: if fewer than two classes have a readable image, and as [`judge_labels`].
+    """
     names, labels = dataset.features["label"].names, column(dataset, "label").astype(np.int64)
     rows = np.flatnonzero(features.readable)
     values = features.values if len(rows) == len(labels) else features.values[rows]
     index = column(dataset, "index")
     options: dict[str, Any] = {"seed": seed, "device": device, "weights": _weights(annotations, index[rows])}
+    classes = labels[rows]
     if annotations is not None:
-        options["known"] = annotated_labels(annotations, index[rows], names)
+        options["known"] = known = annotated_labels(annotations, index[rows], names)
+        classes = np.where(known >= 0, known, classes)
+    _check_classes([names[label] for label in np.unique(classes)], " with a readable image")
     return judge_labels(values, labels[rows], num_labels=len(names), groups=features.groups[rows], **options)
 
 
@@ -288,6 +336,11 @@ def issue_table(
         same = np.arange(n) if groups is None else groups
         table = table.assign(**neighbor_columns(index, nearest, similarities, same))
     matrix = judgement.transition_matrix
+    cautions = (
+        _lost_classes(labels, rows, names),
+        doubt_of_rate(judgement.agreement, labels[rows], judgement.confidence)
+        or _too_few_labels(judgement.noise_rate_range, labels[rows]),
+    )
     table.attrs = {
         "format": FORMAT,
         "class_names": list(map(str, names)),
@@ -297,12 +350,22 @@ def issue_table(
         "transition_matrix": _shared(matrix) if len(names) > DENSE else matrix.tolist(),
         "transition_matrix_interval": None,
         "inverse_temperature": judgement.inverse_temperature,
-        "caution": doubt_of_rate(judgement.agreement, labels[rows], judgement.confidence)
-        or _too_few_labels(judgement.noise_rate_range, labels[rows]),
+        "caution": " ".join(filter(None, cautions)) or None,
         "dataset_fingerprint": labels_fingerprint(index, labels, len(names)),
         **facts,
     }
     return table
+
+
+def _lost_classes(labels: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> str | None:
+    """Of which classes not one image was judged, so that nothing is known of their labels; None if of none."""
+    lost = np.setdiff1d(labels, labels[rows])
+    if not len(lost):
+        return None
+    return (
+        f"No image can be read of {counted(len(lost), 'class')} ({first_few(names[label] for label in lost)}): the "
+        "noise rate is that of the others."
+    )
 
 
 def _too_few_labels(noise_rate_range: tuple[float, float], labels: np.ndarray) -> str | None:
@@ -311,8 +374,8 @@ def _too_few_labels(noise_rate_range: tuple[float, float], labels: np.ndarray) -
     if each >= ENOUGH or high - low < NARROW:
         return None
     return (
-        f"The noise rate is no estimate to use: with {each:.0f} labels of each class, on average, it is often far "
-        f"off. Below {ENOUGH} only its range counts, {low:.0%} to {high:.0%}."
+        f"The noise rate is no estimate to use: with {counted(int(each), 'label')} of each class, on average, it is "
+        f"often far off. Below {ENOUGH} only its range counts, {low:.0%} to {high:.0%}."
     )
 
 
@@ -327,6 +390,7 @@ def as_dataset(data, *, image_column: str | None = None, label_column: str | Non
     if isinstance(data, str | os.PathLike):
         loaded = load_noisy_dataset(os.fspath(data), image_column=image_column, label_column=label_column)["train"]
         _check_classes(loaded.features["label"].names)
+        check_labels(column(loaded, "label"), column=label_column)
         return loaded
     if not isinstance(data, pd.DataFrame | Dataset):
         raise ValueError(
@@ -338,8 +402,7 @@ def as_dataset(data, *, image_column: str | None = None, label_column: str | Non
     label_column = _column("label", label_column, LABEL_COLUMNS, columns)
     if isinstance(data, pd.DataFrame):
         images = data[image_column].astype(object).where(data[image_column].notna(), None)
-        images = [str(image) if isinstance(image, Path) else image for image in images]
-        dataset = _with_images(Dataset.from_dict({"image": images}))
+        dataset = _with_images(Dataset.from_dict({"image": [*_encode_images(images, image_column)]}))
         labels, names = _encode(data[label_column], label_column)
     else:
         dataset = data.select_columns([image_column])
@@ -356,8 +419,27 @@ def as_dataset(data, *, image_column: str | None = None, label_column: str | Non
         else:
             labels, names = _encode(given, label_column)
     _check_classes(names if len(data) else [])
+    check_labels(labels, column=label_column)
     dataset = dataset.add_column("label", labels.tolist()).cast_column("label", ClassLabel(names=names))
-    return dataset.add_column("index", _sample_ids(data))
+    dataset = dataset.add_column("index", _sample_ids(data))
+    if missing := not_on_disk(dataset):
+        raise ValueError(
+            f"Row {next(iter(missing))}, column `{image_column}`: no such image: {len(missing):,} of "
+            f"{counted(len(data), 'row')}, first: {first_few(missing.values())}. Restore them, or leave them out."
+        )
+    return dataset
+
+
+def _encode_images(images: Iterable[Any], column: str) -> Iterator[dict | None]:
+    """Each image as `datasets` stores it: in a column of paths and bytes it would take the paths for bytes."""
+    for row, image in enumerate(images):
+        try:
+            yield None if image is None else Image().encode_example(image)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Row {row}, column `{column}`: a value of the type {type(image).__name__} is no image; give images, "
+                "paths or bytes."
+            ) from error
 
 
 def _with_images(dataset: Dataset) -> Dataset:
@@ -367,9 +449,9 @@ def _with_images(dataset: Dataset) -> Dataset:
     return dataset.cast_column("image", Image())
 
 
-def _check_classes(names: Sequence[str]):
+def _check_classes(names: Sequence[str], which: str = ""):
     if len(names) < 2:
-        found = f"one class, `{names[0]}`" if names else "no rows"
+        found = f"one class{which}, `{names[0]}`" if names else "no rows"
         raise ValueError(f"The data have {found}; which labels are wrong takes at least two classes.")
 
 
@@ -403,9 +485,11 @@ def _as_class(value: Any, row: int, column: str | None) -> int | str:
     value = as_name(value) if isinstance(value, str) else value
     if (isinstance(value, str) and not value) or (pd.api.types.is_scalar(value) and pd.isna(value)):
         raise ValueError(f"Row {row} has no label.")
-    if isinstance(value, bool | np.bool_ | str):
+    if isinstance(value, str):
         return str(value)
-    if isinstance(value, int | np.integer) or (isinstance(value, float | np.floating) and float(value).is_integer()):
+    if isinstance(value, int | np.integer | np.bool_) or (
+        isinstance(value, float | np.floating) and float(value).is_integer()
+    ):
         return int(value)
     raise ValueError(
         f"Row {row}{f', column `{column}`' if column else ''}: the label {str(value)[:80]!r} is not a class; give one "

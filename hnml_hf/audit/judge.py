@@ -19,6 +19,8 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from ..common.devices import usable_device
+from ..common.values import require_whole
 from ..common.words import counted
 
 
@@ -193,28 +195,25 @@ def judge_labels(
         [`Judgement`]
 
     Raises:
-        ValueError: if shapes do not fit, a label is none of the classes, a feature is not finite, or no class has two
-            groups of samples.
+        ValueError: if shapes do not fit, there are no features, `seed` is negative, the device cannot be used, a label
+            is none of the classes, a feature is not finite, or no class has two groups of samples.
 
     Example:
 
         judgement = judge_labels(features, labels, num_labels=3)
         judgement.noise_rate, judgement.posterior.argmax(1)
     """
+    require_whole("seed", seed, least=0)
     labels = np.asarray(labels, dtype=np.int64)
     known = np.full(len(labels), -1) if known is None else np.array(known, dtype=np.int64)
     _check(features, labels, num_labels, folds, known)
     trained_on = np.where(known >= 0, known, labels)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(device)
     groups = identical_rows(features) if groups is None else np.unique(groups, return_inverse=True)[1]
     fold = assign_folds(trained_on, groups, folds=folds, seed=seed)
     judged = _known_elsewhere(trained_on, fold, weights, num_labels) | (known >= 0)
     if not judged.any():
-        raise ValueError(
-            f"No class has two different samples ({counted(len(labels), 'sample')}, "
-            f"{counted(num_labels, 'class')}), so no label can be "
-            "judged by others of its class. Give more samples."
-        )
+        raise _all_alone(labels)
 
     given = torch.from_numpy(labels)
     statistics = FoldStatistics.of_labels(
@@ -317,7 +316,7 @@ def fit_head(
         num_labels (`int`): k.
         weights, device: see [`judge_labels`].
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(device)
     posterior, top_labels = torch.from_numpy(judgement.posterior), torch.from_numpy(judgement.top_labels)
     likeliest, fold = torch.from_numpy(judgement.predicted_labels), np.zeros(len(features), np.int64)
     statistics = FoldStatistics.of_labels(features, likeliest, fold, num_labels, weights=weights, device=device)
@@ -399,6 +398,29 @@ def _rounds_help(data: _Data, statistics: "FoldStatistics", shrinkage: float) ->
     return bool(gain.mean() > 2 * gain.std() / len(gain) ** 0.5)
 
 
+def check_labels(labels: np.ndarray, *, column: str | None = None):
+    """Refuse labels that nothing can be judged by, whatever their images: before the pass that takes long.
+
+    Args:
+        labels (`np.ndarray` of shape `(n,)`): given labels.
+        column (`str`, *optional*): that they are from; it may be the wrong one.
+
+    Raises:
+        ValueError: if no class has two samples.
+    """
+    if len(np.unique(labels)) == len(labels):
+        raise _all_alone(labels, column)
+
+
+def _all_alone(labels: np.ndarray, column: str | None = None) -> ValueError:
+    where = f", by the column `{column}`" if column else ""
+    return ValueError(
+        f"No class has two different samples ({counted(len(labels), 'sample')}, "
+        f"{counted(len(np.unique(labels)), 'class')}{where}), so no label can be judged by others of its class. Give "
+        f"more samples{', or another column of labels' if column else ''}."
+    )
+
+
 def assign_folds(labels: np.ndarray, groups: np.ndarray, *, folds: int, seed: int) -> np.ndarray:
     """A fold for each sample, of shape `(n,)`: the samples of a group in one, each class over all folds alike."""
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
@@ -412,7 +434,8 @@ def identical_rows(features: np.ndarray) -> np.ndarray:
     """A number for each sample, of shape `(n,)`, the same for rows of the same content."""
     digests = np.empty(len(features), dtype="V16")
     for start in range(0, len(features), BATCH):
-        for number, row in enumerate(np.ascontiguousarray(features[start : start + BATCH]), start):
+        batch = np.ascontiguousarray(features[start : start + BATCH]) + 0  # the zero without a sign: -0.0 is 0.0
+        for number, row in enumerate(batch, start):
             digests[number] = hashlib.blake2b(row, digest_size=16).digest()
     _, first, row = np.unique(digests, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[row]  # in the order of their first rows
@@ -899,6 +922,8 @@ def _check(features, labels: np.ndarray, num_labels: int, folds: int, known: np.
         raise ValueError(
             f"`features` must have the shape (n, d) and `labels` (n,); given {tuple(features.shape)}, {labels.shape}."
         )
+    if not features.shape[1]:
+        raise ValueError(f"`features` have the shape {tuple(features.shape)}: no feature to judge labels by.")
     if num_labels < 2 or folds < 2:
         raise ValueError(f"`num_labels` and `folds` must be at least 2; given {num_labels} and {folds}.")
     bad = np.flatnonzero((labels < 0) | (labels >= num_labels))

@@ -8,17 +8,16 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
-from datasets import Dataset, Image
+from datasets import Dataset
 from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 
-from ..common.words import counted
 from ..data.collate import collate_images
 from ..data.schema import column
 from ..modeling.forward import ask, run_over
 from .dynamics import score_predictions
-from .features import FrozenBackbone, extract_features
-from .judge import Head, Judgement, fit_head, judge_labels
+from .features import FrozenBackbone, describe_unreadable, extract_features
+from .judge import Head, Judgement, check_labels, fit_head, judge_labels
 
 
 ENOUGH = 20_000  # samples, to find the scale of a head
@@ -149,22 +148,17 @@ def start_from_judge(
     Raises:
         ValueError: if an image cannot be read, and as [`judge_labels`] and [`set_head`].
     """
+    labels = column(dataset, "label").astype(np.int64)
+    check_labels(labels)
     options |= {"cache_dir": cache_dir, "device": model.device}
     seen = at_its_size = extract_features(dataset, backbone, **options)
     if judging is not None:
         seen = extract_features(dataset, judging, **options)
-    if not seen.readable.all():
-        bad = np.flatnonzero(~seen.readable)
-        images = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
-        path = images[int(bad[0])]["image"]["path"]
-        raise ValueError(
-            f"{counted(len(bad), 'image')} cannot be read, the first is {path or f'in row {bad[0]}'}. `hnml check` "
-            "lists them, and `--exclude` leaves them out."
-        )
+    if said := describe_unreadable(dataset, seen):
+        raise ValueError(f"{said} `hnml check` lists them, and `--exclude` leaves them out.")
     found = None
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         how = {"num_labels": model.config.num_labels, "weights": weights, "device": model.device}
-        labels = column(dataset, "label").astype(np.int64)
         judgement = judge_labels(seen.values, labels, groups=seen.groups, seed=seed, **how)
         values = at_its_size.values[:, : model.class_weights.shape[1]]
         head = fit_head(values, judgement, **how)

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -89,8 +90,14 @@ def test_features_and_labels_without_images():
 
 def test_few_labels_of_a_class_tell_a_range_alone():
     generator = np.random.default_rng(0)
-    for each, words in ((10, "with 10 labels of each class, on average, it is often far off"), (60, None)):
-        labels = np.arange(3 * each) % 3
+    few = "with {} of each class, on average, it is often far off"
+    for count, words in (
+        (4, few.format("1 label")),
+        (30, few.format("10 labels")),
+        (89, few.format("29 labels")),
+        (180, None),
+    ):
+        labels = np.arange(count) % 3
         issues = find_label_issues((generator.normal(size=(len(labels), 8)) + 6 * np.eye(8)[labels], labels))
         low, high = issues.attrs["noise_rate_interval"]
         assert words is None or f"only its range counts, {low:.0%} to {high:.0%}." in issues.attrs["caution"]
@@ -106,6 +113,44 @@ def test_a_row_without_a_readable_image_keeps_its_place(colored, weights, tmp_pa
     assert len(issues) == 60 and issues.loc[7, "times_seen"] == 0
     assert issues.loc[7, "noise_score"] == pytest.approx(issues.attrs["noise_rate"])
     assert issues.loc[7, "rank"] == 60
+
+
+def broken(data: pd.DataFrame, rows, folder) -> pd.DataFrame:
+    """The same with files that are no images in some rows."""
+    paths = data["image"].copy()
+    for row in np.flatnonzero(rows):
+        paths[row] = str(folder / f"{row}.png")
+        (folder / f"{row}.png").write_bytes(b"no image")
+    return data.assign(image=paths)
+
+
+def test_unreadable_images_are_counted_and_classes_without_any_other_are_named(colored, weights, tmp_path, caplog):
+    data = broken(colored, colored["label"] == "blue", tmp_path)
+    issues = find_label_issues(data, **options(weights))
+    first = data["image"][data["label"] == "blue"].iloc[0]
+    assert f"20 images cannot be read, the first is {first}." in caplog.text
+    caution = "No image can be read of 1 class (blue): the noise rate is that of the others."
+    assert caution in issues.attrs["caution"] and caution in caplog.text
+    data = broken(colored, colored["label"] != "red", tmp_path)
+    with pytest.raises(ValueError, match="one class with a readable image, `red`; .* takes at least two classes"):
+        find_label_issues(data, **options(weights))
+
+
+def test_missing_files_of_a_table_are_an_error(colored, tmp_path):
+    paths = colored["image"].where(np.arange(60) % 3 == 0, str(tmp_path / "none.png"))
+    message = "Row 1, column `image`: no such image: 40 of 60 rows, first: .*none.png"
+    for data in (colored.assign(image=paths), Dataset.from_pandas(colored.assign(image=paths))):
+        with pytest.raises(ValueError, match=message):
+            as_dataset(data)
+
+
+def test_a_column_may_mix_paths_bytes_and_images(colored):
+    images = colored["image"].tolist()
+    images[0], images[1] = Path(images[0]), Path(images[1]).read_bytes()
+    with Pillow.open(images[2]) as image:
+        images[2] = image.copy()
+    mixed = as_dataset(colored.assign(image=images))
+    assert mixed[:4]["image"] == as_dataset(colored)[:4]["image"]
 
 
 def test_people_decide_and_the_judge_learns_from_it(colored, weights, tmp_path):
@@ -176,9 +221,14 @@ def test_the_judge_is_left_as_a_model(colored, weights, tmp_path):
         (Dataset.from_dict({"image": ["a", "b"], "label": [{"x": 1}, {"x": 2}]}), "Row 0, column `label`"),
         (pd.DataFrame({"image": ["a", "b"], "label": ["x", "x"]}), "have one class, `x`"),
         (pd.DataFrame({"image": [], "label": []}), "have no rows"),
-        (pd.DataFrame({"image": [3, 4], "label": ["x", "y"]}), "column of images is of the type int64"),
-        (pd.DataFrame({"image": ["a", "b"], "label": [0, 1], "index": [7, 7]}), "another for each"),
-        (Dataset.from_dict({"image": ["a", "b"], "label": [0, 1], "index": ["u", "v"]}), "whole number"),
+        (pd.DataFrame({"img": [3, 4], "label": ["x", "y"]}), "Row 0, column `img`: .* int"),
+        (Dataset.from_dict({"image": [3, 4], "label": ["x", "y"]}), "column of images is of the type int64"),
+        (pd.DataFrame({"image": ["a"] * 3, "label": [0, 1, 1], "index": [7, 7, 8]}), "another for each"),
+        (Dataset.from_dict({"image": ["a"] * 3, "label": [0, 1, 1], "index": ["u", "v", "w"]}), "whole number"),
+        (
+            pd.DataFrame({"image": ["a"] * 3, "label": [4, 7, 2]}),
+            r"two different samples \(3 samples, 3 classes, by the column `label`\).*, or another column of labels",
+        ),
         (
             Dataset.from_dict({"image": ["a", "b"], "label": [0, -1]}).cast_column("label", ClassLabel(names=["x"])),
             "Row 1 has no label",
@@ -195,13 +245,14 @@ def test_bad_input_is_named(data, message):
     [
         ([2.0, 10.0, 2.0], [0, 1, 0], ["2", "10"]),  # as pandas writes numbers in a column that had empty cells
         ([" b", "a", "b "], [1, 0, 1], ["a", "b"]),
-        ([True, False, True], [1, 0, 1], ["False", "True"]),
+        ([True, False, True], [1, 0, 1], ["0", "1"]),
+        (["True", "False", "True"], [1, 0, 1], ["False", "True"]),
         (["b", 1, "b"], [1, 0, 1], ["1", "b"]),
         (pd.Categorical(["z", "y", "z"]), [1, 0, 1], ["y", "z"]),
     ],
 )
 def test_labels_are_read_as_those_of_files(given, labels, names):
-    dataset = as_dataset(pd.DataFrame({"image": ["a", "b", "c"], "label": given}))
+    dataset = as_dataset(pd.DataFrame({"image": [None] * 3, "label": given}))
     assert dataset["label"] == labels and dataset.features["label"].names == names
 
 
@@ -213,12 +264,45 @@ def test_labels_are_read_as_those_of_files(given, labels, names):
         ((FEATURES, np.eye(9)), r"must have the shape \(n,\), one class each; given \(9, 9\)"),
         ((FEATURES, [["a"]] * 8 + [["a", "b"]]), "Row 0: the label"),
         ((FEATURES, ["a"] * 9, 3), "a tuple of 3"),
+        ((FEATURES[:, :0], ["a", "b", "c"] * 3), r"the shape \(9, 0\): no feature to judge labels by"),
         ((FEATURES.astype(str), ["a", "b", "c"] * 3), "give numbers"),
     ],
 )
 def test_bad_features_are_named(data, message):
     with pytest.raises(ValueError, match=message):
         find_label_issues(data)
+
+
+def test_options_of_images_are_refused_for_features_and_doubts_are_logged(caplog):
+    labels = np.arange(9) % 3
+    with pytest.raises(ValueError, match="`backbone='zzz'`, `image_size=-4`, `label_column='x'`: without an effect"):
+        find_label_issues((FEATURES, labels), image_size=-4, backbone="zzz", label_column="x")
+    issues = find_label_issues((FEATURES, labels))
+    assert issues.attrs["caution"] and issues.attrs["caution"] in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": "nonsense"}, "`device='nonsense'` cannot be used here: "),
+        ({"device": "meta"}, "`device='meta'` cannot be used here: "),
+        ({"seed": -1}, "`seed=-1` must be a whole number, at least 0"),
+        ({"image_size": 64.5}, "`image_size=64.5` must be a whole number, at least 1"),
+        ({"image_size": (64, 64)}, r"`image_size=\(64, 64\)` must be a whole number"),
+        ({"batch_size": 0}, "`batch_size=0` must be a whole number, at least 1"),
+        ({"num_workers": -1}, "`num_workers=-1` must be a whole number, at least 0"),
+        ({"backbone": None}, "`backbone=None` is no name of a timm model"),
+        ({"cache_dir": __file__}, "`cache_dir='.*'`: .* is a file; give a folder"),
+        ({"cache_dir": f"{__file__}/features"}, "is a file; give a folder"),
+    ],
+)
+def test_values_that_cannot_be_are_named_before_the_pass(given, message, colored, weights, monkeypatch):
+    monkeypatch.setattr("hnml_hf.audit.features.run_over", None)
+    with pytest.raises(ValueError, match=message):
+        find_label_issues(colored, **(options(weights) | given))
+    if given.keys() <= {"device", "seed"}:
+        with pytest.raises(ValueError, match=message):
+            find_label_issues((FEATURES, np.arange(9) % 3), **given)
 
 
 def test_features_may_be_of_any_kind_and_names_of_mixed_types():
@@ -230,10 +314,29 @@ def test_features_may_be_of_any_kind_and_names_of_mixed_types():
         pd.testing.assert_frame_equal(find_label_issues((features, labels.tolist())), expected)
 
 
-def test_ids_of_a_table_are_kept_and_a_row_without_an_image_has_a_place():
-    data = pd.DataFrame({"path": [None, "b.png"], "label": ["x", "y"], "index": [7, 5]})
-    assert list(as_dataset(data)["index"]) == [7, 5]
+def test_ids_of_a_table_are_kept_and_a_row_without_an_image_has_a_place(colored):
+    data = pd.DataFrame({"path": [None, *colored["image"][:2]], "label": ["x", "y", "y"], "index": [7, 5, 6]})
+    assert list(as_dataset(data)["index"]) == [7, 5, 6]
     assert as_dataset(data).cast_column("image", Image(decode=False))[0]["image"] is None
+
+
+def test_a_dataset_that_is_made_into_tensors_on_the_fly(colored, weights):
+    data = Dataset.from_pandas(colored).cast_column("image", Image())
+    expected = find_label_issues(data, **options(weights))
+    ready = data.with_transform(lambda batch: {"pixel_values": [torch.zeros(3, 8, 8) for _ in batch["image"]]})
+    pd.testing.assert_frame_equal(find_label_issues(ready, **options(weights)), expected)
+    pd.testing.assert_frame_equal(find_label_issues(data.with_format("torch"), **options(weights)), expected)
+
+
+def test_booleans_have_the_same_names_wherever_they_come_from(colored, tmp_path):
+    data = colored.assign(label=colored["label"] == "red")
+    data.assign(image=[Path(path).name for path in data["image"]]).to_parquet(tmp_path / "train.parquet")
+    for path in data["image"]:
+        shutil.copy(path, tmp_path)
+    for given in (data, Dataset.from_pandas(data), tmp_path / "train.parquet"):
+        assert as_dataset(given).features["label"].names == ["0", "1"]
+    features = np.random.default_rng(0).normal(size=(60, 4))
+    assert find_label_issues((features, data["label"].to_numpy())).attrs["class_names"] == ["0", "1"]
 
 
 def test_class_labels_and_ids_are_kept(colored):

@@ -337,6 +337,7 @@ def test_folds_are_stratified_and_keep_groups_together():
     assert (assign_folds(labels, groups, folds=5, seed=3) == fold).all()
     rows = np.array([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
     assert identical_rows(rows).tolist() == [0, 1, 0]
+    assert identical_rows(np.array([[0.0, -0.0], [-0.0, 0.0], [0.0, 1.0]], np.float32)).tolist() == [0, 0, 1]
 
 
 def test_samples_of_one_group_are_no_neighbors():

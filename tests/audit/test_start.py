@@ -279,3 +279,9 @@ def test_records_hold_what_the_judge_says_without_the_label():
     without = judgement.posterior / transition
     given = np.take_along_axis(without / without.sum(1, keepdims=True), labels[:, None], 1)[:, 0]
     np.testing.assert_allclose(records["given"][::-1], given, atol=0.01)  # cells of T near 0
+
+
+def test_labels_that_are_all_different_are_refused_before_the_pass(tmp_path):
+    data = datasets.Dataset.from_dict({"image": [None] * 3, "label": [0, 1, 2]})
+    with pytest.raises(ValueError, match="No class has two different samples"):
+        start_from_judge(None, data, None, cache_dir=tmp_path)

@@ -545,6 +545,16 @@ def test_a_folder_of_a_run_is_scored_as_one(run, scripts, tmp_path):
     assert (load_audit(tmp_path)["times_seen"] == 2).all()
 
 
+def test_labels_that_are_all_different_are_refused_before_the_pass(scripts, weights, tmp_path, capsys):
+    for name in "abc":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / name / "0.png")
+    line = [str(tmp_path / "data"), "--backbone", "test_resnet", "--pretrained", str(weights), "--image_size", "64"]
+    with pytest.raises(SystemExit, match=r"No class has two different samples \(3 samples, 3 classes\)"):
+        scripts[1]([*line, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out" / "_features").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -299,6 +299,13 @@ def outside_paths(dataset: datasets.Dataset, column: str) -> list[str | None]:
     return (paths if dataset._indices is None else paths.take(dataset._indices.column(0))).to_pylist()
 
 
+def not_on_disk(dataset: datasets.Dataset) -> dict[int, str]:
+    """Row -> path, of the images that are files of this machine and not there at this moment."""
+    local = {row: path for row, path in enumerate(outside_paths(dataset, "image")) if path and not REMOTE.match(path)}
+    missing = missing_files("", list(local.values()))
+    return {row: path for (row, path), gone in zip(local.items(), missing, strict=True) if gone}
+
+
 def keep_on_disk(dataset: datasets.Dataset, source: str, on_missing: str) -> datasets.Dataset:
     """The rows whose images are embedded, on another machine, or on disk at this moment.
 
@@ -310,20 +317,19 @@ def keep_on_disk(dataset: datasets.Dataset, source: str, on_missing: str) -> dat
     Raises:
         ValueError: naming the row, for an image that is not there; if no row is left.
     """
-    local = {row: path for row, path in enumerate(outside_paths(dataset, "image")) if path and not REMOTE.match(path)}
-    missing = np.fromiter(local, np.int64)[missing_files("", list(local.values()))]
-    if not len(missing):
+    missing = not_on_disk(dataset)
+    if not missing:
         return dataset
     text = (
-        f"{source} row {missing[0]}: no such image: {len(missing):,} of {counted(len(dataset), 'row')}, first: "
-        f"{first_few(local[row] for row in missing)}"
+        f"{source} row {next(iter(missing))}: no such image: {len(missing):,} of {counted(len(dataset), 'row')}, "
+        f"first: {first_few(missing.values())}"
     )
     if on_missing == "error":
         raise ValueError(f"{text}. Restore them, or pass `on_missing='skip'` to leave these rows out.")
     if len(missing) == len(dataset):
         raise ValueError(f"{text}. No row is left: is this the right folder?")
     logger.warning("%s; left out.", text)
-    return dataset.select(np.setdiff1d(np.arange(len(dataset)), missing))
+    return dataset.select(np.setdiff1d(np.arange(len(dataset)), list(missing)))
 
 
 def prepare(builder: datasets.DatasetBuilder, num_proc: int | None = None) -> DatasetDict:
