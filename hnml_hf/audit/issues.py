@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Image, Value
 
 from ..data.files import as_name
 from ..data.load import load_noisy_dataset
-from ..data.schema import column, labels_fingerprint
+from ..data.schema import column, image_paths, labels_fingerprint
 from ..data.targets import top_targets
 from ..modeling.timm_cam import TimmCAMForImageClassification
 from .features import BACKBONE, Features, FrozenBackbone, extract_features, load_backbone
@@ -24,7 +24,7 @@ from .judge import Judgement, fit_head, identical_rows, judge_labels
 from .noise_model import doubt_of_rate
 from .review.annotations import annotated_labels, apply_annotations
 from .start import set_head
-from .table import FORMAT, _shared, image_paths, likely_columns
+from .table import FORMAT, _shared, likely_columns
 
 
 logger = logging.getLogger(__name__)
