@@ -113,17 +113,35 @@ def exclusion_rows(path: str | os.PathLike) -> Iterator[dict]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig"))
-                split, index = row["split"], row["index"]
-                if not isinstance(split, str) or type(index) is not int:
-                    raise ValueError("`split` must be a name and `index` an integer")
-                said = {name: str(row.get(name) or "") for name in ("reason", "path")}
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                row = _parse_row(line)
+            except ValueError as error:
                 raise ValueError(
                     f'{path}:{number}: {error}. An exclusion list has lines like {{"split": "train", "index": 17, '
                     '"reason": "truncated"}; write it with `hnml check`.'
                 ) from error
-            yield {"split": split, "index": index, **said, "line": number}
+            yield {**row, "line": number}
+
+
+def _parse_row(line: bytes) -> dict:
+    """`split`, `index`, `reason` and `path` of a line; `ValueError` with the reason, for a line that is no such
+    object."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # of text, of JSON, of numbers with thousands of digits
+        raise ValueError("the line is not JSON in UTF-8") from error
+    if not isinstance(row, dict):
+        raise ValueError("the line is no JSON object")
+    missing = [f"`{name}`" for name in ("split", "index") if name not in row]
+    if missing:
+        raise ValueError(f"the line has no {' and no '.join(missing)}")
+    if not isinstance(row["split"], str):
+        raise ValueError("`split` must be the name of a split, in quotes")
+    if type(row["index"]) is not int or not 0 <= row["index"] < 2**63:
+        raise ValueError("`index` must be a sample id: an integer from 0 to 2^63 - 1, without quotes")
+    return {
+        **{name: row[name] for name in ("split", "index")},
+        **{name: str(row.get(name) or "") for name in ("reason", "path")},
+    }
 
 
 def apply_exclusions(dataset: DatasetDict, exclusions: Mapping[str, Mapping[int, str]]) -> DatasetDict:
@@ -155,9 +173,9 @@ def apply_exclusions(dataset: DatasetDict, exclusions: Mapping[str, Mapping[int,
         absent = np.setdiff1d(listed, index)
         if len(absent):
             raise ValueError(
-                f"{len(absent)} of {counted(len(listed), 'id')} of the exclusion list are not in the split "
-                f"{split!r}, the first "
-                f"is {absent[0]}. Was the list made for another dataset or another version of it?"
+                f"The exclusion list names {counted(len(listed), 'row')} of the split {split!r}, of which "
+                f"{counted(len(absent), 'id', 'are')} not in it, first {absent[0]}. Was the list made for another "
+                "dataset, or another version of it? Make the list again."
             )
         _check_same_images(dataset[split], index, rows)
         keep = np.flatnonzero(~np.isin(index, listed))

@@ -397,7 +397,8 @@ def test_exclusions_round_trip(tmp_path, caplog):
 
 def test_exclusions_of_another_dataset_are_refused():
     splits = clean_splits()
-    with pytest.raises(ValueError, match="1 of 2 ids .* 'train', the first is 99"):
+    message = "names 2 rows of the split 'train', of which 1 id is not in it, first 99. Was the list made for another"
+    with pytest.raises(ValueError, match=message):
         checks.apply_exclusions(splits, {"train": {10: "", 99: ""}})
     with pytest.raises(ValueError, match="names the splits dev; the dataset has train, test"):
         checks.apply_exclusions(splits, {"dev": {10: ""}})
@@ -430,11 +431,24 @@ def test_a_list_that_files_have_come_or_gone_since_is_refused(tmp_path):
     assert kept(moved, without) == [11, 13]
 
 
-@pytest.mark.parametrize("line", ["train 17", "[]", '{"split": "train"}', '{"split": "train", "index": "17"}', "3"])
-def test_broken_exclusion_lists_name_the_line(tmp_path, line):
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("train 17", "the line is not JSON in UTF-8"),
+        ("[" * 10**5, "the line is not JSON in UTF-8"),
+        ("[]", "the line is no JSON object"),
+        ("3", "the line is no JSON object"),
+        ("{}", "the line has no `split` and no `index`"),
+        ('{"split": "train"}', "the line has no `index`"),
+        ('{"split": 1, "index": 17}', "`split` must be the name of a split, in quotes"),
+        ('{"split": "train", "index": "17"}', "`index` must be a sample id: an integer from 0 .*, without quotes"),
+        ('{"split": "train", "index": 10000000000000000000000}', "`index` must be a sample id"),
+    ],
+)
+def test_broken_exclusion_lists_name_the_line(tmp_path, line, reason):
     path = tmp_path / "excluded.jsonl"
     path.write_text('{"split": "train", "index": 17}\n\n' + line)
-    with pytest.raises(ValueError, match="excluded.jsonl:3: "):
+    with pytest.raises(ValueError, match=f"excluded.jsonl:3: {reason}.*An exclusion list has lines like"):
         checks.load_exclusions(path)
 
 
