@@ -73,12 +73,12 @@ from hnml_hf.audit.review.annotations import unknown_classes
 from hnml_hf.audit.review.lineage import decided_before
 from hnml_hf.audit.review.matching import Scored, describe_lost
 from hnml_hf.audit.run import write_report
-from hnml_hf.audit.table import changed_rows, image_paths
+from hnml_hf.audit.table import changed_rows
 from hnml_hf.cli import MOVED, HelpFormatter, answer_help, refuse_too_little
 from hnml_hf.common.devices import usable_device
 from hnml_hf.common.words import counted
 from hnml_hf.data.checks import format_report, save_report
-from hnml_hf.data.schema import column, labels_fingerprint
+from hnml_hf.data.schema import column, image_paths, labels_fingerprint
 from hnml_hf.training.resume.files import run_lock
 
 

@@ -190,7 +190,7 @@ class DataArguments(SourceArguments):
         default=None,
         metadata={
             "help": "Column with the confidence in each training label, from 0 to 1. It scales the loss on that "
-            "label. Default: the column `weight` of a cleaned dataset."
+            "label. Default: the column `weight` of a cleaned dataset, `label_weight` of a cleaned table."
         },
     )
     noise: str | None = field(

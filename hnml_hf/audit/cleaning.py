@@ -4,14 +4,13 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, Value
 
 from ..common.words import counted
-from ..data.checks.exclusions import exclusion_rows
+from ..data.checks.exclusions import check_same_image, exclusion_rows
 from ..data.files import as_name, is_plain
 from ..data.schema import column
 from ..data.targets import add_targets
@@ -79,9 +78,8 @@ def load_excluded(paths: Iterable[str | os.PathLike], table: pd.DataFrame, befor
                 others[row["split"]] += 1
             elif index not in known and index not in before:
                 raise ValueError(f"{place}: sample {index} was not scored. {OTHER_LIST}")
-            elif image and known.get(index) and Path(image).parts[-2:] != Path(known[index]).parts[-2:]:
-                raise ValueError(f"{place}: sample {index} is {image} there, and was {known[index]}. {OTHER_LIST}")
             else:
+                check_same_image(place, index, image, known.get(index, ""))
                 excluded.add(index)
         for split, count in others.items():
             logger.warning(

@@ -18,7 +18,7 @@ from ..common.words import counted
 from ..data.files import as_name, first_few
 from ..data.load import load_noisy_dataset
 from ..data.published.builder import not_on_disk
-from ..data.schema import column, labels_fingerprint
+from ..data.schema import column, image_paths, labels_fingerprint
 from ..data.targets import top_targets
 from ..modeling.timm_cam import TimmCAMForImageClassification
 from .features import (
@@ -34,7 +34,7 @@ from .judge import Judgement, check_labels, fit_head, identical_rows, judge_labe
 from .noise_model import doubt_of_rate
 from .review.annotations import annotated_labels, apply_annotations
 from .start import set_head
-from .table import FORMAT, _shared, image_paths, likely_columns
+from .table import FORMAT, _shared, likely_columns
 
 
 logger = logging.getLogger(__name__)

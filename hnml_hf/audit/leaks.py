@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from ..data.schema import column
+from ..data.schema import column, image_paths
 from .features import Features
 from .findings import DUPLICATE
 from .judge import Projection, most_similar
-from .table import image_paths
 
 
 def find_leaks(

@@ -27,7 +27,7 @@ from ..data.custom.tables import column_names, find_tables, table_suffix
 from ..data.files import as_name, first_few, is_hidden, is_image, is_plain, missing_files, walk
 from ..data.load import DATASET_NAMES
 from ..data.splits import SPLITS, find_splits
-from .cleaning import apply_plan, plan_targets
+from .cleaning import apply_plan
 from .export import escape_formula
 from .review.lineage import DECIDED, DISAGREEMENTS_FILE, GONE, LINEAGE_FILE, is_lineage, write_lineage
 from .table import check_unchanged
@@ -36,6 +36,8 @@ from .table import check_unchanged
 FORMATS = ("folder", "csv", "parquet", "arrow")
 FILES = ("copy", "hardlink", "symlink")
 ADDED = ("label_original", "label_score", "label_action")
+WEIGHT = "label_weight"
+OF_HOW = (WEIGHT, "label_posterior")  # the second of earlier versions
 RENAMED = {"quarantine": "exclude"}  # options of earlier versions
 LISTED = 20  # changes that a dry run names
 PARQUET_ROWS = 100  # images in memory at once, a row group
@@ -271,10 +273,12 @@ def check_output(
         _check_disk(_placed(found, source, folder, removed), files)
         plan.attrs["added"] = [file.path for file in found if file.action == "added"]
     elif form == "csv" and source.tables:
+        _check_no_targets(plan)
         plan = mark_missing(plan)
         labels, plan.attrs["added"] = _read_tables(plan, source)
         _check_labels(labels, plan, source)
     elif form == "csv":
+        _check_no_targets(plan)
         _check_has_paths(plan)
         plan = mark_missing(plan)
         _check_labels(set(plan["label_name"]), plan, source)
@@ -351,7 +355,8 @@ def _folder_files(
     if root is None:
         raise ValueError(f"`{source.dataset}` is no image folder: choose csv, parquet or arrow by --output_format.")
     if plan.attrs["how"] in ("weight", "posterior"):
-        raise ValueError(f"A folder cannot hold what `{plan.attrs['how']}` gives: choose csv, parquet or arrow.")
+        forms = "csv, parquet or arrow" if plan.attrs["how"] == "weight" else "parquet or arrow"
+        raise ValueError(f"A folder cannot hold what `{plan.attrs['how']}` gives: choose {forms} by --output_format.")
     for place in (folder, removed):
         if place and _lies_in(place, root):
             raise ValueError(
@@ -548,20 +553,22 @@ def write_csv(
     plan: pd.DataFrame, source: Source, folder: str | os.PathLike, *, gone: Iterable[Mapping] = ()
 ) -> Counter:
     """The tables of the training data with their own columns, the new labels and `label_original`, `label_score` and
-    `label_action` (also `label_weight` after `weight`, `label_posterior` as JSON after `posterior`); other tables of
-    the folder as they are; and `lineage.csv`. Of a dataset that was no CSV, a `train.csv` of its images.
+    `label_action` (also `label_weight` after `weight`, where a row that was not scored has the average weight); other
+    tables of the folder as they are; and `lineage.csv`. Of a dataset that was no CSV, a `train.csv` of its images.
 
     Returns:
         `Counter`: rows by action.
+
+    Raises:
+        ValueError: after `posterior`; if images or labels cannot be written, or a table has changed, or has columns
+            that would be taken for those written here.
     """
+    _check_no_targets(plan)
     if not source.tables:
         _check_has_paths(plan)
     plan = mark_missing(plan)
     facts = {row["index"]: row for row in plan.to_dict("records")}
-    if plan.attrs["how"] == "posterior":
-        for row, classes, probabilities in zip(facts.values(), *plan_targets(plan), strict=True):
-            row["posterior"] = list(zip(classes.tolist(), probabilities.tolist(), strict=True))
-    extra = {"weight": ["label_weight"], "posterior": ["label_posterior"]}.get(plan.attrs["how"], [])
+    extra = [WEIGHT] if plan.attrs["how"] == "weight" else []
     actions, others, folder = Counter(), [], _made(folder)
     if source.tables:
         _check_labels(_read_tables(plan, source)[0], plan, source)
@@ -598,7 +605,7 @@ def _correct_tables(plan, source, folder, facts, extra, actions, others):
     for path, header, names, picked, rows, ids in _table_rows(source, facts):
         at, image = names.index(picked["label"]), names.index(picked["image"])
         text = _written_classes(facts, rows, ids, at)
-        kept = [n for n, name in enumerate(names) if name not in (*ADDED, *extra)]
+        kept = [n for n, name in enumerate(names) if name not in (*ADDED, *OF_HOW)]  # those of an earlier round
         with open(folder / Path(path).name, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter=_dialect(path)["delimiter"])
             writer.writerow([*(header[n] for n in kept), *ADDED, *extra])
@@ -617,7 +624,8 @@ def _correct_tables(plan, source, folder, facts, extra, actions, others):
                     added[0] = row[names.index("label_original")]
                 if fact is not None:
                     row[at] = text.get(fact["label_name"], fact["label_name"])
-                more = [""] * len(extra) if fact is None else [_more(name, fact, plan) for name in extra]
+                weight = plan["weight"].mean() if fact is None else fact["weight"]
+                more = [score_cell(weight)] if extra else []
                 writer.writerow([*(row[n] for n in kept), *added, *more])
     place = Path(source.dataset).expanduser()
     if place.is_dir():
@@ -672,6 +680,12 @@ def _picked_columns(source: Source, path: str, header: list[str]) -> tuple[list[
     picked = source.columns.pick(names, "train", f"{path}:1")
     if "split" in picked and "index" not in picked:
         raise ValueError(f"{path} has a column of splits and none of ids: choose parquet or arrow.")
+    own = [name for name in OF_HOW if name in names and "label_action" not in names]
+    if own:
+        raise ValueError(
+            f"{path} has a column `{own[0]}` of its own, which the new table would take for that of the audit: rename "
+            "it, or choose parquet or arrow by --output_format."
+        )
     return names, picked
 
 
@@ -688,12 +702,12 @@ def _added(fact: Mapping, text: Mapping[str, str]) -> list:
     return [text.get(original, original), score_cell(fact["label_score"]), fact["label_action"]]
 
 
-def _more(name: str, fact: Mapping, plan: pd.DataFrame) -> str:
-    if name == "label_weight":
-        return score_cell(fact["weight"])
-    return json.dumps(
-        {plan.attrs["class_names"][label]: round(float(p), 6) for label, p in fact["posterior"] if p > 0}
-    )
+def _check_no_targets(plan: pd.DataFrame):
+    if plan.attrs["how"] == "posterior":
+        raise ValueError(
+            "A table cannot hold the soft targets that `posterior` gives: choose parquet or arrow by --output_format, "
+            "or `--how weight`."
+        )
 
 
 def _check_has_paths(plan: pd.DataFrame):
@@ -714,7 +728,7 @@ def _table_of_images(plan, source, folder, facts, extra, actions):
                 name = os.path.relpath(os.path.abspath(fact["path"]), root)
                 if escape_formula(name) != name:  # a spreadsheet would compute it; as a path it stays the same
                     name = os.path.join(os.curdir, name)
-                more = [_more(column, fact, plan) for column in extra]
+                more = [score_cell(fact["weight"])] if extra else []
                 writer.writerow([name, fact["label_name"], index, *_added(fact, {}), *more])
 
 

@@ -9,12 +9,13 @@ import pandas as pd
 from datasets import Dataset
 
 from ..data.decoding import MAX_PIXELS
+from ..data.schema import image_paths
 from .dynamics import AUDIT_FOLDER
 from .findings import findings, write_findings
 from .gallery import MAX_ISSUES, collect_evidence, num_issues
 from .report import render_report
 from .review.lineage import decided_samples
-from .table import check_unchanged, image_paths, noise_scores, write_audit
+from .table import check_unchanged, noise_scores, write_audit
 
 
 REPORT_FILE = "report.html"

@@ -9,9 +9,8 @@ from tokenize import TokenError
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset, Image
+from datasets import Dataset
 
 from ..common.atomic import atomic_write
 from ..common.finite import NonFiniteError
@@ -291,15 +290,3 @@ def changed_rows(index: np.ndarray | pd.Series, labels: np.ndarray | pd.Series, 
     return (
         f"scored rows that are gone: {lost}, new ones: {new}, other labels: {changed}" if lost + new + changed else ""
     )
-
-
-def image_paths(dataset: Dataset) -> list[str]:
-    """Where each image lies, by `index`; empty for images that are part of the dataset."""
-    order = np.argsort(column(dataset, "index"), kind="stable")
-    paths: list[str] = []
-    images = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format("arrow")
-    for batch in images.iter(10_000):
-        content = batch.column("image").combine_chunks()
-        outside = pc.is_null(pc.struct_field(content, "bytes"))  # of others the path is but the name they had
-        paths += pc.if_else(outside, pc.struct_field(content, "path"), None).to_pylist()
-    return [paths[row] or "" for row in order]

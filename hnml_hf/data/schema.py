@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 
@@ -35,6 +36,18 @@ def noisy_features(names: Sequence[str]) -> Features:
 def column(dataset: Dataset, name: str) -> np.ndarray:
     """One column without its images being decoded, as an array of shape `(num_rows,)`."""
     return dataset.select_columns([name]).with_format("numpy")[:][name]
+
+
+def image_paths(dataset: Dataset) -> list[str]:
+    """Where each image lies, by `index`; empty for images that are part of the dataset."""
+    order = np.argsort(column(dataset, "index"), kind="stable")
+    paths: list[str] = []
+    images = dataset.select_columns(["image"]).cast_column("image", Image(decode=False)).with_format("arrow")
+    for batch in images.iter(10_000):
+        content = batch.column("image").combine_chunks()
+        outside = pc.is_null(pc.struct_field(content, "bytes"))  # of others the path is but the name they had
+        paths += pc.if_else(outside, pc.struct_field(content, "path"), None).to_pylist()
+    return [paths[row] or "" for row in order]
 
 
 def noise_rate(labels: np.ndarray, clean_labels: np.ndarray) -> float | None:

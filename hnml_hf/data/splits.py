@@ -70,13 +70,19 @@ def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[D
     sizes = np.bincount(labels)
     divisible = np.flatnonzero(sizes[labels] > 1)
     num_classes, num_single = int((sizes > 1).sum()), int((sizes == 1).sum())
+    if not num_classes:
+        raise ValueError(
+            f"No class of the {counted(len(dataset), 'row')} has two images, so none can be held out for validation "
+            "and be trained as well. Add images, or hold none out: `--validation_fraction 0` (in Python no "
+            f"`split_validation`; got `fraction={fraction}`)."
+        )
     num_validation = int(np.ceil(fraction * len(divisible)))
-    if min(num_validation, len(divisible) - num_validation) < max(num_classes, 1):
+    if min(num_validation, len(divisible) - num_validation) < num_classes:
         raise ValueError(
             f"`fraction={fraction}` of {counted(len(divisible), 'row')} gives {num_validation} validation and "
-            f"{counted(len(divisible) - num_validation, 'training row')}, but there are "
-            f"{counted(num_classes, 'class')} with two or "
-            "more images, and each part needs a row for each of them. Choose another `fraction` or add data."
+            f"{counted(len(divisible) - num_validation, 'training row')}, but "
+            f"{counted(num_classes, 'class', 'have')} two or more images, and each part needs at least as many rows. "
+            "Choose another `--validation_fraction` (in Python `fraction`), or add images."
         )
     from sklearn.model_selection import train_test_split  # a second to import, and not needed without a held-out part
 
@@ -85,10 +91,12 @@ def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[D
     train = np.setdiff1d(np.arange(len(dataset)), validation, assume_unique=True)
 
     if num_single:
-        logger.warning("%d classes have a single image, which stays in the training set.", num_single)
+        single = counted(num_single, "class", "have")
+        logger.warning("%s a single image, which stays in the training set.", single)
     absent = num_classes - len(np.unique(labels[validation]))
     if absent:
-        logger.warning("%d classes are too small to have an image in the validation set.", absent)
+        small = counted(absent, "class", "are")
+        logger.warning("%s too small to have an image in the validation set.", small)
     logger.info("Split %d rows into %d for training and %d for validation.", len(dataset), len(train), len(validation))
     return dataset.select(train), dataset.select(validation)
 

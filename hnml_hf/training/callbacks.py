@@ -19,7 +19,8 @@ from transformers import TrainerCallback
 
 from ..audit.dynamics import AUDIT_FOLDER, DYNAMICS_FILE, TrainingDynamics
 from ..audit.noise_model import estimate_noise_rate
-from ..audit.table import image_paths, noise_scores
+from ..audit.table import noise_scores
+from ..data.schema import image_paths
 from .distributed import any_process, broadcast_buffers, check_ranks_agree, tensor_digests
 from .dynamics_buffer import DynamicsBuffer
 from .flops import CostMeter, peak_memory_mib

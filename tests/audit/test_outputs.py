@@ -274,7 +274,7 @@ def said_right(table, row):
     return pd.DataFrame(columns, index=[table["index"][row]])
 
 
-def test_targets_are_the_classes_that_the_table_has_kept(three, tmp_path):
+def test_targets_are_the_classes_that_the_table_has_kept(three):
     kept = three.assign(
         **likely_columns(np.array([[1, 0, 2], [0, 1, 2], [2, 0, 1]]), np.tile([0.6, 0.3, 0.1], (3, 1)))
     )
@@ -283,9 +283,6 @@ def test_targets_are_the_classes_that_the_table_has_kept(three, tmp_path):
     classes, probabilities = plan_targets(plan)
     assert classes.tolist() == [[1, 0, 2], [1, 2, 0], [2, 0, 1]]
     assert probabilities == pytest.approx(np.array([[0.6, 0.3, 0.1], [1, 0, 0], [0.6, 0.3, 0.1]]))
-    write_csv(plan, read_source(tmp_path / "run"), tmp_path / "out")
-    rows = [json.loads(row["label_posterior"]) for row in read_csv(tmp_path / "out" / "train.csv")]
-    assert rows == [{"dog": 0.6, "cat": 0.3, "horse": 0.1}, {"dog": 1}, {"horse": 0.6, "cat": 0.3, "dog": 0.1}]
 
 
 def test_targets_of_a_table_that_has_kept_none_are_two_classes(three):
@@ -365,7 +362,9 @@ def test_rows_that_a_list_left_out_are_still_in_the_lineage_of_the_second_round(
     run_clean(tmp_path / "first", "--exclude", listed, "--output_dir", tmp_path / "second_folder")
     again = audit_folder(tmp_path / "second_folder", tmp_path / "second")
     assert len(again) == 46
-    with pytest.raises(SystemExit, match=r"list.jsonl:\d: sample \d+ is .*, and was .*made for another dataset"):
+    with pytest.raises(
+        SystemExit, match=r"list.jsonl:\d: sample \d+ is .*, and .* in the dataset.*Make the list again"
+    ):
         run_clean(tmp_path / "second", "--exclude", listed, "--output_dir", tmp_path / "third_folder")
     listed = write_list(tmp_path, again, [5])
     run_clean(tmp_path / "second", "--exclude", listed, "--how", "drop", "--output_dir", tmp_path / "third_folder")
@@ -434,7 +433,10 @@ def test_lists_and_places_that_do_not_fit_are_refused(dry_run, table, tmp_path, 
     new, out = tmp_path / "new", tmp_path / "out"
     for options, message in (
         (["--exclude", unknown], "unknown.jsonl:1: sample 1000000 was not scored. Was the list made for another"),
-        (["--exclude", good, wrong], r"wrong.jsonl:1: sample \d+ is elsewhere/cat/9.png there, and was /"),
+        (
+            ["--exclude", good, wrong],
+            r"wrong.jsonl:1: sample \d+ is elsewhere/cat/9.png there, and /.*Make the list again",
+        ),
         (["--exclude", tmp_path / "odd.jsonl"], "odd.jsonl:1: .*An exclusion list has lines like"),
         (["--exclude", tmp_path / "no.jsonl"], "no.jsonl"),
         (["--exclude", good, "--removed_dir", out], "must not lie in .*out, nor around it"),
@@ -526,15 +528,37 @@ def test_a_table_that_was_edited_since_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_and_posteriors_of_a_table(tmp_path):
+def test_the_weights_of_a_table_are_found(tmp_path):
+    """Also beside a column `weight` of its own, which holds something else; row 5 was not scored."""
     table = make_table_run(tmp_path)
-    source = read_source(tmp_path / "run")
-    write_csv(plan_cleaning(table, how="weight"), source, tmp_path / "weight")
-    rows = read_csv(tmp_path / "weight" / "train.csv")
-    assert float(rows[0]["label_weight"]) == pytest.approx(1 - table["noise_score"][0], abs=1e-5)
-    write_csv(plan_cleaning(table, how="posterior"), source, tmp_path / "posterior")
-    posterior = json.loads(read_csv(tmp_path / "posterior" / "train.csv")[0]["label_posterior"])
-    assert sum(posterior.values()) == pytest.approx(1)
+    own = (tmp_path / "train.csv").read_text().replace("note", "weight", 1).replace('"a ""quoted"", note"', "7.5")
+    (tmp_path / "train.csv").write_text(own)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "x5.png")
+    run_clean(tmp_path / "run", "--how", "weight", "--output_dir", tmp_path / "out")
+    assert {row["weight"] for row in read_csv(tmp_path / "out" / "train.csv")} == {"7.5"}
+    loaded = load_noisy_dataset(str(tmp_path / "out"), data_dir=str(tmp_path), label_column="class")["train"]
+    weights = 1 - table["noise_score"].to_numpy()
+    expected = [*weights[:3], weights[3], weights.mean(), *weights[4:]]  # row 3 is excluded
+    assert loaded["weight"][:] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_table_keeps_no_weights_of_an_earlier_round(tmp_path):
+    make_table_run(tmp_path)
+    first = (tmp_path / "train.csv").read_text().splitlines()
+    columns = ["label_weight,label_posterior,label_action", *['0.5,"{""cat"": 1}",kept'] * 32]
+    (tmp_path / "train.csv").write_text("".join(f"{a},{b}\n" for a, b in zip(first, columns, strict=True)))
+    run_clean(tmp_path / "run", "--how", "drop", "--output_dir", tmp_path / "out")
+    written = list(read_csv(tmp_path / "out" / "train.csv")[0])
+    assert written[3:] == ["note", "label_original", "label_score", "label_action"]
+
+
+def test_a_column_that_would_be_taken_for_the_weights_is_refused(tmp_path):
+    make_table_run(tmp_path)
+    own = (tmp_path / "train.csv").read_text().replace("note", "label_weight", 1)
+    (tmp_path / "train.csv").write_text(own)
+    with pytest.raises(SystemExit, match="train.csv has a column `label_weight` of its own.*: rename it, or choose"):
+        run_clean(tmp_path / "run", "--how", "drop", "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_as_a_table(table, tmp_path):
@@ -862,7 +886,9 @@ def test_disagreements_of_people_and_classes_with_any_name(table, tmp_path):
     [
         (["--output_format", "folder"], "quickstart", "is no image folder: choose csv, parquet or arrow"),
         (["--output_format", "csv"], "quickstart", "no table can name them: choose parquet or arrow"),
-        (["--how", "weight"], None, "A folder cannot hold what `weight` gives"),
+        (["--how", "weight"], None, "A folder cannot hold what `weight` gives: choose csv, parquet or arrow by"),
+        (["--how", "posterior"], None, "A folder cannot hold what `posterior` gives: choose parquet or arrow by"),
+        (["--how", "posterior", "--output_format", "csv"], None, "A table cannot hold .*: choose parquet or arrow by"),
         *((["--output_format", form], None, "has changed since it was scored") for form in ("parquet", "arrow")),
     ],
 )
@@ -874,6 +900,8 @@ def test_what_cannot_be_written_is_refused_before_anything_is_printed(
     if dataset is not None:  # whose images are part of the dataset
         (tmp_path / "run" / "_audit" / "dataset.json").write_text(json.dumps({"dataset": dataset}))
         write_audit(tmp_path / "run" / "_audit", table.assign(path=""))
+    if "parquet" in options or "arrow" in options:  # of these the list is applied to the images that there are now
+        (tmp_path / "exclude.jsonl").write_text('{"split": "train", "index": 5}\n')
     how = [] if "--how" in options else ["--how", "drop"]
     with pytest.raises(SystemExit, match=message):
         clean.main([str(tmp_path / "run"), *how, *options, *dry_run, "--output_dir", str(tmp_path / "out")])

@@ -38,7 +38,7 @@ def test_parts_are_disjoint_complete_and_near_the_share(sizes, fraction, seed):
     num_rows, num_validation = len(labels), int(np.ceil(fraction * len(labels)))
     dataset = make_dataset(labels)
     if min(num_validation, num_rows - num_validation) < len(sizes):
-        with pytest.raises(ValueError, match="Choose another `fraction`"):
+        with pytest.raises(ValueError, match="Choose another `--validation_fraction`"):
             split_validation(dataset, fraction=fraction, seed=seed)
         return
     train, validation = split_validation(dataset, fraction=fraction, seed=seed)
@@ -66,6 +66,9 @@ def test_single_images_stay_in_training(caplog):
     assert set(validation["label"]) == {0, 1}
     assert {3, 7} <= set(train["label"])
     assert "2 classes have a single image" in caplog.text
+    with caplog.at_level(logging.WARNING):
+        split_validation(make_dataset([0] * 10 + [3]), fraction=0.5, seed=0)
+    assert "1 class has a single image" in caplog.text
 
 
 def test_classes_absent_from_validation_are_counted(caplog):
@@ -73,7 +76,7 @@ def test_classes_absent_from_validation_are_counted(caplog):
     with caplog.at_level(logging.WARNING):
         train, validation = split_validation(make_dataset([0] * 100 + [1] * 2), fraction=0.1, seed=0)
     assert (len(validation), set(validation["label"])) == (11, {0})
-    assert "1 classes are too small" in caplog.text
+    assert "1 class is too small" in caplog.text
 
 
 def test_a_view_is_split_by_its_own_rows():
@@ -88,9 +91,9 @@ def test_a_view_is_split_by_its_own_rows():
         ([0, 1] * 10, 0.0, "strictly between"),
         ([0, 1] * 10, 1.0, "strictly between"),
         ([0, 1] * 10, float("nan"), "strictly between"),
-        ([0, 1] * 10, 0.05, "1 validation and 19 training rows, but there are 2 classes"),
+        ([0, 1] * 10, 0.05, "1 validation and 19 training rows, but 2 classes have .*`--validation_fraction` "),
         ([0, 1] * 10, 0.95, "19 validation and 1 training"),
-        ([0, 1, 2], 0.5, "0 classes with two or more"),
+        ([0, 1, 2], 0.1, "No class of the 3 rows has two images.*`--validation_fraction 0`.*`fraction=0.1`"),
         ([], 0.5, "no rows"),
         ([0, -1, 0, 0], 0.5, "every row"),
         ([0, None, 0, 0], 0.5, "every row"),

@@ -26,7 +26,7 @@ from hnml_hf import TrainingDynamics, load_audit, load_noisy_dataset
 from hnml_hf.audit.dynamics import score_predictions
 from hnml_hf.audit.report import map_values
 from hnml_hf.audit.review.queue import Query
-from hnml_hf.audit.table import image_paths
+from hnml_hf.data.schema import image_paths
 
 
 TRAIN = (

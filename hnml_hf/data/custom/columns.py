@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 # Looked for in this order where the user names no column.
 IMAGE_COLUMNS = ("image", "img", "file_name", "filename", "image_path", "path")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
+# of datasets that an audit cleaned, whose other column tells theirs from one in kg: parquet and Arrow, tables
+WEIGHT_COLUMNS = (("weight", "audit_action"), ("label_weight", "label_action"))
 # heeded where their values are names of splits, also as the last word of a longer name, as `data_split`
 SPLIT_COLUMNS = ("split", "subset", "partition", "set", "dataset", "phase", "fold", "usage")
 SPLIT_FLAG = re.compile(r"is_?(train|val|valid|test)(ing|idation)?", re.IGNORECASE)  # true for the rows of one split
@@ -38,7 +40,7 @@ class ColumnOptions:
         index_column: a unique integer per row (`index` if there is such a column, else the row position).
         test_label_column: the label of the validation and test split, where it has another name than in `train`.
         weight_column: the confidence in each label of `train`, from 0 to 1 (`weight` of a dataset that an audit
-            cleaned).
+            cleaned, `label_weight` of such a table).
         split_column: the split of each row (`split`, `subset`, `partition`, `set`, `dataset`, `phase`, `fold`,
             `usage` or a name that ends with one of these, as `data_split`, if its values are such names).
         labels: whether labels are read at all; without them all are unknown.
@@ -103,9 +105,10 @@ class ColumnOptions:
 
     def _optional(self, names: Sequence[str], split: str, source: str) -> dict[str, str]:
         usual = {"index": [name for name in ("index",) if name in names]}
-        if self.weight_column is None and split == "train" and {"weight", "audit_action"} <= set(names):
-            logger.warning("%s: labels count as far as the column `weight` says.", source)
-            usual["weight"] = ["weight"]  # not any `weight`: it may be one in kg
+        if self.weight_column is None and split == "train":
+            usual["weight"] = [weight for weight, action in WEIGHT_COLUMNS if {weight, action} <= set(names)][:1]
+            for weight in usual["weight"]:
+                logger.warning("%s: labels count as far as the column `%s` says.", source, weight)
         picked = {}
         for role in ("index", "weight", "split"):
             wanted = getattr(self, f"{role}_column")

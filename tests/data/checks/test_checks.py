@@ -397,7 +397,8 @@ def test_exclusions_round_trip(tmp_path, caplog):
 
 def test_exclusions_of_another_dataset_are_refused():
     splits = clean_splits()
-    with pytest.raises(ValueError, match="1 of 2 ids .* 'train', the first is 99"):
+    message = "names 2 rows of the split 'train', of which 1 id is not in it, first 99. Was the list made for another"
+    with pytest.raises(ValueError, match=message):
         checks.apply_exclusions(splits, {"train": {10: "", 99: ""}})
     with pytest.raises(ValueError, match="names the splits dev; the dataset has train, test"):
         checks.apply_exclusions(splits, {"dev": {10: ""}})
@@ -405,11 +406,49 @@ def test_exclusions_of_another_dataset_are_refused():
         checks.apply_exclusions(splits, {"test": {10: "", 11: "", 12: ""}})
 
 
-@pytest.mark.parametrize("line", ["train 17", "[]", '{"split": "train"}', '{"split": "train", "index": "17"}', "3"])
-def test_broken_exclusion_lists_name_the_line(tmp_path, line):
+def test_a_list_that_files_have_come_or_gone_since_is_refused(tmp_path):
+    """Its ids are those of other images now, and the wrong ones would be left out."""
+    now = [{"bytes": None, "path": f"/data/pets/{name}"} for name in ("cat/0a.png", "cat/0.png", "dog/copy.png")]
+    splits = DatasetDict(train=make_split([*now, encode(0)], [0, 0, 1, 2]))
+
+    def kept(*rows):
+        path = tmp_path / "excluded.jsonl"
+        lines = ({"split": "train", "index": index, "path": name} for index, name in rows)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return checks.apply_exclusions(splits, checks.load_exclusions(path))["train"]["index"][:]
+
+    message = (
+        r"excluded.jsonl:2: sample 11 is pets/dog/copy.png there, and /data/pets/cat/0.png in .* Make the list again"
+    )
+    with pytest.raises(ValueError, match=message):
+        kept((12, "pets/dog/copy.png"), (11, "pets/dog/copy.png"))
+    with pytest.raises(
+        ValueError, match="excluded.jsonl:1: sample 10 is nope.png there, and /data/pets/cat/0a.png in"
+    ):
+        kept((10, "nope.png"))
+    moved, bare, without, embedded = (12, "/elsewhere/dog/copy.png"), (11, "0.png"), (10, None), (13, "any.png")
+    assert kept(embedded, moved, bare) == [10]
+    assert kept(moved, without) == [11, 13]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("train 17", "the line is not JSON in UTF-8"),
+        ("[" * 10**5, "the line is not JSON in UTF-8"),
+        ("[]", "the line is no JSON object"),
+        ("3", "the line is no JSON object"),
+        ("{}", "the line has no `split` and no `index`"),
+        ('{"split": "train"}', "the line has no `index`"),
+        ('{"split": 1, "index": 17}', "`split` must be the name of a split, in quotes"),
+        ('{"split": "train", "index": "17"}', "`index` must be a sample id: an integer from 0 .*, without quotes"),
+        ('{"split": "train", "index": 10000000000000000000000}', "`index` must be a sample id"),
+    ],
+)
+def test_broken_exclusion_lists_name_the_line(tmp_path, line, reason):
     path = tmp_path / "excluded.jsonl"
     path.write_text('{"split": "train", "index": 17}\n\n' + line)
-    with pytest.raises(ValueError, match="excluded.jsonl:3: "):
+    with pytest.raises(ValueError, match=f"excluded.jsonl:3: {reason}.*An exclusion list has lines like"):
         checks.load_exclusions(path)
 
 
