@@ -35,6 +35,7 @@ from hnml_hf.audit.review.log import AnnotationLog
 from hnml_hf.audit.table import likely_columns, write_audit
 from hnml_hf.common.atomic import new_folder
 from hnml_hf.data.schema import labels_fingerprint
+from hnml_hf.data.targets import targets_of
 
 
 NAMES = ("cat", "dog", "horse")
@@ -640,6 +641,26 @@ def test_posteriors_become_soft_targets(tiny_dataset, scored, tmp_path):
         row = rows[fact["index"]]
         score = dict(zip(row["target_classes"], row["target_probabilities"], strict=True))
         assert score.get(fact["suggested_label"], 0) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("label_names", [None, ["bottom", "left", "right"]])
+def test_a_training_finds_the_soft_targets(tiny_dataset, scored, tmp_path, label_names, caplog):
+    from datasets import DatasetDict
+
+    table = audit_run(tmp_path / "run", scored, tiny_dataset, transform=lambda image: image)
+    plan = plan_cleaning(table, how="posterior")
+    write_dataset(plan, DatasetDict(train=tiny_dataset), table, tmp_path / "out")
+    rows = load_noisy_dataset(str(tmp_path / "out"), label_names=label_names)["train"]
+    assert "the targets are the probabilities in the column `target_probabilities`" in caplog.text
+    classes, probabilities = targets_of(rows)
+    own, expected = tiny_dataset.features["label"].names, plan.set_index("index")
+    for index, ids, shares in zip(rows["index"], classes, probabilities, strict=True):
+        share = dict(zip([rows.features["label"].names[label] for label in ids], shares, strict=True))
+        fact = expected.loc[index]
+        for label in {fact["label"], fact["suggested_label"]}:
+            score = fact["label_score"] if label != fact["label"] else 1 - fact["label_score"]
+            if fact["label"] != fact["suggested_label"]:
+                assert share[own[label]] == pytest.approx(score, abs=1e-4)
 
 
 # -- rounds -----------------------------------------------------------------------------------------------------------

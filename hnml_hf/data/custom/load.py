@@ -2,6 +2,7 @@
 dataset on the Hub. All come out with the four features of `hnml_hf.data.schema`.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +18,14 @@ from ..files import as_on_disk, folder_above_all, table_path
 from ..published.builder import ON_MISSING, REMOTE, keep_on_disk, outside_paths, prepare
 from ..schema import assemble
 from ..splits import SPLITS, find_splits
+from ..targets import PROBABILITIES, add_targets, targets_of
 from .builders import ImageFolder, Table
 from .columns import ColumnOptions, RawSplit, divide, named, split_of
-from .labels import encode_labels, encode_weights, find_classes, warn_about_splits
+from .labels import Classes, encode_labels, encode_weights, find_classes, warn_about_splits
 from .tables import TABLE_SUFFIXES, find_tables, table_suffix
 
+
+logger = logging.getLogger(__name__)
 
 HUB_PATH = re.compile(r"(https?|hf)://")  # how paths begin that a dataset of the Hub may name
 PATHS = (Value("string"), Value("large_string"), Value("string_view"))  # columns of image paths
@@ -153,12 +157,14 @@ def _canonical(
         )
     raw: dict[str, list[RawSplit]] = {}
     images: dict[str, list[Dataset]] = {}
+    audited: dict[str, list[Dataset]] = {}
     for split, name in found.items():
         dataset, where = loaded[name], f"{source} ({name})"
         for ours, part in _raw_splits(dataset, split, where, columns, by_column, alone=len(found) == 1).items():
             image = columns.pick(dataset.column_names, ours, where)["image"]
             rows = _images(dataset, image, data_dir, where, saved=source, caches=caches)
             images.setdefault(ours, []).append(rows if len(part) == len(rows) else rows.select(part.images))
+            audited.setdefault(ours, []).append(dataset if len(part) == len(rows) else dataset.select(part.images))
             raw.setdefault(ours, []).append(part)
     if columns.labels and "train" not in raw:
         raise ValueError(f"{source}: no row is of the split train, only of {', '.join(raw)}.")
@@ -175,10 +181,25 @@ def _canonical(
         if any(part.weight is not None for part in parts):
             weights = np.concatenate(list(map(encode_weights, parts)))
             rows = rows.add_column("weight", weights, feature=Value("float64"))
+        if split == "train" and len(parts) == 1 and "weight" not in rows.column_names:
+            rows = _with_targets(rows, audited[split][0], parts[0], classes)
         result[split] = keep_on_disk(rows, parts[0].source, on_missing)
     if columns.labels:
         warn_about_splits(labels, clean_labels, classes.names)
     return result
+
+
+def _with_targets(rows: Dataset, audited: Dataset, part: RawSplit, classes: Classes) -> Dataset:
+    """With the soft targets that an audit has put into a dataset, if it has any and its classes have names."""
+    found, names = targets_of(audited), part.names.get("label")
+    if found is None or names is None or "audit_action" not in audited.column_names:
+        return rows
+    logger.warning("%s: the targets are the probabilities in the column `%s`.", part.source, PROBABILITIES)
+    unknown = [name for name in names if name not in classes.ids]
+    if unknown:
+        raise ValueError(f"{part.source}: its targets are of the class `{unknown[0]}` too; name it in `label_names`.")
+    ids = np.array([classes.ids[name] for name in names])
+    return add_targets(rows, found[1], ids[found[0]])
 
 
 def _images(
