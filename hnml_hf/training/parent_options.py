@@ -348,7 +348,7 @@ def check_optimizer(args: TrainingArguments):
         ignored = sorted(names - options.keys())  # transformers takes what it knows
         if ignored:
             raise ValueError(f"{chosen} cannot be made: `{ignored[0]}` has no effect on it.")
-    if real and getattr(args, "extrapolation", 0):
+    if real and getattr(args, "extrapolation", None):
         running_directions(optimizer)
     schedule_options = f"`lr_scheduler_kwargs={args.lr_scheduler_kwargs}`"
     chosen = f"`lr_scheduler_type={_word(args.lr_scheduler_type)}` with {schedule_options}"
