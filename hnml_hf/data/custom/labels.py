@@ -21,6 +21,7 @@ from .columns import NO_COLUMN, RawSplit
 logger = logging.getLogger(__name__)
 
 MAX_CLASSES = 100_000  # a larger integer is an id, not a class
+GAPS = 10  # times as many classes as integers that are there, from which on these seem no numbers of classes
 INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")  # with leading zeros it is a name: `01` is not `1`
 DIGITS = re.compile(r"[0-9]+")
 BY_NAMES = "`label_names` (`--class_names` of the scripts)"  # what errors advise
@@ -123,6 +124,12 @@ def _infer_names(train: Sequence[RawSplit]) -> list[str]:
                     found[label] = part.where(row)
     if not texts:
         logger.info("%s: integer labels without names: classes 0..%d.", train[0].source, max(ids))
+        if max(ids) + 1 > GAPS * len(ids):
+            logger.warning(
+                "%s: only %s between 0 and %d are given, but each is a class, which takes time and memory. "
+                "Number the classes from 0 on, or write names instead of integers.",
+                *(train[0].source, counted(len(ids), "label"), max(ids)),
+            )
         return [str(label) for label in range(max(ids) + 1)]
     if ids and all(map(DIGITS.fullmatch, texts)):
         texts.update({str(label): where for label, where in ids.items()})

@@ -143,7 +143,10 @@ def test_sorted_names_and_integers_are_said_in_the_log(images, load, caplog):
     write_table(root / "train.csv", ["image", "label"], [(names[0], 3), (names[1], 0)])
     with caplog.at_level(logging.INFO, logger="hnml_hf"):
         load(str(root))
-    assert "integer labels without names: classes 0..3" in caplog.text
+    assert "integer labels without names: classes 0..3" in caplog.text and "only" not in caplog.text
+    write_table(root / "train.csv", ["image", "label"], [(names[0], 20_999), (names[1], 0)])
+    load(str(root))
+    assert "only 2 labels between 0 and 20999 are given, but each is a class" in caplog.text
 
 
 BAD_LABELS = [
