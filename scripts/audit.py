@@ -149,6 +149,7 @@ def parse_arguments(argv: list[str]) -> tuple[AuditArguments, DataArguments]:
     elif target is not None:
         if data_args.dataset is not None:
             parser.error(f"{target} and --dataset {data_args.dataset} are two datasets; give one of them")
+        refuse_audited(parser, target)
         argv = [*argv, "--dataset", target]
     audit_args, data_args, _ = parse_target(parser, argv)
     if audit_args.run and audit_args.model:
@@ -197,6 +198,16 @@ def parse_target(parser: HfArgumentParser, argv: list[str]) -> tuple[AuditArgume
     """The options, and the dataset or run that comes without the name of an option."""
     audit_args, data_args, rest = parse_all(parser, argv, MOVED["audit"])
     return audit_args, data_args, (rest.data,)
+
+
+def refuse_audited(parser: HfArgumentParser, target: str):
+    """End with one line if the folder is not of data, but what an audit of other data has written."""
+    if not Path(target, "_audit", "dataset.json").is_file():
+        return
+    options = saved_data_arguments(target)
+    sources = [place for place in (options.data_dir, options.dataset) if place]
+    if os.path.realpath(target) not in map(os.path.realpath, sources):
+        parser.error(f"{target} holds an audit of {sources[0]}; give these data, and --output_dir {target}")
 
 
 def is_run(folder: str) -> bool:

@@ -219,6 +219,20 @@ def test_what_a_repetition_needs_is_written_first(tmp_path, monkeypatch):
     assert (saved["dataset"], saved["max_pixels"]) == ("x", 7)
 
 
+def test_the_folder_of_an_audit_is_not_its_data(scripts, tmp_path, capsys):
+    other, own = tmp_path / "outputs", tmp_path / "photos"
+    for folder in (other, own):
+        (folder / "_audit").mkdir(parents=True)
+        options = {"dataset": "imagefolder", "data_dir": str(own)}
+        (folder / "_audit" / "dataset.json").write_text(json.dumps(options))
+    with pytest.raises(SystemExit):
+        scripts[1]([str(other)])
+    assert f"{other} holds an audit of {own}; give these data, and --output_dir {other}" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:  # a folder of images that the audit has written into
+        scripts[1]([str(own), "--pretrained", "none.safetensors"])
+    assert "none.safetensors" in str(end.value)
+
+
 def test_labels_unknown_to_the_model(run, scripts, tmp_path):
     model = save_vit(tmp_path / "vit", ["cat", "left", "right"])
     with pytest.raises(SystemExit, match=r"does not know 1 of the dataset's 3 classes: bottom"):
