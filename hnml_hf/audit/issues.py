@@ -125,7 +125,11 @@ def find_label_issues(
 
 
 def _refuse_image_options(**given):
-    """Of features and labels: what is not as by default would have no effect."""
+    """Refuse options that have no effect on features and labels.
+
+    Raises:
+        ValueError: naming each option whose value is not its default.
+    """
     usual = find_label_issues.__kwdefaults__
     changed = [f"`{name}={value!r}`" for name, value in given.items() if value != usual[name]]
     if changed:
@@ -358,12 +362,12 @@ def issue_table(
 
 
 def _lost_classes(labels: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> str | None:
-    """Of which classes not one image was judged, so that nothing is known of their labels; None if of none."""
+    """A sentence that names the classes whose images are all unreadable; None if there are none."""
     lost = np.setdiff1d(labels, labels[rows])
     if not len(lost):
         return None
     return (
-        f"No image can be read of {counted(len(lost), 'class')} ({first_few(names[label] for label in lost)}): the "
+        f"No image of {counted(len(lost), 'class')} can be read ({first_few(names[label] for label in lost)}): the "
         "noise rate is that of the others."
     )
 

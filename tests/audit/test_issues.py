@@ -129,7 +129,7 @@ def test_unreadable_images_are_counted_and_classes_without_any_other_are_named(c
     issues = find_label_issues(data, **options(weights))
     first = data["image"][data["label"] == "blue"].iloc[0]
     assert f"20 images cannot be read, the first is {first}." in caplog.text
-    caution = "No image can be read of 1 class (blue): the noise rate is that of the others."
+    caution = "No image of 1 class can be read (blue): the noise rate is that of the others."
     assert caution in issues.attrs["caution"] and caution in caplog.text
     data = broken(colored, colored["label"] != "red", tmp_path)
     with pytest.raises(ValueError, match="one class with a readable image, `red`; .* takes at least two classes"):

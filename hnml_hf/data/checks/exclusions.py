@@ -173,9 +173,9 @@ def apply_exclusions(dataset: DatasetDict, exclusions: Mapping[str, Mapping[int,
         absent = np.setdiff1d(listed, index)
         if len(absent):
             raise ValueError(
-                f"The exclusion list names {counted(len(listed), 'row')} of the split {split!r}, of which "
-                f"{counted(len(absent), 'id', 'are')} not in it, first {absent[0]}. Was the list made for another "
-                "dataset, or another version of it? Make the list again."
+                f"Of {counted(len(listed), 'row')} that the exclusion list names, the split {split!r} lacks "
+                f"{len(absent):,}; the first missing id is {absent[0]}. Was the list made for another dataset, or "
+                "another version of it? Make the list again."
             )
         _check_same_images(dataset[split], index, rows)
         keep = np.flatnonzero(~np.isin(index, listed))

@@ -190,9 +190,14 @@ def _canonical(
 
 
 def _with_targets(rows: Dataset, audited: Dataset, part: RawSplit, classes: Classes) -> Dataset:
-    """With the soft targets that an audit has put into a dataset, if it has any and its classes have names."""
-    found, names = targets_of(audited), part.names.get("label")
-    if found is None or names is None or "audit_action" not in audited.column_names:
+    """The rows with the soft targets that an audit has put into a dataset, if it has any and its classes have names.
+
+    Raises:
+        ValueError: if a class of the targets is none of `classes`.
+    """
+    names = part.names.get("label")
+    found = targets_of(audited) if names is not None and "audit_action" in audited.column_names else None
+    if names is None or found is None:
         return rows
     logger.warning("%s: the targets are the probabilities in the column `%s`.", part.source, PROBABILITIES)
     unknown = [name for name in names if name not in classes.ids]

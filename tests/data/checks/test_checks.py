@@ -397,7 +397,9 @@ def test_exclusions_round_trip(tmp_path, caplog):
 
 def test_exclusions_of_another_dataset_are_refused():
     splits = clean_splits()
-    message = "names 2 rows of the split 'train', of which 1 id is not in it, first 99. Was the list made for another"
+    message = (
+        "Of 2 rows that the exclusion list names, the split 'train' lacks 1; the first missing id is 99. Was the list"
+    )
     with pytest.raises(ValueError, match=message):
         checks.apply_exclusions(splits, {"train": {10: "", 99: ""}})
     with pytest.raises(ValueError, match="names the splits dev; the dataset has train, test"):
