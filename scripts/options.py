@@ -114,7 +114,8 @@ class ModelArguments:
     channels_last: bool | None = field(
         default=None,
         metadata={
-            "help": "Keep images as (height, width, channels) in memory: faster convolutions. Default: on a GPU."
+            "help": "Keep images as (height, width, channels) in memory: faster convolutions. Default: everywhere but "
+            "on a GPU of Apple's."
         },
     )
     freeze_batch_norm: bool = field(
@@ -579,5 +580,7 @@ def build_model(model_args: ModelArguments, id2label: dict[int, str]) -> TimmCAM
         **from_json("model_args", model_args.model_args),
     )
     model.batch_norm_frozen = model_args.freeze_batch_norm
-    channels_last = torch.cuda.is_available() if model_args.channels_last is None else model_args.channels_last
+    channels_last = model_args.channels_last
+    if channels_last is None:
+        channels_last = not torch.backends.mps.is_available()
     return model.to(memory_format=torch.channels_last) if channels_last else model
