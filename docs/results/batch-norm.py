@@ -23,7 +23,7 @@ from provenance import provenance
 from hnml_hf import TimmCAMForImageClassification, TransformedDataset, create_transforms, load_noisy_dataset
 
 
-PROTOCOL = "--recipe cifar10n_10k_cpu --label_column worse_label --seed 0"
+PROTOCOL = "--recipe cifar10n_10k_cpu --label_column worse_label"  # and seed 0, unless there is another
 HNML = (
     f"{PROTOCOL} --objective hnml --mask_weight 0 --monitor_fraction 0.05 --consistency_weight 3 --learning_rate 0.2"
 )
@@ -32,6 +32,8 @@ RUNS = {
     "hnml-corrected": f"{HNML} --extrapolation 10 --lr_scheduler_type constant --symmetric_correction true",
     "hnml-cosine": f"{HNML} --extrapolation 40",
     "hnml-large": f"{HNML} --extrapolation 40 --lr_scheduler_type constant",
+    "hnml-cosine1": f"{HNML} --extrapolation 40 --seed 1",
+    "hnml-cosine2": f"{HNML} --extrapolation 40 --seed 2",
     "quickstart": "--recipe quickstart --audit false",
     "quickstart0": "--recipe quickstart --audit false --seed 0",
 }

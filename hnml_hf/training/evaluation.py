@@ -1,13 +1,16 @@
 """[`EvaluationMixin`]: what is measured is what is saved, the teacher or the student."""
 
+import math
 import os
 from contextlib import contextmanager
 
 from safetensors.torch import load_file
+from torch.utils.data import Subset
 
 from ..common.finite import require_finite_outputs
 from ..data.resident import ResidentDataset
 from .distributed import broadcast_buffers
+from .own_statistics import buffers_put_back, looks_elsewhere, some_samples, take_statistics
 from .resume.trainer import LAST_FOLDER, replaced
 
 
@@ -39,7 +42,8 @@ class EvaluationMixin:
 
     def _without_workers(self, dataset):
         """Batches that are prepared on the device come from this process, and need no pinned memory."""
-        return replaced(self.args, **(WORKER_OPTIONS if isinstance(dataset, ResidentDataset) else {}))
+        whole = dataset.dataset if isinstance(dataset, Subset) else dataset
+        return replaced(self.args, **(WORKER_OPTIONS if isinstance(whole, ResidentDataset) else {}))
 
     def get_train_dataloader(self):
         with self._without_workers(self.train_dataset):
@@ -63,11 +67,49 @@ class EvaluationMixin:
         ):
             return super().get_test_dataloader(test_dataset)
 
+    # -- batch norm where steps look at extrapolated weights ----------------------------------------------------------
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        """As in [`~hnml_hf.training.resume.trainer.ResumableTrainer`]. Where steps looked at extrapolated weights,
+        batch norm then takes the statistics of the weights themselves."""
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if looks_elsewhere(self.args, self.model):
+            if hasattr(self.train_dataset, "set_epoch"):  # the last one, also where a run is resumed after it
+                self.train_dataset.set_epoch(max(math.ceil(self.state.epoch or 0) - 1, 0))
+            for network in self.networks():
+                self._take_statistics(network)
+        return output
+
+    def _take_statistics(self, network):
+        with self.accelerator.autocast():
+            take_statistics(network, self._batches_for_statistics())
+        if self.args.world_size > 1:
+            broadcast_buffers(network)
+
+    def _batches_for_statistics(self):
+        size = self.args.per_device_train_batch_size
+        how = {"batch_size": size, "processes": self.args.world_size, "seed": self.args.seed}
+        with replaced(self.args, per_device_eval_batch_size=size):
+            loader = self.get_test_dataloader(some_samples(self.train_dataset, **how))
+        for inputs in loader:
+            yield inputs["pixel_values"].to(self.args.device)
+
+    @contextmanager
+    def as_it_is_saved(self, network):
+        """Inside, a network has the statistics of its own weights; training goes on with those that it had."""
+        if not (self.is_in_train and self.state.global_step and looks_elsewhere(self.args, self.model)):
+            yield
+            return
+        with buffers_put_back(network):
+            self._take_statistics(network)
+            yield
+
     def evaluation_loop(self, dataloader, *args, **kwargs):
         if self.args.world_size > 1:  # each has its own batch-norm statistics; those of the first one are saved
             broadcast_buffers(self.model)
-        with self.display.phase(f"measuring the {self._evaluated}", len(dataloader), args=self.args):
-            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        with self.as_it_is_saved(self.evaluated_model()):
+            with self.display.phase(f"measuring the {self._evaluated}", len(dataloader), args=self.args):
+                output = super().evaluation_loop(dataloader, *args, **kwargs)
         if output.predictions is not None:
             require_finite_outputs(
                 output.predictions,

@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 class PublishingMixin:
     """The Hub methods of transformers' Trainer: private by default, with a card, and the weights that were measured.
 
-    For a Trainer with `evaluated_model`, `card_facts` and `_evaluated`.
+    For a Trainer with `evaluated_model`, `as_it_is_saved`, `card_facts` and `_evaluated`.
     """
 
     args: Any
@@ -104,8 +104,13 @@ class PublishingMixin:
 
     def push_checkpoint(self):
         """Upload the weights that evaluation measured, in the background. A push that fails does not stop training."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        if self.args.hub_strategy == HubStrategy.END:
             return
+        with self.as_it_is_saved(self.evaluated_model()):  # by all processes
+            if self.is_world_process_zero():
+                self._push_checkpoint()
+
+    def _push_checkpoint(self):
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not self.args.hub_always_push:
             return

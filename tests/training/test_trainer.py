@@ -176,7 +176,7 @@ def test_evaluation_and_checkpoints_never_see_the_extrapolation(tiny_dataset, tm
 
 def test_the_teacher_is_the_moving_average(tiny_dataset, tmp_path):
     """Weights and batch-norm statistics: t <- d t + (1 - d) s after step n, d = 0, 0.370, 0.520, then 0.6."""
-    trainer = build_trainer(tmp_path, tiny_dataset, max_steps=5, teacher_decay=0.6)
+    trainer = build_trainer(tmp_path, tiny_dataset, max_steps=5, teacher_decay=0.6, extrapolation=0)
     expected = weights_of(trainer.model)
 
     class Average(TrainerCallback):
@@ -194,7 +194,7 @@ def test_the_teacher_is_the_moving_average(tiny_dataset, tmp_path):
 
 def test_the_teacher_is_timms_average_bit_for_bit(tiny_dataset, tmp_path):
     """Also in a second training, where it starts from the student again."""
-    trainer = build_trainer(tmp_path, tiny_dataset, max_steps=5, teacher_decay=0.6)
+    trainer = build_trainer(tmp_path, tiny_dataset, max_steps=5, teacher_decay=0.6, extrapolation=0)
     averages = []
 
     class Timms(TrainerCallback):
@@ -301,7 +301,7 @@ def test_the_best_epoch_is_saved_and_the_last_one_kept(tiny_dataset, tmp_path):
     """Accuracy is made to look best at the first evaluation; the saved teacher must be that of that checkpoint."""
     trainer = build_trainer(
         tmp_path, tiny_dataset, max_steps=4, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
-        load_best_model_at_end=True, metric_for_best_model="accuracy", teacher_decay=0.5,
+        load_best_model_at_end=True, metric_for_best_model="accuracy", teacher_decay=0.5, extrapolation=0,
     )  # fmt: skip
     scores = iter([0.9, 0.9, 0.1, 0.1])
     trainer.compute_metrics = lambda prediction: {"accuracy": next(scores)}
@@ -562,7 +562,8 @@ def test_mixup_is_refused_where_soft_labels_mean_nothing(tiny_dataset, tmp_path)
 
 @pytest.mark.parametrize("name", ["checkpoints", "checkpoint-1"])
 def test_what_is_saved_does_not_depend_on_the_folder(name, tiny_dataset, tmp_path):
-    trainer = build_trainer(tmp_path / name, tiny_dataset, max_steps=4, save_strategy="steps", save_steps=2)
+    often = {"save_strategy": "steps", "save_steps": 2}
+    trainer = build_trainer(tmp_path / name, tiny_dataset, max_steps=4, extrapolation=0, **often)
     trainer.train()
     trainer.save_model()
     assert not (tmp_path / name / "teacher").exists()

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -205,11 +205,13 @@ class ResumableTrainer(Trainer):
         """Write what was evaluated; into a checkpoint, the student."""
         output_dir = output_dir or self.args.output_dir
         self.require_finite("They were not saved; lower `--learning_rate`, and start again or from a checkpoint.")
-        if self.args.should_save:
-            aside = os.path.basename(os.path.dirname(output_dir)) == UNFINISHED_FOLDER
-            (self.model if aside else self.evaluated_model()).save_pretrained(output_dir)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(output_dir)
+        aside = os.path.basename(os.path.dirname(output_dir)) == UNFINISHED_FOLDER
+        network = self.model if aside else self.evaluated_model()
+        with nullcontext() if aside else self.as_it_is_saved(network):
+            if self.args.should_save:
+                network.save_pretrained(output_dir)
+        if self.args.should_save and self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -226,6 +228,11 @@ class ResumableTrainer(Trainer):
     def evaluated_model(self):
         """The model that is measured and saved."""
         return self.model
+
+    @contextmanager
+    def as_it_is_saved(self, network: torch.nn.Module):
+        """Inside, a network is what a reader of its file gets, where training has it otherwise."""
+        yield
 
     @property
     def parts(self) -> list[CheckpointedCallback]:

@@ -1,0 +1,179 @@
+"""Batch-norm statistics of what is saved are those of its own weights, where steps look at extrapolated ones."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.data import TensorDataset
+from trainers import assert_same_networks, build_model, build_trainer, logged
+
+from hnml_hf import HNMLTrainer
+from hnml_hf.training.own_statistics import IMAGES, buffers_put_back, some_samples, take_statistics
+
+
+AHEAD = {"objective": "hnml", "extrapolation": 20, "mask_weight": 0}
+RUNNING = ("running_mean", "running_var")
+
+
+def as_in_a_file(network):
+    return {name.removeprefix("timm_model."): value for name, value in network.state_dict().items()}
+
+
+def statistics(network):
+    return {name: value.clone() for name, value in network.state_dict().items() if name.endswith(RUNNING)}
+
+
+def own_statistics_of(network, trainer):
+    """By the definition: the mean over batches of what each layer sees of them in training mode."""
+    seen: dict[str, list] = {}
+    network = copy.deepcopy(network).train()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+
+            def watch(module, inputs, name=name):
+                (values,) = inputs
+                moments = values.mean((0, 2, 3)), values.var((0, 2, 3), unbiased=True)
+                seen.setdefault(name, []).append(moments)
+
+            module.register_forward_pre_hook(watch)
+    rows = some_samples(trainer.train_dataset, batch_size=12, processes=1, seed=trainer.args.seed)
+    with torch.no_grad():
+        for start in range(0, len(rows), 12):
+            network(torch.stack([rows[row]["pixel_values"] for row in range(start, start + 12)]))
+    return {
+        f"{name}.{part}": torch.stack([moments[place] for moments in batches]).mean(0)
+        for name, batches in seen.items()
+        for place, part in enumerate(RUNNING)
+    }
+
+
+def test_statistics_by_hand():
+    layer = nn.BatchNorm1d(1, momentum=0.1)
+    layer.running_mean.fill_(7.0)
+    layer.eval()
+    take_statistics(layer, [torch.tensor([[0.0], [2.0]]), torch.tensor([[4.0], [8.0]])])
+    assert layer.running_mean.item() == (1 + 6) / 2
+    assert layer.running_var.item() == (2 + 8) / 2
+    assert layer.momentum == 0.1 and not layer.training
+
+
+def test_nothing_is_dropped_at_random():
+    network = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm1d(1)).train()
+    take_statistics(network, [torch.ones(1_000, 1)])
+    assert network[1].running_mean.item() == 1 and network[0].training and network[1].training
+
+
+def test_without_batch_norm_no_batch_is_read():
+    network = nn.Linear(2, 2)
+    take_statistics(network, (pytest.fail("read") for _ in range(1)))
+
+
+def test_buffers_are_put_back_after_an_error():
+    layer = nn.BatchNorm1d(3)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), buffers_put_back(layer):
+        take_statistics(layer, [torch.randn(4, 3)])
+        assert not torch.equal(layer.running_mean, before["running_mean"])
+        raise KeyboardInterrupt
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@given(
+    st.integers(1, 5_000),
+    st.integers(1, 600),
+    st.integers(1, 8),
+    st.integers(0, 3),
+)
+@settings(deadline=None)
+def test_some_samples_are_whole_batches(rows, batch_size, processes, seed):
+    found = some_samples(TensorDataset(torch.arange(rows)), batch_size=batch_size, processes=processes, seed=seed)
+    again = some_samples(TensorDataset(torch.arange(rows)), batch_size=batch_size, processes=processes, seed=seed)
+    assert found.indices == again.indices
+    assert len(set(found.indices)) == len(found) <= max(IMAGES, batch_size) * processes
+    if rows >= batch_size * processes:
+        assert len(found) % (batch_size * processes) == 0
+    else:
+        assert sorted(found.indices) == list(range(rows))
+
+
+def test_saved_networks_have_the_statistics_of_their_weights(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, **AHEAD, max_steps=6)
+    trainer.train()
+    for network in (trainer.model, trainer.teacher.network):
+        assert_close(statistics(network), own_statistics_of(network, trainer), rtol=1e-4, atol=1e-5)
+    trainer.save_model()
+    saved = load_file(tmp_path / "model.safetensors")
+    assert_close(saved, as_in_a_file(trainer.teacher.network), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"objective": "ce"}, {**AHEAD, "extrapolation": 0}])
+def test_steps_at_the_weights_themselves_keep_the_running_statistics(options, tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, **options, save_strategy="steps", save_steps=3)
+    trainer.train()
+    kept = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    assert_close(kept, as_in_a_file(trainer.model), rtol=0, atol=0)
+
+
+def test_frozen_batch_norm_stays(tiny_dataset, tmp_path):
+    model = build_model()
+    model.batch_norm_frozen = True
+    before = statistics(model)
+    trainer = build_trainer(tmp_path, tiny_dataset, model=model, **AHEAD, eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    for network in (trainer.model, trainer.teacher.network):
+        assert_close(statistics(network), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "standard"])
+def test_evaluation_measures_what_will_be_saved_and_changes_no_training(augmentation, tiny_dataset, tmp_path):
+    options = {**AHEAD, "max_steps": 8, "augmentation": augmentation}
+    watched = build_trainer(tmp_path / "a", tiny_dataset, **options, eval_strategy="steps", eval_steps=2)
+    watched.train()
+    alone = build_trainer(tmp_path / "b", tiny_dataset, **options)
+    alone.train()
+    assert_same_networks(watched, alone)
+    for name in ("eval_loss", "eval_student_loss"):
+        assert logged(watched, name)[-1] == pytest.approx(watched.evaluate()[name], rel=1e-5)
+
+
+def test_a_run_resumed_at_its_very_end_saves_the_same(tiny_dataset, tmp_path):
+    options = {**AHEAD, "max_steps": 8, "augmentation": "standard", "save_strategy": "steps", "save_steps": 8}
+    whole = build_trainer(tmp_path, tiny_dataset, **options)
+    whole.train()
+    again = build_trainer(tmp_path, tiny_dataset, model=build_model(seed=1), **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 8
+    assert_same_networks(whole, again)
+
+
+def test_the_last_weights_have_their_own_statistics_too(tiny_dataset, tmp_path):
+    steps = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer = build_trainer(tmp_path, tiny_dataset, **AHEAD, **steps, max_steps=6, load_best_model_at_end=True)
+    trainer.train()
+    best = copy.deepcopy(trainer.teacher.network.state_dict())
+    kept = load_file(tmp_path / "last" / "model.safetensors")
+    with trainer.last_weights():
+        assert_close(kept, as_in_a_file(trainer.teacher.network), rtol=0, atol=0)
+        last = trainer.teacher.network
+        assert_close(statistics(last), own_statistics_of(last, trainer), rtol=1e-4, atol=1e-5)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(logged(trainer, "eval_loss")[2], rel=1e-5)
+    assert_close(trainer.teacher.network.state_dict(), best, rtol=0, atol=0)
+    assert_close(
+        statistics(trainer.teacher.network), own_statistics_of(trainer.teacher.network, trainer), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_weights_that_were_never_trained_are_measured_as_they_are(tiny_dataset, tmp_path):
+    trainer: HNMLTrainer = build_trainer(tmp_path, tiny_dataset, **AHEAD, eval_on_start=True, eval_strategy="steps")
+    before, first = statistics(trainer.model), trainer.evaluate()["eval_loss"]
+    assert_close(statistics(trainer.model), before, rtol=0, atol=0)
+    trainer.train()
+    assert logged(trainer, "eval_loss")[0] == pytest.approx(first, rel=1e-6)
+    assert np.isfinite(logged(trainer, "eval_loss")).all()
