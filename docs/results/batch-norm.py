@@ -36,9 +36,11 @@ RUNS = {
     "hnml-cosine2": f"{HNML} --extrapolation 40 --seed 2",
     "quickstart": "--recipe quickstart --audit false",
     "quickstart0": "--recipe quickstart --audit false --seed 0",
+    "quickstart-ce": "--recipe quickstart --audit false --seed 0 --objective ce --eval_teacher true "
+    "--symmetric_correction false",
 }
 CIFAR = {"label_column": "worse_label", "clean_label_column": "label", "test_label_column": "label"}
-BATCH, PARTS = 250, 4  # images in a pass, and checkpoints of a run
+BATCH, FEW, PARTS = 250, 4, 4  # images in a pass, passes of a thousand images, and checkpoints of a run
 
 
 def batches(rows, transform) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -64,15 +66,17 @@ def records(name: str, folder: Path):
                 transform = create_transforms(model.config.pretrained_cfg)[1]
                 seen = batches(data["train"], transform)[0], batches(data["test"], transform)
             train, test = seen
-            measured = deepcopy(model)
-            update_bn(train, measured)
+            everything, few = deepcopy(model), deepcopy(model)
+            update_bn(train, everything)
+            update_bn(train[:FEW], few)
             yield {
                 "run": name,
                 "options": RUNS[name],
                 "epoch": epoch,
                 "network": network,
                 "as_trained": accuracy(model, *test),
-                "new_statistics": accuracy(measured, *test),
+                "new_statistics": accuracy(everything, *test),
+                "of_1000_images": accuracy(few, *test),
             }
 
 
