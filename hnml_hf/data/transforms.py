@@ -1,5 +1,6 @@
 """From rows to samples: decoding, and augmentation whose randomness belongs to the sample, not to the process."""
 
+import copy
 import hashlib
 import math
 import random
@@ -311,6 +312,12 @@ class TransformedDataset(torch.utils.data.Dataset):
     def set_epoch(self, epoch: int):
         """Called by the data loader at the start of each epoch."""
         self._epoch.fill_(epoch)
+
+    def at_epoch(self, epoch: int) -> "TransformedDataset":
+        """The same samples with the augmentation of one epoch, whatever epoch this dataset goes on to."""
+        other = copy.copy(self)
+        other._epoch = torch.full((), epoch, dtype=torch.int64)
+        return other
 
     def __len__(self) -> int:
         return len(self.dataset)

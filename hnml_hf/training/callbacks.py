@@ -103,6 +103,7 @@ class Teacher(CheckpointedCallback):
         pairs = list(zip(self.network.state_dict().values(), self.student.state_dict().values(), strict=True))
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._caches = any(hasattr(module, "attention_bias_cache") for module in self.network.modules())
 
     @torch.no_grad()
     def on_optimizer_step(self, args, state, control, **kwargs):
@@ -113,6 +114,8 @@ class Teacher(CheckpointedCallback):
         torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, count in self._counts:
             average.copy_(count)
+        if self._caches:  # timm's tiny_vit and others keep what they computed from older weights
+            self.network.train().eval()
 
     def save(self, folder):
         self.network.save_pretrained(folder / TEACHER_FOLDER)
@@ -164,7 +167,7 @@ class RefreshedTargets(CheckpointedCallback):
     """Soft targets that are judged again after every epoch but the last, by features of the evaluated network.
 
     Args:
-        trainer ([`HNMLTrainer`]): with `evaluated_model`.
+        trainer ([`HNMLTrainer`]): with `evaluated_model` and `as_it_is_saved`.
         judge_again (`Callable`): from a network to the targets of all training samples, as [`targets_of`] gives them;
             the first process alone asks.
     """
@@ -189,7 +192,9 @@ class RefreshedTargets(CheckpointedCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if state.global_step < state.max_steps:
-            newest = self.trainer.on_first_process(self.judge_again, self.trainer.evaluated_model())
+            network = self.trainer.evaluated_model()
+            with self.trainer.as_it_is_saved(network):
+                newest = self.trainer.on_first_process(self.judge_again, network)
             self._take(newest)
             self.trainer.cost.meter.forward_passes(len(self.ids) / args.per_device_train_batch_size)
 

@@ -1,8 +1,7 @@
 """[`EvaluationMixin`]: what is measured is what is saved, the teacher or the student."""
 
-import math
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from safetensors.torch import load_file
 from torch.utils.data import Subset
@@ -10,7 +9,7 @@ from torch.utils.data import Subset
 from ..common.finite import require_finite_outputs
 from ..data.resident import ResidentDataset
 from .distributed import broadcast_buffers
-from .own_statistics import buffers_put_back, looks_elsewhere, some_samples, take_statistics
+from .own_statistics import buffers_put_back, needs_own_statistics, put_back, some_samples, take_statistics
 from .resume.trainer import LAST_FOLDER, replaced
 
 
@@ -67,22 +66,22 @@ class EvaluationMixin:
         ):
             return super().get_test_dataloader(test_dataset)
 
-    # -- batch norm where steps look at extrapolated weights ----------------------------------------------------------
+    # -- batch norm: statistics of the weights that are measured ------------------------------------------------------
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-        """As in [`~hnml_hf.training.resume.trainer.ResumableTrainer`]. Where steps looked at extrapolated weights,
-        batch norm then takes the statistics of the weights themselves."""
+        """As in [`~hnml_hf.training.resume.trainer.ResumableTrainer`]. Where steps looked at extrapolated weights, or
+        averaged ones are saved, batch norm then takes the statistics of the weights themselves."""
+        self._taken = {}
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        if looks_elsewhere(self.args, self.model):
-            if hasattr(self.train_dataset, "set_epoch"):  # the last one, also where a run is resumed after it
-                self.train_dataset.set_epoch(max(math.ceil(self.state.epoch or 0) - 1, 0))
+        if needs_own_statistics(self.args, self.model):
             for network in self.networks():
                 self._take_statistics(network)
         return output
 
     def _take_statistics(self, network):
-        with self.accelerator.autocast():
-            take_statistics(network, self._batches_for_statistics())
+        batches = self._batches_for_statistics()
+        with self.display.phase("statistics of batch norm", None, args=self.args), self.accelerator.autocast():
+            take_statistics(network, batches)
         if self.args.world_size > 1:
             broadcast_buffers(network)
 
@@ -97,19 +96,24 @@ class EvaluationMixin:
     @contextmanager
     def as_it_is_saved(self, network):
         """Inside, a network has the statistics of its own weights; training goes on with those that it had."""
-        if not (self.is_in_train and self.state.global_step and looks_elsewhere(self.args, self.model)):
+        step = self.state.global_step
+        if not (self.is_in_train and step and needs_own_statistics(self.args, self.model)):
             yield
             return
         with buffers_put_back(network):
-            self._take_statistics(network)
+            known_at, known = self._taken.get(network, (None, []))
+            if known_at == step:  # of another dataset's evaluation
+                put_back(network.buffers(), known)
+            else:
+                self._take_statistics(network)
+                self._taken[network] = step, [buffer.clone() for buffer in network.buffers()]
             yield
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
         if self.args.world_size > 1:  # each has its own batch-norm statistics; those of the first one are saved
             broadcast_buffers(self.model)
-        with self.as_it_is_saved(self.evaluated_model()):
-            with self.display.phase(f"measuring the {self._evaluated}", len(dataloader), args=self.args):
-                output = super().evaluation_loop(dataloader, *args, **kwargs)
+        with self.display.phase(f"measuring the {self._evaluated}", len(dataloader), args=self.args):
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
         if output.predictions is not None:
             require_finite_outputs(
                 output.predictions,
@@ -129,11 +133,12 @@ class EvaluationMixin:
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Metrics of the evaluated model and, under `<prefix>_student_` or `<prefix>_teacher_`, of the other one, if
         both are to be measured."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         one_dataset = not isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
+        with self.as_it_is_saved(self.evaluated_model()) if one_dataset else nullcontext():  # else it asks for each
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.teacher is not None and self.measure_both and one_dataset:
             other = "student" if self._evaluated == "teacher" else "teacher"
-            with replaced(self, _evaluated=other):
+            with replaced(self, _evaluated=other), self.as_it_is_saved(self.networks()[other == "teacher"]):
                 output = self.evaluation_loop(
                     self.get_eval_dataloader(eval_dataset),
                     f"Evaluation of the {other}",

@@ -1,6 +1,7 @@
 """Batch-norm statistics of the weights that are measured and saved.
 
-Where steps look at extrapolated weights, batch norm takes its running statistics there, not at the weights themselves.
+Where steps look at extrapolated weights, batch norm takes its running statistics there, not at the weights themselves;
+and the average of the running statistics is not what averaged weights have (Izmailov et al., UAI 2018).
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,56 +10,81 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
-from ..data.transforms import preserved_generators
-
-
-IMAGES = 1024  # on each process: four times as many change the accuracy by 0.3 points at most, see docs/ablations.md
+from ..data.transforms import TransformedDataset, preserved_generators
 
 
-def looks_elsewhere(args, model: torch.nn.Module) -> bool:
-    """Whether running statistics are not those of the weights themselves.
+IMAGES = 1024  # on each process; ten times as many change the accuracy by 0.2 points, see docs/ablations.md
+
+
+def needs_own_statistics(args, model: torch.nn.Module) -> bool:
+    """Whether running statistics are not those of the weights that are measured.
 
     Args:
         args ([`HNMLTrainingArguments`]): of the run.
         model ([`TimmCAMForImageClassification`]): that is trained.
     """
-    return bool(args.extrapolation) and not model.batch_norm_frozen
+    return bool(args.extrapolation or args.eval_teacher) and not model.batch_norm_frozen
 
 
-def some_samples(dataset: Dataset, *, batch_size: int, processes: int, seed: int) -> Subset:
-    """Samples drawn for the statistics, the same ones each time: whole batches, since the statistics of one image may
-    be none.
+def some_samples(dataset: TransformedDataset, *, batch_size: int, processes: int, seed: int) -> Subset:
+    """Samples drawn for the statistics, the same ones with the same augmentation each time: whole batches, since the
+    statistics of one image may be none.
 
     Args:
-        dataset (`Dataset`): of training.
+        dataset ([`TransformedDataset`]): of training.
         batch_size (`int`): images in a batch.
         processes (`int`): that share the samples.
         seed (`int`): of the draw.
     """
     batches = max(1, min(IMAGES, len(dataset) // processes) // batch_size)
     drawn = np.random.default_rng(seed).permutation(len(dataset))
-    return Subset(dataset, drawn[: batches * batch_size * processes].tolist())
+    return Subset(dataset.at_epoch(0), drawn[: batches * batch_size * processes].tolist())
 
 
 def take_statistics(network: torch.nn.Module, batches: Iterable[torch.Tensor]):
-    """Put the mean of the batches' statistics in the place of the running ones. Networks without batch norm stay as
-    they are, and read no batch.
+    """Replace running statistics by the mean of the batches' statistics: `torch.optim.swa_utils.update_bn`,
+    without dropout, and without what that does to layers that are frozen or not reached, which lose their statistics.
+
+    Networks without batch norm stay as they are, and read no batch. After an error all is as it was.
 
     Args:
-        network (`nn.Module`): whose mode stays what it is.
+        network (`nn.Module`): layers that its `train()` leaves in evaluation mode or that have no momentum are frozen.
         batches (`Iterable[torch.Tensor]`): images of shape `(b, channels, height, width)`, on its device.
     """
+    modes = {module: module.training for module in network.modules()}
+    network.train()
+    layers = {
+        module: (module.momentum, [buffer.clone() for buffer in module.buffers(recurse=False)])
+        for module in modes
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats and module.momentum != 0
+    }
+    complete = False
+    try:
+        for module in modes:
+            module.training = module in layers
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain mean
+        if layers:
+            with preserved_generators(), torch.no_grad():
+                for images in batches:
+                    network(images)
+        complete = True
+    finally:
+        for layer, (momentum, before) in layers.items():
+            layer.momentum = momentum
+            if not (complete and layer.num_batches_tracked):
+                put_back(layer.buffers(recurse=False), before)
+        for module, training in modes.items():
+            module.training = training
 
-    def without_dropout():  # `update_bn` puts training mode on, also where it would drop at random
-        for module in network.modules():
-            module.training &= isinstance(module, _BatchNorm)
-        yield from batches
 
-    with preserved_generators():
-        update_bn(without_dropout(), network)
+def put_back(buffers: Iterable[torch.Tensor], values: Iterable[torch.Tensor]):
+    """Give tensors other values in place."""
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
 
 
 @contextmanager
@@ -68,5 +94,4 @@ def buffers_put_back(network: torch.nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for buffer, value in zip(network.buffers(), before, strict=True):
-            buffer.copy_(value)
+        put_back(network.buffers(), before)

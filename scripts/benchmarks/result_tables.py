@@ -119,7 +119,7 @@ def on_gpu(suite: str) -> list[dict]:
 CLEAN = "cross-entropy, clean labels"
 LARGE = ", 224 px"  # in the names of methods on images of that size
 SURE = ", sure head"  # ends the names of runs with the given labels as targets and the judge's own temperature
-FAIR = ("human 9 %", "asymmetric 40 %", "clean")  # under which it is about what the labels allow: judge-alone.json
+FAIR = ("human 9 %", "clean")  # under which it is about what the labels allow: judge-alone.json
 BENCHMARK = {
     "human 40 %": "CIFAR-10N, 40 % wrong",
     "human 9 %": "CIFAR-10N, 9 % wrong",
@@ -173,6 +173,7 @@ def benchmark(noises: Sequence[str] = tuple(BENCHMARK)) -> str:
     """Accuracy after the last epoch, each method with the settings that it chose by held-out noisy labels, beside the
     classifier that the audit writes. A mean without a spread is of one seed."""
     cifar = on_gpu("finetune") + records("finetune-given")
+    cifar_on_a_core = [record for record in records("finetune-144") if record["targets"] == "posterior"]
     photographs = on_gpu("imagenette-judge") + records("imagenette-judge")
     alone = json.loads((RESULTS / "judge-alone.json").read_text(encoding="utf-8"))["records"]
     best, rows = chosen(photographs), []
@@ -182,6 +183,7 @@ def benchmark(noises: Sequence[str] = tuple(BENCHMARK)) -> str:
         for method in COMPARED:
             chosen_there = best.get((noise, method), method) if found is photographs else method
             group = having(found, noise=noise, method=chosen_there)
+            group = group or having(cifar_on_a_core, noise=noise, method=method)
             if not group and noise in FAIR:
                 group = having(found, noise=noise, method=method + SURE)
             cells.append(rounded_up(group, "last"))
@@ -230,6 +232,51 @@ def backgrounds() -> str:
         for method, found in sorted(groups.items(), key=lambda group: -mean_of(group[1], "test_accuracy"))
     ]
     return markdown(["", "seeds", *columns, "cost"], rows)
+
+
+BATCH_NORM = {
+    "cross-entropy": "cross-entropy, constant learning rate",
+    "hnml-corrected": "HNML, corrected, 10 steps ahead, constant learning rate",
+    "hnml-large": "HNML, 40 steps ahead, constant learning rate",
+    "hnml-cosine": "HNML, 40 steps ahead, cosine decay",
+    "hnml-cosine1": "the same, seed 1",
+    "hnml-cosine2": "the same, seed 2",
+    "quickstart": "the quickstart, seed 42",
+    "quickstart0": "the same, seed 0",
+    "quickstart-ce": "the same, cross-entropy",
+}
+
+
+def read(name: str) -> list[dict]:
+    """The records of a file of results."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))["records"]
+
+
+def batch_norm() -> str:
+    """Accuracy after the last epoch with running statistics, and with those of the weights themselves."""
+    found = read("batch-norm.json")
+    rows = []
+    for name, label in BATCH_NORM.items():
+        last = max(record["epoch"] for record in found if record["run"] == name)
+        those = {record["network"]: record for record in found if record["run"] == name and record["epoch"] == last}
+        both = ("as_trained", "new_statistics")
+        rows.append([label, *(rounded_up([those[who]], key) for who in ("student", "average") for key in both)])
+    return markdown(["", "student", "own statistics", "average", "own statistics"], rows)
+
+
+def witnesses(every: int = 4) -> str:
+    """Who finds the wrong labels after some epochs of training from random weights."""
+    rows = [
+        [
+            str(record["epoch"]),
+            *(f"{100 * record[key]:.1f} %" for key in ("fit", "right_by_network", "right_by_judge")),
+            *(f"{record[f'auroc_{who}']:.3f}" for who in ("network", "counter", "judge", "judge_and_counter")),
+        ]
+        for record in read("witnesses.json")
+        if record["epoch"] == 1 or record["epoch"] % every == 0
+    ]
+    right = ["given labels predicted", "right: network", "judge"]
+    return markdown(["epoch", *right, "AUROC: network", "counter", "judge", "judge and counter"], rows)
 
 
 def frozen_targets(rate: float = 0.02) -> str:
@@ -446,6 +493,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "BACKGROUNDS": backgrounds,
         "SELF_SUPERVISED": lambda: by_method(groups_of("self-supervised", "human 40 %")),
         "FULL_CPU": full_on_a_cpu,
+        "BATCH_NORM": batch_norm,
+        "WITNESSES": witnesses,
         "WHOLE_144": whole_cifar,
         "WHOLE_144_CPU": whole_cifar_on_a_cpu,
         "WHOLE_224": partial(whole_cifar, LARGE),

@@ -1,6 +1,7 @@
-"""Batch-norm statistics of what is saved are those of its own weights, where steps look at extrapolated ones."""
+"""Batch-norm statistics of what is saved are those of its own weights, if these are averaged or steps look ahead."""
 
 import copy
+from collections import UserList
 
 import numpy as np
 import pytest
@@ -10,15 +11,20 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
-from torch.utils.data import TensorDataset
 from trainers import assert_same_networks, build_model, build_trainer, logged
 
 from hnml_hf import HNMLTrainer
+from hnml_hf.training import evaluation
 from hnml_hf.training.own_statistics import IMAGES, buffers_put_back, some_samples, take_statistics
 
 
 AHEAD = {"objective": "hnml", "extrapolation": 20, "mask_weight": 0}
 RUNNING = ("running_mean", "running_var")
+
+
+class Rows(UserList):
+    def at_epoch(self, epoch):
+        return self
 
 
 def as_in_a_file(network):
@@ -74,6 +80,42 @@ def test_without_batch_norm_no_batch_is_read():
     take_statistics(network, (pytest.fail("read") for _ in range(1)))
 
 
+class Frozen(nn.BatchNorm1d):
+    def train(self, mode=True):
+        return super().train(False)
+
+
+@pytest.mark.parametrize("layer", [Frozen(1), nn.BatchNorm1d(1, momentum=0.0)], ids=["mode", "momentum"])
+def test_frozen_layers_keep_their_statistics(layer):
+    layer.running_var.fill_(3.0)
+    network = nn.Sequential(nn.BatchNorm1d(1), layer)
+    take_statistics(network, [torch.tensor([[1.0], [3.0]])])
+    assert layer.running_var.item() == 3 and network[0].running_mean.item() == 2
+
+
+def test_layers_that_see_no_batch_keep_their_statistics():
+    network = nn.BatchNorm1d(1)
+    network.elsewhere = nn.BatchNorm1d(1)
+    network.elsewhere.running_var.fill_(3.0)
+    take_statistics(network, [torch.tensor([[1.0], [3.0]])])
+    assert network.running_mean.item() == 2 and network.elsewhere.running_var.item() == 3
+    assert network.elsewhere.momentum == 0.1
+
+
+def test_an_interrupted_pass_leaves_all_as_it_was():
+    network = nn.Sequential(nn.BatchNorm1d(1), nn.Dropout()).train()
+    network[0].eval().running_mean.fill_(7.0)
+
+    def batches():
+        yield torch.tensor([[1.0], [3.0]])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take_statistics(network, batches())
+    assert network[0].running_mean.item() == 7 and network[0].num_batches_tracked == 0
+    assert network[0].momentum == 0.1 and not network[0].training and network[1].training
+
+
 def test_buffers_are_put_back_after_an_error():
     layer = nn.BatchNorm1d(3)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
@@ -93,8 +135,8 @@ def test_buffers_are_put_back_after_an_error():
 )
 @settings(deadline=None)
 def test_some_samples_are_whole_batches(rows, batch_size, processes, seed):
-    found = some_samples(TensorDataset(torch.arange(rows)), batch_size=batch_size, processes=processes, seed=seed)
-    again = some_samples(TensorDataset(torch.arange(rows)), batch_size=batch_size, processes=processes, seed=seed)
+    found = some_samples(Rows(range(rows)), batch_size=batch_size, processes=processes, seed=seed)
+    again = some_samples(Rows(range(rows)), batch_size=batch_size, processes=processes, seed=seed)
     assert found.indices == again.indices
     assert len(set(found.indices)) == len(found) <= max(IMAGES, batch_size) * processes
     if rows >= batch_size * processes:
@@ -103,8 +145,9 @@ def test_some_samples_are_whole_batches(rows, batch_size, processes, seed):
         assert sorted(found.indices) == list(range(rows))
 
 
-def test_saved_networks_have_the_statistics_of_their_weights(tiny_dataset, tmp_path):
-    trainer = build_trainer(tmp_path, tiny_dataset, **AHEAD, max_steps=6)
+@pytest.mark.parametrize("options", [AHEAD, {"objective": "ce", "eval_teacher": True}], ids=["ahead", "average"])
+def test_saved_networks_have_the_statistics_of_their_weights(options, tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, **options, max_steps=6)
     trainer.train()
     for network in (trainer.model, trainer.teacher.network):
         assert_close(statistics(network), own_statistics_of(network, trainer), rtol=1e-4, atol=1e-5)
@@ -113,7 +156,7 @@ def test_saved_networks_have_the_statistics_of_their_weights(tiny_dataset, tmp_p
     assert_close(saved, as_in_a_file(trainer.teacher.network), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("options", [{"objective": "ce"}, {**AHEAD, "extrapolation": 0}])
+@pytest.mark.parametrize("options", [{"objective": "ce"}, {**AHEAD, "extrapolation": 0, "eval_teacher": False}])
 def test_steps_at_the_weights_themselves_keep_the_running_statistics(options, tiny_dataset, tmp_path):
     trainer = build_trainer(tmp_path, tiny_dataset, **options, save_strategy="steps", save_steps=3)
     trainer.train()
@@ -151,6 +194,39 @@ def test_a_run_resumed_at_its_very_end_saves_the_same(tiny_dataset, tmp_path):
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 8
     assert_same_networks(whole, again)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "standard"])
+def test_the_best_weights_are_saved_as_they_were_measured(augmentation, tiny_dataset, tmp_path):
+    steps = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4}
+    options = {**AHEAD, **steps, "max_steps": 12, "load_best_model_at_end": True, "augmentation": augmentation}
+    trainer = build_trainer(tmp_path, tiny_dataset, **options)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(logged(trainer, "eval_loss")), rel=1e-5)
+
+
+def test_one_pass_serves_all_datasets_of_an_evaluation(tiny_dataset, tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(evaluation, "take_statistics", lambda network, batches: taken.append(network))
+    trainer = build_trainer(tmp_path, tiny_dataset, **AHEAD, max_steps=2, eval_strategy="steps", eval_steps=1)
+    trainer.eval_dataset = {"one": trainer.eval_dataset, "two": trainer.eval_dataset}
+    trainer.train()
+    teacher, student = trainer.teacher.network, trainer.model
+    assert taken == [teacher, student] * 2 + [student, teacher]
+
+
+def test_inside_it_is_as_saved_and_afterwards_as_before(tiny_dataset, tmp_path):
+    trainer = build_trainer(tmp_path, tiny_dataset, **AHEAD, max_steps=4)
+    trainer.train()
+    trainer.is_in_train = True  # as at the end of an epoch
+    own = statistics(trainer.teacher.network)
+    for name, value in trainer.teacher.network.state_dict().items():
+        if name.endswith(RUNNING):
+            value.fill_(5.0)
+    trainer._taken.clear()
+    with trainer.as_it_is_saved(trainer.teacher.network):
+        assert_close(statistics(trainer.teacher.network), own, rtol=1e-5, atol=1e-6)
+    assert (statistics(trainer.teacher.network)["timm_model.bn1.running_mean"] == 5).all()
 
 
 def test_the_last_weights_have_their_own_statistics_too(tiny_dataset, tmp_path):
