@@ -9,7 +9,7 @@ from timm.utils import ModelEmaV3
 from torch.nn import functional as F
 from torch.testing import assert_close
 from trainers import FORMS, arguments, assert_same_networks, build_model, build_trainer, logged, weights_of
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from hnml_hf import (
     HNMLTrainer,
@@ -22,6 +22,7 @@ from hnml_hf import (
     create_transforms,
     find_label_issues,
 )
+from hnml_hf.training.callbacks import Teacher
 from hnml_hf.training.metrics import noise_auroc
 from hnml_hf.training.step import batch_generator
 from hnml_hf.training.step_monitor import StepMonitor, label_agreement
@@ -217,6 +218,35 @@ def test_the_teacher_is_timms_average_bit_for_bit(tiny_dataset, tmp_path):
             assert torch.equal(trainer.teacher.network.state_dict()[name], value), name
     assert not trainer.teacher.network.training
     assert not any(parameter.requires_grad for parameter in trainer.teacher.network.parameters())
+
+
+class Caching(torch.nn.Module):
+    """As attention with relative positions in timm: in evaluation it keeps what it computed from its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.attention_bias_cache = torch.nn.Parameter(torch.ones(1)), {}
+
+    def train(self, mode=True):
+        if mode:
+            self.attention_bias_cache = {}
+        return super().train(mode)
+
+    def forward(self, x):
+        if self.training:
+            return x + self.bias
+        return x + self.attention_bias_cache.setdefault("cpu", self.bias.detach().clone())
+
+
+def test_the_teacher_answers_by_its_present_weights():
+    student = Caching()
+    teacher = Teacher(student, decay=0.0)
+    args, state = TrainingArguments(report_to="none", use_cpu=True), TrainerState()
+    teacher.on_train_begin(args, state, None)
+    for value in (2.0, 5.0):
+        student.bias.data.fill_(value)
+        teacher.on_optimizer_step(args, state, None)
+        assert teacher.network(torch.zeros(1)).item() == value and not teacher.network.training
 
 
 def frozen_model():
