@@ -10,12 +10,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
-from ..data.transforms import TransformedDataset, preserved_generators
+from ..data.transforms import preserved_generators
 
 
-IMAGES = 1024  # on each process; ten times as many change the accuracy by 0.2 points, see docs/ablations.md
+IMAGES = 1024  # on each process; what more change: docs/ablations.md, What batch norm sees
 
 
 def needs_own_statistics(args, model: torch.nn.Module) -> bool:
@@ -28,19 +28,20 @@ def needs_own_statistics(args, model: torch.nn.Module) -> bool:
     return bool(args.extrapolation or args.eval_teacher) and not model.batch_norm_frozen
 
 
-def some_samples(dataset: TransformedDataset, *, batch_size: int, processes: int, seed: int) -> Subset:
+def some_samples(dataset: Dataset, *, batch_size: int, processes: int, seed: int) -> Subset:
     """Samples drawn for the statistics, the same ones with the same augmentation each time: whole batches, since the
     statistics of one image may be none.
 
     Args:
-        dataset ([`TransformedDataset`]): of training.
+        dataset (`Dataset`): of training, as a [`TransformedDataset`].
         batch_size (`int`): images in a batch.
         processes (`int`): that share the samples.
         seed (`int`): of the draw.
     """
     batches = max(1, min(IMAGES, len(dataset) // processes) // batch_size)
     drawn = np.random.default_rng(seed).permutation(len(dataset))
-    return Subset(dataset.at_epoch(0), drawn[: batches * batch_size * processes].tolist())
+    same = dataset.at_epoch(0) if hasattr(dataset, "at_epoch") else dataset  # without augmentation there is no need
+    return Subset(same, drawn[: batches * batch_size * processes].tolist())
 
 
 def take_statistics(network: torch.nn.Module, batches: Iterable[torch.Tensor]):

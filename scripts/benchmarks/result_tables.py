@@ -270,7 +270,7 @@ def witnesses(every: int = 4) -> str:
         [
             str(record["epoch"]),
             *(f"{100 * record[key]:.1f} %" for key in ("fit", "right_by_network", "right_by_judge")),
-            *(f"{record[f'auroc_{who}']:.3f}" for who in ("network", "counter", "judge", "judge_and_counter")),
+            *(f"{record[f'auroc_{who}'] + 1e-9:.3f}" for who in ("network", "counter", "judge", "judge_and_counter")),
         ]
         for record in read("witnesses.json")
         if record["epoch"] == 1 or record["epoch"] % every == 0

@@ -1,7 +1,6 @@
 """Batch-norm statistics of what is saved are those of its own weights, if these are averaged or steps look ahead."""
 
 import copy
-from collections import UserList
 
 import numpy as np
 import pytest
@@ -20,11 +19,6 @@ from hnml_hf.training.own_statistics import IMAGES, buffers_put_back, some_sampl
 
 AHEAD = {"objective": "hnml", "extrapolation": 20, "mask_weight": 0}
 RUNNING = ("running_mean", "running_var")
-
-
-class Rows(UserList):
-    def at_epoch(self, epoch):
-        return self
 
 
 def as_in_a_file(network):
@@ -135,8 +129,8 @@ def test_buffers_are_put_back_after_an_error():
 )
 @settings(deadline=None)
 def test_some_samples_are_whole_batches(rows, batch_size, processes, seed):
-    found = some_samples(Rows(range(rows)), batch_size=batch_size, processes=processes, seed=seed)
-    again = some_samples(Rows(range(rows)), batch_size=batch_size, processes=processes, seed=seed)
+    found = some_samples(range(rows), batch_size=batch_size, processes=processes, seed=seed)
+    again = some_samples(range(rows), batch_size=batch_size, processes=processes, seed=seed)
     assert found.indices == again.indices
     assert len(set(found.indices)) == len(found) <= max(IMAGES, batch_size) * processes
     if rows >= batch_size * processes:
