@@ -1,5 +1,6 @@
 """[`EvaluationMixin`]: what is measured is what is saved, the teacher or the student."""
 
+import math
 import os
 from contextlib import contextmanager, nullcontext
 
@@ -79,19 +80,20 @@ class EvaluationMixin:
         return output
 
     def _take_statistics(self, network):
-        batches = self._batches_for_statistics()
-        with self.display.phase("statistics of batch norm", None, args=self.args), self.accelerator.autocast():
-            take_statistics(network, batches)
-        if self.args.world_size > 1:
+        size, processes = self.args.per_device_train_batch_size, self.args.world_size
+        samples = some_samples(self.train_dataset, batch_size=size, processes=processes, seed=self.args.seed)
+        steps = math.ceil(len(samples) / size / processes)
+        with self.display.phase("statistics of batch norm", steps, args=self.args), self.accelerator.autocast():
+            take_statistics(network, self._images_of(samples, batch_size=size))
+        if processes > 1:
             broadcast_buffers(network)
 
-    def _batches_for_statistics(self):
-        size = self.args.per_device_train_batch_size
-        how = {"batch_size": size, "processes": self.args.world_size, "seed": self.args.seed}
-        with replaced(self.args, per_device_eval_batch_size=size):
-            loader = self.get_test_dataloader(some_samples(self.train_dataset, **how))
+    def _images_of(self, samples, *, batch_size: int):
+        with replaced(self.args, per_device_eval_batch_size=batch_size):
+            loader = self.get_test_dataloader(samples)
         for inputs in loader:
             yield inputs["pixel_values"].to(self.args.device)
+            self.display.on_prediction_step(self.args, self.state, self.control)
 
     @contextmanager
     def as_it_is_saved(self, network):

@@ -197,6 +197,17 @@ def finetuned_on_a_cpu() -> list[tuple[str, list[dict]]]:
     return [*groups, (CLEAN, having(records("finetune-cpu"), noise="clean", method="cross-entropy"))]
 
 
+def finetuned_small() -> str:
+    """Methods on 9,000 rows of CIFAR-10N `worse`, the best last."""
+    groups = groups_of("finetune-10k", "human 40 %, 9,000 rows")
+    rows = [
+        [method, str(len(found)), *(rounded_up(found, key) for key in ("last", "best")), figure(found, "auroc", False)]
+        + [figure(found, "memorized"), cost(found)]
+        for method, found in sorted(groups, key=lambda group: mean_of(group[1], "last"))
+    ]
+    return markdown(["", "seeds", "last", "best", "AUROC", "memorized", "cost"], rows)
+
+
 def mean_of(found: list[dict], key: str) -> float:
     return statistics.mean(record[key] for record in found)
 
@@ -493,6 +504,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "BACKGROUNDS": backgrounds,
         "SELF_SUPERVISED": lambda: by_method(groups_of("self-supervised", "human 40 %")),
         "FULL_CPU": full_on_a_cpu,
+        "FINETUNE_10K": finetuned_small,
         "BATCH_NORM": batch_norm,
         "WITNESSES": witnesses,
         "WHOLE_144": whole_cifar,
