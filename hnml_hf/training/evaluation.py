@@ -88,7 +88,7 @@ class EvaluationMixin:
         if processes > 1:
             broadcast_buffers(network)
 
-    def _images_of(self, samples, *, batch_size: int):
+    def _images_of(self, samples, *, batch_size):
         with replaced(self.args, per_device_eval_batch_size=batch_size):
             loader = self.get_test_dataloader(samples)
         for inputs in loader:
