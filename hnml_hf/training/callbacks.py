@@ -117,6 +117,12 @@ class Teacher(CheckpointedCallback):
         if self._caches:  # timm's tiny_vit and others keep what they computed from older weights
             self.network.train().eval()
 
+    @torch.no_grad()
+    def answer(self, pixel_values: torch.Tensor, **requests):
+        """The average's output for a batch `(b, channels, height, width)`; requests are further arguments of its
+        `forward`."""
+        return self.network(pixel_values, **requests)
+
     def save(self, folder):
         self.network.save_pretrained(folder / TEACHER_FOLDER)
 

@@ -139,9 +139,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         provided = {"active_terms": active_terms, "teacher": None, "generator": None}
         if args.uses_teacher:
             cams = "predicted" if "mask_guided" in active_terms else None
-            provided["teacher"] = torch.no_grad()(
-                partial(self.teacher.network, inputs["pixel_values"], cam_classes=cams)
-            )
+            provided["teacher"] = partial(self.teacher.answer, inputs["pixel_values"], cam_classes=cams)
         if args.draws_labels:
             provided["generator"] = batch_generator(args.seed, self.state.global_step, index)
         if self.memory is not None:

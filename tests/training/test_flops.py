@@ -268,6 +268,24 @@ def test_traced_steps_remember():
     assert_close(weights_of(second), weights_of(first), rtol=0, atol=1e-6)
 
 
+TRACED = [case for case in CASES if case not in ("full second", "mlnt second")]  # these two are refused
+GATE = ("momentum", "elr")  # a method each that the recipes take
+
+
+@DYNAMO_LOOKS
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case in GATE else pytest.mark.slow) for case in TRACED])
+def test_traced_steps_are_the_same(case):
+    """Dynamo alone: it reads each objective's code, and nothing is rounded otherwise. The first step of a run, whose
+    operations are counted, is not compiled."""
+    torch._dynamo.reset()
+    trained = []
+    for how in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+        trainer = make_trainer(VIT, {**CASES[case], **how, "max_steps": 2}, weighted="weighted" in case)
+        trainer.train()
+        trained.append(weights_of(trainer))
+    assert_close(trained[0], trained[1], rtol=0, atol=0)
+
+
 @DYNAMO_LOOKS
 @pytest.mark.slow
 @pytest.mark.parametrize("case, atol", [("momentum", 1e-5), ("head second", 1e-5), ("full first", 5e-5)])
