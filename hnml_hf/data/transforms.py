@@ -314,7 +314,11 @@ class TransformedDataset(torch.utils.data.Dataset):
         self._epoch.fill_(epoch)
 
     def at_epoch(self, epoch: int) -> "TransformedDataset":
-        """The same samples with the augmentation of one epoch, whatever epoch this dataset goes on to."""
+        """The same samples with the augmentation of one epoch, whatever epoch this dataset goes on to.
+
+        Args:
+            epoch (`int`): from 0.
+        """
         other = copy.copy(self)
         other._epoch = torch.full((), epoch, dtype=torch.int64)
         return other

@@ -269,11 +269,11 @@ def test_traced_steps_remember():
 
 
 TRACED = [case for case in CASES if case not in ("full second", "mlnt second")]  # these two are refused
-GATE = ("momentum", "elr")  # a method each that the recipes take
+SLOW = [case for case in TRACED if case not in ("momentum", "elr")]  # these two are what the recipes take
 
 
 @DYNAMO_LOOKS
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case in GATE else pytest.mark.slow) for case in TRACED])
+@pytest.mark.parametrize("case", ["momentum", "elr", *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
 def test_traced_steps_are_the_same(case):
     """Dynamo alone: it reads each objective's code, and nothing is rounded otherwise. The first step of a run, whose
     operations are counted, is not compiled."""

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
-from trainers import assert_same_networks, build_model, build_trainer, logged
+from trainers import arguments, assert_same_networks, build_model, build_trainer, logged
+from transformers import TrainerCallback
 
-from hnml_hf import HNMLTrainer
-from hnml_hf.training import evaluation
+from hnml_hf import HNMLTrainer, TransformedDataset, collate_images, create_transforms
+from hnml_hf.data.targets import add_targets, top_targets
+from hnml_hf.training import evaluation, publishing
 from hnml_hf.training.own_statistics import IMAGES, buffers_put_back, some_samples, take_statistics
 
 
@@ -221,6 +223,49 @@ def test_inside_it_is_as_saved_and_afterwards_as_before(tiny_dataset, tmp_path):
     with trainer.as_it_is_saved(trainer.teacher.network):
         assert_close(statistics(trainer.teacher.network), own, rtol=1e-5, atol=1e-6)
     assert (statistics(trainer.teacher.network)["timm_model.bn1.running_mean"] == 5).all()
+
+
+def test_a_judge_asked_again_sees_own_statistics(tiny_dataset, tmp_path):
+    def judge_again(network):
+        asked.append(network)
+        assert_close(statistics(network), own_statistics_of(network, trainer), rtol=1e-4, atol=1e-5)
+        return targets
+
+    asked: list = []
+    posterior = np.random.default_rng(5).dirichlet(np.ones(3), len(tiny_dataset)).astype(np.float32)
+    targets, model = top_targets(posterior), build_model()
+    transform, _ = create_transforms(model.config.pretrained_cfg, augmentation="none")
+    trainer = HNMLTrainer(
+        model=model,
+        args=arguments(tmp_path, **{**AHEAD, "targets": "refreshed", "max_steps": -1, "num_train_epochs": 2}),
+        train_dataset=TransformedDataset(add_targets(tiny_dataset, posterior), transform),
+        data_collator=collate_images,
+        judge_again=judge_again,
+    )
+    trainer.train()
+    assert asked == [trainer.teacher.network]
+
+
+def test_what_is_pushed_during_training_has_its_own_statistics(tiny_dataset, tmp_path, monkeypatch):
+    class Pushing(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                expected.append(own_statistics_of(trainer.teacher.network, trainer))
+                trainer.push_checkpoint()
+                trainer._finish_current_push()
+
+    def push(folder, *args, **kwargs):
+        pushed.append(load_file(f"{folder}/model.safetensors"))
+
+    pushed: list = []
+    expected: list = []
+    trainer = build_trainer(tmp_path, tiny_dataset, **AHEAD, max_steps=5)
+    trainer.push_in_progress = None
+    trainer.add_callback(Pushing())
+    monkeypatch.setattr(publishing.hub, "push_to_hub", push)
+    trainer.train()
+    (found,), (wanted,) = pushed, expected
+    assert_close({f"timm_model.{name}": found[name] for name in found if name.endswith(RUNNING)}, wanted)
 
 
 def test_the_last_weights_have_their_own_statistics_too(tiny_dataset, tmp_path):
