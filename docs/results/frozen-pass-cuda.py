@@ -1,6 +1,8 @@
 """Ways to run the frozen backbone on a GPU, by turns: images per second, and how far the features are off.
 
 python docs/results/frozen-pass-cuda.py FILE_OF_WEIGHTS > docs/results/frozen-pass-cuda.json
+
+With `cpu` as a second word it only tries itself out, on a few small images.
 """
 
 import json
@@ -15,20 +17,26 @@ import torch
 from hnml_hf.audit.features import load_backbone
 
 
-SIZE, BATCH, ROUNDS = 224, 256, 10
+DEVICE = sys.argv[2] if len(sys.argv) > 2 else "cuda"
+SIZE, BATCH, ROUNDS = (224, 256, 10) if DEVICE == "cuda" else (64, 2, 1)
 
 
 def bfloat16():
-    return torch.autocast("cuda", torch.bfloat16)
+    return torch.autocast(DEVICE, torch.bfloat16)
 
 
-backbone = load_backbone("tf_efficientnet_lite0", pretrained=sys.argv[1], image_size=SIZE).cuda()
+def wait():
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+backbone = load_backbone("tf_efficientnet_lite0", pretrained=sys.argv[1], image_size=SIZE).to(DEVICE)
 half = load_backbone("tf_efficientnet_lite0", pretrained=sys.argv[1], image_size=SIZE)
-half = half.to("cuda", torch.bfloat16, memory_format=torch.channels_last)
+half = half.to(DEVICE, torch.bfloat16, memory_format=torch.channels_last)
 last = load_backbone("tf_efficientnet_lite0", pretrained=sys.argv[1], image_size=SIZE)
-last = last.to("cuda", memory_format=torch.channels_last)
-compiled = torch.compile(last)
-pixels = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).cuda()
+last = last.to(DEVICE, memory_format=torch.channels_last)
+compiled = torch.compile(last, backend="inductor" if DEVICE == "cuda" else "eager")
+pixels = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(DEVICE)
 by_channels = pixels.contiguous(memory_format=torch.channels_last)
 half_pixels = by_channels.bfloat16()
 ways = {
@@ -48,14 +56,14 @@ with torch.no_grad():
         started = time.perf_counter()
         with context():
             features[way] = run()
-        torch.cuda.synchronize()
+        wait()
         ready[way] = time.perf_counter() - started  # also the compilation
     for _ in range(ROUNDS):
         for way, (run, context) in ways.items():
             started = time.perf_counter()
             with context():
                 run()
-            torch.cuda.synchronize()
+            wait()
             took[way].append(time.perf_counter() - started)
 records = [
     {
@@ -69,5 +77,6 @@ records = [
 ]
 settings = {"backbone": "tf_efficientnet_lite0.in1k", "pixels": SIZE, "batch": BATCH, "rounds": ROUNDS}
 versions = {"torch": torch.__version__, "timm": timm.__version__}
-facts = {"hardware": torch.cuda.get_device_name(), "settings": settings, "versions": versions}
+hardware = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
+facts = {"hardware": hardware, "settings": settings, "versions": versions}
 print(json.dumps(facts | {"records": records}, indent=1))

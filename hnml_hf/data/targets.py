@@ -47,8 +47,11 @@ def add_targets(
         top_k (`int`): classes kept for each sample.
 
     Raises:
-        ValueError: if rows are missing, or are no probabilities.
+        ValueError: if rows are missing, or are no probabilities, or `top_labels` does not name a class for each.
     """
+    posterior = np.asarray(posterior)
+    if posterior.ndim != 2:
+        raise ValueError(f"Targets are an array of shape (rows, classes), not {posterior.shape}.")
     if len(posterior) != len(dataset):
         raise ValueError(
             f"There are targets for {counted(len(posterior), 'row')}, but the dataset has {len(dataset)}."
@@ -56,6 +59,13 @@ def add_targets(
     bad = np.flatnonzero(~((posterior >= 0).all(1) & (np.abs(posterior.sum(1) - 1) <= TOLERANCE)))
     if len(bad):
         raise ValueError(f"Row {bad[0]} of the targets holds {posterior[bad[0]]}; probabilities sum to 1.")
+    if top_labels is not None:
+        top_labels = np.asarray(top_labels)
+        if top_labels.shape != posterior.shape:
+            raise ValueError(f"`top_labels` has the shape {top_labels.shape}, but the targets {posterior.shape}.")
+        twice = np.flatnonzero((np.diff(np.sort(top_labels, 1), axis=1) == 0).any(1))
+        if len(twice):
+            raise ValueError(f"Row {twice[0]} of `top_labels` names a class twice: {top_labels[twice[0]]}.")
     dataset = dataset.remove_columns([name for name in (CLASSES, PROBABILITIES) if name in dataset.column_names])
     classes, probabilities = top_targets(posterior, top_labels, top_k=top_k)
     if "audit_action" in dataset.column_names:

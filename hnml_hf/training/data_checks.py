@@ -141,6 +141,8 @@ def chosen_targets(args, *, there: bool, weighted: bool, mixes: bool, can_judge:
         reason = "`symmetric_correction` corrects the loss on given labels"
     if chosen == "refreshed" and reason is None and not can_judge:
         reason = "nobody judges again; start from the judge's head, or give the trainer `judge_again`"
+    if chosen == "refreshed" and reason is None and args.max_steps <= 0 and args.num_train_epochs <= 1:
+        reason = f"`num_train_epochs={args.num_train_epochs:g}`, and after the last epoch nothing is judged again"
     if chosen in ("posterior", "refreshed") and reason is not None:
         raise ValueError(f"`targets={chosen}` is not available here: {reason}. Leave it out, or give `given`.")
     if chosen is None and there and reason is None and weighted:

@@ -8,6 +8,7 @@
 #   scripts/benchmarks/gpu.sh tests SECONDS          # pytest -m gpu
 #   scripts/benchmarks/gpu.sh cost SECONDS           # what a step costs, in bfloat16
 #   scripts/benchmarks/gpu.sh frozen SECONDS         # ways to run a frozen backbone
+#   scripts/benchmarks/gpu.sh all                    # tests, cost, frozen and the suite scratch, in 13 minutes
 #
 # KEEP (/tmp/hnml) keeps data, packages and finished runs between calls; records are copied to OUT after every call.
 # JOBS (8) runs share the device, at the same time where CUDA's multi-process service is at hand and by turns otherwise.
@@ -18,8 +19,11 @@ KEEP=${KEEP:-/tmp/hnml} OUT=${OUT:-/tmp/hnml-records} JOBS=${JOBS:-8}
 mkdir -p "$KEEP/data" "$KEEP/site" "$KEEP/runs" "$KEEP/mps" "$OUT"
 export PYTHONPATH="$PWD:$KEEP/site${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 HF_HOME="$KEEP/hf" TOKENIZERS_PARALLELISM=false
 export HF_DATASETS_DISABLE_PROGRESS_BARS=1 CUDA_MPS_PIPE_DIRECTORY="$KEEP/mps" CUDA_MPS_LOG_DIRECTORY="$KEEP/mps"
-smaller=()
-[ -z "${MINIATURE:-}" ] || smaller=(--override max_steps=2 image_size=64 per_device_train_batch_size=16 use_cpu=true resident=true)
+smaller=() steps=(--device cuda --bf16 --channels_last --batch_size 128) device=cuda
+if [ -n "${MINIATURE:-}" ]; then
+  smaller=(--override max_steps=2 image_size=64 per_device_train_batch_size=16 use_cpu=true resident=true)
+  steps=(--device cpu --batch_size 4 --memory_batch_size 4 --steps 1 --warmup 1 --rounds 1) device=cpu
+fi
 
 records() {
   for folder in "$KEEP"/runs/*/; do cp "$folder/runs.jsonl" "$OUT/$(basename "$folder").runs.jsonl" 2>/dev/null; done
@@ -57,8 +61,8 @@ features() {  # SUITE SIZE...: where a run looks for them, in a folder beside it
 
 [ -e data ] || ln -s "$KEEP/data" data
 [ -e outputs ] || ln -s "$KEEP/runs" outputs  # a run may start from the weights of another one
-task=$1 start=$SECONDS
-shift
+task=${1:-} start=$SECONDS
+[ $# -eq 0 ] || shift
 case $task in
   keep)
     for part in "$@"; do
@@ -76,13 +80,21 @@ case $task in
   tests) timeout -k 10 "$1" python3 -m pytest -q -p no:cacheprovider -m gpu $(grep -rl "mark.gpu" tests) 2>&1 \
     | tee "$OUT/tests.txt" | tail -n 20 ;;
   cost)
-    timeout -k 10 "$1" python3 scripts/benchmarks/benchmark.py cost --device cuda --bf16 --channels_last --batch_size 128 \
+    timeout -k 10 "$1" python3 scripts/benchmarks/benchmark.py cost "${steps[@]}" \
       --output "$OUT/cost-cuda-resnet18-32.json" 2>&1 | tail -n 30 ;;
   frozen)
-    timeout -k 10 "$1" python3 docs/results/frozen-pass-cuda.py data/weights/tf_efficientnet_lite0.in1k.safetensors \
+    timeout -k 10 "$1" python3 docs/results/frozen-pass-cuda.py data/weights/tf_efficientnet_lite0.in1k.safetensors $device \
       | tee "$OUT/frozen-pass-cuda.json" ;;
-  *) echo "$0: there is no task $task"; exit 2 ;;
+  all)  # what fits into a quarter of an hour, the most needed first
+    failed=0 script=scripts/benchmarks/gpu.sh
+    bash "$script" tests 120 || failed=$?
+    bash "$script" cost 120 || failed=$?
+    bash "$script" frozen 60 || failed=$?
+    bash "$script" runs scratch 480 || failed=$?
+    exit $failed ;;
+  *) echo "$0: '$task' is no task; see the first lines of this file"; exit 2 ;;
 esac
 code=$?
 records
 echo "$task ended with $code after $((SECONDS - start)) s"
+exit $code

@@ -157,10 +157,10 @@ def whole_cifar(size: str = "") -> str:
 def whole_cifar_on_a_cpu() -> str:
     """Methods on the whole CIFAR-10N `worse`, one epoch at 144 pixels in float32, the best last. Runs on given labels
     from the judge's own temperature, which `finetune-144` has too, are left out."""
-    on_posterior = [record for record in records("finetune-144") if record["targets"] == "posterior"]
     groups: dict[str, list[dict]] = {}
-    for record in having(records("finetune-given") + on_posterior, noise="human 40 %"):
-        groups.setdefault(record["method"], []).append(record)
+    for record in having(records("finetune-given") + records("finetune-144"), noise="human 40 %"):
+        if not record["method"].endswith(SURE):
+            groups.setdefault(record["method"], []).append(record)
     rows = [
         [method, str(len(found)), rounded_up(found, "last"), figure(found, "auroc", False), figure(found, "memorized")]
         + [cost(found)]
@@ -170,10 +170,9 @@ def whole_cifar_on_a_cpu() -> str:
 
 
 def benchmark(noises: Sequence[str] = tuple(BENCHMARK)) -> str:
-    """Accuracy after the last epoch, each method with the settings that it chose by held-out noisy labels, beside the
-    classifier that the audit writes. A mean without a spread is of one seed."""
-    cifar = on_gpu("finetune") + records("finetune-given")
-    cifar_on_a_core = [record for record in records("finetune-144") if record["targets"] == "posterior"]
+    """Accuracy after the last epoch, beside the classifier that the audit writes. On photographs each method has the
+    learning rate that it chose by held-out noisy labels. A mean without a spread is of one seed."""
+    cifar, cifar_on_a_core = on_gpu("finetune") + records("finetune-given"), records("finetune-144")
     photographs = on_gpu("imagenette-judge") + records("imagenette-judge")
     alone = json.loads((RESULTS / "judge-alone.json").read_text(encoding="utf-8"))["records"]
     best, rows = chosen(photographs), []
@@ -194,7 +193,7 @@ def benchmark(noises: Sequence[str] = tuple(BENCHMARK)) -> str:
 def finetuned_on_a_cpu() -> list[tuple[str, list[dict]]]:
     """Methods on the whole CIFAR-10N from a pretrained backbone, the best last, and the ceiling of clean labels."""
     groups = sorted(groups_of("finetune-cpu", "human 40 %"), key=lambda group: mean_of(group[1], "last"))
-    return [*groups, (CLEAN, having(records("finetune-cpu"), noise="clean", method="cross-entropy"))]
+    return [*groups, (CLEAN, having(records("finetune-cpu"), noise="clean", method="cross-entropy" + SURE))]
 
 
 def finetuned_small() -> str:
@@ -215,7 +214,7 @@ def mean_of(found: list[dict], key: str) -> float:
 def full_on_a_cpu() -> str:
     """Accuracy after each epoch of the network that is saved, and how much of what the noise costs it makes good."""
     groups = finetuned_on_a_cpu()
-    floor, ceiling = (mean_of(dict(groups)[name], "last") for name in ("cross-entropy", CLEAN))
+    floor, ceiling = (mean_of(dict(groups)[name], "last") for name in ("cross-entropy" + SURE, CLEAN))
     rows = []
     for method, found in groups:
         by_epoch = [mean_spread([record["curve"][epoch]["test"] for record in found]) for epoch in (0, 1)]

@@ -663,6 +663,16 @@ def test_a_training_finds_the_soft_targets(tiny_dataset, scored, tmp_path, label
                 assert share[own[label]] == pytest.approx(score, abs=1e-4)
 
 
+def test_soft_targets_of_parquet_are_not_lost_in_silence(tiny_dataset, scored, tmp_path, caplog):
+    from datasets import DatasetDict
+
+    table = audit_run(tmp_path / "run", scored, tiny_dataset, transform=lambda image: image)
+    plan = plan_cleaning(table, how="posterior")
+    write_dataset(plan, DatasetDict(train=tiny_dataset), table, tmp_path / "out", parquet=True)
+    assert targets_of(load_noisy_dataset(str(tmp_path / "out"))["train"]) is None
+    assert "clean with `--output_format arrow`" in caplog.text
+
+
 # -- rounds -----------------------------------------------------------------------------------------------------------
 
 

@@ -54,3 +54,16 @@ def test_what_are_no_targets_is_refused(tiny_dataset):
     bad[7] *= 2
     with pytest.raises(ValueError, match="Row 7 of the targets"):
         add_targets(tiny_dataset, bad)
+    with pytest.raises(ValueError, match=r"shape \(rows, classes\), not \(48,\)"):
+        add_targets(tiny_dataset, np.ones(48))
+    with pytest.raises(ValueError, match=r"`top_labels` has the shape \(48, 2\), but the targets \(48, 3\)"):
+        add_targets(tiny_dataset, posterior_of(48), np.zeros((48, 2), int))
+    twice = np.tile([0, 1, 2], (48, 1))
+    twice[5] = [2, 1, 2]
+    with pytest.raises(ValueError, match="Row 5 of `top_labels` names a class twice"):
+        add_targets(tiny_dataset, posterior_of(48), twice)
+
+
+def test_targets_may_be_lists(tiny_dataset):
+    classes, _ = targets_of(add_targets(tiny_dataset, posterior_of(48).tolist()))
+    assert (classes[:, 0] == posterior_of(48).argmax(1)).all()

@@ -105,6 +105,7 @@ def test_what_cannot_be_refreshed_is_refused(with_targets, tiny_dataset, tmp_pat
         (tiny_dataset, Judge(), {}, "`targets=refreshed` is not available here: the training set has no soft targets"),
         (with_targets, Judge(), {"objective": "gce"}, "takes labels alone"),
         (with_targets, None, {}, "nobody judges again"),
+        (with_targets, Judge(), {"max_steps": -1, "num_train_epochs": 1}, "after the last epoch nothing is judged"),
     ):
         with pytest.raises(ValueError, match=reason):
             build(tmp_path, dataset, judge, **options)

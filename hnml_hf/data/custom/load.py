@@ -22,7 +22,7 @@ from ..targets import PROBABILITIES, add_targets, targets_of
 from .builders import ImageFolder, Table
 from .columns import ColumnOptions, RawSplit, divide, named, split_of
 from .labels import Classes, encode_labels, encode_weights, find_classes, warn_about_splits
-from .tables import TABLE_SUFFIXES, find_tables, table_suffix
+from .tables import TABLE_SUFFIXES, column_names, find_tables, table_suffix
 
 
 logger = logging.getLogger(__name__)
@@ -109,6 +109,13 @@ def _table_builder(
                 raise FileNotFoundError(f"The table {path} does not exist.")
             if table_suffix(path) not in TABLE_SUFFIXES:
                 raise ValueError(f"{path}: tables end with one of {', '.join(TABLE_SUFFIXES)}.")
+            if table_suffix(path) == ".parquet" and {"audit_action", PROBABILITIES} <= set(column_names(path)):
+                logger.warning(
+                    "%s: the targets in the column `%s` are not used, since they are read from Arrow alone: clean "
+                    "with `--output_format arrow` to train on them.",
+                    path,
+                    PROBABILITIES,
+                )
     if "train" not in tables and options["labels"] and not splits:
         (path, *_) = next(iter(tables.values()))
         raise ValueError(
