@@ -213,7 +213,10 @@ class DataArguments(SourceArguments):
     )
     eval_test: bool = field(
         default=False,
-        metadata={"help": "Also measure the test set at every evaluation, for curves. No model is chosen by it."},
+        metadata={
+            "help": "Also measure at every evaluation, for curves, the test set and how many of 1,000 labels that are "
+            "known to be wrong are memorized. No model is chosen by it."
+        },
     )
     eval_both: bool = field(
         default=True,

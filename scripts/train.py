@@ -86,6 +86,7 @@ from hnml_hf.training.resume.trainer import OF_EACH_PROCESS
 
 end_of_imports()
 
+WATCHED = 1_000  # known wrong labels that are looked up at each evaluation: a standard error of 1.6 points at most
 RESIDENT_BYTES = 4 * 2**30  # of images that are kept on the device without being asked for
 
 
@@ -263,6 +264,19 @@ def prepare(rows, pixels, *, training: bool, data_args: DataArguments, pretraine
     )
 
 
+def known_wrong(train_set, plain, *, seed: int) -> Subset | None:
+    """Some of the training images whose labels are known to be wrong, as evaluation sees them; None if there are none.
+
+    Args:
+        train_set ([`TransformedDataset`]): with `labels` and `clean_labels`.
+        plain ([`TransformedDataset`]): the same rows without augmentation.
+        seed (`int`): of the draw.
+    """
+    wrong = np.flatnonzero((train_set.clean_labels >= 0) & (train_set.labels != train_set.clean_labels))
+    drawn = np.random.default_rng(seed).permutation(wrong)[:WATCHED]
+    return Subset(plain, drawn.tolist()) if len(drawn) else None
+
+
 def judged(judge: Callable, rows, args):
     """Judge the training labels that losses may see.
 
@@ -369,8 +383,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         raise ValueError("`judge_image_size` is of the judge: give `--start_from_judge true`, or leave it out.")
     if model_args.judge_image_size is not None and model_args.judge_image_size < 1:
         raise ValueError(f"`judge_image_size={model_args.judge_image_size}` must be at least 1 pixel.")
+    plain = prepared(data["train"], pixels.get("train"), training=False)
     if model_args.start_from_judge:
-        plain = prepared(data["train"], pixels.get("train"), training=False)
         start, again = judges(
             model.to(args.device), model_args, data["train"], plain, args, mixes=bool(data_args.mixup_alpha)
         )
@@ -397,6 +411,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         train_dataset=train_set,
         cross_validated=crossed,
         judge_again=judge_again,
+        wrongly_labeled=known_wrong(train_set, plain, seed=args.seed) if data_args.eval_test else None,
         eval_dataset=held_out if data_args.eval_test else held_out.get("validation", held_out.get("test")),
         data_collator=MixupCollator(len(names), seed=args.seed, mixup_alpha=mixup) if mixup else collate_images,
         compute_metrics=compute_metrics,
@@ -425,7 +440,6 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: HNMLTraini
         "image_size": model.config.pretrained_cfg["input_size"][-1],
         **result.metrics,
     }
-    plain = prepared(data["train"], pixels.get("train"), training=False)
     metrics.update(measure(trainer, plain, held_out))
     if "eval_split" not in metrics:  # nothing else would show that what the model says is not finite
         trainer.predict(Subset(plain, range(min(len(plain), args.per_device_eval_batch_size))))

@@ -61,7 +61,7 @@ def training_curves(log_history: list[dict], path: str | os.PathLike, *, evaluat
                 for model, infix in models.items()
             },
             "agreement with the given labels": "label_agreement",
-            "wrong labels memorized": "memorized",
+            "wrong labels memorized": "eval_memorized" if any("eval_memorized" in e for e in log) else "memorized",
         },
     }
     panels = {

@@ -27,7 +27,7 @@ class EvaluationMixin:
     """The evaluation methods of transformers' Trainer, for a student and its moving average.
 
     For a Trainer with `teacher` (a [`Teacher`], or `None`), `_evaluated`, which says which of them is measured,
-    `measure_both` and `display` (a [`Progress`]).
+    `measure_both`, `wrongly_labeled` and `display` (a [`Progress`]).
     """
 
     def evaluated_model(self):
@@ -151,7 +151,16 @@ class EvaluationMixin:
             metrics.update(others)
         if self.is_in_train and eval_dataset is None:
             require_measured(self.args.metric_for_best_model, metrics)
+            if self.wrongly_labeled is not None:
+                self.log({"eval_memorized": self._memorized()})
         return metrics
+
+    def _memorized(self):
+        """The share of the labels known to be wrong that the network predicts which is saved."""
+        with self.as_it_is_saved(self.evaluated_model()):
+            loader = self.get_test_dataloader(self.wrongly_labeled)
+            output = self.evaluation_loop(loader, "Memorization", prediction_loss_only=False)
+        return float((output.predictions.argmax(-1) == output.label_ids).mean())
 
     @contextmanager
     def last_weights(self):

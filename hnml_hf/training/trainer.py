@@ -46,6 +46,9 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
             `symmetric_correction` has its noise rate from there, from the first step on.
         judge_again (`Callable`, *optional*): from a network to the soft targets of the training set, see
             [`RefreshedTargets`]; `targets=refreshed` needs it.
+        wrongly_labeled (`torch.utils.data.Dataset`, *optional*): training images as evaluation sees them, whose
+            labels are known to be wrong. After each evaluation during training the log says in `eval_memorized` how
+            many of these labels the network that is saved predicts.
         measure_both (`bool`): whether `evaluate` measures student and teacher, or only the one that is saved. Can be
             set later.
         kwargs: as in transformers' Trainer, as `eval_dataset`, `data_collator` and `compute_metrics`.
@@ -74,6 +77,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         train_dataset=None,
         cross_validated=None,
         judge_again=None,
+        wrongly_labeled=None,
         measure_both: bool = True,
         **kwargs,
     ):
@@ -82,7 +86,7 @@ class HNMLTrainer(EvaluationMixin, PublishingMixin, ResumableTrainer):
         check_whole_weights(self)
         self.model_accepts_loss_kwargs = False  # the parent divides our mean by the accumulation steps
         self.card_facts: dict = {}
-        self.measure_both = measure_both
+        self.measure_both, self.wrongly_labeled = measure_both, wrongly_labeled
         self._evaluated = "teacher" if args.eval_teacher else "student"
         self.display = show_progress(self, evaluated=self._evaluated)
 

@@ -54,6 +54,7 @@ KEPT_CURVES = {name: name for name in ("label_agreement", "memorized", "meta_wei
     for split in ("validation", "test")
     for model in ("", "_student", "_teacher")
 }
+KEPT_CURVES["eval_memorized"] = "memorized"  # of an epoch it comes after what the training steps saw, and replaces it
 STORED_CURVES = ("epoch", "test", "validation", "memorized", "meta_weight")  # what tables and figures are made of
 RENAMED = (  # in records of earlier versions: methods, options and curves
     ("look-ahead", "extrapolation"),

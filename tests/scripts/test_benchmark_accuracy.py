@@ -218,6 +218,7 @@ def test_the_best_epoch_is_that_of_the_held_out_labels(script, tmp_path):
     log = [
         {"epoch": 1, "eval_validation_accuracy": 0.5, "eval_test_accuracy": 0.9, "memorized": 0.1},
         {"epoch": 2, "eval_validation_accuracy": 0.6, "eval_test_accuracy": 0.8, "memorized": 0.2},
+        {"epoch": 2, "eval_memorized": 0.25},
         {"epoch": 3, "eval_validation_accuracy": 0.4, "eval_test_accuracy": 0.7, "memorized": 0.3},
         {"epoch": 3, "train_runtime": 1.0},
         {"epoch": 3, "eval_accuracy": 0.7},
@@ -231,12 +232,13 @@ def test_the_best_epoch_is_that_of_the_held_out_labels(script, tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     found = script.summarize(tmp_path)
     assert (found["last"], found["best"], found["best_epoch"], found["memorized"]) == (0.7, 0.8, 2, 0.3)
+    assert [entry["memorized"] for entry in found["curve"]] == [0.1, 0.25, 0.3]
     assert "noise_rate" not in found
     (tmp_path / "_audit").mkdir()
     estimate = {"noise_rate": 0.3, "noise_rate_interval": [0.2, 0.4]}
     (tmp_path / "_audit" / "summary.json").write_text(json.dumps({**estimate, "inverse_temperature": 2.0}))
     assert estimate.items() <= script.summarize(tmp_path).items()
-    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log[3:]}))
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log[4:]}))
     with pytest.raises(RuntimeError, match="need `eval_strategy` and `eval_test`"):
         script.summarize(tmp_path)
 

@@ -223,11 +223,15 @@ def test_the_best_model_is_chosen_beside_curves_of_the_test_set(tmp_path, monkey
     options = "--dataset quickstart --backbone test_resnet --image_size 64 --audit false --use_cpu true --max_steps 2 "
     options += "--validation_fraction 0.1 --eval_strategy steps --eval_steps 1 --save_strategy steps --save_steps 1 "
     options += "--load_best_model_at_end true --eval_test true --metric_for_best_model accuracy --output_dir run "
-    options += "--class_balanced_samples 200 --per_device_eval_batch_size 250 --eval_both false"
+    options += "--class_balanced_samples 200 --per_device_eval_batch_size 250 --eval_both false "
+    options += "--noise symmetric --noise_rate 0.5"
     train.main(options.split())
     state, key = json.loads(Path("run", "trainer_state.json").read_text()), "eval_validation_accuracy"
     scores = [entry[key] for entry in state["log_history"] if key in entry]
     assert len(scores) == 2 and state["best_metric"] == max(scores)
+    memorized = [entry["eval_memorized"] for entry in state["log_history"] if "eval_memorized" in entry]
+    results = json.loads(Path("run", "all_results.json").read_text())  # of all wrong labels, at the best step
+    assert len(memorized) == 2 and results["train_memorized"] == pytest.approx(memorized[int(np.argmax(scores))])
 
 
 def test_what_is_pushed_is_what_was_measured(tmp_path, monkeypatch):

@@ -274,12 +274,13 @@ SLOW = [case for case in TRACED if case not in ("momentum", "elr")]  # these two
 
 @DYNAMO_LOOKS
 @pytest.mark.parametrize("case", ["momentum", "elr", *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
-def test_traced_steps_are_the_same(case):
-    """Dynamo alone: it reads each objective's code, and nothing is rounded otherwise. The first step of a run, whose
-    operations are counted, is not compiled."""
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+def test_traced_steps_are_the_same(case, backend):
+    """Without a compiler's kernels: Dynamo reads each objective's code, and nothing is rounded otherwise. The first
+    step of a run, whose operations are counted, is not compiled."""
     torch._dynamo.reset()
     trained = []
-    for how in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+    for how in ({}, {"torch_compile": True, "torch_compile_backend": backend}):
         trainer = make_trainer(VIT, {**CASES[case], **how, "max_steps": 2}, weighted="weighted" in case)
         trainer.train()
         trained.append(weights_of(trainer))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils.data import Subset
 from trainers import assert_same_networks, build_trainer, logged, weights_of
 
 from hnml_hf import MixupCollator, collate_images, create_transforms
@@ -162,6 +163,25 @@ def test_memorization_raises_the_meta_weight(tiny_dataset, tmp_path):
     meta_weights = logged(trainer, "meta_weight")
     assert meta_weights[0] == 0 < max(meta_weights)
     assert logged(trainer, "consistency")
+
+
+def test_each_evaluation_looks_up_the_labels_that_are_known_to_be_wrong(tiny_dataset, tmp_path):
+    """By the network that is saved, with the statistics of its own weights; and training goes on as without."""
+    options = {"objective": "hnml", "extrapolation": 20, "max_steps": 8, "learning_rate": 0.05}
+    plain = build_trainer(tmp_path / "a", tiny_dataset, **options)
+    plain.train()
+    watched = build_trainer(tmp_path / "b", tiny_dataset, **options, eval_strategy="steps", eval_steps=4)
+    rows = [5, 2, 40, 17, 33]
+    watched.wrongly_labeled = Subset(watched.eval_dataset, rows)
+    watched.eval_dataset = {"validation": watched.eval_dataset, "test": watched.eval_dataset}
+    watched.train()
+    assert_same_networks(plain, watched)
+    pixels = torch.stack([watched.wrongly_labeled[row]["pixel_values"] for row in range(5)])
+    with torch.no_grad():
+        predicted = watched.teacher.network(pixels).logits.argmax(-1).numpy()
+    found = logged(watched, "eval_memorized")
+    assert len(found) == 2 and found[1] == (predicted == watched.train_dataset.labels[rows]).mean()
+    assert logged(plain, "eval_memorized") == []
 
 
 def test_resume_goes_on_with_the_monitor(tiny_dataset, tmp_path, monkeypatch):
