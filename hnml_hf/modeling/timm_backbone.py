@@ -46,7 +46,8 @@ def backbone_config(
         with torch.device("meta"):
             probe = timm.create_model(architecture, num_classes=len(id2label), **model_args)
     except (AssertionError, RuntimeError, TypeError) as error:
-        raise ValueError(f"timm cannot build `{architecture}` with the arguments {model_args}: {error}") from error
+        reason = f"{error}" or "it does not take one of these values"
+        raise ValueError(f"timm cannot build `{architecture}` with the arguments {model_args}: {reason}.") from error
     if not hasattr(probe, "get_classifier"):
         raise ValueError(f"`{architecture}` is an encoder without a classifier: choose an image classifier of timm.")
     if needs_cams:

@@ -154,6 +154,7 @@ def test_without_a_known_wrong_label_nothing_is_predicted_to_find_one(clean):
         (["--lerning_rate", "0.1"], "there is no option --lerning_rate; did you mean --learning_rate"),
         (["--model_args", "{stem_width:8}"], "--model_args '{stem_width:8}' is not valid JSON"),
         (["--model_args", '{"no_such": 8}'], "timm cannot build `resnet10t` with the arguments {'no_such': 8}"),
+        (["--model_args", '{"output_stride": 7}'], "{'output_stride': 7}: it does not take one of these values."),
         (["--backbone", "test_vit", "--model_args", "{}", "--image_size", "33"], "takes no images of 33x33 pixels"),
         (["--metric_for_best_model", "f1"], "`metric_for_best_model=f1` is not measured. There are loss, accuracy"),
         (
