@@ -244,6 +244,20 @@ def backgrounds() -> str:
     return markdown(["", "seeds", *columns, "cost"], rows)
 
 
+def early_judge() -> str:
+    """From random weights: a judge of the network's own features after 8 epochs, and 24 epochs without one."""
+    groups: dict[str, list[dict]] = {}
+    for run in json.loads((RESULTS / "early-judge.json").read_text(encoding="utf-8"))["runs"]:
+        groups.setdefault(run["method"], []).append(run)
+    rows = [
+        [method, *(rounded_up(found, key) for key in ("last", "student")), figure(found, "auroc", False)]
+        + [figure(found, "memorized")]
+        for method, found in sorted(groups.items(), key=lambda group: mean_of(group[1], "last"))
+        if len(found) == SEEDS
+    ]
+    return markdown(["", "last", "student", "AUROC", "memorized"], rows)
+
+
 BATCH_NORM = {
     "cross-entropy": "cross-entropy, constant learning rate",
     "hnml-corrected": "HNML, corrected, 10 steps ahead, constant learning rate",
@@ -506,6 +520,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "FINETUNE_10K": finetuned_small,
         "BATCH_NORM": batch_norm,
         "WITNESSES": witnesses,
+        "EARLY_JUDGE": early_judge,
         "WHOLE_144": whole_cifar,
         "WHOLE_144_CPU": whole_cifar_on_a_cpu,
         "WHOLE_224": partial(whole_cifar, LARGE),
