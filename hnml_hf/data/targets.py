@@ -71,7 +71,10 @@ def add_targets(
     if "audit_action" in dataset.column_names:
         values = dataset.select_columns(["audit_action", "label"]).with_format("numpy")[:]
         decided = np.isin(values["audit_action"], ["annotated", "marked"])  # the second of an earlier version
-        classes[decided, 0], probabilities[decided] = values["label"][decided], np.eye(1, classes.shape[1])
+        labels, first = values["label"][decided], classes[decided, 0]
+        moved = np.where(classes[decided] == labels[:, None], first[:, None], classes[decided])  # no class twice
+        classes[decided], probabilities[decided] = moved, np.eye(1, classes.shape[1])
+        classes[decided, 0] = labels
     for name, values in ((CLASSES, classes), (PROBABILITIES, probabilities)):
         lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
         dataset = dataset.add_column(name, lists)

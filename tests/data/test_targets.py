@@ -47,6 +47,14 @@ def test_an_annotation_goes_first_and_new_targets_replace_old_ones(tiny_dataset,
     assert targets_of(tiny_dataset) is None
 
 
+def test_an_annotated_label_that_is_not_the_likeliest_is_named_once(tiny_dataset):
+    """A class that is named twice would be spread over itself, with a probability of 0."""
+    annotated = tiny_dataset.add_column("audit_action", ["annotated"] * 48)
+    classes, _ = targets_of(add_targets(annotated, posterior_of(48)))
+    assert (posterior_of(48).argmax(1) != tiny_dataset["label"][:]).any()
+    assert (classes[:, 0] == tiny_dataset["label"][:]).all() and (np.sort(classes, 1) == [0, 1, 2]).all()
+
+
 def test_what_are_no_targets_is_refused(tiny_dataset):
     with pytest.raises(ValueError, match="targets for 40 rows, but the dataset has 48"):
         add_targets(tiny_dataset, posterior_of(40))
